@@ -1,0 +1,8 @@
+"""The stages of the build, one module each, and the few rules that they share.
+
+weights, labels, reference, torchscript, onnx, accuracy, config, publish   the stages
+spec                        what models/<model>/model.toml may say
+stage, worker, files        what every stage obeys: fingerprints, child processes, whole-or-nothing
+digests, state, reporter    what doit is given: a checker of files, a memory, a voice
+architecture, compare       what several stages compute: the network and the error of an artifact
+"""
