@@ -1,0 +1,107 @@
+"""What a file's content is: sha256, computed once per content and remembered by the file's identity.
+
+The memory is a small table, `build/.digests.sqlite3`: path -> identity, digest. The identity holds ctime and
+inode besides size and mtime, since an edit can put the mtime back, but not the ctime. Losing the table costs
+time, never correctness.
+"""
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import stat
+import threading
+import time
+
+from doit.dependency import FileChangedChecker
+
+TABLE = "build/.digests.sqlite3"
+
+# Timestamps advance with the kernel's clock tick, 10 ms at most on Linux; a file that is younger than this could
+# still change without its ctime showing it.
+TICK_NS = 20_000_000
+
+
+class Digests:
+    """Digest of a file or a folder by path; safe to call from several threads."""
+
+    def __init__(self, table: str = TABLE):
+        self._table = table
+        self._known: dict[str, tuple[str, str]] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, path: str) -> str | None:
+        """sha256 of the content, in hex; of names and contents for a folder. None where nothing is there."""
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if stat.S_ISDIR(status.st_mode):
+            return self._folder(path)
+        identity = _identity(status)
+        known = self._load().get(path)
+        if known and known[0] == identity:
+            return known[1]
+        return self._read(path)
+
+    def _folder(self, path: str) -> str:
+        listing = hashlib.sha256()
+        for name in sorted(os.listdir(path)):
+            listing.update(f"{name}\0{self(os.path.join(path, name))}\0".encode())
+        return listing.hexdigest()
+
+    def _read(self, path: str) -> str:
+        with open(path, "rb") as file:
+            before = os.fstat(file.fileno())
+            age = time.time_ns() - max(before.st_ctime_ns, before.st_mtime_ns)
+            if 0 <= age < TICK_NS:
+                time.sleep((TICK_NS - age) / 1e9)
+                before = os.fstat(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            after = os.fstat(file.fileno())
+        if _identity(before) == _identity(after):
+            self._remember(path, _identity(after), digest)
+        return digest
+
+    def _connect(self) -> sqlite3.Connection:
+        os.makedirs(os.path.dirname(self._table), exist_ok=True)
+        connection = sqlite3.connect(self._table, timeout=30, isolation_level=None)
+        connection.execute("pragma synchronous = off")
+        connection.execute("create table if not exists digests (path text primary key, identity text, digest text)")
+        return connection
+
+    def _load(self) -> dict[str, tuple[str, str]]:
+        with self._lock:
+            if self._known is None:
+                try:
+                    with contextlib.closing(self._connect()) as table:
+                        rows = table.execute("select path, identity, digest from digests")
+                        self._known = {path: (identity, digest) for path, identity, digest in rows}
+                except sqlite3.DatabaseError:  # damaged by a crash of the machine: begin a new one
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(self._table)
+                    self._known = {}
+            return self._known
+
+    def _remember(self, path: str, identity: str, digest: str) -> None:
+        self._load()[path] = identity, digest
+        with self._lock, contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(self._connect()) as table:
+            table.execute("insert or replace into digests values (?, ?, ?)", (path, identity, digest))
+
+
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+
+
+digest = Digests()
+
+
+class ContentChecker(FileChangedChecker):  # type: ignore[misc]  # doit has no types
+    """doit's file dependencies by content, so that a rebuilt but identical file cuts the rebuild off."""
+
+    def check_modified(self, file_path: str, file_stat: os.stat_result, state: str) -> bool:
+        return digest(file_path) != state
+
+    def get_state(self, dep: str, current_state: str | None) -> str | None:
+        state = digest(dep)
+        return None if state == current_state else state  # doit: None means unchanged

@@ -1,0 +1,119 @@
+"""What doit says while it runs, and two duties that only a reporter can do.
+
+A reporter hears of every success right after doit has noted it: here it is written to disk at once, so that a kill
+loses nothing. And it has the last word of a run: here the exit code becomes what the design promises (a task that
+could not run because another failed is no crash).
+"""
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any, TextIO
+
+from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
+from doit.globals import Globals
+
+
+class Reporter:
+    """doit's reporter protocol; see doit/reporter.py, ConsoleReporter."""
+
+    desc = "a line when a stage starts and one when it ends"
+
+    def __init__(self, outstream: TextIO, options: dict[str, Any]):
+        self.out = outstream
+        self.built = 0
+        self.current = 0
+        self.failed: list[tuple[str, BaseFail]] = []
+        self.blocked: list[str] = []
+        self.aborted: list[str] = []
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        with self._lock:
+            self.out.write(f"{line}\n")
+            self.out.flush()
+
+    def initialize(self, tasks: Any, selected_tasks: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.interrupted)
+
+    def interrupted(self, number: int, frame: FrameType | None) -> None:
+        """An orderly end: stages in flight are discarded, what is finished stays finished."""
+        signal.signal(number, signal.SIG_DFL)
+        self.aborted.append(f"interrupted by {signal.Signals(number).name}; what was finished is kept")
+        raise SystemExit(128 + number)
+
+    def get_status(self, task: Any) -> None:
+        pass
+
+    def execute_task(self, task: Any) -> None:
+        if task.actions:
+            self.write(f"  {_title(task)} ...")
+
+    def add_success(self, task: Any) -> None:
+        remember(Globals.dep_manager)
+        if task.actions:
+            self.built += 1
+            seconds = task.values.get("seconds")
+            notes = ", ".join(f"{key}: {_told(value)}" for key, value in task.values.get("notes", {}).items())
+            self.write(f"✓ {_title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {notes}".rstrip())
+
+    def add_failure(self, task: Any, fail: BaseFail) -> None:
+        if isinstance(fail, UnmetDependency):
+            self.blocked.append(task.name)
+            return
+        self.failed.append((task.name, fail))
+        self.write(f"✗ {_title(task)} {_reason(fail)}")
+
+    def skip_uptodate(self, task: Any) -> None:
+        self.current += bool(task.actions)
+
+    def skip_ignore(self, task: Any) -> None:
+        self.write(f"! {_title(task)} ignored, as `doit ignore` was told")
+
+    def cleanup_error(self, exception: BaseFail) -> None:
+        sys.stderr.write(exception.get_msg())
+
+    def runtime_error(self, msg: str) -> None:
+        self.aborted.append(msg)
+
+    def teardown_task(self, task: Any) -> None:
+        pass
+
+    def complete_run(self) -> None:
+        counts = {"built": self.built, "up to date": self.current, "failed": len(self.failed)}
+        self.write(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing to do")
+        if self.blocked:
+            self.write(f"not tried, for want of what failed: {', '.join(self.blocked)}")
+        for message in self.aborted:
+            self.write(message)
+        if self.failed and not self.aborted:
+            raise SystemExit(1 if all(isinstance(fail, TaskFailed) for _, fail in self.failed) else 2)
+
+
+def remember(dep_manager: Any) -> None:
+    """Write what doit knows to its sqlite file, now; doit itself does so only at the end of a run.
+
+    This is SqliteDB.dump of doit 0.37 without its last step, which closes the file.
+    """
+    backend = dep_manager.backend
+    for task_id in backend._dirty:
+        row = task_id, backend.codec.encode(backend._cache[task_id])
+        backend._conn.execute("insert or replace into doit values (?, ?)", row)
+    backend._conn.commit()
+    backend._dirty.clear()
+
+
+def _title(task: Any) -> str:
+    stage, _, name = task.name.partition(":")
+    return f"{stage:<12} {name:<28}"
+
+
+def _told(value: object) -> str:
+    return f"{value:.1e}" if isinstance(value, float) else str(value)
+
+
+def _reason(fail: BaseFail) -> str:
+    return str(fail.get_msg()).strip()

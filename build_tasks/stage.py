@@ -1,0 +1,191 @@
+"""What every stage obeys: when it is up to date, how it runs, how its targets appear.
+
+    inputs ─┐
+    settings├─► fingerprint ─► stale? ─► build() in a child, into a scratch folder ─► whole targets in their place
+    tools  ─┘
+
+A stage module holds `task(model)`, the doit task, and `build(inputs, outputs, settings)`, a plain function from
+files to files that returns what is worth telling about the result.
+"""
+
+import functools
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from doit.exceptions import BaseFail, TaskError, TaskFailed
+
+from build_tasks import files, worker
+from build_tasks.digests import digest
+from build_tasks.errors import UserError
+from build_tasks.spec import BUILD, Model
+
+Paths = dict[str, str]
+Settings = dict[str, Any]
+Notes = dict[str, Any]
+Build = Callable[[Paths, Paths, Settings], Notes]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of one model's chain.
+
+    inputs, outputs: paths by the name that `build` knows them under; relative to the project.
+    elsewhere: inputs outside the project (package data), name -> path or None. Where such a file is absent, it
+        cannot make its target stale.
+    settings: the stage's own keys of the spec, as plain data.
+    tools: distributions whose version is part of the recipe, where they are installed.
+    code: modules of build_tasks, and files of the model, that decide what is built.
+    light: needs nothing native, and runs in doit's own process.
+    """
+
+    name: str
+    model: Model
+    build: Build
+    inputs: Paths
+    outputs: Paths
+    settings: Settings
+    tools: tuple[str, ...]
+    code: tuple[str, ...]
+    elsewhere: dict[str, str | None] = field(default_factory=dict)
+    light: bool = False
+
+    def task(self, doc: str, params: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """The doit task; `params` are options of the command line that override settings of the same name."""
+        return {
+            "name": self.name.partition(":")[2],
+            "actions": [(self.run,)],
+            # A file of the user's that is missing is this stage's failure to tell, not doit's error.
+            "file_dep": [p for p in self._watched() if p.startswith(f"{BUILD}/") or os.path.exists(p)],
+            "targets": list(self.outputs.values()),
+            "uptodate": [self.is_current],
+            "clean": [self.clean],
+            "doc": doc,
+            "params": params or [],
+            "io": {"capture": False},  # doit's capture replaces sys.stdout, which threads share
+            "meta": {"stage": self},
+        }
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def _watched(self) -> list[str]:
+        return [*self.inputs.values(), *self.code]
+
+    def _effective_settings(self, task: Any) -> Settings:
+        """The spec's settings, with what the command line overrides for this run."""
+        given = {name: value for name, value in (task.options or {}).items() if value is not None}
+        return {**self.settings, **given}
+
+    def is_current(self, task: Any, values: dict[str, Any]) -> bool:
+        """Whether the targets are the files built from these inputs, with these settings and tools."""
+        return not self.changes(task, values)
+
+    def changes(self, task: Any, values: dict[str, Any]) -> list[str]:
+        """Why the targets are out of date, a line for each reason; empty where they are not."""
+        if "outputs" not in values:
+            return ["never built"]
+        reasons = []
+        settings = self._effective_settings(task)
+        for key in sorted(settings.keys() | values["settings"].keys()):
+            before, now = values["settings"].get(key), settings.get(key)
+            if before != now:
+                reasons.append(f"{key}: {before!r} -> {now!r}")
+        for tool in self.tools:
+            before, now = values["tools"].get(tool), installed_version(tool)
+            if now is not None and before != now:
+                reasons.append(f"{tool}: {before} -> {now}")
+        recorded = values["inputs"]
+        watched = self._watched()
+        for path in sorted(recorded.keys() | set(watched)):
+            before, now = recorded.get(path), digest(path) if path in watched else None
+            if before != now:
+                reasons.append(f"{path}: {_difference(before, now)}")
+        for name, path in self.elsewhere.items():
+            if path is not None and digest(path) not in (None, values["elsewhere"].get(name)):
+                reasons.append(f"{name}: changed")
+        for path in self.outputs.values():
+            before, now = values["outputs"].get(path), digest(path)
+            if before != now:
+                reasons.append(f"{path}: {_difference(before, now)}")
+        return reasons
+
+    def run(self, task: Any) -> dict[str, Any] | BaseFail:
+        """The doit action: build, check, publish the targets; returns what `changes` compares with later."""
+        started = time.perf_counter()
+        try:
+            record = self._run(self._effective_settings(task))
+        except UserError as error:
+            return TaskFailed(str(error))
+        except worker.CrashError as error:
+            return TaskError(str(error))
+        except OSError as error:
+            return TaskFailed(f"{error.strerror}: {error.filename}")
+        return {**record, "seconds": round(time.perf_counter() - started, 3)}
+
+    def _run(self, settings: Settings) -> dict[str, Any]:
+        inputs = self._digests_of_inputs()
+        elsewhere = {name: path and digest(path) for name, path in self.elsewhere.items()}
+        with files.scratch() as folder:
+            drafts = {name: f"{folder}/{os.path.basename(path)}" for name, path in self.outputs.items()}
+            present = {name: path for name, path in self.elsewhere.items() if path is not None}
+            arguments = ({**self.inputs, **present}, drafts, settings)
+            if self.light:
+                notes = self.build(*arguments)
+            else:
+                log = self.model.artifact(f"logs/{self.name.replace(':', '.')}.log")
+                notes = worker.call(self.build, *arguments, log=log)
+            for draft in drafts.values():
+                files.flush(draft)
+            if changed := [path for path, before in inputs.items() if digest(path) != before]:
+                raise UserError(f"{', '.join(changed)} changed while being used; nothing was published, run doit again")
+            for name, path in self.outputs.items():
+                files.replace(drafts[name], path)
+        return {
+            "inputs": inputs,
+            "elsewhere": elsewhere,
+            "settings": settings,
+            "tools": {tool: installed_version(tool) for tool in self.tools},
+            "outputs": {path: digest(path) for path in self.outputs.values()},
+            "notes": notes,
+        }
+
+    def _digests_of_inputs(self) -> dict[str, str]:
+        digests = {path: digest(path) for path in self._watched()}
+        for path, value in digests.items():
+            if value is None:
+                raise UserError(f"{path} does not exist; {self.model.file} asks for it")
+        return {path: value for path, value in digests.items() if value is not None}
+
+    def clean(self, dryrun: bool) -> None:
+        """doit's `clean` of this task: remove its targets, folders too."""
+        for path in self.outputs.values():
+            if os.path.lexists(path):
+                print(f"{self.name} - removing {path}")
+                if not dryrun:
+                    files.remove(path)
+
+
+def code_of(*modules: str) -> tuple[str, ...]:
+    """The source files of modules of build_tasks."""
+    return tuple(f"build_tasks/{module}.py" for module in modules)
+
+
+@functools.cache
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution that is installed here, None where it is absent."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _difference(before: str | None, now: str | None) -> str:
+    if before is None:
+        return "new"
+    if now is None:
+        return "missing"
+    return f"sha256 {before[:8]} -> {now[:8]}"

@@ -1,0 +1,132 @@
+"""Each stage runs in a child process of its own, forked from a server that has imported the heavy libraries once.
+
+    doit ──► fork server (torch, timm, onnx … imported) ──► child: one stage, then gone
+       ◄──────────────── result, refusal or last words ────────┘
+
+A segfault, an out-of-memory kill or a Ctrl-C ends a child, never the build's state. Twenty models cost one import.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TextIO
+
+from build_tasks.errors import UserError
+
+# Imported by the server before its first child; what is not installed is passed over.
+PRELOAD = [
+    "torch", "torch.onnx", "torch.utils.collect_env", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
+    "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
+    "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
+    "build_tasks.onnx", "build_tasks.accuracy",
+]  # fmt: skip
+
+terminal: TextIO = sys.stderr  # in a child: where a person may be watching, while the rest goes to the log
+
+_starting = threading.Lock()
+
+
+class CrashError(Exception):
+    """A stage that neither succeeded nor refused; the message ends with where to look."""
+
+
+def call(function: Callable[..., Any], *arguments: object, log: str) -> Any:
+    """`function(*arguments)` in a child of its own, whose output goes to the file `log`.
+
+    Raises UserError as the function did, CrashError for everything else.
+    """
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = _context().Process(target=_run, args=(sender, log, function, arguments), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        multiprocessing.connection.wait([receiver, child.sentinel])
+        kind, value = receiver.recv() if receiver.poll() else ("death", None)
+    except EOFError:
+        kind, value = "death", None
+    finally:
+        receiver.close()
+        if sys.exc_info()[0] is not None:
+            child.kill()
+        child.join()
+    if kind == "result":
+        return value
+    if kind == "refusal":
+        raise UserError(value)
+    raise CrashError(f"{value or _obituary(child.exitcode)}\n{_last_lines(log)}(the whole log: {log})")
+
+
+def _context() -> Any:
+    """The fork server's context; the server is started by the first call.
+
+    Its hash seed is fixed: the order of sets must not show in an artifact.
+    """
+    context = multiprocessing.get_context("forkserver")
+    with _starting:
+        context.set_forkserver_preload(["__main__", *PRELOAD])
+        seed = os.environ.get("PYTHONHASHSEED")
+        os.environ["PYTHONHASHSEED"] = "0"
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            if seed is None:
+                del os.environ["PYTHONHASHSEED"]
+            else:
+                os.environ["PYTHONHASHSEED"] = seed
+    return context
+
+
+def _run(sender: Connection, log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches doit, and doit ends the child
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    global terminal
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        message: tuple[str, Any] = "result", function(*arguments)
+    except UserError as error:
+        message = "refusal", str(error)
+    except ModuleNotFoundError as error:
+        message = "refusal", f"the package {error.name} is not installed here: pip install -r requirements.txt"
+    except BaseException as error:  # a SystemExit of a library, too, is a crash of the stage
+        traceback.print_exc()
+        message = "crash", f"{type(error).__name__}: {error}"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sender.send(message)
+    os._exit(0)  # native libraries may take long, or crash, on the way out
+
+
+def _die_with_parent() -> None:
+    """A child whose doit was killed must not go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _obituary(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = ", most likely for want of memory" if name == "SIGKILL" else ""
+        return f"the stage's process was killed by {name}{hint}"
+    return f"the stage's process ended without a word (exit code {exitcode})"
+
+
+def _last_lines(log: str, count: int = 12) -> str:
+    try:
+        with open(log, errors="replace") as file:
+            return "".join(f"  | {line.rstrip()}\n" for line in file.readlines()[-count:])
+    except OSError:
+        return ""
