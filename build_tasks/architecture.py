@@ -1,0 +1,122 @@
+"""The network that a spec describes, and the preprocessing that belongs to it."""
+
+import glob
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from build_tasks.errors import UserError
+from build_tasks.spec import MODELS, Model, settings
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+Settings = dict[str, Any]
+
+
+def settings_of(model: Model) -> Settings:
+    """What decides the network and its preprocessing, for the fingerprint of every stage that makes it."""
+    return {
+        "model": model.name,
+        "architecture": settings(model.spec.architecture),
+        "input": settings(model.spec.input),
+    }
+
+
+def code_of(model: Model) -> tuple[str, ...]:
+    """The user's files that make the network: all Python files of the model but its converter."""
+    if model.spec.architecture.network is None:
+        return ()
+    converter = (model.spec.weights.converter or "").partition(":")[0]
+    return tuple(sorted(f for f in glob.glob(f"{MODELS}/{model.name}/*.py") if os.path.basename(f) != converter))
+
+
+def create(settings: Settings, weights: str | None = None, exportable: bool = False) -> "torch.nn.Module":
+    """The network in inference mode, with the weights of a safetensors file or as the architecture initialises it.
+
+    exportable: timm's variants of layers that old opsets can express.
+    """
+    import timm
+    from safetensors.torch import load_file
+
+    architecture = settings["architecture"]
+    try:
+        if architecture["timm"] is not None:
+            module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])
+        else:
+            build = user_function(settings["model"], architecture["network"])
+            module = build(**architecture["arguments"])
+    except (RuntimeError, TypeError) as error:  # timm: unknown model; Python: unknown argument
+        raise UserError(f"{MODELS}/{settings['model']}/model.toml: architecture: {error}") from error
+    if weights is not None:
+        module.load_state_dict(load_file(weights))
+    return module.eval().requires_grad_(False)
+
+
+def user_function(model: str, name: str) -> Callable[..., Any]:
+    """The function `file.py:function` of a model's folder."""
+    file, _, function = name.partition(":")
+    path = f"{MODELS}/{model}/{file}"
+    module_spec = importlib.util.spec_from_file_location(f"models_{model}_{file.removesuffix('.py')}", path)
+    if module_spec is None or module_spec.loader is None or not os.path.exists(path):
+        raise UserError(f"{path} does not exist")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"{path}: there is no function {function}")
+    found: Callable[..., Any] = getattr(module, function)
+    return found
+
+
+def data_config(settings: Settings, module: "torch.nn.Module") -> dict[str, Any]:
+    """timm's data config of the network under the spec's overrides: input_size, mean, std, interpolation, crop."""
+    from timm.data import resolve_data_config
+
+    given = {key: value for key, value in settings["input"].items() if value is not None}
+    if "shape" in given:
+        given["input_size"] = tuple(given.pop("shape"))
+    config: dict[str, Any] = {**resolve_data_config(model=module), **given}
+    return config
+
+
+def input_shape(settings: Settings, module: "torch.nn.Module") -> tuple[int, int, int]:
+    """(channels, height, width) of one input."""
+    channels, height, width = data_config(settings, module)["input_size"]
+    return channels, height, width
+
+
+def transform(settings: Settings, module: "torch.nn.Module") -> "Callable[[Image], torch.Tensor]":
+    """The network's own preprocessing, from a PIL image to float32 (channels, height, width)."""
+    from timm.data import create_transform
+
+    preprocess: Callable[[Image], torch.Tensor] = create_transform(**data_config(settings, module), is_training=False)
+    return preprocess
+
+
+def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
+    """The outputs of the network, in order. UserError where they are not tensors with the batch in front."""
+    import torch
+
+    with torch.inference_mode():
+        outputs = module(batch)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    if not isinstance(outputs, tuple | list) or not all(isinstance(output, torch.Tensor) for output in outputs):
+        raise UserError(
+            f"the network answers with {type(outputs).__name__}; Triton needs one tensor, or a tuple of them"
+        )
+    for index, output in enumerate(outputs):
+        if output.ndim == 0 or output.shape[0] != len(batch):
+            raise UserError(
+                f"output {index} has shape {list(output.shape)} for a batch of {len(batch)}; "
+                "the batch must be its first dimension"
+            )
+    return list(outputs)
+
+
+def example(shape: tuple[int, int, int], batch: int, seed: int = 0) -> "torch.Tensor":
+    """A reproducible input of standard normal values."""
+    import torch
+
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))

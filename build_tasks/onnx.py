@@ -1,0 +1,240 @@
+"""onnx: model.pt -> model.onnx, model.onnx.signature.json
+
+model.pt ──► TorchScript exporter ──► slim ──► check ──► model.onnx
+                 │ fails, or does not agree              ▲
+network  ──► dynamo exporter ──► slim ──► check ─────────┘
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from build_tasks import architecture
+from build_tasks.compare import INPUT, OUTPUT, disagreement, onnx_file, onnx_session
+from build_tasks.errors import UserError
+from build_tasks.spec import Model, settings
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+TOLERANCE = 1e-4  # relative L2 error of the graph in ONNX Runtime against model.pt
+LARGEST_FILE = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB for the whole file
+
+# torch 2.14: the TorchScript exporter writes opset 7 to 20, the dynamo exporter 18 to 23.
+HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
+LOWEST_OPSET = {"torchscript": 7, "dynamo": 18}
+
+OVERRIDES = [
+    {
+        "name": "opset",
+        "long": "opset_version",
+        "type": int,
+        "default": None,
+        "help": "ONNX opset, for this run instead of the spec's",
+    },
+    {
+        "name": "dynamic_axes",
+        "long": "dynamic_axes",
+        "inverse": "no-dynamic_axes",
+        "type": bool,
+        "default": None,
+        "help": "leave the batch dimension open, for this run instead of the spec's choice",
+    },
+    {
+        "name": "batch_size",
+        "long": "batch_size",
+        "type": int,
+        "default": None,
+        "help": "batch of the exported example, for this run instead of the spec's",
+    },
+]
+
+
+def task(model: Model) -> dict[str, Any]:
+    stage = Stage(
+        name=f"onnx:{model.name}",
+        model=model,
+        build=build,
+        inputs={"model": model.artifact("model.pt"), "weights": model.artifact("weights.safetensors")},
+        outputs={"model": model.artifact("model.onnx"), "signature": model.artifact("model.onnx.signature.json")},
+        settings={
+            **architecture.settings_of(model),
+            **settings(model.spec.onnx),
+            "max_batch_size": model.spec.max_batch_size,
+        },
+        tools=("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime"),
+        code=(*code_of("onnx", "architecture", "compare"), *architecture.code_of(model)),
+    )
+    return stage.task(doc=f"model.onnx: opset {model.spec.onnx.opset}, checked in ONNX Runtime", params=OVERRIDES)
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import torch
+
+    check_overrides(settings)
+    script = torch.jit.load(inputs["model"])
+    module = architecture.create(settings, inputs["weights"], exportable=True)
+    shape = architecture.input_shape(settings, module)
+    exporters = {"torchscript": script, "dynamo": module}
+    wanted = list(exporters) if settings["exporter"] == "auto" else [settings["exporter"]]
+    refusals = {}
+    for exporter in wanted:
+        try:
+            with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
+                graph = cleaned(exported(exporter, exporters[exporter], shape, settings, folder))
+            save(graph, outputs["model"], settings["external_data"])
+            error = check(outputs["model"], script, shape, settings)
+        except ExporterRefusedError as refusal:
+            refusals[exporter] = str(refusal)
+            print(f"{exporter} exporter: {refusal}")
+            continue
+        why = (
+            f"since torchscript {refusals['torchscript']}"
+            if refusals
+            else "as in the spec"
+            if len(wanted) == 1
+            else "first choice"
+        )
+        signature = {
+            **tensors(graph),
+            "exporter": exporter,
+            "why": why,
+            "opset": next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")),
+            "ir_version": graph.ir_version,
+        }
+        with open(outputs["signature"], "w", encoding="utf-8") as file:
+            json.dump(signature, file, indent=1)
+        return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": error}
+    raise UserError("; ".join(f"the {exporter} exporter {reason}" for exporter, reason in refusals.items()))
+
+
+class ExporterRefusedError(Exception):
+    """Why one exporter's result is not used; the message continues "the … exporter"."""
+
+
+def check_overrides(settings: Settings) -> None:
+    """The command line can override settings with what no spec may say."""
+    if settings["batch_size"] < 1:
+        raise UserError(f"batch_size: expected int >= 1, found {settings['batch_size']}")
+    exporters = list(HIGHEST_OPSET) if settings["exporter"] == "auto" else [settings["exporter"]]
+    low, high = min(LOWEST_OPSET[e] for e in exporters), max(HIGHEST_OPSET[e] for e in exporters)
+    if not low <= settings["opset"] <= high:
+        raise UserError(f"opset: the {settings['exporter']} exporter writes {low} to {high}, found {settings['opset']}")
+
+
+def exported(
+    exporter: str, source: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings, folder: str
+) -> "onnx.ModelProto":
+    """The graph as torch writes it, into an empty folder."""
+    import onnx
+    import torch
+
+    if not LOWEST_OPSET[exporter] <= settings["opset"] <= HIGHEST_OPSET[exporter]:
+        raise ExporterRefusedError(f"does not write opset {settings['opset']}")
+    batch = architecture.example(shape, settings["batch_size"])
+    names = [OUTPUT.format(index) for index in range(len(architecture.forward(source, batch)))]
+    arguments: dict[str, Any] = {
+        "opset_version": settings["opset"],
+        "input_names": [INPUT],
+        "output_names": names,
+    }
+    if exporter == "dynamo":
+        arguments |= {"dynamo": True, "external_data": True, "verbose": False}
+        if settings["dynamic_axes"]:
+            # torch.export specialises a dimension of size one, whatever it is told.
+            batch = architecture.example(shape, max(2, settings["batch_size"]))
+            arguments["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
+    else:
+        arguments |= {"dynamo": False}
+        if settings["dynamic_axes"]:
+            arguments["dynamic_axes"] = {name: {0: "batch"} for name in (INPUT, *names)}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the TorchScript exporter announces its end at every call
+        try:
+            torch.onnx.export(source, (batch,), f"{folder}/model.onnx", **arguments)
+            return onnx.load(f"{folder}/model.onnx")
+        except Exception as error:  # any exporter error means: try the other, or tell
+            raise ExporterRefusedError(f"failed: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def cleaned(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Simplified, and without what tells of the machine: stack traces, source lines, the exporter's notes."""
+    import onnxslim
+
+    graph = onnxslim.slim(graph)
+    graph.doc_string = graph.graph.doc_string = ""
+    del graph.metadata_props[:], graph.graph.metadata_props[:]
+    nodes = [*graph.graph.node, *(node for function in graph.functions for node in function.node)]
+    for part in (*nodes, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    return graph
+
+
+def save(graph: "onnx.ModelProto", path: str, external_data: bool) -> None:
+    """One file; or a folder with the weights apart, as Triton wants it: model.onnx/model.onnx.
+
+    Source of the folder's form: the server's docs, user_guide/model_repository.md, "ONNX Models".
+    """
+    import onnx
+
+    if os.path.isdir(path):  # of an exporter that was refused
+        shutil.rmtree(path)
+    weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    if external_data or weights > LARGEST_FILE:
+        os.makedirs(path)
+        name = os.path.basename(path)
+        onnx.save(graph, f"{path}/{name}", save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
+        onnx.load_external_data_for_model(graph, path)  # onnx.save has moved the weights out of the graph
+    else:
+        onnx.save(graph, path)
+
+
+def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings) -> float:
+    """The largest relative error against model.pt at batches 1, 2 and the maximum (or at the fixed one)."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(onnx_file(path), full_check=True)
+        run = onnx_session(path)
+    except Exception as error:  # of onnx, or of ONNX Runtime, which have no common base
+        raise ExporterRefusedError(f"wrote a graph that is refused: {_first_line(error)}") from error
+    sizes = {1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]}
+    worst = 0.0
+    for size in sorted(sizes):
+        batch = architecture.example(shape, size, seed=size)
+        expected = [answer.numpy() for answer in architecture.forward(script, batch)]
+        try:
+            found = run(batch.numpy())
+        except Exception as error:
+            raise ExporterRefusedError(
+                f"wrote a graph that does not run at batch {size}: {_first_line(error)}"
+            ) from error
+        worst = max(worst, disagreement(found, expected))
+        if not worst <= TOLERANCE:
+            raise ExporterRefusedError(
+                f"wrote a graph that differs from model.pt by {worst:.1e} at batch {size} (limit {TOLERANCE:.0e})"
+            )
+    return worst
+
+
+def tensors(graph: "onnx.ModelProto") -> dict[str, list[dict[str, Any]]]:
+    """The signature of the graph: name, NumPy's dtype and shape of each input and output; -1 for an open dimension."""
+    import onnx
+
+    def tensor(value: "onnx.ValueInfoProto") -> dict[str, Any]:
+        kind = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        shape = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
+        return {"name": value.name, "dtype": dtype, "shape": shape}
+
+    return {"inputs": [tensor(v) for v in graph.graph.input], "outputs": [tensor(v) for v in graph.graph.output]}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

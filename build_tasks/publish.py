@@ -1,0 +1,98 @@
+"""publish: checked artifact, config.pbtxt, labels -> model_repository/<name>, in one step
+
+    model_repository/<name>/config.pbtxt
+                           /labels.txt
+                           /1/model.*
+
+and prune: what the specs no longer describe leaves model_repository/.
+"""
+
+import json
+import os
+import shutil
+from typing import Any
+
+from build_tasks import files
+from build_tasks.config import MARK
+from build_tasks.digests import digest
+from build_tasks.errors import UserError
+from build_tasks.spec import FORMATS, REPOSITORY, Model
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+
+VERSION = "1"
+
+
+def task(model: Model, format: str) -> dict[str, Any]:
+    name, file = model.triton_name(format), FORMATS[format].file
+    labels = {"labels": model.artifact("labels.txt")} if model.spec.labels else {}
+    stage = Stage(
+        name=f"publish:{name}",
+        model=model,
+        build=build,
+        inputs={
+            "model": model.artifact(file),
+            "config": model.artifact(f"{file}.config.pbtxt"),
+            "verdict": model.artifact(f"{file}.accuracy.json"),
+            **labels,
+        },
+        outputs={"folder": f"{REPOSITORY}/{name}"},
+        settings={"file": file},
+        tools=(),
+        code=code_of("publish"),
+        light=True,
+    )
+    return stage.task(doc=f"{REPOSITORY}/{name}, as Triton loads it")
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    with open(inputs["verdict"], encoding="utf-8") as file:
+        verdict = json.load(file)["status"]
+    folder = outputs["folder"]
+    os.makedirs(f"{folder}/{VERSION}")
+    copy(inputs["model"], f"{folder}/{VERSION}/{settings['file']}")
+    copy(inputs["config"], f"{folder}/config.pbtxt")
+    if "labels" in inputs:
+        copy(inputs["labels"], f"{folder}/labels.txt")
+    return {"accuracy": verdict}
+
+
+def copy(source: str, target: str) -> None:
+    """A file, or a folder, that is the same afterwards. UserError where the disk says otherwise."""
+    if os.path.isdir(source):
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+    else:
+        shutil.copyfile(source, target)
+    if digest(target) != digest(source):
+        raise UserError(f"the copy of {source} differs from it; is the disk sound?")
+
+
+def prune_task(models: list[Model]) -> dict[str, Any]:
+    described = {model.triton_name(format) for model in models for format in model.spec.formats}
+    return {
+        "actions": [(prune, [described])],
+        "uptodate": [lambda: not orphans(described)],
+        "io": {"capture": False},
+        "doc": f"Remove from {REPOSITORY}/ what the specs no longer describe",
+    }
+
+
+def orphans(described: set[str]) -> list[str]:
+    """Folders of the repository that were generated here, and that no spec describes any more."""
+    if not os.path.isdir(REPOSITORY):
+        return []
+    return sorted(name for name in os.listdir(REPOSITORY) if name not in described and is_generated(name))
+
+
+def is_generated(name: str) -> bool:
+    """Whether a folder of the repository is this project's; a hand-made neighbour is left alone."""
+    try:
+        with open(f"{REPOSITORY}/{name}/config.pbtxt", encoding="utf-8") as file:
+            return file.readline().startswith(MARK)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def prune(described: set[str]) -> None:
+    for name in orphans(described):
+        print(f"removing {REPOSITORY}/{name}: no spec describes it any more", flush=True)
+        files.remove(f"{REPOSITORY}/{name}")

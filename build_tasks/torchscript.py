@@ -1,0 +1,110 @@
+"""torchscript: weights.safetensors -> model.pt, model.pt.signature.json
+
+network ─► reparameterised ─► traced at batch 2 ─► frozen ─► saved without debug records ─► checked at three batches
+"""
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from build_tasks import architecture
+from build_tasks.compare import INPUT, OUTPUT, disagreement
+from build_tasks.errors import UserError
+from build_tasks.spec import Model
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+
+if TYPE_CHECKING:
+    import torch
+
+TRACED_BATCH = 2  # 1 would let a trace take a dimension of size one for granted
+TOLERANCE = 1e-4  # relative L2 error of the trace against the module it was taken from
+
+
+def task(model: Model) -> dict[str, Any]:
+    stage = Stage(
+        name=f"torchscript:{model.name}",
+        model=model,
+        build=build,
+        inputs={"weights": model.artifact("weights.safetensors")},
+        outputs={"model": model.artifact("model.pt"), "signature": model.artifact("model.pt.signature.json")},
+        settings={**architecture.settings_of(model), "max_batch_size": model.spec.max_batch_size},
+        tools=("torch", "timm"),
+        code=(*code_of("torchscript", "architecture", "compare"), *architecture.code_of(model)),
+    )
+    return stage.task(doc="model.pt: traced, frozen, checked at three batch sizes")
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import torch
+    from timm.utils.model import reparameterize_model
+
+    module = architecture.create(settings, inputs["weights"], exportable=True)
+    shape = architecture.input_shape(settings, module)
+    slim = reparameterize_model(module)
+    batch = architecture.example(shape, TRACED_BATCH)
+    with torch.inference_mode(False), torch.no_grad():
+        slim(batch)  # what a network computes only once must not end up in the trace
+        try:
+            trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
+        except RuntimeError as error:
+            raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
+    save(trace, outputs["model"])
+    errors = check(outputs["model"], module, shape, settings["max_batch_size"])
+    answers = architecture.forward(module, batch)
+    signature = {
+        "inputs": [tensor(INPUT, batch)],
+        "outputs": [tensor(OUTPUT.format(index), answer) for index, answer in enumerate(answers)],
+    }
+    with open(outputs["signature"], "w", encoding="utf-8") as file:
+        json.dump(signature, file, indent=1)
+    return {"error": max(errors.values()), "batches": sorted(errors)}
+
+
+def save(trace: "torch.jit.ScriptModule", path: str) -> None:
+    """torch.jit.save without the debug records, which hold stack traces with this machine's paths."""
+    import torch
+
+    draft = f"{path}.draft/{path.rpartition('/')[2]}"  # the archive's records carry the file's stem
+    os.makedirs(os.path.dirname(draft))
+    torch.jit.save(trace, draft)
+    reader = torch._C.PyTorchFileReader(draft)
+    writer = torch._C.PyTorchFileWriter(path)
+    # The version says which meaning the operators have (an integer division, say): it must survive.
+    writer.set_min_version(int(reader.get_record("version")))
+    for name in reader.get_all_records():
+        if not name.endswith(".debug_pkl") and name not in ("version", ".data/serialization_id"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    shutil.rmtree(os.path.dirname(draft))
+
+
+def check(path: str, module: "torch.nn.Module", shape: tuple[int, int, int], largest: int) -> dict[int, float]:
+    """The relative error of model.pt against the module at three batch sizes. UserError where it is too large."""
+    import torch
+
+    loaded = torch.jit.load(path)
+    errors = {}
+    for size in sorted({1, 3, largest}):
+        batch = architecture.example(shape, size, seed=size)
+        expected = [answer.numpy() for answer in architecture.forward(module, batch)]
+        try:
+            found = [answer.numpy() for answer in architecture.forward(loaded, batch)]
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"the trace, taken at batch {TRACED_BATCH}, does not run at batch {size}: {reason}"
+            ) from error
+        errors[size] = disagreement(found, expected)
+        if not errors[size] <= TOLERANCE:
+            raise UserError(
+                f"at batch {size} the trace differs from the network by {errors[size]:.1e} (limit {TOLERANCE:.0e}): "
+                "does its forward depend on values, or on random numbers?"
+            )
+    return errors
+
+
+def tensor(name: str, value: "torch.Tensor") -> dict[str, Any]:
+    """A tensor of a signature; the batch dimension is open. dtype as NumPy names it."""
+    return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": [-1, *value.shape[1:]]}
