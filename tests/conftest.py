@@ -1,0 +1,148 @@
+"""A temporary project around the real dodo.py, and the real `doit` in it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOIT = str(Path(sys.executable).with_name("doit"))
+
+# 0.4 million parameters and 160 x 160 pixels: the real stages in a second each.
+TINY = """\
+max_batch_size = 4
+labels = "labels.txt"
+
+[architecture]
+timm = "test_efficientnet"
+
+[weights]
+source = "weights.safetensors"
+
+[accuracy]
+allow_untestable = true
+"""
+
+
+@dataclass
+class Run:
+    """One run of doit: what it said, and which tasks did what."""
+
+    code: int
+    out: str
+    ran: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lines = re.findall(r"^([✓✗]) (\S+) +(\S*)", self.out, re.MULTILINE)
+        names = [(mark, f"{stage}:{name}" if name and stage != "prune" else stage) for mark, stage, name in lines]
+        self.ran = sorted(name for mark, name in names if mark == "✓")
+        self.failed = sorted(name for mark, name in names if mark == "✗")
+
+
+class Project:
+    """A copy of the project in a folder of its own."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        shutil.copytree(ROOT / "build_tasks", root / "build_tasks", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "dodo.py", root)
+        (root / "models").mkdir()
+
+    def __truediv__(self, path: str) -> Path:
+        return self.root / path
+
+    def model(self, name: str, spec: str = TINY, **files: str) -> Path:
+        """A model with this spec; `files` are further files of its folder, name_py for name.py."""
+        folder = self / f"models/{name}"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.toml").write_text(spec)
+        for file, text in files.items():
+            (folder / file.replace("_py", ".py").replace("_txt", ".txt")).write_text(text)
+        return folder
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        text = (self / path).read_text()
+        assert old in text, f"{path} does not hold {old!r}"
+        (self / path).write_text(text.replace(old, new, 1))
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [DOIT, *arguments],
+            cwd=self.root,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def doit(self, *arguments: str, **environment: str) -> Run:
+        process = self.start(*arguments, **environment)
+        out, _ = process.communicate(timeout=600)
+        return Run(process.returncode, out)
+
+    def built(self, *arguments: str, **environment: str) -> Run:
+        """As doit, for a run that must succeed."""
+        run = self.doit(*arguments, **environment)
+        assert run.code == 0, run.out
+        return run
+
+    def tree(self, folder: str = "model_repository") -> dict[str, bytes]:
+        """Every file below a folder, by path, with its content."""
+        top = self / folder
+        return {str(p.relative_to(top)): p.read_bytes() for p in sorted(top.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of TINY's architecture as a safetensors file, made once by the real weights stage."""
+    project = Project(tmp_path_factory.mktemp("tiny") / "project")
+    project.model("tiny", TINY.replace("weights.safetensors", "random://0"))
+    project.built("weights:tiny")
+    return project / "build/tiny/weights.safetensors"
+
+
+@pytest.fixture
+def tiny(project: Project, tiny_weights: Path) -> Project:
+    """A project with the model `tiny`, not built yet."""
+    add_tiny(project, tiny_weights)
+    return project
+
+
+@pytest.fixture(scope="session")
+def built_tiny(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
+    """A project with the model `tiny`, built; tests copy it."""
+    project = Project(tmp_path_factory.mktemp("built") / "project")
+    add_tiny(project, tiny_weights)
+    project.built()
+    return project
+
+
+def add_tiny(project: Project, weights: Path, name: str = "tiny") -> None:
+    folder = project.model(name, labels_txt="".join(f"class {index}\n" for index in range(1000)))
+    shutil.copy(weights, folder)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Project], Project]:
+    """Copies of a built project that are up to date: timestamps are kept."""
+
+    def copied(original: Project) -> Project:
+        copy = Project.__new__(Project)
+        copy.root = tmp_path / "copy"
+        shutil.copytree(original.root, copy.root, copy_function=shutil.copy2)
+        return copy
+
+    return copied
