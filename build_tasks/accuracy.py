@@ -44,7 +44,7 @@ def task(model: Model, format: str) -> dict[str, Any]:
             "random_weights": model.seed is not None,
         },
         tools=TOOLS[format],
-        code=code_of("accuracy", "compare"),
+        code=code_of("accuracy", "compare", "architecture"),
     )
     return stage.task(doc=f"{file} against PyTorch on the accuracy samples")
 

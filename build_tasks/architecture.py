@@ -17,12 +17,13 @@ Settings = dict[str, Any]
 
 
 def settings_of(model: Model) -> Settings:
-    """What decides the network and its preprocessing, for the fingerprint of every stage that makes it."""
-    return {
-        "model": model.name,
-        "architecture": settings(model.spec.architecture),
-        "input": settings(model.spec.input),
-    }
+    """What decides the network, for the fingerprint of every stage that makes it."""
+    return {"model": model.name, "architecture": settings(model.spec.architecture)}
+
+
+def input_settings_of(model: Model) -> Settings:
+    """What decides the preprocessing, besides the network."""
+    return settings(model.spec.input)
 
 
 def code_of(model: Model) -> tuple[str, ...]:
@@ -70,28 +71,28 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def data_config(settings: Settings, module: "torch.nn.Module") -> dict[str, Any]:
+def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any]:
     """timm's data config of the network under the spec's overrides: input_size, mean, std, interpolation, crop."""
     from timm.data import resolve_data_config
 
-    given = {key: value for key, value in settings["input"].items() if value is not None}
+    given = {key: value for key, value in overrides.items() if value is not None}
     if "shape" in given:
         given["input_size"] = tuple(given.pop("shape"))
     config: dict[str, Any] = {**resolve_data_config(model=module), **given}
     return config
 
 
-def input_shape(settings: Settings, module: "torch.nn.Module") -> tuple[int, int, int]:
+def input_shape(module: "torch.nn.Module", override: list[int] | None) -> tuple[int, int, int]:
     """(channels, height, width) of one input."""
-    channels, height, width = data_config(settings, module)["input_size"]
+    channels, height, width = data_config(module, {"shape": override})["input_size"]
     return channels, height, width
 
 
-def transform(settings: Settings, module: "torch.nn.Module") -> "Callable[[Image], torch.Tensor]":
+def transform(module: "torch.nn.Module", overrides: Settings) -> "Callable[[Image], torch.Tensor]":
     """The network's own preprocessing, from a PIL image to float32 (channels, height, width)."""
     from timm.data import create_transform
 
-    preprocess: Callable[[Image], torch.Tensor] = create_transform(**data_config(settings, module), is_training=False)
+    preprocess: Callable[[Image], torch.Tensor] = create_transform(**data_config(module, overrides), is_training=False)
     return preprocess
 
 

@@ -1,4 +1,4 @@
-"""onnx: model.pt -> model.onnx, model.onnx.signature.json
+"""onnx: model.pt -> model.onnx, model.onnx.signature.json, model.onnx.export.json (which exporter, and why)
 
 model.pt ──► TorchScript exporter ──► slim ──► check ──► model.onnx
                  │ fails, or does not agree              ▲
@@ -7,6 +7,7 @@ network  ──► dynamo exporter ──► slim ──► check ────�
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # relative L2 error of the graph in ONNX Runtime against model.pt
 LARGEST_FILE = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB for the whole file
 
-# torch 2.14: the TorchScript exporter writes opset 7 to 20, the dynamo exporter 18 to 23.
+# Of torch 2.14. The dynamo exporter writes 18 and above, and converts down where it can.
 HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
-LOWEST_OPSET = {"torchscript": 7, "dynamo": 18}
 
 OVERRIDES = [
     {
@@ -61,10 +61,15 @@ def task(model: Model) -> dict[str, Any]:
         model=model,
         build=build,
         inputs={"model": model.artifact("model.pt"), "weights": model.artifact("weights.safetensors")},
-        outputs={"model": model.artifact("model.onnx"), "signature": model.artifact("model.onnx.signature.json")},
+        outputs={
+            "model": model.artifact("model.onnx"),
+            "signature": model.artifact("model.onnx.signature.json"),
+            "export": model.artifact("model.onnx.export.json"),
+        },
         settings={
             **architecture.settings_of(model),
             **settings(model.spec.onnx),
+            "shape": model.spec.input.shape,
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime"),
@@ -79,9 +84,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     check_overrides(settings)
     script = torch.jit.load(inputs["model"])
     module = architecture.create(settings, inputs["weights"], exportable=True)
-    shape = architecture.input_shape(settings, module)
+    shape = architecture.input_shape(module, settings["shape"])
     exporters = {"torchscript": script, "dynamo": module}
-    wanted = list(exporters) if settings["exporter"] == "auto" else [settings["exporter"]]
+    if settings["exporter"] == "auto":
+        wanted, choice = list(exporters), "first choice"
+    else:
+        wanted, choice = [settings["exporter"]], "the spec's choice"
     refusals = {}
     for exporter in wanted:
         try:
@@ -93,22 +101,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             refusals[exporter] = str(refusal)
             print(f"{exporter} exporter: {refusal}")
             continue
-        why = (
-            f"since torchscript {refusals['torchscript']}"
-            if refusals
-            else "as in the spec"
-            if len(wanted) == 1
-            else "first choice"
-        )
-        signature = {
-            **tensors(graph),
-            "exporter": exporter,
-            "why": why,
-            "opset": next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")),
-            "ir_version": graph.ir_version,
-        }
-        with open(outputs["signature"], "w", encoding="utf-8") as file:
-            json.dump(signature, file, indent=1)
+        why = "; ".join(f"since {other} {reason}" for other, reason in refusals.items()) or choice
+        export = {"exporter": exporter, "why": why, "opset": opset(graph), "ir_version": graph.ir_version}
+        for name, record in (("signature", tensors(graph)), ("export", export)):
+            with open(outputs[name], "w", encoding="utf-8") as file:
+                json.dump(record, file, indent=1)
         return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": error}
     raise UserError("; ".join(f"the {exporter} exporter {reason}" for exporter, reason in refusals.items()))
 
@@ -121,10 +118,11 @@ def check_overrides(settings: Settings) -> None:
     """The command line can override settings with what no spec may say."""
     if settings["batch_size"] < 1:
         raise UserError(f"batch_size: expected int >= 1, found {settings['batch_size']}")
-    exporters = list(HIGHEST_OPSET) if settings["exporter"] == "auto" else [settings["exporter"]]
-    low, high = min(LOWEST_OPSET[e] for e in exporters), max(HIGHEST_OPSET[e] for e in exporters)
-    if not low <= settings["opset"] <= high:
-        raise UserError(f"opset: the {settings['exporter']} exporter writes {low} to {high}, found {settings['opset']}")
+    highest = HIGHEST_OPSET.get(settings["exporter"], max(HIGHEST_OPSET.values()))
+    if not 7 <= settings["opset"] <= highest:
+        raise UserError(
+            f"opset: expected 7 to {highest} for exporter {settings['exporter']}, found {settings['opset']}"
+        )
 
 
 def exported(
@@ -134,8 +132,8 @@ def exported(
     import onnx
     import torch
 
-    if not LOWEST_OPSET[exporter] <= settings["opset"] <= HIGHEST_OPSET[exporter]:
-        raise ExporterRefusedError(f"does not write opset {settings['opset']}")
+    if settings["opset"] > HIGHEST_OPSET[exporter]:
+        raise ExporterRefusedError(f"writes opset {HIGHEST_OPSET[exporter]} at most")
     batch = architecture.example(shape, settings["batch_size"])
     names = [OUTPUT.format(index) for index in range(len(architecture.forward(source, batch)))]
     arguments: dict[str, Any] = {
@@ -157,9 +155,17 @@ def exported(
         warnings.simplefilter("ignore")  # the TorchScript exporter announces its end at every call
         try:
             torch.onnx.export(source, (batch,), f"{folder}/model.onnx", **arguments)
-            return onnx.load(f"{folder}/model.onnx")
+            graph = onnx.load(f"{folder}/model.onnx")
         except Exception as error:  # any exporter error means: try the other, or tell
-            raise ExporterRefusedError(f"failed: {type(error).__name__}: {_first_line(error)}") from error
+            raise ExporterRefusedError(f"failed: {_first_line(error)}") from error
+    if opset(graph) != settings["opset"]:
+        raise ExporterRefusedError(f"wrote opset {opset(graph)}, and could not convert it to {settings['opset']}")
+    return graph
+
+
+def opset(graph: "onnx.ModelProto") -> int:
+    """The version of ONNX's own operators that the graph uses."""
+    return int(next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")))
 
 
 def cleaned(graph: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -237,4 +243,5 @@ def tensors(graph: "onnx.ModelProto") -> dict[str, list[dict[str, Any]]]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    """What an exporter says first, without its colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]

@@ -7,6 +7,7 @@ Both are Polygraphy's own files, so that any artifact can be compared on any mac
 
 import glob
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture
@@ -17,6 +18,7 @@ from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 SHIPPED = "build_tasks/samples"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -30,9 +32,13 @@ def task(model: Model) -> dict[str, Any]:
         build=build,
         inputs={"weights": model.artifact("weights.safetensors"), **{path: path for path in images(folder)}},
         outputs={"samples": model.artifact("samples.json"), "reference": model.artifact("reference.json")},
-        settings={**architecture.settings_of(model), "samples": folder},
+        settings={
+            **architecture.settings_of(model),
+            "input": architecture.input_settings_of(model),
+            "samples": folder,
+        },
         tools=("torch", "timm", "torchvision", "pillow", "polygraphy"),
-        code=(*code_of("reference", "architecture"), *architecture.code_of(model)),
+        code=(*code_of("reference", "architecture", "compare"), *architecture.code_of(model)),
     )
     return stage.task(doc="reference.json: what PyTorch answers to the accuracy samples")
 
@@ -50,7 +56,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if not paths:
         raise UserError(f"{settings['samples']}: no pictures here ({', '.join(SUFFIXES)}); accuracy needs some")
     module = architecture.create(settings, inputs["weights"])
-    batch = preprocessed(paths, settings, module)
+    batch = preprocessed(paths, architecture.transform(module, settings["input"]))
     answers = architecture.forward(module, batch)
     save_json([{INPUT: batch.numpy()}], outputs["samples"])
     results = RunResults()
@@ -61,16 +67,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {"samples": len(paths), "outputs": [list(answer.shape[1:]) for answer in answers]}
 
 
-def preprocessed(paths: list[str], settings: Settings, module: "torch.nn.Module") -> "torch.Tensor":
+def preprocessed(paths: list[str], transform: "Callable[[Image], torch.Tensor]") -> "torch.Tensor":
     """The pictures as the network wants them: float32 (samples, channels, height, width)."""
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
+    from PIL.Image import open as open_image
 
-    transform = architecture.transform(settings, module)
     tensors = []
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 tensors.append(transform(image.convert("RGB")))
         except (UnidentifiedImageError, OSError) as error:
             raise UserError(f"{path} cannot be read as a picture ({os.path.basename(path)}: {error})") from error

@@ -40,8 +40,8 @@ class Run:
     failed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        lines = re.findall(r"^([✓✗]) (\S+) +(\S*)", self.out, re.MULTILINE)
-        names = [(mark, f"{stage}:{name}" if name and stage != "prune" else stage) for mark, stage, name in lines]
+        lines = re.findall(r"^([✓✗]) (\S+)(?: +(\S+))?", self.out, re.MULTILINE)
+        names = [(mark, f"{stage}:{name}" if name else stage) for mark, stage, name in lines]
         self.ran = sorted(name for mark, name in names if mark == "✓")
         self.failed = sorted(name for mark, name in names if mark == "✗")
 

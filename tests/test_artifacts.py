@@ -1,0 +1,277 @@
+"""What the stages write: the artifacts hold, run at every batch, and tell nothing of the machine."""
+
+import io
+import json
+import pickletools
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import TINY, Project
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+OWN = """\
+max_batch_size = 3
+formats = [{formats}]
+
+[architecture]
+network = "network.py:build"
+
+[input]
+shape = [3, 16, 16]
+
+[weights]
+source = "random://1"
+
+[onnx]
+{onnx}
+"""
+
+NETWORK = """\
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        features = self.conv(x).mean(dim=(2, 3))
+        {body}
+
+def build():
+    return Network()
+"""
+
+
+def own(project: Project, name: str, body: str, onnx: str = "", formats: str = '"torchscript", "onnx"') -> None:
+    """A model with a network of its own, of which `body` is the end of forward()."""
+    project.model(name, OWN.format(onnx=onnx, formats=formats), network_py=NETWORK.replace("{body}", body))
+
+
+def config(project: Project, name: str) -> ModelConfig:
+    return text_format.Parse((project / f"model_repository/{name}/config.pbtxt").read_text(), ModelConfig())
+
+
+def session(project: Project, path: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(project / path), providers=["CPUExecutionProvider"])
+
+
+def test_the_repository_holds_what_triton_expects(built_tiny: Project) -> None:
+    assert sorted(built_tiny.tree()) == [
+        "tiny/1/model.pt",
+        "tiny/config.pbtxt",
+        "tiny/labels.txt",
+        "tiny_onnx/1/model.onnx",
+        "tiny_onnx/config.pbtxt",
+        "tiny_onnx/labels.txt",
+    ]
+
+
+@pytest.mark.parametrize(("name", "platform"), [("tiny", "pytorch_libtorch"), ("tiny_onnx", "onnxruntime_onnx")])
+def test_config_follows_from_the_artifact(built_tiny: Project, name: str, platform: str) -> None:
+    expected = text_format.Parse(
+        f"""
+        name: "{name}" platform: "{platform}" max_batch_size: 4
+        input {{ name: "INPUT__0" data_type: TYPE_FP32 dims: [3, 160, 160] }}
+        output {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: 1000 label_filename: "labels.txt" }}
+        instance_group {{ count: 1 }}
+        dynamic_batching {{ }}
+        """,
+        ModelConfig(),
+    )
+    assert config(built_tiny, name) == expected
+
+
+def test_both_formats_agree_at_any_batch(built_tiny: Project) -> None:
+    script = torch.jit.load(built_tiny / "model_repository/tiny/1/model.pt")
+    run = session(built_tiny, "model_repository/tiny_onnx/1/model.onnx")
+    for size in (1, 2, 3, 7):
+        batch = torch.randn(size, 3, 160, 160)
+        expected = script(batch).numpy()
+        (found,) = run.run(["OUTPUT__0"], {"INPUT__0": batch.numpy()})
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def strings(archive: bytes) -> list[str]:
+    """All text in a zip archive of pickles and sources."""
+    found: list[str] = []
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        for name in file.namelist():
+            data = file.read(name)
+            if name.endswith(".py"):
+                found.append(data.decode())
+            elif name.endswith("pkl"):
+                found += [str(argument) for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
+    return found
+
+
+def test_model_pt_tells_nothing_of_the_machine(built_tiny: Project) -> None:
+    text = "\n".join(strings((built_tiny / "build/tiny/model.pt").read_bytes()))
+    assert "site-packages" not in text
+    assert str(Path.home()) not in text
+    assert "/timm/" not in text
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_model_onnx_tells_nothing_of_the_machine(project: Project, exporter: str) -> None:
+    own(project, "own", "return self.head(features)", f'exporter = "{exporter}"\nopset = 18')
+    project.built("onnx:own")
+    graph = onnx.load(project / "build/own/model.onnx")
+    text = str(graph)
+    assert "network.py" not in text
+    assert "site-packages" not in text
+    assert str(project.root) not in text
+    assert not graph.doc_string
+
+
+def test_dynamo_steps_in_where_the_torchscript_exporter_fails(project: Project) -> None:
+    own(project, "own", "return torch.sinc(self.head(features))", "opset = 18")
+    run = project.built()
+    assert "exporter: dynamo, since torchscript failed: Exporting the operator 'aten::sinc'" in run.out
+    record = json.loads((project / "build/own/model.onnx.export.json").read_text())
+    assert (record["exporter"], record["opset"]) == ("dynamo", 18)
+
+
+def test_what_no_exporter_can_write_is_one_line_about_both(project: Project) -> None:
+    own(project, "own", "return torch.linalg.inv(features[:, :4].reshape(-1, 2, 2) + 9 * torch.eye(2))")
+    run = project.doit("onnx:own")
+    assert run.code == 1
+    (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
+    assert "the torchscript exporter failed: Exporting the operator 'aten::linalg_inv'" in line
+    assert "the dynamo exporter failed: Failed to convert the exported program" in line
+    assert not (project / "build/own/model.onnx").exists()
+
+
+def test_a_network_that_bakes_the_batch_in_is_refused(project: Project) -> None:
+    own(project, "own", "return self.head(features) + torch.zeros(int(len(x)), 4)")
+    run = project.doit()
+    assert run.code == 1
+    assert run.failed == ["torchscript:own"]
+    assert "the trace, taken at batch 2, fails at batch 1" in run.out
+
+
+def test_a_network_that_answers_with_a_dictionary_is_refused(project: Project) -> None:
+    own(project, "own", 'return {"scores": self.head(features)}')
+    run = project.doit()
+    assert run.code == 1
+    assert "the network answers with dict; Triton needs one tensor, or a tuple of them" in run.out
+
+
+def test_several_outputs_are_served_in_order(project: Project) -> None:
+    own(project, "own", "return self.head(features), features, features.argmax(dim=1)")
+    project.built()
+    for name in ("own", "own_onnx"):
+        outputs = [(o.name, o.data_type, list(o.dims)) for o in config(project, name).output]
+        assert outputs[:2] == [("OUTPUT__0", 11, [4]), ("OUTPUT__1", 11, [5])]  # 11 is TYPE_FP32
+
+
+def test_a_fixed_batch_is_served_without_batching(project: Project, tiny_weights: Path) -> None:
+    own(project, "own", "return self.head(features)", "dynamic_axes = false\nbatch_size = 3")
+    project.built()
+    fixed = config(project, "own_onnx")
+    assert (fixed.max_batch_size, list(fixed.input[0].dims)) == (0, [3, 3, 16, 16])
+    assert not fixed.HasField("dynamic_batching")
+    assert "max_batch_size: 0" in (project / "model_repository/own_onnx/config.pbtxt").read_text()
+    assert config(project, "own").max_batch_size == 3, "the TorchScript model keeps its batches"
+
+
+def test_external_data_takes_the_form_of_a_folder(project: Project) -> None:
+    own(project, "own", "return self.head(features)", "external_data = true")
+    project.edit("models/own/network.py", "nn.Conv2d(3, 5, 3)", "nn.Conv2d(3, 5, 11)")  # above onnx's inline limit
+    project.built()
+    files = sorted(project.tree("model_repository/own_onnx/1"))
+    assert files == ["model.onnx/model.onnx", "model.onnx/model.onnx.data"]
+    run = session(project, "model_repository/own_onnx/1/model.onnx/model.onnx")
+    assert run.run(None, {"INPUT__0": np.zeros((2, 3, 16, 16), np.float32)})[0].shape == (2, 4)
+    project.edit("models/own/model.toml", "external_data = true", "external_data = false")
+    project.built()
+    assert sorted(project.tree("model_repository/own_onnx/1")) == ["model.onnx"], "a file replaces the folder"
+
+
+def test_labels_must_be_as_many_as_classes(tiny: Project) -> None:
+    (tiny / "models/tiny/labels.txt").write_text("cat\ndog\n")
+    run = tiny.doit()
+    assert run.code == 1
+    assert run.failed == ["config:tiny", "config:tiny_onnx"]
+    assert "models/tiny/model.toml: labels: 2 of them for 1000 classes of OUTPUT__0" in run.out
+    assert not (tiny / "model_repository").exists()
+
+
+def test_triton_fields_are_checked_by_its_protobuf(tiny: Project) -> None:
+    spec = tiny / "models/tiny/model.toml"
+    spec.write_text(TINY + '[triton]\ninstance_group = [{ kind = "KIND_TPU" }]\n')
+    run = tiny.doit("publish:tiny")
+    assert run.code == 1
+    assert "models/tiny/model.toml: triton:" in run.out
+    assert "KIND_TPU" in run.out
+    spec.write_text(TINY + "[triton]\ndynamic_batching = { preferred_batch_size = [2, 8] }\n")
+    run = tiny.doit("publish:tiny")
+    assert run.code == 1
+    assert "triton.dynamic_batching.preferred_batch_size: 8 is above max_batch_size 4" in run.out
+    spec.write_text(
+        TINY
+        + """
+        [triton]
+        dynamic_batching = { preferred_batch_size = [2, 4], max_queue_delay_microseconds = 100 }
+        instance_group = [{ count = 2, kind = "KIND_GPU", gpus = [0, 1] }]
+        parameters = { INFERENCE_MODE = { string_value = "true" } }
+        """
+    )
+    tiny.built("publish:tiny")
+    served = config(tiny, "tiny")
+    assert list(served.dynamic_batching.preferred_batch_size) == [2, 4]
+    assert served.instance_group[0].count == 2
+    assert served.parameters["INFERENCE_MODE"].string_value == "true"
+
+
+def test_an_artifact_beyond_its_tolerance_is_not_published_and_the_last_good_one_stays(tiny: Project) -> None:
+    tiny.built()
+    before = tiny.tree()
+    tiny.edit("models/tiny/model.toml", "[accuracy]", "[onnx]\nopset = 16\n\n[accuracy]\ntolerance = 1e-12")
+    run = tiny.doit()
+    assert run.code == 1
+    assert run.failed == ["accuracy:tiny", "accuracy:tiny_onnx"]
+    assert "output OUTPUT__0: relative L2 error" in run.out
+    assert "limit 1e-12" in run.out
+    assert tiny.tree() == before
+
+
+def test_outputs_that_never_differ_are_not_called_accurate(project: Project) -> None:
+    own(project, "own", "return self.head(features) * 0 + 1")
+    project.edit("models/own/model.toml", "random://1", "weights.safetensors")
+    project.edit("models/own/model.toml", '"weights.safetensors"', '"random://1"')
+    project.built("weights:own")
+    (project / "build/own/weights.safetensors").rename(project / "models/own/weights.safetensors")
+    project.edit("models/own/model.toml", "random://1", "weights.safetensors")
+    run = project.doit()
+    assert run.code == 1
+    assert "accuracy cannot be tested: output OUTPUT__0 is the same for all samples" in run.out
+    (project / "models/own/model.toml").write_text(
+        (project / "models/own/model.toml").read_text() + "[accuracy]\nallow_untestable = true\n"
+    )
+    run = project.built()
+    assert "accuracy: not testable: output OUTPUT__0 is the same for all samples" in run.out
+
+
+def test_the_guides_options_override_the_spec_for_one_run(tiny: Project) -> None:
+    tiny.built()
+    path = tiny / "build/tiny/model.onnx"
+    as_in_the_spec = path.read_bytes()
+    assert "onnx:tiny" in tiny.built("onnx:tiny", "--opset_version", "13", "--batch_size", "2").ran
+    assert {entry.version for entry in onnx.load(path).opset_import} == {13}
+    run = tiny.built("onnx:tiny", "--no-dynamic_axes", "--batch_size", "3")
+    assert run.ran == ["onnx:tiny"]
+    assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+    assert tiny.built("onnx:tiny", "--no-dynamic_axes", "--batch_size", "3").ran == [], (
+        "the same override is up to date"
+    )
+    assert tiny.built().ran == ["onnx:tiny"], "a plain run returns to the spec"
+    assert path.read_bytes() == as_in_the_spec
