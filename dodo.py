@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from doit.doit_cmd import DoitMain
 from doit.exceptions import InvalidDodoFile
 
 from build_tasks import accuracy, config, labels, onnx, publish, reference, torchscript, weights
@@ -23,10 +24,11 @@ from build_tasks.spec import BUILD, load
 
 Tasks = Iterator[dict[str, Any]]
 
-STAGES = ("weights", "labels", "reference", "torchscript", "onnx", "accuracy", "config", "publish", "prune")
+STAGES = ("weights", "labels", "reference", "torchscript", "onnx", "engine", "accuracy", "config", "publish", "prune")
+COMMANDS = tuple(command.get_name() for command in DoitMain.DOIT_CMDS)
 
 try:
-    MODELS = load(reserved=STAGES)
+    MODELS = load(reserved=(*STAGES, *COMMANDS))
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 

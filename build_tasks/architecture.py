@@ -79,6 +79,10 @@ def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any
     if "shape" in given:
         given["input_size"] = tuple(given.pop("shape"))
     config: dict[str, Any] = {**resolve_data_config(model=module), **given}
+    channels = config["input_size"][0]
+    for key in ("mean", "std"):
+        if len(config[key]) not in (1, channels):
+            raise UserError(f"input.{key}: expected {channels} values, one for each channel, found {config[key]}")
     return config
 
 

@@ -135,7 +135,7 @@ def exported(
     if settings["opset"] > HIGHEST_OPSET[exporter]:
         raise ExporterRefusedError(f"writes opset {HIGHEST_OPSET[exporter]} at most")
     batch = architecture.example(shape, settings["batch_size"])
-    names = [OUTPUT.format(index) for index in range(len(architecture.forward(source, batch)))]
+    names = [OUTPUT.format(index) for index in range(len(architecture.forward(source, batch[:2])))]
     arguments: dict[str, Any] = {
         "opset_version": settings["opset"],
         "input_names": [INPUT],

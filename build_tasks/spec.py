@@ -46,9 +46,13 @@ TRITON = DERIVED | {
     "batch_output",
 }  # fmt: skip
 
+# What timm.create_model would fetch or load by itself.
+WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
 SCHEMES = ("hf", "https", "http", "package", "timm", "random")
 
 Positive = Annotated[int, Meta(ge=1)]
+Text = Annotated[str, Meta(min_length=1)]
 
 
 class Table(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -56,13 +60,13 @@ class Table(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Architecture(Table):
-    timm: str | None = None  # a timm architecture, "efficientnet_b3"
+    timm: Text | None = None  # a timm architecture, "efficientnet_b3"
     network: str | None = None  # or a function of the model's own: "network.py:build"
     arguments: dict[str, Any] = {}  # passed to whichever of the two makes the module
 
 
 class Weights(Table):
-    source: str
+    source: Text
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     converter: str | None = None  # "convert.py:function", from the file's keys to the network's
 
@@ -72,7 +76,7 @@ class Input(Table):
 
     shape: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None  # C, H, W
     mean: list[float] | None = None
-    std: list[float] | None = None
+    std: list[Annotated[float, Meta(gt=0)]] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     crop_pct: Annotated[float, Meta(gt=0, le=1)] | None = None
     crop_mode: Literal["center", "squash", "border"] | None = None
@@ -94,8 +98,8 @@ class Engine(Table):
 
 
 class Accuracy(Table):
-    samples: str | None = None  # a folder of images in the model's folder; the shipped photographs without it
-    tolerance: Annotated[float, Meta(gt=0)] = 1e-4  # relative L2 error of every output
+    samples: Text | None = None  # a folder of images in the model's folder; the shipped photographs without it
+    tolerance: Annotated[float, Meta(gt=0, lt=1)] = 1e-4  # relative L2 error of every output
     top1: Annotated[float, Meta(ge=0, le=1)] = 1.0  # share of samples whose strongest class must stay the same
     allow_untestable: bool = False  # publish a model whose outputs say nothing about accuracy
 
@@ -108,7 +112,7 @@ class Spec(Table):
         default_factory=lambda: ["torchscript", "onnx"]
     )
     max_batch_size: Positive = 32  # the largest batch that is served, and that is checked
-    labels: str | None = None  # "imagenet-1k", or a text file in the model's folder, one class per line
+    labels: Text | None = None  # "imagenet-1k", or a text file in the model's folder, one class per line
     onnx: Onnx = field(default_factory=Onnx)
     engine: Engine | None = None
     accuracy: Accuracy = field(default_factory=Accuracy)
@@ -177,7 +181,10 @@ def _folders() -> list[str]:
 def _name_mistakes(folders: list[str], models: list[Model], reserved: set[str]) -> Iterator[str]:
     for name in folders:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            yield f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -"
+            yield (
+                f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -, "
+                "and begins with a letter or digit"
+            )
         elif name in reserved:
             yield f"{MODELS}/{name}: doit knows a command or stage named {name}; rename the folder"
     owner: dict[str, str] = {}
@@ -202,8 +209,8 @@ def _read(name: str) -> Model:
         model = Model(name, convert(document, Spec))
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(str(error), document)}") from None
-    for key, expected, found in _mistakes(model):
-        raise UserError(f"{path}: {key}: expected {expected}, found {found}")
+    if mistakes := [f"{path}: {key}: expected {expected}, found {found}" for key, expected, found in _mistakes(model)]:
+        raise UserError("\n".join(mistakes))
     return model
 
 
@@ -225,12 +232,24 @@ def _mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
         yield "weights.source", f"one of {', '.join(known)} or a path", _hinted(f"{scheme}://", known)
     elif scheme == "random" and not rest.isdecimal():
         yield "weights.source", "random:// and a seed", repr(spec.weights.source)
+    elif scheme == "random" and int(rest) >= 2**64:
+        yield "weights.source", "random:// and a seed below 2**64", repr(spec.weights.source)
+    elif scheme in ("http", "https") and not re.fullmatch(r"[^/?#]+/([^?#]*/)?[^/?#]+([?#].*)?", rest):
+        yield "weights.source", f"`{scheme}://host/path/file`", repr(spec.weights.source)
     elif scheme == "hf" and not re.fullmatch(r"[^/@]+/[^/@]+/[^@]+(@[^@]+)?", rest):
         yield "weights.source", "`hf://owner/repository/file@revision`", repr(spec.weights.source)
     elif scheme == "package" and not re.fullmatch(r"[A-Za-z_]\w*/.+", rest):
         yield "weights.source", "`package://package/path/in/it`", repr(spec.weights.source)
     elif not rest:
         yield "weights.source", "something after ://", repr(spec.weights.source)
+    if scheme == "random" and spec.weights.sha256 is not None:
+        yield "weights.sha256", "nothing, since random weights have no file", repr(spec.weights.sha256)
+    for argument in sorted(WEIGHTS_ARGUMENTS & spec.architecture.arguments.keys()):
+        yield (
+            f"architecture.arguments.{argument}",
+            "nothing, since [weights] says it",
+            repr(spec.architecture.arguments[argument]),
+        )
     for field_name in spec.triton:
         if field_name in DERIVED:
             expected = "nothing, since it follows from the artifact"
@@ -258,7 +277,7 @@ def _explain(message: str, document: dict[str, Any]) -> str:
         key += f".{name}" if name else f"[{index}]"
         table = _table_of(table, name) or table
     key = key.lstrip(".") or "top level"
-    if unknown := re.search(r"unknown field `(.+)`", message):
+    if unknown := re.search(r"unknown field `(.+)`", message, re.DOTALL):
         fields = table.__struct_fields__
         return f"{key}: expected one of {', '.join(fields)}, found {_hinted(unknown[1], fields)}"
     if missing := re.search(r"missing required field `(.+)`", message):
@@ -266,7 +285,7 @@ def _explain(message: str, document: dict[str, Any]) -> str:
     if "Invalid enum value" in message:
         choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
         return f"{key}: expected one of {', '.join(choices)}, found {_hinted(found, choices)}"
-    expected = re.sub(r"^Expected |, got .*$", "", message).replace("`", "")
+    expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
     return f"{key}: expected {expected}, found {found!r}"
 
 

@@ -61,7 +61,7 @@ class Stage:
             # A file of the user's that is missing is this stage's failure to tell, not doit's error.
             "file_dep": [p for p in self._watched() if p.startswith(f"{BUILD}/") or os.path.exists(p)],
             "targets": list(self.outputs.values()),
-            "uptodate": [self.is_current],
+            "uptodate": [Current(self)],
             "clean": [self.clean],
             "doc": doc,
             "params": params or [],
@@ -80,12 +80,11 @@ class Stage:
         given = {name: value for name, value in (task.options or {}).items() if value is not None}
         return {**self.settings, **given}
 
-    def is_current(self, task: Any, values: dict[str, Any]) -> bool:
-        """Whether the targets are the files built from these inputs, with these settings and tools."""
-        return not self.changes(task, values)
-
     def changes(self, task: Any, values: dict[str, Any]) -> list[str]:
-        """Why the targets are out of date, a line for each reason; empty where they are not."""
+        """Why the targets are not the files built from these inputs, with these settings and tools; empty if they are.
+
+        values: what `run` returned when the targets were built.
+        """
         if "outputs" not in values:
             return ["never built"]
         reasons = []
@@ -167,6 +166,21 @@ class Stage:
                 print(f"{self.name} - removing {path}")
                 if not dryrun:
                     files.remove(path)
+
+
+class Current:
+    """doit's `uptodate` of a stage; `doit info TASK` prints it, and so tells why the task would run."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.reasons: list[str] = []
+
+    def __call__(self, task: Any, values: dict[str, Any]) -> bool:
+        self.reasons = self.stage.changes(task, values)
+        return not self.reasons
+
+    def __repr__(self) -> str:
+        return "; ".join(self.reasons)
 
 
 def code_of(*modules: str) -> tuple[str, ...]:

@@ -97,9 +97,7 @@ def check(path: str, module: "torch.nn.Module", shape: tuple[int, int, int], lar
             found = [answer.numpy() for answer in architecture.forward(loaded, batch)]
         except (RuntimeError, UserError) as error:  # it refuses the batch, or answers for another one
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"the trace, taken at batch {TRACED_BATCH}, does not run at batch {size}: {reason}"
-            ) from error
+            raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at batch {size}: {reason}") from error
         errors[size] = disagreement(found, expected)
         if not errors[size] <= TOLERANCE:
             raise UserError(

@@ -8,7 +8,9 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-from typing import IO, TYPE_CHECKING, Any
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture, worker
 from build_tasks.errors import UserError
@@ -62,9 +64,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         path = inputs.get("source") or fetch(settings["model"], source, settings["weights"]["sha256"])
         if "source" in inputs:
             verify(path, settings["weights"]["sha256"])
-        state = read(path)
+        try:
+            state = read(path)
+        except UserError:
+            if is_download(path):  # a page that asks for a login, say; the next run fetches anew
+                os.remove(path)
+            raise
     if converter := settings["weights"]["converter"]:
-        state = architecture.user_function(settings["model"], converter)(state)
+        state = converted(state, settings["model"], converter)
     state = matched(state, architecture.create(settings).state_dict(), source)
     save_file(state, outputs["weights"])
     parameters = sum(tensor.numel() for tensor in state.values())
@@ -88,10 +95,35 @@ def read(path: str) -> "dict[str, torch.Tensor]":
     try:
         state: dict[str, torch.Tensor] = load_state_dict(path, use_ema=True, weights_only=True)
     except Exception as error:  # whatever torch, safetensors or timm say of a file that is none of theirs
-        if isinstance(error.__cause__, pickle.UnpicklingError):
+        # torch's unpickler meets an "unsupported operand" in what is no pickle at all, a web page for example.
+        cause = error.__cause__
+        if isinstance(cause, pickle.UnpicklingError):
+            if "Unsupported operand" in str(cause):
+                raise UserError(f"{path} cannot be read as weights: it is no checkpoint") from error
             raise UserError(f"{path} holds more than tensors and could execute code: save it as safetensors") from error
         raise UserError(f"{path} cannot be read as weights: {_line(error)}") from error
     return state
+
+
+def converted(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "dict[str, torch.Tensor]":
+    """What the spec's converter makes of it. UserError where that fails, or is something else."""
+    import torch
+
+    path = f"{MODELS}/{model}/{converter.partition(':')[0]}"
+    function = architecture.user_function(model, converter)
+    try:
+        result = function(state)
+    except Exception as error:
+        traceback.print_exc()  # to the log
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UserError(
+            f"{path}{line}: {type(error).__name__}: {_line(error)} "
+            f"(the whole log: {BUILD}/{model}/logs/weights.{model}.log)"
+        ) from error
+    if not isinstance(result, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in result.values()):
+        raise UserError(f"{MODELS}/{model}/{converter} must return a dict from keys to tensors")
+    return result
 
 
 def matched(state: "dict[str, torch.Tensor]", own: "dict[str, torch.Tensor]", source: str) -> "dict[str, torch.Tensor]":
@@ -126,13 +158,18 @@ def package_file(rest: str) -> str | None:
     return None
 
 
+def is_download(path: str) -> bool:
+    return os.path.commonpath([os.path.abspath(DOWNLOADS), os.path.abspath(path)]) == os.path.abspath(DOWNLOADS)
+
+
 def placed_file(model: str, source: str) -> str | None:
     """Where a file that is otherwise downloaded can be put by hand, None for sources that are no download."""
     scheme, rest = split_source(source)
     if scheme == "timm":
         return f"{MODELS}/{model}/model.safetensors"
     if scheme in ("hf", "http", "https"):
-        return f"{MODELS}/{model}/{os.path.basename(rest.partition('@')[0].partition('?')[0])}"
+        path = rest.partition("@")[0] if scheme == "hf" else rest.partition("?")[0].partition("#")[0]
+        return f"{MODELS}/{model}/{os.path.basename(path)}"
     return None
 
 
@@ -176,7 +213,10 @@ def hub_file(source: str) -> tuple[str, str, str | None]:
         return f"{owner}/{repository}", file, revision or None
     from timm.models import get_pretrained_cfg
 
-    config = get_pretrained_cfg(rest)
+    try:
+        config = get_pretrained_cfg(rest)
+    except RuntimeError as error:  # a tag that the architecture does not have
+        raise ValueError(str(error)) from error
     if config is None or not config.hf_hub_id:
         raise ValueError(f"timm knows no pretrained weights {rest!r} on the hub")
     tag = f".{config.tag}" if config.tag else ""
@@ -186,16 +226,19 @@ def hub_file(source: str) -> tuple[str, str, str | None]:
 
 def download_from_hub(repository: str, file: str, revision: str | None) -> str:
     """The hub's client keeps its own cache, resumes, and counts a file only when it is whole."""
+    from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         with contextlib.redirect_stderr(worker.terminal):  # its progress bar
             return hf_hub_download(repository, file, revision=revision)
-    except LocalEntryNotFoundError as error:
-        raise OSError("the Hugging Face hub cannot be reached") from error
+    except LocalEntryNotFoundError as error:  # its own text is general, its cause says why
+        raise OSError(f"the Hugging Face hub cannot be reached: {_line(error.__cause__ or error)}") from error
     except HfHubHTTPError as error:
-        raise OSError(f"the Hugging Face hub answers: {_line(error)}") from error
+        raise OSError(f"the Hugging Face hub answers: {_line(error, count=2)}") from error
+    except HTTPError as error:  # a proxy, or a connection that breaks; no OSError, unlike the others
+        raise OSError(f"the Hugging Face hub cannot be reached: {_line(error)}") from error
 
 
 def download(url: str, sha256: str | None) -> str:
@@ -204,46 +247,50 @@ def download(url: str, sha256: str | None) -> str:
 
     name = os.path.basename(url.partition("?")[0]) or "weights"
     folder = f"{DOWNLOADS}/{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:16]}"
-    shelf = pooch.create(folder, base_url="", registry={name: None}, urls={name: url}, retry_if_failed=ATTEMPTS - 1)
+    shelf = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=ATTEMPTS - 1)
     fetched: str = shelf.fetch(name, downloader=Download(sha256))
     return fetched
 
 
 class Download:
-    """A pooch downloader that hashes what it writes. pooch gives the file its name only if this returns."""
+    """A pooch downloader that hashes what it writes. pooch gives the file its name only if this returns.
+
+    pooch tries again after what requests raises, and after a ValueError; not after another OSError.
+    """
 
     def __init__(self, sha256: str | None):
         self.sha256 = sha256
 
     def __call__(self, url: str, output_file: str, shelf: Any) -> None:
-        import pooch
+        import requests
         from tqdm import tqdm
 
+        tqdm.set_lock(threading.RLock())  # its own is shared between processes, and outlives this one
         pause = 0.1 if worker.terminal.isatty() else 10.0
-        bar = tqdm(
-            desc=os.path.basename(url), unit="B", unit_scale=True, delay=1, mininterval=pause, file=worker.terminal
-        )
-        with open(output_file, "wb") as file:
-            sink = Hashing(file)
-            pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20, timeout=30)(url, sink, shelf)
-        if self.sha256 not in (None, sink.hash.hexdigest()):
-            raise ValueError(f"it has the sha256 {sink.hash.hexdigest()}, but the spec expects {self.sha256}")
+        found = hashlib.sha256()
+        with requests.get(url, stream=True, timeout=30) as response, open(output_file, "wb") as file:
+            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+                raise OSError(f"the server answers {response.status_code} {response.reason}")
+            response.raise_for_status()
+            size = int(response.headers.get("Content-Length", 0)) or None
+            with tqdm(
+                desc=os.path.basename(output_file),
+                total=size,
+                unit="B",
+                unit_scale=True,
+                delay=1,
+                mininterval=pause,
+                file=worker.terminal,
+            ) as bar:
+                for chunk in response.iter_content(1 << 20):
+                    file.write(chunk)
+                    found.update(chunk)
+                    bar.update(len(chunk))
+        if self.sha256 not in (None, found.hexdigest()):
+            raise OSError(f"it has the sha256 {found.hexdigest()}, but the spec expects {self.sha256}")
 
 
-class Hashing:
-    """A file that knows the sha256 of what was written to it."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file = file
-        self.hash = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _line(error: BaseException, count: int = 1) -> str:
+    """The first lines of the error's text that say something, as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:count]) or type(error).__name__

@@ -29,6 +29,17 @@ source = "weights.safetensors"
 allow_untestable = true
 """
 
+OTHER = """\
+formats = ["torchscript"]
+max_batch_size = 2
+
+[architecture]
+timm = "test_resnet"
+
+[weights]
+source = "random://0"
+"""
+
 
 @dataclass
 class Run:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, Project
+from conftest import OTHER, ROOT, TINY, Project
 
 STAR = TINY.replace(
     "[accuracy]",
     'converter = "convert.py:convert"\n\n[input]\n\n[onnx]\n\n[accuracy]\nsamples = "samples"',
 )
 CONVERTER = "def convert(state):\n    return dict(state)\n"
-OTHER = 'formats = ["torchscript"]\nmax_batch_size = 2\n[architecture]\ntimm = "test_resnet"\n[weights]\nsource = "random://0"\n'
 
 SPEC = "models/tiny/model.toml"
 PUBLISHED = "model_repository/tiny"
