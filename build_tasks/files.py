@@ -64,11 +64,15 @@ def replace(source: str, target: str) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=os.path.dirname(target)) as incoming:
-            copy = f"{incoming}/{os.path.basename(target)}"
-            shutil.copytree(source, copy) if os.path.isdir(source) else shutil.copyfile(source, copy)
-            flush(copy)
-            _swap(copy, target)
+        copy = f"{os.path.dirname(target)}/.incoming-{os.path.basename(target)}"
+        discard(copy)  # of a killed run
+        if os.path.isdir(source):
+            shutil.copytree(source, copy, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(source, copy)
+        flush(copy)
+        _swap(copy, target)
+        discard(copy)
 
 
 def _swap(source: str, target: str) -> None:
@@ -99,12 +103,17 @@ def _exchange(source: str, target: str) -> bool:
 
 
 def remove(path: str) -> None:
-    """Remove a file or a folder; a folder disappears from its place in one step."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        with scratch() as folder:
-            try:
-                os.rename(path, f"{folder}/removed")
-            except OSError:  # another file system
-                shutil.rmtree(path)
-    else:
+    """Remove a file or a folder, which disappears from its place in one step."""
+    with scratch() as folder:
+        try:
+            os.rename(path, f"{folder}/removed")
+        except OSError:  # another file system
+            discard(path)
+
+
+def discard(path: str) -> None:
+    """Remove whatever is at a path that nobody looks at."""
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
         os.remove(path)

@@ -8,12 +8,11 @@ network  ──► dynamo exporter ──► slim ──► check ────�
 import json
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from build_tasks import architecture
+from build_tasks import architecture, files
 from build_tasks.compare import INPUT, OUTPUT, disagreement, onnx_file, onnx_session
 from build_tasks.errors import UserError
 from build_tasks.spec import Model, settings
@@ -189,14 +188,12 @@ def save(graph: "onnx.ModelProto", path: str, external_data: bool) -> None:
     """
     import onnx
 
-    if os.path.isdir(path):  # of an exporter that was refused
-        shutil.rmtree(path)
+    files.discard(path)  # of an exporter that was refused
     weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     if external_data or weights > LARGEST_FILE:
         os.makedirs(path)
         name = os.path.basename(path)
         onnx.save(graph, f"{path}/{name}", save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
-        onnx.load_external_data_for_model(graph, path)  # onnx.save has moved the weights out of the graph
     else:
         onnx.save(graph, path)
 

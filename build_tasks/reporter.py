@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
+from build_tasks.stage import NEVER_BUILT
+
 
 class Reporter:
     """doit's reporter protocol; see doit/reporter.py, ConsoleReporter."""
@@ -50,7 +52,7 @@ class Reporter:
 
     def execute_task(self, task: Any) -> None:
         if task.actions:
-            self.write(f"  {_title(task)} ...")
+            self.write(f"  {_title(task)} ... {_cause(task)}".rstrip())
 
     def add_success(self, task: Any) -> None:
         remember(Globals.dep_manager)
@@ -109,6 +111,15 @@ def remember(dep_manager: Any) -> None:
 def _title(task: Any) -> str:
     stage, _, name = task.name.partition(":")
     return f"{stage:<12} {name:<28}"
+
+
+def _cause(task: Any) -> str:
+    """Why a task runs that has run before: the first reason of its stage's fingerprint."""
+    reasons = [reason for check, _, _ in task.uptodate for reason in getattr(check, "reasons", [])]
+    if reasons == [NEVER_BUILT]:
+        return ""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}" if reasons else ""
 
 
 def _told(value: object) -> str:

@@ -23,6 +23,8 @@ from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import BUILD, Model
 
+NEVER_BUILT = "no record of a build"
+
 Paths = dict[str, str]
 Settings = dict[str, Any]
 Notes = dict[str, Any]
@@ -86,7 +88,7 @@ class Stage:
         values: what `run` returned when the targets were built.
         """
         if "outputs" not in values:
-            return ["never built"]
+            return [NEVER_BUILT]
         reasons = []
         settings = self._effective_settings(task)
         for key in sorted(settings.keys() | values["settings"].keys()):

@@ -28,6 +28,8 @@ PRELOAD = [
     "build_tasks.onnx", "build_tasks.accuracy",
 ]  # fmt: skip
 
+PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
+
 terminal: TextIO = sys.stderr  # in a child: where a person may be watching, while the rest goes to the log
 
 _starting = threading.Lock()
@@ -54,8 +56,8 @@ def call(function: Callable[..., Any], *arguments: object, log: str) -> Any:
         kind, value = "death", None
     finally:
         receiver.close()
-        if sys.exc_info()[0] is not None:
-            child.kill()
+        child.join(timeout=0 if sys.exc_info()[0] else PATIENCE)
+        child.kill()
         child.join()
     if kind == "result":
         return value
@@ -105,7 +107,6 @@ def _run(sender: Connection, log: str, function: Callable[..., Any], arguments: 
     sys.stdout.flush()
     sys.stderr.flush()
     sender.send(message)
-    os._exit(0)  # native libraries may take long, or crash, on the way out
 
 
 def _die_with_parent() -> None:
