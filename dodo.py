@@ -54,6 +54,7 @@ def task_model() -> Tasks:
         yield {
             "basename": model.name,
             "actions": None,
+            "uptodate": [True],  # it holds nothing itself: doit need not note it again in every run
             "task_dep": [f"publish:{model.triton_name(format)}" for format in model.spec.formats],
             "doc": f"{', '.join(model.spec.formats)}{' (RANDOM weights)' if model.seed is not None else ''}",
         }

@@ -2,7 +2,8 @@
 
 weights, labels, reference, torchscript, onnx, accuracy, config, publish   the stages
 spec                        what models/<model>/model.toml may say
-stage, worker, files        what every stage obeys: fingerprints, child processes, whole-or-nothing
+stage, files                what every stage obeys: fingerprints, whole-or-nothing
+worker, server              the child process of a stage, and the end of the server it is forked from
 digests, reporter           what doit is given: a checker of files, and a voice
 architecture, compare       what several stages compute: the network, the error of an artifact
 sources                     where weights come from

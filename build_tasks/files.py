@@ -1,11 +1,9 @@
 """A target is published whole or not at all: scratch folders, and the rename that ends them."""
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 
@@ -19,7 +17,7 @@ def scratch() -> Iterator[str]:
     """A folder to build in; gone afterwards. What killed runs left behind is removed on the way."""
     os.makedirs(SCRATCH, exist_ok=True)
     _remove_abandoned()
-    folder = tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=SCRATCH)
+    folder = tempfile.mkdtemp(prefix=f"{_host()}-{os.getpid()}-", dir=SCRATCH)
     try:
         yield folder
     finally:
@@ -32,13 +30,19 @@ def _remove_abandoned() -> None:
         return
     for name in os.listdir(SCRATCH):
         host, pid, _ = name.rsplit("-", 2)
-        if host == socket.gethostname():
+        if host == _host():
             try:
                 os.kill(int(pid), 0)
             except ProcessLookupError:
                 shutil.rmtree(f"{SCRATCH}/{name}", ignore_errors=True)
             except PermissionError:
                 pass
+
+
+def _host() -> str:
+    import socket
+
+    return socket.gethostname()
 
 
 def flush(path: str) -> None:
@@ -90,6 +94,8 @@ def _exchange(source: str, target: str) -> bool:
 
     Source: man 2 renameat2, RENAME_EXCHANGE.
     """
+    import ctypes
+
     at_fdcwd, rename_exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

@@ -55,8 +55,8 @@ class Reporter:
             self.write(f"  {_title(task)} ... {_cause(task)}".rstrip())
 
     def add_success(self, task: Any) -> None:
-        remember(Globals.dep_manager)
         if task.actions:
+            remember(Globals.dep_manager)
             self.built += 1
             seconds = task.values.get("seconds")
             notes = ", ".join(f"{key}: {_told(value)}" for key, value in task.values.get("notes", {}).items())

@@ -3,7 +3,6 @@
 The spec is data: reading it executes nothing of the model and imports nothing heavy.
 """
 
-import difflib
 import os
 import re
 import tomllib
@@ -301,6 +300,8 @@ def _choices(hint: Any) -> list[str]:
 
 
 def _hinted(found: object, valid: Any) -> str:
+    import difflib
+
     near = difflib.get_close_matches(str(found), list(valid), n=1)
     return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 

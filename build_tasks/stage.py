@@ -11,6 +11,7 @@ files to files that returns what is worth telling about the result.
 import functools
 import importlib.metadata
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -194,9 +195,12 @@ def code_of(*modules: str) -> tuple[str, ...]:
 def installed_version(distribution: str) -> str | None:
     """The version of a distribution that is installed here, None where it is absent."""
     try:
-        return importlib.metadata.version(distribution)
+        found = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+    # `found.version` parses the whole file, README included.
+    header = re.search(r"^Version: *(\S+)", found.read_text("METADATA") or "", re.MULTILINE)
+    return header[1] if header else found.version
 
 
 def _difference(before: str | None, now: str | None) -> str:

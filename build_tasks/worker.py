@@ -7,25 +7,25 @@ A segfault, an out-of-memory kill or a Ctrl-C ends a child, never the build's st
 """
 
 import multiprocessing
-import multiprocessing.connection
-import multiprocessing.forkserver
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from build_tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # Imported by the server before its first child; what is not installed is passed over.
 PRELOAD = [
     "torch", "torch.onnx", "torch.utils.collect_env", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
     "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
-    "build_tasks.onnx", "build_tasks.accuracy",
+    "build_tasks.onnx", "build_tasks.accuracy", "build_tasks.server",
 ]  # fmt: skip
 
 PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
@@ -44,13 +44,15 @@ def call(function: Callable[..., Any], *arguments: object, log: str) -> Any:
 
     Raises UserError as the function did, CrashError for everything else.
     """
+    from multiprocessing.connection import wait
+
     os.makedirs(os.path.dirname(log), exist_ok=True)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = _context().Process(target=_run, args=(sender, log, function, arguments), daemon=True)
     child.start()
     sender.close()
     try:
-        multiprocessing.connection.wait([receiver, child.sentinel])
+        wait([receiver, child.sentinel])
         kind, value = receiver.recv() if receiver.poll() else ("death", None)
     except EOFError:
         kind, value = "death", None
@@ -71,13 +73,15 @@ def _context() -> Any:
 
     Its hash seed is fixed: the order of sets must not show in an artifact.
     """
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     with _starting:
         context.set_forkserver_preload(["__main__", *PRELOAD])
         seed = os.environ.get("PYTHONHASHSEED")
         os.environ["PYTHONHASHSEED"] = "0"
         try:
-            multiprocessing.forkserver.ensure_running()
+            forkserver.ensure_running()
         finally:
             if seed is None:
                 del os.environ["PYTHONHASHSEED"]
@@ -86,7 +90,7 @@ def _context() -> Any:
     return context
 
 
-def _run(sender: Connection, log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+def _run(sender: "Connection", log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches doit, and doit ends the child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
