@@ -96,7 +96,7 @@ def clean_build(folder: Path, runs: int) -> None:
 
     def by_hand() -> float:
         clear(without)
-        # The fork server has the same hash seed; the order of a set shows in some artifacts.
+        # The fork server's hash seed, so that the order of sets is no difference between the two.
         command = [sys.executable, __file__, "--straight", str(without)]
         return timed(command, without, PYTHONHASHSEED="0")[0]
 

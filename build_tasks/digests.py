@@ -17,9 +17,10 @@ from doit.dependency import FileChangedChecker
 
 TABLE = "build/.digests.sqlite3"
 
-# Timestamps advance with the kernel's clock tick, 10 ms at most on Linux; a file that is younger than this could
-# still change without its ctime showing it.
+# Timestamps advance with the kernel's clock tick, 10 ms at most on Linux. A file that is younger than this could
+# still change without its ctime showing it: its digest is not remembered, or, where that would cost more, waited for.
 TICK_NS = 20_000_000
+WORTH_A_PAUSE = 1 << 20  # bytes
 
 
 class Digests:
@@ -54,12 +55,13 @@ class Digests:
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
             age = time.time_ns() - max(before.st_ctime_ns, before.st_mtime_ns)
-            if 0 <= age < TICK_NS:
+            young = 0 <= age < TICK_NS
+            if young and before.st_size > WORTH_A_PAUSE:
                 time.sleep((TICK_NS - age) / 1e9)
-                before = os.fstat(file.fileno())
+                before, young = os.fstat(file.fileno()), False
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
-        if _identity(before) == _identity(after):
+        if _identity(before) == _identity(after) and not young:
             self._remember(path, _identity(after), digest)
         return digest
 

@@ -1,4 +1,8 @@
-"""Imported by the fork server alone, and last: so it ends at once, not after a second of taking torch apart."""
+"""Imported by the fork server, and by nothing else: whoever imports this exits with 0, whatever happened.
+
+The server thus ends at once, and not after a second of taking torch apart. It has no result of its own; its children
+end by other ways.
+"""
 
 import atexit
 import os

@@ -125,7 +125,7 @@ class Stage:
         except worker.CrashError as error:
             return TaskError(str(error))
         except OSError as error:
-            return TaskFailed(f"{error.strerror}: {error.filename}")
+            return TaskFailed(str(error))
         return {**record, "seconds": round(time.perf_counter() - started, 3)}
 
     def _run(self, settings: Settings) -> dict[str, Any]:
@@ -144,6 +144,7 @@ class Stage:
                 files.flush(draft)
             if changed := [path for path, before in inputs.items() if digest(path) != before]:
                 raise UserError(f"{', '.join(changed)} changed while being used; nothing was published, run doit again")
+            outputs = {path: digest(drafts[name]) for name, path in self.outputs.items()}
             for name, path in self.outputs.items():
                 files.replace(drafts[name], path)
         return {
@@ -151,7 +152,7 @@ class Stage:
             "elsewhere": elsewhere,
             "settings": settings,
             "tools": {tool: installed_version(tool) for tool in self.tools},
-            "outputs": {path: digest(path) for path in self.outputs.values()},
+            "outputs": outputs,
             "notes": notes,
         }
 
