@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.compare import INPUT, OUTPUT, batches, onnx_session
+from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import FORMATS, Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
@@ -66,7 +67,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     doubt = doubts(reference, settings["random_weights"])
     if doubt and not (settings["random_weights"] or settings["allow_untestable"]):
         raise UserError(f"accuracy cannot be tested: {doubt}; choose other samples, or set accuracy.allow_untestable")
-    verdict = {"status": f"not testable: {doubt}" if doubt else "ok", "samples": len(samples), "outputs": measured}
+    verdict = {
+        "sha256": digest(inputs["model"]),
+        "status": f"not testable: {doubt}" if doubt else "ok",
+        "samples": len(samples),
+        "outputs": measured,
+    }
     with open(outputs["verdict"], "w", encoding="utf-8") as file:
         json.dump(verdict, file, indent=1)
     return {"accuracy": verdict["status"], "error": max(output["relative_l2"] for output in measured.values())}

@@ -261,6 +261,16 @@ def test_outputs_that_never_differ_are_not_called_accurate(project: Project) -> 
     assert "accuracy: not testable: output OUTPUT__0 is the same for all samples" in run.out
 
 
+def test_what_was_not_compared_itself_is_not_published_even_on_demand(tiny: Project) -> None:
+    tiny.built()
+    published = tiny.tree()
+    tiny.built("onnx:tiny", "--opset_version", "13")
+    run = tiny.doit("-s", "publish:tiny_onnx")
+    assert run.code == 1
+    assert "model.onnx.accuracy.json judges another file than build/tiny/model.onnx" in run.out
+    assert tiny.tree() == published
+
+
 def test_the_guides_options_override_the_spec_for_one_run(tiny: Project) -> None:
     tiny.built()
     path = tiny / "build/tiny/model.onnx"
