@@ -34,7 +34,10 @@ except UserError as error:
 
 SERVED = [(model, format) for model in MODELS for format in model.spec.formats]
 
-os.makedirs(BUILD, exist_ok=True)
+try:
+    os.makedirs(BUILD, exist_ok=True)
+except OSError as error:
+    raise InvalidDodoFile(f"{BUILD}/: {error.strerror}") from error
 
 DOIT_CONFIG = {
     "default_tasks": [*(model.name for model in MODELS), "prune"],

@@ -1,8 +1,10 @@
 """The network that a spec describes, and the preprocessing that belongs to it."""
 
 import glob
-import importlib.util
 import os
+import sys
+import traceback
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +29,16 @@ def input_settings_of(model: Model) -> Settings:
 
 
 def code_of(model: Model) -> tuple[str, ...]:
-    """The user's files that make the network: all Python files of the model but its converter."""
-    if model.spec.architecture.network is None:
+    """The user's files that make the network: all Python files of the model, but a converter of its own."""
+    network = model.spec.architecture.network
+    if network is None:
         return ()
-    converter = (model.spec.weights.converter or "").partition(":")[0]
-    return tuple(sorted(f for f in glob.glob(f"{MODELS}/{model.name}/*.py") if os.path.basename(f) != converter))
+    converter = model.source((model.spec.weights.converter or "").partition(":")[0])
+    return tuple(sorted({*python_files(model)} - {converter} | {model.source(network.partition(":")[0])}))
+
+
+def python_files(model: Model) -> list[str]:
+    return sorted(map(os.path.normpath, glob.glob(f"{MODELS}/{model.name}/**/*.py", recursive=True)))
 
 
 def create(settings: Settings, weights: str | None = None, exportable: bool = False) -> "torch.nn.Module":
@@ -60,15 +67,30 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     """The function `file.py:function` of a model's folder."""
     file, _, function = name.partition(":")
     path = f"{MODELS}/{model}/{file}"
-    module_spec = importlib.util.spec_from_file_location(f"models_{model}_{file.removesuffix('.py')}", path)
-    if module_spec is None or module_spec.loader is None or not os.path.exists(path):
+    if not os.path.exists(path):
         raise UserError(f"{path} does not exist")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = types.ModuleType(f"models_{model}_{file.removesuffix('.py')}")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        with open(path, "rb") as source:  # not by import, whose bytecode cache trusts mtime and size
+            exec(compile(source.read(), path, "exec"), module.__dict__)
+    except Exception as error:
+        raise user_error(path, error) from error
     if not callable(getattr(module, function, None)):
         raise UserError(f"{path}: there is no function {function}")
     found: Callable[..., Any] = getattr(module, function)
     return found
+
+
+def user_error(path: str, error: Exception) -> UserError:
+    """What went wrong in a file of the user's, with the line; the traceback goes to the log."""
+    traceback.print_exc()
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    where = f"{path}, line {line}" if line else path
+    told = str(error).strip().partition("\n")[0]
+    return UserError(f"{where}: {type(error).__name__}: {told}")
 
 
 def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any]:
@@ -112,6 +134,8 @@ def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
             f"the network answers with {type(outputs).__name__}; Triton needs one tensor, or a tuple of them"
         )
     for index, output in enumerate(outputs):
+        if output.dtype == torch.bfloat16:
+            raise UserError(f"output {index} is bfloat16, which Triton's clients and NumPy do not have; cast it")
         if output.ndim == 0 or output.shape[0] != len(batch):
             raise UserError(
                 f"output {index} has shape {list(output.shape)} for a batch of {len(batch)}; "

@@ -14,10 +14,12 @@ INPUT, OUTPUT = "INPUT__0", "OUTPUT__{}"  # the PyTorch backend's convention, ke
 
 
 def relative_error(found: "np.ndarray", expected: "np.ndarray") -> float:
-    """The L2 norm of the difference over the norm of what is expected; inf where either is not finite."""
+    """The L2 norm of the difference over the norm of what is expected; inf where shape, dtype or a NaN forbids it."""
     import numpy as np
 
-    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return float("inf")
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return float("inf")
     difference = np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64))
     return float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))

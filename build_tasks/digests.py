@@ -31,37 +31,40 @@ class Digests:
         self._known: dict[str, tuple[str, str]] | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, path: str) -> str | None:
-        """sha256 of the content, in hex; of names and contents for a folder. None where nothing is there."""
+    def __call__(self, path: str, remember: bool = True) -> str | None:
+        """sha256 of the content, in hex; of names and contents for a folder. None where nothing is there.
+
+        remember: for a path that will stay; a draft's will not.
+        """
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         if stat.S_ISDIR(status.st_mode):
-            return self._folder(path)
+            return self._folder(path, remember)
         identity = _identity(status)
         known = self._load().get(path)
         if known and known[0] == identity:
             return known[1]
-        return self._read(path)
+        return self._read(path, remember)
 
-    def _folder(self, path: str) -> str:
+    def _folder(self, path: str, remember: bool) -> str:
         listing = hashlib.sha256()
         for name in sorted(os.listdir(path)):
-            listing.update(f"{name}\0{self(os.path.join(path, name))}\0".encode())
+            listing.update(f"{name}\0{self(os.path.join(path, name), remember)}\0".encode())
         return listing.hexdigest()
 
-    def _read(self, path: str) -> str:
+    def _read(self, path: str, remember: bool) -> str:
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
-            age = time.time_ns() - max(before.st_ctime_ns, before.st_mtime_ns)
-            young = 0 <= age < TICK_NS
-            if young and before.st_size > WORTH_A_PAUSE:
-                time.sleep((TICK_NS - age) / 1e9)
-                before, young = os.fstat(file.fileno()), False
+            young = time.time_ns() - before.st_ctime_ns < TICK_NS
+            if young and remember and before.st_size > WORTH_A_PAUSE:
+                time.sleep(TICK_NS / 1e9)
+                before = os.fstat(file.fileno())
+                young = time.time_ns() - before.st_ctime_ns < TICK_NS
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
-        if _identity(before) == _identity(after) and not young:
+        if remember and not young and _identity(before) == _identity(after):
             self._remember(path, _identity(after), digest)
         return digest
 
@@ -79,15 +82,20 @@ class Digests:
                     with contextlib.closing(self._connect()) as table:
                         rows = table.execute("select path, identity, digest from digests")
                         self._known = {path: (identity, digest) for path, identity, digest in rows}
-                except sqlite3.DatabaseError:  # damaged by a crash of the machine: begin a new one
-                    with contextlib.suppress(FileNotFoundError):
-                        os.remove(self._table)
+                except (sqlite3.DatabaseError, OSError) as error:
                     self._known = {}
+                    if not isinstance(error, sqlite3.OperationalError | OSError):  # neither locked nor read-only:
+                        with contextlib.suppress(OSError):  # damaged by a crash of the machine; begin a new one
+                            os.remove(self._table)
             return self._known
 
     def _remember(self, path: str, identity: str, digest: str) -> None:
         self._load()[path] = identity, digest
-        with self._lock, contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(self._connect()) as table:
+        with (
+            self._lock,
+            contextlib.suppress(sqlite3.DatabaseError, OSError),
+            contextlib.closing(self._connect()) as table,
+        ):
             table.execute("insert or replace into digests values (?, ?, ?)", (path, identity, digest))
 
 
@@ -102,7 +110,10 @@ class ContentChecker(FileChangedChecker):  # type: ignore[misc]  # doit has no t
     """doit's file dependencies by content, so that a rebuilt but identical file cuts the rebuild off."""
 
     def check_modified(self, file_path: str, file_stat: os.stat_result, state: str) -> bool:
-        return digest(file_path) != state
+        try:
+            return digest(file_path) != state
+        except OSError:  # the stage will say what it is
+            return True
 
     def get_state(self, dep: str, current_state: str | None) -> str | None:
         state = digest(dep)

@@ -9,40 +9,49 @@ from collections.abc import Iterator
 
 from build_tasks.spec import BUILD
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 SCRATCH = f"{BUILD}/.scratch"
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[str]:
-    """A folder to build in; gone afterwards. What killed runs left behind is removed on the way."""
-    os.makedirs(SCRATCH, exist_ok=True)
-    _remove_abandoned()
-    folder = tempfile.mkdtemp(prefix=f"{_host()}-{os.getpid()}-", dir=SCRATCH)
+def scratch(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
+    """A folder to build in; gone afterwards. What killed runs left behind is removed on the way.
+
+    A folder in use is locked: the kernel ends a lock with its process, whatever host or container that was in.
+    Source: man 2 flock. Where there is no flock, nothing is removed.
+    """
+    os.makedirs(parent, exist_ok=True)
+    with _locked(parent):
+        for name in os.listdir(parent) if fcntl else []:
+            if name.startswith(prefix):
+                with contextlib.suppress(OSError), _locked(f"{parent}/{name}", wait=False):
+                    shutil.rmtree(f"{parent}/{name}")
+        folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
+        in_use = contextlib.ExitStack()
+        in_use.enter_context(_locked(folder))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        in_use.close()
 
 
-def _remove_abandoned() -> None:
-    """Scratch folders of processes of this host that are no more."""
-    if os.name != "posix":  # os.kill(pid, 0) would end the process there
+@contextlib.contextmanager
+def _locked(folder: str, wait: bool = True) -> Iterator[None]:
+    """Hold the folder's lock; OSError where another process does, and this one shall not wait."""
+    if fcntl is None:
+        yield
         return
-    for name in os.listdir(SCRATCH):
-        host, pid, _ = name.rsplit("-", 2)
-        if host == _host():
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                shutil.rmtree(f"{SCRATCH}/{name}", ignore_errors=True)
-            except PermissionError:
-                pass
-
-
-def _host() -> str:
-    import socket
-
-    return socket.gethostname()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def flush(path: str) -> None:
@@ -68,15 +77,20 @@ def replace(source: str, target: str) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        copy = f"{os.path.dirname(target)}/.incoming-{os.path.basename(target)}"
-        discard(copy)  # of a killed run
-        if os.path.isdir(source):
-            shutil.copytree(source, copy, copy_function=shutil.copyfile)
-        else:
-            shutil.copyfile(source, copy)
-        flush(copy)
-        _swap(copy, target)
-        discard(copy)
+        with scratch(os.path.dirname(target), prefix=".incoming-") as near:
+            copy = f"{near}/{os.path.basename(target)}"
+            if os.path.isdir(source):
+                shutil.copytree(source, copy, copy_function=shutil.copyfile)
+            else:
+                shutil.copyfile(source, copy)
+            flush(copy)
+            try:
+                _swap(copy, target)
+            except OSError as again:  # a folder of a lower layer, which an overlay cannot rename
+                if again.errno != errno.EXDEV:
+                    raise
+                discard(target)
+                os.rename(copy, target)
 
 
 def _swap(source: str, target: str) -> None:
@@ -113,13 +127,15 @@ def remove(path: str) -> None:
     with scratch() as folder:
         try:
             os.rename(path, f"{folder}/removed")
-        except OSError:  # another file system
-            discard(path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            discard(path)  # another file system, or an overlay's lower layer: there is no one step
 
 
 def discard(path: str) -> None:
-    """Remove whatever is at a path that nobody looks at."""
-    if os.path.isdir(path):
+    """Remove whatever is at a path."""
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
         os.remove(path)

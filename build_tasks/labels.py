@@ -37,10 +37,10 @@ def read(path: str) -> list[str]:
     """The lines of a label file. UserError for an empty one, or for an empty line before the last."""
     try:
         with open(path, encoding="utf-8") as file:
-            names = file.read().rstrip().splitlines()
+            names = file.read().rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    if not names:
+    if names == [""]:
         raise UserError(f"{path} is empty")
     if "" in names:
         raise UserError(f"{path}: line {names.index('') + 1} is empty; every line names a class")

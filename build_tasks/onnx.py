@@ -12,6 +12,8 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from doit.cmdparse import CmdParseError
+
 from build_tasks import architecture, files
 from build_tasks.compare import INPUT, OUTPUT, disagreement, onnx_file, onnx_session
 from build_tasks.errors import UserError
@@ -28,11 +30,25 @@ LARGEST_FILE = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB for the
 # Of torch 2.14. The dynamo exporter writes 18 and above, and converts down where it can.
 HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
 
+
+def opset_version(text: str) -> int:
+    """The option's value; doit shows a CmdParseError and exits with 3 before anything runs."""
+    if not 7 <= int(text) <= max(HIGHEST_OPSET.values()):
+        raise CmdParseError(f"--opset_version: expected 7 to {max(HIGHEST_OPSET.values())}, found {text}")
+    return int(text)
+
+
+def batch_size(text: str) -> int:
+    if int(text) < 1:
+        raise CmdParseError(f"--batch_size: expected 1 or more, found {text}")
+    return int(text)
+
+
 OVERRIDES = [
     {
         "name": "opset",
         "long": "opset_version",
-        "type": int,
+        "type": opset_version,
         "default": None,
         "help": "ONNX opset, for this run instead of the spec's",
     },
@@ -47,7 +63,7 @@ OVERRIDES = [
     {
         "name": "batch_size",
         "long": "batch_size",
-        "type": int,
+        "type": batch_size,
         "default": None,
         "help": "batch of the exported example, for this run instead of the spec's",
     },
@@ -80,7 +96,6 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
 
-    check_overrides(settings)
     script = torch.jit.load(inputs["model"])
     module = architecture.create(settings, inputs["weights"], exportable=True)
     shape = architecture.input_shape(module, settings["shape"])
@@ -111,17 +126,6 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 class ExporterRefusedError(Exception):
     """Why one exporter's result is not used; the message continues "the … exporter"."""
-
-
-def check_overrides(settings: Settings) -> None:
-    """The command line can override settings with what no spec may say."""
-    if settings["batch_size"] < 1:
-        raise UserError(f"batch_size: expected int >= 1, found {settings['batch_size']}")
-    highest = HIGHEST_OPSET.get(settings["exporter"], max(HIGHEST_OPSET.values()))
-    if not 7 <= settings["opset"] <= highest:
-        raise UserError(
-            f"opset: expected 7 to {highest} for exporter {settings['exporter']}, found {settings['opset']}"
-        )
 
 
 def exported(

@@ -13,7 +13,7 @@ import shutil
 from typing import Any
 
 from build_tasks import files
-from build_tasks.config import MARK
+from build_tasks.config import MARK, first_line
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import FORMATS, REPOSITORY, Model
@@ -36,7 +36,7 @@ def task(model: Model, format: str) -> dict[str, Any]:
             **labels,
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
-        settings={"file": file},
+        settings={"name": name, "file": file},
         tools=(),
         code=code_of("publish"),
         light=True,
@@ -47,8 +47,13 @@ def task(model: Model, format: str) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     with open(inputs["verdict"], encoding="utf-8") as file:
         verdict = json.load(file)
-    if verdict["sha256"] != digest(inputs["model"]):  # `doit -s` leaves out the tasks before this one
+    with open(inputs["config"], encoding="utf-8") as file:
+        header = file.readline()
+    # `doit -s` leaves out the tasks before this one, and another run may rebuild what they read.
+    if verdict["model"] != digest(inputs["model"]):
         raise UserError(f"{inputs['verdict']} judges another file than {inputs['model']}; nothing was published")
+    if not header.startswith(first_line(settings["name"], verdict["signature"])):
+        raise UserError(f"{inputs['config']} describes another file than {inputs['model']}; nothing was published")
     folder = outputs["folder"]
     os.makedirs(f"{folder}/{VERSION}")
     copy(inputs["model"], f"{folder}/{VERSION}/{settings['file']}")
@@ -86,10 +91,12 @@ def orphans(described: set[str]) -> list[str]:
 
 
 def is_generated(name: str) -> bool:
-    """Whether a folder of the repository is this project's; a hand-made neighbour is left alone."""
+    """Whether a folder of the repository was generated under this name; what was made by hand, or copied, was not."""
+    if os.path.islink(f"{REPOSITORY}/{name}"):
+        return False
     try:
         with open(f"{REPOSITORY}/{name}/config.pbtxt", encoding="utf-8") as file:
-            return file.readline().startswith(MARK)
+            return file.readline().startswith(f"{MARK} {name},")
     except (OSError, UnicodeDecodeError):
         return False
 

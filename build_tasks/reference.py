@@ -45,7 +45,7 @@ def task(model: Model) -> dict[str, Any]:
 
 def images(folder: str) -> list[str]:
     """The pictures of a folder, by name."""
-    return sorted(path for path in glob.glob(f"{folder}/*") if path.lower().endswith(SUFFIXES))
+    return sorted(path for path in glob.glob(f"{glob.escape(folder)}/*") if path.lower().endswith(SUFFIXES))
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:

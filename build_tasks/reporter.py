@@ -73,7 +73,8 @@ class Reporter:
         self.current += bool(task.actions)
 
     def skip_ignore(self, task: Any) -> None:
-        self.write(f"! {_title(task)} ignored, as `doit ignore` was told")
+        told = Globals.dep_manager.status_is_ignore(task)
+        self.write(f"! {_title(task)} ignored, {'as `doit ignore` was told' if told else 'since it needs what is'}")
 
     def cleanup_error(self, exception: BaseFail) -> None:
         sys.stderr.write(exception.get_msg())

@@ -124,6 +124,8 @@ class Stage:
             return TaskFailed(str(error))
         except worker.CrashError as error:
             return TaskError(str(error))
+        except ModuleNotFoundError as error:
+            return TaskFailed(worker.not_installed(error))
         except OSError as error:
             return TaskFailed(str(error))
         return {**record, "seconds": round(time.perf_counter() - started, 3)}
@@ -144,7 +146,7 @@ class Stage:
                 files.flush(draft)
             if changed := [path for path, before in inputs.items() if digest(path) != before]:
                 raise UserError(f"{', '.join(changed)} changed while being used; nothing was published, run doit again")
-            outputs = {path: digest(drafts[name]) for name, path in self.outputs.items()}
+            outputs = {path: digest(drafts[name], remember=False) for name, path in self.outputs.items()}
             for name, path in self.outputs.items():
                 files.replace(drafts[name], path)
         return {
@@ -161,6 +163,8 @@ class Stage:
         for path, value in digests.items():
             if value is None:
                 raise UserError(f"{path} does not exist; {self.model.file} asks for it")
+            if LOADED.get(path, value) != value:
+                raise UserError(f"{path} was edited since doit started; run doit again")
         return {path: value for path, value in digests.items() if value is not None}
 
     def clean(self, dryrun: bool) -> None:
@@ -180,16 +184,26 @@ class Current:
         self.reasons: list[str] = []
 
     def __call__(self, task: Any, values: dict[str, Any]) -> bool:
-        self.reasons = self.stage.changes(task, values)
+        try:
+            self.reasons = self.stage.changes(task, values)
+        except OSError as error:  # a file that may not be read: the stage will say so, and only that stage
+            self.reasons = [str(error)]
         return not self.reasons
 
     def __repr__(self) -> str:
         return "; ".join(self.reasons)
 
 
+LOADED: dict[str, str | None] = {}  # digests of build_tasks' sources, as they were when doit imported them
+
+
 def code_of(*modules: str) -> tuple[str, ...]:
     """The source files of modules of build_tasks."""
-    return tuple(f"build_tasks/{module}.py" for module in modules)
+    paths = tuple(f"build_tasks/{module}.py" for module in modules)
+    for path in paths:
+        if path not in LOADED:
+            LOADED[path] = digest(path)
+    return paths
 
 
 @functools.cache

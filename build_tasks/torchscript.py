@@ -55,7 +55,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
     save(trace, outputs["model"])
     errors = check(outputs["model"], module, shape, settings["max_batch_size"])
-    answers = architecture.forward(module, batch)
+    answers = architecture.forward(torch.jit.load(outputs["model"]), batch)
     signature = {
         "inputs": [tensor(INPUT, batch)],
         "outputs": [tensor(OUTPUT.format(index), answer) for index, answer in enumerate(answers)],

@@ -5,12 +5,11 @@ hf:// https:// timm:// package:// path random://
 """
 
 import os
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture, sources
 from build_tasks.errors import UserError
-from build_tasks.spec import BUILD, MODELS, Model, settings, split_source
+from build_tasks.spec import MODELS, Model, settings, split_source
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def task(model: Model) -> dict[str, Any]:
     code = (*code_of("weights", "sources", "architecture"), *architecture.code_of(model))
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
+        code = (*code, *architecture.python_files(model))  # it may import what stands beside it
     stage = Stage(
         name=f"weights:{model.name}",
         model=model,
@@ -73,8 +73,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
     """The architecture's own initialisation under a seed."""
+    import random
+
+    import numpy
     import torch
 
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return architecture.create(settings).state_dict()
 
@@ -107,13 +112,7 @@ def converted(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "
     try:
         result = function(state)
     except Exception as error:
-        traceback.print_exc()  # to the log
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
-        line = f", line {frames[-1].lineno}" if frames else ""
-        raise UserError(
-            f"{path}{line}: {type(error).__name__}: {sources.first_lines(error)} "
-            f"(the whole log: {BUILD}/{model}/logs/weights.{model}.log)"
-        ) from error
+        raise architecture.user_error(path, error) from error
     if not isinstance(result, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in result.values()):
         raise UserError(f"{MODELS}/{model}/{converter} must return a dict from keys to tensors")
     return result

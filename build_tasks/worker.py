@@ -6,6 +6,8 @@
 A segfault, an out-of-memory kill or a Ctrl-C ends a child, never the build's state. Twenty models cost one import.
 """
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -47,6 +49,8 @@ def call(function: Callable[..., Any], *arguments: object, log: str) -> Any:
     from multiprocessing.connection import wait
 
     os.makedirs(os.path.dirname(log), exist_ok=True)
+    if multiprocessing.parent_process() is not None:
+        _follow_parent()  # this is a worker of `doit -P process`, which must not outlive doit either
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = _context().Process(target=_run, args=(sender, log, function, arguments), daemon=True)
     child.start()
@@ -90,10 +94,15 @@ def _context() -> Any:
     return context
 
 
+@functools.cache
+def _follow_parent() -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
 def _run(sender: "Connection", log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches doit, and doit ends the child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _follow_parent()
     global terminal
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
     with open(log, "w") as file:
@@ -104,17 +113,23 @@ def _run(sender: "Connection", log: str, function: Callable[..., Any], arguments
     except UserError as error:
         message = "refusal", str(error)
     except ModuleNotFoundError as error:
-        message = "refusal", f"the package {error.name} is not installed here: pip install -r requirements.txt"
+        message = "refusal", not_installed(error)
     except BaseException as error:  # a SystemExit of a library, too, is a crash of the stage
         traceback.print_exc()
         message = "crash", f"{type(error).__name__}: {error}"
-    sys.stdout.flush()
-    sys.stderr.flush()
     sender.send(message)
+    with contextlib.suppress(OSError, ValueError):  # whatever the stage did to them
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def not_installed(error: ModuleNotFoundError) -> str:
+    """What to do about a package that a stage needs."""
+    return f"the package {error.name} is not installed here: pip install -r requirements.txt"
 
 
 def _die_with_parent() -> None:
-    """A child whose doit was killed must not go on."""
+    """A process whose doit was killed must not go on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -3,6 +3,7 @@
 import io
 import json
 import pickletools
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import TINY, Project
 from google.protobuf import text_format
+from polygraphy.comparator import IterationResult
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 OWN = """\
@@ -169,8 +171,12 @@ def test_several_outputs_are_served_in_order(project: Project) -> None:
     own(project, "own", "return self.head(features), features, features.argmax(dim=1)")
     project.built()
     for name in ("own", "own_onnx"):
-        outputs = [(o.name, o.data_type, list(o.dims)) for o in config(project, name).output]
-        assert outputs[:2] == [("OUTPUT__0", 11, [4]), ("OUTPUT__1", 11, [5])]  # 11 is TYPE_FP32
+        outputs = [(o.name, o.data_type, list(o.dims), o.HasField("reshape")) for o in config(project, name).output]
+        assert outputs == [  # 11 is TYPE_FP32, 9 is TYPE_INT64
+            ("OUTPUT__0", 11, [4], False),
+            ("OUTPUT__1", 11, [5], False),
+            ("OUTPUT__2", 9, [1], True),  # one value per sample: Triton allows no empty dims
+        ]
 
 
 def test_a_fixed_batch_is_served_without_batching(project: Project, tiny_weights: Path) -> None:
@@ -269,6 +275,69 @@ def test_what_was_not_compared_itself_is_not_published_even_on_demand(tiny: Proj
     assert run.code == 1
     assert "model.onnx.accuracy.json judges another file than build/tiny/model.onnx" in run.out
     assert tiny.tree() == published
+
+
+def test_a_config_of_another_artifact_is_not_published_even_on_demand(tiny: Project) -> None:
+    tiny.built()
+    published = tiny.tree()
+    tiny.built("onnx:tiny", "--no-dynamic_axes", "accuracy:tiny_onnx")
+    run = tiny.doit("-s", "publish:tiny_onnx")
+    assert run.code == 1
+    assert "model.onnx.config.pbtxt describes another file than build/tiny/model.onnx" in run.out
+    assert tiny.tree() == published
+
+
+def test_another_scheduler_takes_the_place_of_dynamic_batching(tiny: Project) -> None:
+    spec = tiny / "models/tiny/model.toml"
+    spec.write_text(TINY + "[triton]\nsequence_batching = { max_sequence_idle_microseconds = 5 }\n")
+    tiny.built("publish:tiny")
+    assert config(tiny, "tiny").WhichOneof("scheduling_choice") == "sequence_batching"
+    spec.write_text(TINY + "[triton]\ndynamic_batching = false\n")
+    tiny.built("publish:tiny")
+    assert config(tiny, "tiny").WhichOneof("scheduling_choice") is None
+
+
+def test_prune_removes_what_was_generated_and_nothing_else(tiny: Project) -> None:
+    tiny.built()
+    repository = tiny / "model_repository"
+    shutil.copytree(repository / "tiny", repository / "mine")
+    shutil.copytree(repository / "tiny_onnx", tiny / "elsewhere")
+    (repository / "linked").symlink_to(tiny / "elsewhere")
+    tiny.edit("models/tiny/model.toml", "max_batch_size = 4", 'formats = ["torchscript"]\nmax_batch_size = 4')
+    run = tiny.built()
+    assert run.ran == ["prune"]
+    assert "removing model_repository/tiny_onnx: no spec describes it any more" in run.out
+    assert sorted(path.name for path in repository.iterdir()) == ["linked", "mine", "tiny"]
+
+
+GATE = {"tolerance": 1e-4, "top1": 1.0}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
+def test_the_gate_holds_for_every_dtype(dtype: type) -> None:
+    from build_tasks import accuracy
+    from build_tasks.errors import UserError
+
+    scale = {np.float16: 300, np.float32: 1e20, np.int64: 2**40, np.bool_: 1}.get(dtype, 1)
+    expected: np.ndarray = (np.random.default_rng(0).standard_normal((4, 100)) * scale).astype(dtype)
+    reference = IterationResult({"scores": expected})
+    assert accuracy.measure(IterationResult({"scores": expected}), reference, GATE)["scores"]["relative_l2"] == 0
+    wrong = ~expected if dtype is np.bool_ else (expected * 0.7).astype(dtype)
+    with pytest.raises(UserError, match=r"output scores: relative L2 error .*, limit 1e-04, worst at sample"):
+        accuracy.measure(IterationResult({"scores": wrong}), reference, GATE)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["artifact", "reference"])
+def test_nan_and_infinity_are_never_accurate(value: float, side: str) -> None:
+    from build_tasks import accuracy
+    from build_tasks.errors import UserError
+
+    good = np.ones((2, 3), np.float32)
+    bad = good * np.float32(value)
+    found, expected = (bad, good) if side == "artifact" else (good, bad)
+    with pytest.raises(UserError, match="output scores: NaN or infinity"):
+        accuracy.measure(IterationResult({"scores": found}), IterationResult({"scores": expected}), GATE)
 
 
 def test_the_guides_options_override_the_spec_for_one_run(tiny: Project) -> None:

@@ -185,6 +185,53 @@ def test_an_input_that_changes_during_the_build_is_not_published(project: Projec
     assert project.built("weights:tiny").ran == ["weights:tiny"]
 
 
+def test_a_recipe_that_is_edited_during_the_run_is_not_taken_for_the_one_that_ran(
+    project: Project, tiny_weights: Path
+) -> None:
+    converted(project, tiny_weights, "open('build_tasks/reference.py', 'a').write('# saved by an editor\\n')")
+    run = project.doit("reference:tiny")
+    assert run.code == 1
+    assert run.failed == ["reference:tiny"]
+    assert "build_tasks/reference.py was edited since doit started; run doit again" in run.out
+    assert project.built("reference:tiny").ran == ["reference:tiny"]
+
+
+def test_a_users_code_runs_as_it_is_written_whatever_its_mtime(project: Project, tiny_weights: Path) -> None:
+    """Python's bytecode cache would trust a file of the same size and second."""
+    converted(project, tiny_weights, "state['classifier.bias'] = state['classifier.bias'] + 1")
+    path = project / "models/tiny/convert.py"
+    results = []
+    for step in ("1", "3"):
+        path.write_text(path.read_text().replace("+ 1", f"+ {step}"))
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+        project.built("weights:tiny", PYTHONDONTWRITEBYTECODE="")
+        results.append((project / "build/tiny/weights.safetensors").read_bytes())
+    assert results[0] != results[1]
+
+
+@pytest.mark.parametrize("network", ["net.py", "inner/net.py"])
+def test_all_code_of_a_network_is_watched(project: Project, network: str) -> None:
+    """Also where the converter stands in the same file, or the file in a folder."""
+    code = (
+        "from torch import nn\nGAIN = 1.0\n"
+        "class Net(nn.Linear):\n    def forward(self, x):\n        return super().forward(x.flatten(1)) * GAIN\n"
+        "def build():\n    return Net(48, 4)\ndef convert(state):\n    return state\n"
+    )
+    converter = '\nconverter = "net.py:convert"' if network == "net.py" else ""
+    spec = (
+        f'formats = ["torchscript"]\n[architecture]\nnetwork = "{network}:build"\n[input]\nshape = [3, 4, 4]\n'
+        f'[weights]\nsource = "random://0"{converter}\n'
+    )
+    file = project.model("own", spec) / network
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(code)
+    project.built("torchscript:own")
+    before = (project / "build/own/model.pt").read_bytes()
+    project.edit(f"models/own/{network}", "GAIN = 1.0", "GAIN = 5.5")
+    assert "torchscript:own" in project.built("torchscript:own").ran
+    assert (project / "build/own/model.pt").read_bytes() != before
+
+
 def test_two_runs_at_once_end_in_one_good_repository(tiny: Project, built_tiny: Project) -> None:
     runs = [tiny.start(), tiny.start()]
     outputs = [process.communicate(timeout=300)[0] for process in runs]
