@@ -72,8 +72,11 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     module = types.ModuleType(f"models_{model}_{file.removesuffix('.py')}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    try:
-        with open(path, "rb") as source:  # not by import, whose bytecode cache trusts mtime and size
+    sys.dont_write_bytecode = (
+        True  # Python's cache of it trusts mtime and size; so what the file imports is not cached,
+    )
+    try:  # and the file itself is not imported
+        with open(path, "rb") as source:
             exec(compile(source.read(), path, "exec"), module.__dict__)
     except Exception as error:
         raise user_error(path, error) from error
