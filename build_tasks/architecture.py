@@ -72,10 +72,9 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     module = types.ModuleType(f"models_{model}_{file.removesuffix('.py')}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    sys.dont_write_bytecode = (
-        True  # Python's cache of it trusts mtime and size; so what the file imports is not cached,
-    )
-    try:  # and the file itself is not imported
+    # It is not imported, and what it imports leaves no bytecode: Python's cache of that trusts mtime and size.
+    sys.dont_write_bytecode = True
+    try:
         with open(path, "rb") as source:
             exec(compile(source.read(), path, "exec"), module.__dict__)
     except Exception as error:
