@@ -93,6 +93,8 @@ def model_config(signature: dict[str, Any], classes: int | None, settings: Setti
     first = 1 if batched else 0
     for tensors, fields in ((signature["inputs"], config.input), (signature["outputs"], config.output)):
         for tensor in tensors:
+            if tensor["dtype"] not in DTYPES:
+                raise UserError(f"{tensor['name']} is {tensor['dtype']}, which Triton has no type for")
             dims = tensor["shape"][first:]
             field = fields.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=dims or [1])
             if not dims:  # one value per sample: Triton wants a dimension, and gives it by a reshape from none
