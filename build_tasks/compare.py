@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-Arrays = "dict[str, np.ndarray]"
-
-INPUT, OUTPUT = "INPUT__0", "OUTPUT__{}"  # the PyTorch backend's convention, kept in every format, so that a client
-# changes nothing but the model's name. Source: the server's docs, model_configuration.md, "Inputs and Outputs".
+# The PyTorch backend's convention, kept in every format, so that a client changes nothing but the model's name.
+# Source: the server's docs, user_guide/model_configuration.md, "Inputs and Outputs".
+INPUT, OUTPUT = "INPUT__0", "OUTPUT__{}"
 
 
 def relative_error(found: "np.ndarray", expected: "np.ndarray") -> float:

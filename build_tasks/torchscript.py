@@ -1,6 +1,6 @@
 """torchscript: weights.safetensors -> model.pt, model.pt.signature.json
 
-network ─► reparameterised ─► traced at batch 2 ─► frozen ─► saved without debug records ─► checked at three batches
+network ─► reparameterised ─► traced at batch 2 ─► frozen ─► without debug records ─► checked at batches 1, 2, 3, max
 """
 
 import json
@@ -36,7 +36,7 @@ def task(model: Model) -> dict[str, Any]:
         tools=("torch", "timm"),
         code=(*code_of("torchscript", "architecture", "compare"), *architecture.code_of(model)),
     )
-    return stage.task(doc="model.pt: traced, frozen, checked at three batch sizes")
+    return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -85,12 +85,12 @@ def save(trace: "torch.jit.ScriptModule", path: str) -> None:
 
 
 def check(path: str, module: "torch.nn.Module", shape: tuple[int, int, int], largest: int) -> dict[int, float]:
-    """The relative error of model.pt against the module at three batch sizes. UserError where it is too large."""
+    """The relative error of model.pt against the module, by batch size. UserError where it is too large."""
     import torch
 
     loaded = torch.jit.load(path)
     errors = {}
-    for size in sorted({1, 3, largest}):
+    for size in sorted({1, 2, 3, largest}):
         batch = architecture.example(shape, size, seed=size)
         expected = [answer.numpy() for answer in architecture.forward(module, batch)]
         try:
