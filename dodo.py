@@ -20,7 +20,7 @@ from build_tasks import accuracy, config, labels, onnx, publish, reference, torc
 from build_tasks.digests import ContentChecker
 from build_tasks.errors import UserError
 from build_tasks.reporter import Reporter
-from build_tasks.spec import BUILD, load
+from build_tasks.spec import BUILD, Model, load
 
 Tasks = Iterator[dict[str, Any]]
 
@@ -58,9 +58,20 @@ def task_model() -> Tasks:
             "basename": model.name,
             "actions": None,
             "uptodate": [True],  # it holds nothing itself: doit need not note it again in every run
-            "task_dep": [f"publish:{model.triton_name(format)}" for format in model.spec.formats],
+            "task_dep": list(chain(model)),
             "doc": f"{', '.join(model.spec.formats)}{' (RANDOM weights)' if model.seed is not None else ''}",
         }
+
+
+def chain(model: Model) -> Iterator[str]:
+    """The tasks of a model in the order in which they are told; what needs what follows from their files."""
+    yield from (f"{stage}:{model.name}" for stage in ("weights", "reference", "torchscript"))
+    if "onnx" in model.spec.formats:
+        yield f"onnx:{model.name}"
+    if model.spec.labels:
+        yield f"labels:{model.name}"
+    for format in model.spec.formats:
+        yield from (f"{stage}:{model.triton_name(format)}" for stage in ("accuracy", "config", "publish"))
 
 
 def task_weights() -> Tasks:
