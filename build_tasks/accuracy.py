@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.compare import INPUT, OUTPUT, batches, onnx_session
+from build_tasks.compare import INPUT, OUTPUT, onnx_session
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import FORMATS, Model
@@ -97,11 +97,10 @@ def answered(
 
     size = fixed_batch or BATCH
     parts = []
-    for start, end in batches(len(samples), size):
-        batch = samples[start:end]
-        if fixed_batch:
-            batch = np.resize(batch, (size, *batch.shape[1:]))
-        parts.append([answer[: end - start] for answer in run(np.ascontiguousarray(batch))])
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        filled = np.resize(batch, (size, *batch.shape[1:])) if fixed_batch else batch
+        parts.append([answer[: len(batch)] for answer in run(np.ascontiguousarray(filled))])
     return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
 

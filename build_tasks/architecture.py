@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import MODELS, Model, settings
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def user_error(path: str, error: Exception) -> UserError:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     where = f"{path}, line {line}" if line else path
-    told = str(error).strip().partition("\n")[0]
-    return UserError(f"{where}: {type(error).__name__}: {told}")
+    return UserError(f"{where}: {type(error).__name__}: {first_lines(error)}")
 
 
 def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How far an artifact is from what it stands for, and how an artifact is run."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,8 +42,3 @@ def onnx_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
 
     session = onnxruntime.InferenceSession(onnx_file(path), providers=["CPUExecutionProvider"])
     return lambda batch: session.run(None, {INPUT: batch})
-
-
-def batches(samples: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of consecutive batches of at most `size`."""
-    return ((start, min(start + size, samples)) for start in range(0, samples, size))

@@ -15,7 +15,9 @@ import time
 
 from doit.dependency import FileChangedChecker
 
-TABLE = "build/.digests.sqlite3"
+from build_tasks.spec import BUILD
+
+TABLE = f"{BUILD}/.digests.sqlite3"
 
 # Timestamps advance with the kernel's clock tick, 10 ms at most on Linux. A file that is younger than this could
 # still change without its ctime showing it: its digest is not remembered, or, where that would cost more, waited for.

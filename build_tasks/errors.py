@@ -1,4 +1,6 @@
-"""The one exception that is the user's to mend."""
+"""The one exception that is the user's to mend, and how it quotes the errors of others."""
+
+import re
 
 
 class UserError(Exception):
@@ -6,3 +8,10 @@ class UserError(Exception):
 
     It is shown as one line without a traceback. Everything else keeps its traceback.
     """
+
+
+def first_lines(error: BaseException, count: int = 1) -> str:
+    """The first lines of the error's text that say something, as one line and without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:count]) or type(error).__name__

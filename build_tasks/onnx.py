@@ -7,7 +7,6 @@ network  ──► dynamo exporter ──► slim ──► check ────�
 
 import json
 import os
-import re
 import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from doit.cmdparse import CmdParseError
 
 from build_tasks import architecture, files
 from build_tasks.compare import INPUT, OUTPUT, disagreement, onnx_file, onnx_session
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import Model, settings
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 
@@ -160,7 +159,7 @@ def exported(
             torch.onnx.export(source, (batch,), f"{folder}/model.onnx", **arguments)
             graph = onnx.load(f"{folder}/model.onnx")
         except Exception as error:  # any exporter error means: try the other, or tell
-            raise ExporterRefusedError(f"failed: {_first_line(error)}") from error
+            raise ExporterRefusedError(f"failed: {first_lines(error)}") from error
     if opset(graph) != settings["opset"]:
         raise ExporterRefusedError(f"wrote opset {opset(graph)}, and could not convert it to {settings['opset']}")
     return graph
@@ -210,7 +209,7 @@ def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], set
         onnx.checker.check_model(onnx_file(path), full_check=True)
         run = onnx_session(path)
     except Exception as error:  # of onnx, or of ONNX Runtime, which have no common base
-        raise ExporterRefusedError(f"wrote a graph that is refused: {_first_line(error)}") from error
+        raise ExporterRefusedError(f"wrote a graph that is refused: {first_lines(error)}") from error
     sizes = {1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]}
     worst = 0.0
     for size in sorted(sizes):
@@ -220,7 +219,7 @@ def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], set
             found = run(batch.numpy())
         except Exception as error:
             raise ExporterRefusedError(
-                f"wrote a graph that does not run at batch {size}: {_first_line(error)}"
+                f"wrote a graph that does not run at batch {size}: {first_lines(error)}"
             ) from error
         worst = max(worst, disagreement(found, expected))
         if not worst <= TOLERANCE:
@@ -241,8 +240,3 @@ def tensors(graph: "onnx.ModelProto") -> dict[str, list[dict[str, Any]]]:
         return {"name": value.name, "dtype": dtype, "shape": shape}
 
     return {"inputs": [tensor(v) for v in graph.graph.input], "outputs": [tensor(v) for v in graph.graph.output]}
-
-
-def _first_line(error: BaseException) -> str:
-    """What an exporter says first, without its colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]

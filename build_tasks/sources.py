@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from build_tasks import worker
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import BUILD, MODELS, split_source
 
 DOWNLOADS = f"{BUILD}/.downloads"
@@ -153,9 +153,3 @@ class Download:
                     bar.update(len(chunk))
         if self.sha256 not in (None, found.hexdigest()):
             raise OSError(f"it has the sha256 {found.hexdigest()}, but the spec expects {self.sha256}")
-
-
-def first_lines(error: BaseException, count: int = 1) -> str:
-    """The first lines of the error's text that say something, as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:count]) or type(error).__name__

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture, sources
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import MODELS, Model, settings, split_source
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 
@@ -99,7 +99,7 @@ def read(path: str) -> "dict[str, torch.Tensor]":
             if "Unsupported operand" in str(cause):
                 raise UserError(f"{path} cannot be read as weights: it is no checkpoint") from error
             raise UserError(f"{path} holds more than tensors and could execute code: save it as safetensors") from error
-        raise UserError(f"{path} cannot be read as weights: {sources.first_lines(error)}") from error
+        raise UserError(f"{path} cannot be read as weights: {first_lines(error)}") from error
     return state
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Imported by the server before its first child; what is not installed is passed over.
 PRELOAD = [
-    "torch", "torch.onnx", "torch.utils.collect_env", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
+    "torch", "torch.onnx", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
     "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
     "build_tasks.onnx", "build_tasks.accuracy", "build_tasks.server",
