@@ -1,10 +1,10 @@
 """What can be built: from the specs in models/ to a Triton model repository.
 
-    weights ──► torchscript ──► onnx ──► (engine)     build/<model>/
-       │             │           │
-       └► reference ─┴► accuracy ┘
-                           │
-    labels ─► config ─► publish                       model_repository/<model>, <model>_onnx, (<model>_trt)
+    weights ──► torchscript ──► onnx ──► precision ──► engine, rtx     build/<model>/
+       │             │           │           │           │
+       └► reference ─┴───────────┴► accuracy ┴───────────┘
+                                       │
+                labels ─► config ─► publish           model_repository/<model>, <model>_onnx, <model>_trt
 
 One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
 """
@@ -16,23 +16,40 @@ from typing import Any
 from doit.doit_cmd import DoitMain
 from doit.exceptions import InvalidDodoFile
 
-from build_tasks import accuracy, config, labels, onnx, publish, reference, torchscript, weights
+from build_tasks import (
+    accuracy,
+    config,
+    container,
+    engine,
+    labels,
+    onnx,
+    overrides,
+    precision,
+    publish,
+    reference,
+    torchscript,
+    weights,
+)
 from build_tasks.digests import ContentChecker
 from build_tasks.errors import UserError
+from build_tasks.reading import load
 from build_tasks.reporter import Reporter
-from build_tasks.spec import BUILD, Model, load
+from build_tasks.spec import BUILD, Model
 
 Tasks = Iterator[dict[str, Any]]
 
-STAGES = ("weights", "labels", "reference", "torchscript", "onnx", "engine", "accuracy", "config", "publish", "prune")
+STAGES = (
+    *("weights", "labels", "reference", "torchscript", "onnx", "precision", "engine", "rtx"),
+    *("accuracy", "config", "publish", "prune", "container"),
+)
 COMMANDS = tuple(command.get_name() for command in DoitMain.DOIT_CMDS)
 
 try:
-    MODELS = load(reserved=(*STAGES, *COMMANDS))
+    MODELS = load(reserved=(*STAGES, *COMMANDS), overrides=overrides.given())
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
-SERVED = [(model, format) for model in MODELS for format in model.spec.formats]
+SERVED = [(model, format) for model in MODELS for format in model.served]
 
 try:
     os.makedirs(BUILD, exist_ok=True)
@@ -66,12 +83,34 @@ def task_model() -> Tasks:
 def chain(model: Model) -> Iterator[str]:
     """The tasks of a model in the order in which they are told; what needs what follows from their files."""
     yield from (f"{stage}:{model.name}" for stage in ("weights", "reference", "torchscript"))
-    if "onnx" in model.spec.formats:
+    if exported(model):
         yield f"onnx:{model.name}"
+    if converted(model):
+        yield f"precision:{model.name}"
+    if graph_apart(model):
+        yield f"accuracy:{model.graph_name}"
+    if "rtx" in model.spec.formats:
+        yield f"rtx:{model.name}"
     if model.spec.labels:
         yield f"labels:{model.name}"
-    for format in model.spec.formats:
-        yield from (f"{stage}:{model.triton_name(format)}" for stage in ("accuracy", "config", "publish"))
+    for format in model.served:
+        if format == "tensorrt":
+            yield from (f"engine:{model.name}{model.variant(plan)}" for plan in model.plans)
+        yield from (f"accuracy:{model.served_as(format, file)}" for file in model.files(format))
+        yield from (f"{stage}:{model.triton_name(format)}" for stage in ("config", "publish"))
+
+
+def exported(model: Model) -> bool:
+    return "onnx" in model.spec.formats or model.spec.compiled
+
+
+def converted(model: Model) -> bool:
+    return model.spec.compiled and model.graph != "model.onnx"
+
+
+def graph_apart(model: Model) -> bool:
+    """Whether engines are compiled from a graph that is not served, and so is judged on its own."""
+    return model.spec.compiled and (converted(model) or "onnx" not in model.spec.formats)
 
 
 def task_weights() -> Tasks:
@@ -96,25 +135,42 @@ def task_torchscript() -> Tasks:
 
 def task_onnx() -> Tasks:
     """Export, slim and check -> model.onnx"""
-    yield from (onnx.task(model) for model in MODELS if "onnx" in model.spec.formats)
+    yield from (onnx.task(model) for model in MODELS if exported(model))
 
 
-# The engine stage (model.onnx -> model.<precision>.onnx -> model.plan) will stand here.
+def task_precision() -> Tasks:
+    """Cast or quantise -> model.<precision>.onnx"""
+    yield from (precision.task(model) for model in MODELS if converted(model))
+
+
+def task_engine() -> Tasks:
+    """Compile with TensorRT, for this machine's GPU -> model.plan"""
+    yield from (engine.task(model, p) for model in MODELS if "tensorrt" in model.spec.formats for p in model.plans)
+
+
+def task_rtx() -> Tasks:
+    """Compile with TensorRT-RTX -> model.rtx, which Triton does not serve"""
+    yield from (engine.task(model, "model.rtx") for model in MODELS if "rtx" in model.spec.formats)
 
 
 def task_accuracy() -> Tasks:
-    """Compare each artifact with the reference; what fails is not published"""
-    yield from (accuracy.task(model, format) for model, format in SERVED)
+    """Compare each artifact with the reference; what fails is not compiled, and not published"""
+    yield from (accuracy.task_of_graph(model) for model in MODELS if graph_apart(model))
+    yield from (accuracy.task(model, format, file) for model, format in SERVED for file in model.files(format))
 
 
 def task_config() -> Tasks:
     """Derive config.pbtxt from the artifact and [triton] of the spec"""
-    yield from (config.task(model, format) for model, format in SERVED)
+    yield from (config.task(model, format, engine.present(model, format)) for model, format in SERVED)
 
 
 def task_publish() -> Tasks:
     """Put artifact, config.pbtxt and labels into model_repository/"""
-    yield from (publish.task(model, format) for model, format in SERVED)
+    yield from (publish.task(model, format, engine.present(model, format)) for model, format in SERVED)
+
+
+def task_container() -> dict[str, Any]:
+    return container.task(MODELS)
 
 
 def task_prune() -> dict[str, Any]:

@@ -25,7 +25,21 @@ def settings_of(model: Model) -> Settings:
 
 def input_settings_of(model: Model) -> Settings:
     """What decides the preprocessing, besides the network."""
-    return settings(model.spec.input)
+    return {key: value for key, value in settings(model.spec.input).items() if key not in ("min_size", "max_size")}
+
+
+def open_shapes(shape: tuple[int, int, int], sizes: list[list[int]] | None) -> list[tuple[int, int, int]]:
+    """The inputs that a network with open height and width must take: its own, the smallest, the largest."""
+    return [shape, *((shape[0], height, width) for height, width in sizes or ())]
+
+
+def open_dimensions(module: Any, shape: tuple[int, int, int], sizes: list[list[int]] | None) -> list[list[int]]:
+    """Which dimensions of each output, besides the batch, follow the size of the input."""
+    answers = [forward(module, example(other, 1)) for other in open_shapes(shape, sizes)]
+    return [
+        [axis for axis in range(1, same[0].ndim) if len({answer.shape[axis] for answer in same}) > 1]
+        for same in zip(*answers, strict=True)
+    ]
 
 
 def code_of(model: Model) -> tuple[str, ...]:

@@ -25,14 +25,14 @@ def scratch(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
     Source: man 2 flock. Where there is no flock, nothing is removed.
     """
     os.makedirs(parent, exist_ok=True)
-    with _locked(parent):
+    with locked(parent):
         for name in os.listdir(parent) if fcntl else []:
             if name.startswith(prefix):
-                with contextlib.suppress(OSError), _locked(f"{parent}/{name}", wait=False):
+                with contextlib.suppress(OSError), locked(f"{parent}/{name}", wait=False):
                     shutil.rmtree(f"{parent}/{name}")
         folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
         in_use = contextlib.ExitStack()
-        in_use.enter_context(_locked(folder))
+        in_use.enter_context(locked(folder))
     try:
         yield folder
     finally:
@@ -41,7 +41,7 @@ def scratch(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _locked(folder: str, wait: bool = True) -> Iterator[None]:
+def locked(folder: str, wait: bool = True) -> Iterator[None]:
     """Hold the folder's lock; OSError where another process does, and this one shall not wait."""
     if fcntl is None:
         yield

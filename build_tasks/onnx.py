@@ -11,9 +11,7 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from doit.cmdparse import CmdParseError
-
-from build_tasks import architecture, files
+from build_tasks import architecture, files, overrides
 from build_tasks.compare import INPUT, OUTPUT, disagreement, onnx_file, onnx_session
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import Model, settings
@@ -28,45 +26,6 @@ LARGEST_FILE = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB for the
 
 # Of torch 2.14. The dynamo exporter writes 18 and above, and converts down where it can.
 HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
-
-
-def opset_version(text: str) -> int:
-    """The option's value; doit shows a CmdParseError and exits with 3 before anything runs."""
-    if not 7 <= int(text) <= max(HIGHEST_OPSET.values()):
-        raise CmdParseError(f"--opset_version: expected 7 to {max(HIGHEST_OPSET.values())}, found {text}")
-    return int(text)
-
-
-def batch_size(text: str) -> int:
-    if int(text) < 1:
-        raise CmdParseError(f"--batch_size: expected 1 or more, found {text}")
-    return int(text)
-
-
-OVERRIDES = [
-    {
-        "name": "opset",
-        "long": "opset_version",
-        "type": opset_version,
-        "default": None,
-        "help": "ONNX opset, for this run instead of the spec's",
-    },
-    {
-        "name": "dynamic_axes",
-        "long": "dynamic_axes",
-        "inverse": "no-dynamic_axes",
-        "type": bool,
-        "default": None,
-        "help": "leave the batch dimension open, for this run instead of the spec's choice",
-    },
-    {
-        "name": "batch_size",
-        "long": "batch_size",
-        "type": batch_size,
-        "default": None,
-        "help": "batch of the exported example, for this run instead of the spec's",
-    },
-]
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -84,12 +43,15 @@ def task(model: Model) -> dict[str, Any]:
             **architecture.settings_of(model),
             **settings(model.spec.onnx),
             "shape": model.spec.input.shape,
+            "sizes": model.spec.sizes,
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime"),
         code=(*code_of("onnx", "architecture", "compare"), *architecture.code_of(model)),
     )
-    return stage.task(doc=f"model.onnx: opset {model.spec.onnx.opset}, checked in ONNX Runtime", params=OVERRIDES)
+    return stage.task(
+        doc=f"model.onnx: opset {model.spec.onnx.opset}, checked in ONNX Runtime", params=overrides.params("onnx")
+    )
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -107,7 +69,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     for exporter in wanted:
         try:
             with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
-                graph = cleaned(exported(exporter, exporters[exporter], shape, settings, folder))
+                graph = slimmed(exported(exporter, exporters[exporter], shape, settings, folder))
             save(graph, outputs["model"], settings["external_data"])
             error = check(outputs["model"], script, shape, settings)
         except ExporterRefusedError as refusal:
@@ -137,7 +99,8 @@ def exported(
     if settings["opset"] > HIGHEST_OPSET[exporter]:
         raise ExporterRefusedError(f"writes opset {HIGHEST_OPSET[exporter]} at most")
     batch = architecture.example(shape, settings["batch_size"])
-    names = [OUTPUT.format(index) for index in range(len(architecture.forward(source, batch[:2])))]
+    opened = architecture.open_dimensions(source, shape, settings["sizes"])
+    names = [OUTPUT.format(index) for index in range(len(opened))]
     arguments: dict[str, Any] = {
         "opset_version": settings["opset"],
         "input_names": [INPUT],
@@ -145,14 +108,24 @@ def exported(
     }
     if exporter == "dynamo":
         arguments |= {"dynamo": True, "external_data": True, "verbose": False}
+        dimensions = {}
         if settings["dynamic_axes"]:
             # torch.export specialises a dimension of size one, whatever it is told.
             batch = architecture.example(shape, max(2, settings["batch_size"]))
-            arguments["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
+            dimensions[0] = torch.export.Dim("batch")
+        if settings["sizes"]:
+            (lowest, narrowest), (highest, widest) = settings["sizes"]
+            dimensions[2] = torch.export.Dim("height", min=lowest, max=highest)
+            dimensions[3] = torch.export.Dim("width", min=narrowest, max=widest)
+        if dimensions:
+            arguments["dynamic_shapes"] = (dimensions,)
     else:
         arguments |= {"dynamo": False}
+        axes = {name: {axis: f"{name}_{axis}" for axis in also} for name, also in zip(names, opened, strict=True)}
+        axes[INPUT] = {2: "height", 3: "width"} if settings["sizes"] else {}
         if settings["dynamic_axes"]:
-            arguments["dynamic_axes"] = {name: {0: "batch"} for name in (INPUT, *names)}
+            axes = {name: {0: "batch", **others} for name, others in axes.items()}
+        arguments["dynamic_axes"] = {name: others for name, others in axes.items() if others}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the TorchScript exporter announces its end at every call
         try:
@@ -170,11 +143,15 @@ def opset(graph: "onnx.ModelProto") -> int:
     return int(next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")))
 
 
-def cleaned(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Simplified, and without what tells of the machine: stack traces, source lines, the exporter's notes."""
+def slimmed(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Simplified, and without what tells of the machine."""
     import onnxslim
 
-    graph = onnxslim.slim(graph)
+    return without_traces(onnxslim.slim(graph))
+
+
+def without_traces(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Without what tells of the machine: stack traces, source lines, the exporter's notes."""
     graph.doc_string = graph.graph.doc_string = ""
     del graph.metadata_props[:], graph.graph.metadata_props[:]
     nodes = [*graph.graph.node, *(node for function in graph.functions for node in function.node)]
@@ -202,7 +179,7 @@ def save(graph: "onnx.ModelProto", path: str, external_data: bool) -> None:
 
 
 def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings) -> float:
-    """The largest relative error against model.pt at batches 1, 2 and the maximum (or at the fixed one)."""
+    """The largest relative error against model.pt, at batches 1, 2 and the maximum (or the fixed one), at all sizes."""
     import onnx
 
     try:
@@ -210,21 +187,21 @@ def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], set
         run = onnx_session(path)
     except Exception as error:  # of onnx, or of ONNX Runtime, which have no common base
         raise ExporterRefusedError(f"wrote a graph that is refused: {first_lines(error)}") from error
-    sizes = {1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]}
+    batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
+    others = architecture.open_shapes(shape, settings["sizes"])[1:]
     worst = 0.0
-    for size in sorted(sizes):
-        batch = architecture.example(shape, size, seed=size)
+    for size, of in (*((size, shape) for size in batches), *((batches[0], other) for other in others)):
+        batch = architecture.example(of, size, seed=size)
+        at = f"batch {size}" + (f" of {of[1]}x{of[2]}" if others else "")
         expected = [answer.numpy() for answer in architecture.forward(script, batch)]
         try:
             found = run(batch.numpy())
         except Exception as error:
-            raise ExporterRefusedError(
-                f"wrote a graph that does not run at batch {size}: {first_lines(error)}"
-            ) from error
+            raise ExporterRefusedError(f"wrote a graph that does not run at {at}: {first_lines(error)}") from error
         worst = max(worst, disagreement(found, expected))
         if not worst <= TOLERANCE:
             raise ExporterRefusedError(
-                f"wrote a graph that differs from model.pt by {worst:.1e} at batch {size} (limit {TOLERANCE:.0e})"
+                f"wrote a graph that differs from model.pt by {worst:.1e} at {at} (limit {TOLERANCE:.0e})"
             )
     return worst
 

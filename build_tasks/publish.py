@@ -22,21 +22,22 @@ from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 VERSION = "1"
 
 
-def task(model: Model, format: str) -> dict[str, Any]:
-    name, file = model.triton_name(format), FORMATS[format].file
+def task(model: Model, format: str, artifacts: list[str]) -> dict[str, Any]:
+    """artifacts: the files that this model of Triton's is served from; several are plans of several GPUs."""
+    name = model.triton_name(format)
     labels = {"labels": model.artifact("labels.txt")} if model.spec.labels else {}
     stage = Stage(
         name=f"publish:{name}",
         model=model,
         build=build,
         inputs={
-            "model": model.artifact(file),
-            "config": model.artifact(f"{file}.config.pbtxt"),
-            "verdict": model.artifact(f"{file}.accuracy.json"),
+            **{file: model.artifact(file) for file in artifacts},
+            **{f"{file}.accuracy.json": model.artifact(f"{file}.accuracy.json") for file in artifacts},
+            "config": model.artifact(f"{FORMATS[format].file}.config.pbtxt"),
             **labels,
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
-        settings={"name": name, "file": file},
+        settings={"name": name, "files": artifacts},
         tools=(),
         code=code_of("publish"),
         light=True,
@@ -45,22 +46,28 @@ def task(model: Model, format: str) -> dict[str, Any]:
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    with open(inputs["verdict"], encoding="utf-8") as file:
-        verdict = json.load(file)
+    verdicts = {}
+    # `doit -s` leaves out the tasks before this one, and another run may rebuild what they read.
+    for artifact in settings["files"]:
+        path = inputs[f"{artifact}.accuracy.json"]
+        with open(path, encoding="utf-8") as file:
+            verdicts[artifact] = json.load(file)
+        if verdicts[artifact]["model"] != digest(inputs[artifact]):
+            raise UserError(f"{path} judges another file than {inputs[artifact]}; nothing was published")
     with open(inputs["config"], encoding="utf-8") as file:
         header = file.readline()
-    # `doit -s` leaves out the tasks before this one, and another run may rebuild what they read.
-    if verdict["model"] != digest(inputs["model"]):
-        raise UserError(f"{inputs['verdict']} judges another file than {inputs['model']}; nothing was published")
-    if not header.startswith(first_line(settings["name"], verdict["signature"])):
-        raise UserError(f"{inputs['config']} describes another file than {inputs['model']}; nothing was published")
+    expected = first_line(settings["name"], [verdict["signature"] for verdict in verdicts.values()])
+    if not header.startswith(f"{expected} "):
+        described = ", ".join(inputs[artifact] for artifact in settings["files"])
+        raise UserError(f"{inputs['config']} describes another file than {described}; nothing was published")
     folder = outputs["folder"]
     os.makedirs(f"{folder}/{VERSION}")
-    copy(inputs["model"], f"{folder}/{VERSION}/{settings['file']}")
+    for artifact in settings["files"]:
+        copy(inputs[artifact], f"{folder}/{VERSION}/{artifact}")
     copy(inputs["config"], f"{folder}/config.pbtxt")
     if "labels" in inputs:
         copy(inputs["labels"], f"{folder}/labels.txt")
-    return {"accuracy": verdict["status"]}
+    return {"accuracy": "; ".join(sorted({verdict["status"] for verdict in verdicts.values()}))}
 
 
 def copy(source: str, target: str) -> None:
@@ -74,7 +81,7 @@ def copy(source: str, target: str) -> None:
 
 
 def prune_task(models: list[Model]) -> dict[str, Any]:
-    described = {model.triton_name(format) for model in models for format in model.spec.formats}
+    described = {model.triton_name(format) for model in models for format in model.served}
     return {
         "actions": [(prune, [described])],
         "uptodate": [lambda: not orphans(described)],

@@ -1,8 +1,9 @@
-"""What doit says while it runs, and two duties that only a reporter can do.
+"""What doit says while it runs, and three duties that only a reporter can do.
 
 A reporter hears of every success right after doit has noted it: here it is written to disk at once, so that a kill
-loses nothing. And it has the last word of a run: here the exit code becomes what the design promises (a task that
-could not run because another failed is no crash).
+loses nothing. It hears what was asked for before anything runs: here what this machine cannot build, and nobody named,
+is passed over as if `doit ignore` had been told. And it has the last word of a run: here the exit code becomes what the
+design promises (a task that could not run because another failed is no crash).
 """
 
 import signal
@@ -14,7 +15,9 @@ from typing import Any, TextIO
 from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
-from build_tasks.stage import NEVER_BUILT
+from build_tasks.stage import NEVER_BUILT, Stage, not_here
+
+GROUPS_BY_NAME = ("engine", "rtx")  # to ask for one of these groups is to ask for every engine in it
 
 
 class Reporter:
@@ -28,6 +31,9 @@ class Reporter:
         self.current = 0
         self.failed: list[tuple[str, BaseFail]] = []
         self.blocked: list[str] = []
+        self.named: set[str] = set()
+        self.elsewhere: set[str] = set()
+        self.passed_over = 0
         self.aborted: list[str] = []
         self._lock = threading.Lock()
 
@@ -40,6 +46,24 @@ class Reporter:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self.interrupted)
+        self.named = needed(tasks, [name for name in selected_tasks if tasks[name].actions or name in GROUPS_BY_NAME])
+        self.told_to_ignore = Globals.dep_manager.status_is_ignore
+        Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
+
+    def pass_over(self, task: Any) -> bool:
+        """Whether this machine cannot build what the task stands for, and nobody asked for it by name."""
+        stage: Stage | None = (task.meta or {}).get("stage")
+        if stage is None or task.name in self.named or not (lacks := stage.lacking()):
+            return False
+        values = Globals.dep_manager.get_values(task.name)
+        reasons = [reason for check, _, _ in task.uptodate if not check(task, values) for reason in check.reasons]
+        if not reasons:
+            return False
+        outdated = "" if reasons == [NEVER_BUILT] else f"outdated ({reasons[0]}), and "
+        self.elsewhere.add(task.name)
+        self.passed_over += 1
+        self.write(f"– {_title(task)} {outdated}{not_here(lacks)}")
+        return True
 
     def interrupted(self, number: int, frame: FrameType | None) -> None:
         """An orderly end: stages in flight are discarded, what is finished stays finished."""
@@ -73,7 +97,10 @@ class Reporter:
         self.current += bool(task.actions)
 
     def skip_ignore(self, task: Any) -> None:
-        told = Globals.dep_manager.status_is_ignore(task)
+        if task.name in self.elsewhere or not self.elsewhere.isdisjoint(task.task_dep):
+            self.elsewhere.add(task.name)  # said already, or it needs what was
+            return
+        told = self.told_to_ignore(task)
         self.write(f"! {_title(task)} ignored, {'as `doit ignore` was told' if told else 'since it needs what is'}")
 
     def cleanup_error(self, exception: BaseFail) -> None:
@@ -86,7 +113,12 @@ class Reporter:
         pass
 
     def complete_run(self) -> None:
-        counts = {"built": self.built, "up to date": self.current, "failed": len(self.failed)}
+        counts = {
+            "built": self.built,
+            "up to date": self.current,
+            "not for this machine": self.passed_over,
+            "failed": len(self.failed),
+        }
         self.write(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing to do")
         if self.blocked:
             self.write(f"not tried, for want of what failed: {', '.join(self.blocked)}")
@@ -94,6 +126,17 @@ class Reporter:
             self.write(message)
         if self.failed and not self.aborted:
             raise SystemExit(1 if all(isinstance(fail, TaskFailed) for _, fail in self.failed) else 2)
+
+
+def needed(tasks: dict[str, Any], names: list[str]) -> set[str]:
+    """These tasks, and all that they need."""
+    found: set[str] = set()
+    while names:
+        name = names.pop()
+        if name not in found:
+            found.add(name)
+            names += tasks[name].task_dep
+    return found
 
 
 def remember(dep_manager: Any) -> None:

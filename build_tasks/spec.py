@@ -1,18 +1,13 @@
-"""models/<model>/model.toml: what a model's owner can ask for, and how a mistake is answered.
+"""models/<model>/model.toml: what a model's owner can ask for.
 
 The spec is data: reading it executes nothing of the model and imports nothing heavy.
 """
 
 import os
-import re
-import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple
 
-from msgspec import Meta, Struct, ValidationError, convert, field, to_builtins
-
-from build_tasks.errors import UserError
+from msgspec import Meta, Struct, field, to_builtins
 
 MODELS = "models"
 BUILD = "build"
@@ -33,25 +28,20 @@ class Format(NamedTuple):
 FORMATS = {
     "torchscript": Format("", "pytorch_libtorch", "model.pt"),
     "onnx": Format("_onnx", "onnxruntime_onnx", "model.onnx"),
-    # the engine stage will add: "engine": Format("_trt", "tensorrt_plan", "model.plan")
+    "tensorrt": Format("_trt", "tensorrt_plan", "model.plan"),
 }
+ENGINES = ("tensorrt", "rtx")  # formats that are compiled; an engine of TensorRT-RTX is no model of Triton's
 
-# The fields of Triton's ModelConfig. Those that follow from the artifact cannot be set.
-DERIVED = {"name", "platform", "backend", "max_batch_size", "input", "output", "default_model_filename"}
-TRITON = DERIVED | {
-    "runtime", "version_policy", "optimization", "sequence_batching", "dynamic_batching", "ensemble_scheduling",
-    "instance_group", "cc_model_filenames", "metric_tags", "parameters", "model_warmup", "model_operations",
-    "model_transaction_policy", "model_repository_agents", "response_cache", "model_metrics", "batch_input",
-    "batch_output",
-}  # fmt: skip
+# Precisions that the fp32 graph stands for as it is: TensorRT's flag TF32 tells them apart.
+UNCONVERTED = ("fp32", "tf32")
+QUANTISED = ("int8", "fp8")
 
-# What timm.create_model would fetch or load by itself.
-WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
-
-SCHEMES = ("hf", "https", "http", "package", "timm", "random")
+RELEASE = "26.08"  # of Triton, where the spec names none
 
 Positive = Annotated[int, Meta(ge=1)]
 Text = Annotated[str, Meta(min_length=1)]
+Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # H, W
+Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
 
 
 class Table(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -74,6 +64,8 @@ class Input(Table):
     """Overrides of the architecture's own preprocessing (timm's data config)."""
 
     shape: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None  # C, H, W
+    min_size: Size | None = None  # with max_size: height and width stay open between the two
+    max_size: Size | None = None
     mean: list[float] | None = None
     std: list[Annotated[float, Meta(gt=0)]] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
@@ -90,10 +82,31 @@ class Onnx(Table):
 
 
 class Engine(Table):
+    # the graph that is compiled
     precision: Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"] = "fp16"
-    min_batch_size: Positive = 1
-    opt_batch_size: Positive = 8
-    max_batch_size: Positive = 32
+    keep_fp32: list[Text] = []  # operator types, or regular expressions of node names
+    keep_io_types: bool = True  # fp32 inputs and outputs, whatever is computed inside; fp16 may have its own
+    calibration: Text | None = None  # a folder of images for int8 and fp8; the accuracy samples without it
+    tolerance: Annotated[float, Meta(gt=0)] | None = None  # as in [accuracy]; by precision without it
+    top1: Annotated[float, Meta(ge=0, le=1)] | None = None  # as in [accuracy], and from there without it
+    # its optimisation profile; see Spec.profile for what is left out
+    min_batch_size: Positive | None = None
+    opt_batch_size: Positive | None = None
+    max_batch_size: Positive | None = None
+    # the builder
+    workspace: Positive | None = None  # MiB; all of the GPU's memory without it
+    optimization_level: Annotated[int, Meta(ge=0, le=5)] = 3
+    sparse_weights: bool = False
+    refittable: bool = False
+    strip_plan: bool = False  # without its weights, which are refitted where it runs
+    profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = "layer_names_only"
+    # TensorRT alone
+    compute_capabilities: list[Capability] = []  # a plan for each in one Triton model; of this machine's GPU without it
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    version_compatible: bool = False
+    timing_cache: Text | None = None  # a file in the model's folder, used and never written; build/ keeps its own
+    # TensorRT-RTX alone
+    rtx_compute_capabilities: list[Capability] = []  # of the GPUs it shall run on; all that it knows without it
 
 
 class Accuracy(Table):
@@ -107,15 +120,36 @@ class Spec(Table):
     architecture: Architecture
     weights: Weights
     input: Input = field(default_factory=Input)
-    formats: Annotated[list[Literal["torchscript", "onnx"]], Meta(min_length=1)] = field(
-        default_factory=lambda: ["torchscript", "onnx"]
+    formats: Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)] = field(
+        default_factory=lambda: ["torchscript", "onnx", "tensorrt"]
     )
     max_batch_size: Positive = 32  # the largest batch that is served, and that is checked
     labels: Text | None = None  # "imagenet-1k", or a text file in the model's folder, one class per line
     onnx: Onnx = field(default_factory=Onnx)
-    engine: Engine | None = None
+    engine: Engine = field(default_factory=Engine)
     accuracy: Accuracy = field(default_factory=Accuracy)
-    triton: dict[str, Any] = {}  # further fields of Triton's ModelConfig, under its names
+    triton: dict[str, Any] = {}  # `release`, and further fields of Triton's ModelConfig, under its names
+
+    @property
+    def profile(self) -> tuple[int, int, int]:
+        """Smallest, best and largest batch of the engine: 1, at most 8, and what is served; or the fixed batch."""
+        engine = self.engine
+        if not self.onnx.dynamic_axes:
+            return self.onnx.batch_size, self.onnx.batch_size, self.onnx.batch_size
+        largest = engine.max_batch_size or max(self.max_batch_size, engine.min_batch_size or 1)
+        smallest = engine.min_batch_size or 1
+        return smallest, engine.opt_batch_size or max(smallest, min(8, largest)), largest
+
+    @property
+    def sizes(self) -> list[list[int]] | None:
+        """The smallest and the largest (height, width), None where the size is fixed."""
+        small, large = self.input.min_size, self.input.max_size
+        return [small, large] if small and large else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether any format is an engine."""
+        return not set(ENGINES).isdisjoint(self.formats)
 
 
 @dataclass(frozen=True)
@@ -138,175 +172,59 @@ class Model:
         return self.name + FORMATS[format].suffix
 
     @property
+    def served(self) -> list[str]:
+        """The formats that become a model of Triton's."""
+        return [format for format in self.spec.formats if format in FORMATS]
+
+    @property
+    def plans(self) -> dict[str, str | None]:
+        """The files of TensorRT's plans, and the compute capability of each; None for that of whatever GPU is here."""
+        capabilities = self.spec.engine.compute_capabilities
+        return {f"model.sm{c.replace('.', '')}.plan": c for c in capabilities} or {"model.plan": None}
+
+    def files(self, format: str) -> list[str]:
+        """The artifacts that are served together as one model of Triton's."""
+        return list(self.plans) if format == "tensorrt" else [FORMATS[format].file]
+
+    def variant(self, plan: str) -> str:
+        """Which of several plans a file is, ".sm86"; nothing where it is the only one."""
+        return "" if self.plans[plan] is None else "." + plan.split(".")[1]
+
+    def served_as(self, format: str, file: str) -> str:
+        """What an artifact's tasks are called after: the model of Triton's, and which of several plans it is."""
+        return self.triton_name(format) + (self.variant(file) if format == "tensorrt" else "")
+
+    @property
+    def graph(self) -> str:
+        """The ONNX file that engines are compiled from."""
+        precision = self.spec.engine.precision
+        return "model.onnx" if precision in UNCONVERTED else f"model.{precision}.onnx"
+
+    @property
+    def graph_name(self) -> str:
+        """What the tasks of that file are called after; no model's name has a dot."""
+        precision = self.spec.engine.precision
+        return self.triton_name("onnx") if precision in UNCONVERTED else f"{self.name}.{precision}"
+
+    @property
+    def release(self) -> str:
+        """Triton's release that will serve, "26.08": the one of its container images."""
+        return str(self.spec.triton.get("release", RELEASE))
+
+    @property
     def seed(self) -> int | None:
         """The seed of random weights, None for real ones."""
         scheme, rest = split_source(self.spec.weights.source)
         return int(rest) if scheme == "random" else None
 
 
-def split_source(source: str) -> tuple[str, str]:
-    """(scheme, rest) of a weights source; a bare path has the scheme "file"."""
-    scheme, separator, rest = source.partition("://")
-    return (scheme, rest) if separator else ("file", source)
-
-
-def load(reserved: Iterator[str] | tuple[str, ...] = ()) -> list[Model]:
-    """All models under models/, by name. UserError with a line for every mistake in any of them.
-
-    reserved: names that a model cannot have, because doit knows something else by them.
-    """
-    folders = sorted(f for f in _folders() if os.path.exists(f"{MODELS}/{f}/model.toml"))
-    if not folders:
-        raise UserError(f"{MODELS}/: there is no model here; a model is a folder with a file model.toml")
-    models, mistakes = [], []
-    for name in folders:
-        try:
-            models.append(_read(name))
-        except UserError as error:
-            mistakes.append(str(error))
-    mistakes += _name_mistakes(folders, models, set(reserved))
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return models
-
-
-def _folders() -> list[str]:
-    try:
-        return os.listdir(MODELS)
-    except FileNotFoundError:
-        return []
-
-
-def _name_mistakes(folders: list[str], models: list[Model], reserved: set[str]) -> Iterator[str]:
-    for name in folders:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            yield (
-                f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -, "
-                "and begins with a letter or digit"
-            )
-        elif name in reserved:
-            yield f"{MODELS}/{name}: doit knows a command or stage named {name}; rename the folder"
-    owner: dict[str, str] = {}
-    for model in models:
-        for format in model.spec.formats:
-            triton_name = model.triton_name(format)
-            if triton_name in owner:
-                yield f"{model.file}: format {format} is served as {triton_name}, and so is {owner[triton_name]}"
-            owner[triton_name] = f"format {format} of {model.file}"
-
-
-def _read(name: str) -> Model:
-    path = f"{MODELS}/{name}/model.toml"
-    try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    try:
-        model = Model(name, convert(document, Spec))
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(str(error), document)}") from None
-    if mistakes := [f"{path}: {key}: expected {expected}, found {found}" for key, expected, found in _mistakes(model)]:
-        raise UserError("\n".join(mistakes))
-    return model
-
-
-def _mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
-    """What the types cannot say: (key, expected, found)."""
-    spec = model.spec
-    if (spec.architecture.timm is None) == (spec.architecture.network is None):
-        found = "neither" if spec.architecture.timm is None else "both"
-        yield "architecture", "either `timm` or `network`", found
-    if spec.architecture.network is not None and spec.input.shape is None:
-        yield "input.shape", "[channels, height, width], since the network is your own", "nothing"
-    functions = {"architecture.network": spec.architecture.network, "weights.converter": spec.weights.converter}
-    for key, value in functions.items():
-        if value is not None and not re.fullmatch(r"[^:]+\.py:[A-Za-z_]\w*", value):
-            yield key, "`file.py:function`", repr(value)
-    scheme, rest = split_source(spec.weights.source)
-    if scheme not in (*SCHEMES, "file"):
-        known = [f"{s}://" for s in SCHEMES]
-        yield "weights.source", f"one of {', '.join(known)} or a path", _hinted(f"{scheme}://", known)
-    elif scheme == "random" and not rest.isdecimal():
-        yield "weights.source", "random:// and a seed", repr(spec.weights.source)
-    elif scheme == "random" and int(rest) >= 2**64:
-        yield "weights.source", "random:// and a seed below 2**64", repr(spec.weights.source)
-    elif scheme in ("http", "https") and not re.fullmatch(r"[^/?#]+/([^?#]*/)?[^/?#]+([?#].*)?", rest):
-        yield "weights.source", f"`{scheme}://host/path/file`", repr(spec.weights.source)
-    elif scheme == "hf" and not re.fullmatch(r"[^/@]+/[^/@]+/[^@]+(@[^@]+)?", rest):
-        yield "weights.source", "`hf://owner/repository/file@revision`", repr(spec.weights.source)
-    elif scheme == "package" and not re.fullmatch(r"[A-Za-z_]\w*/.+", rest):
-        yield "weights.source", "`package://package/path/in/it`", repr(spec.weights.source)
-    elif not rest:
-        yield "weights.source", "something after ://", repr(spec.weights.source)
-    if scheme == "random" and spec.weights.sha256 is not None:
-        yield "weights.sha256", "nothing, since random weights have no file", repr(spec.weights.sha256)
-    for argument in sorted(WEIGHTS_ARGUMENTS & spec.architecture.arguments.keys()):
-        yield (
-            f"architecture.arguments.{argument}",
-            "nothing, since [weights] says it",
-            repr(spec.architecture.arguments[argument]),
-        )
-    for field_name in spec.triton:
-        if field_name in DERIVED:
-            expected = "nothing, since it follows from the artifact"
-            if field_name == "max_batch_size":
-                expected += " (the key max_batch_size stands above the tables)"
-            yield f"triton.{field_name}", expected, repr(spec.triton[field_name])
-        elif field_name not in TRITON:
-            yield "triton", "fields of Triton's ModelConfig", _hinted(field_name, TRITON - DERIVED)
-    if len(set(spec.formats)) != len(spec.formats):
-        yield "formats", "each format once", repr(spec.formats)
-    if (engine := spec.engine) and not engine.min_batch_size <= engine.opt_batch_size <= engine.max_batch_size:
-        found = f"{engine.min_batch_size}, {engine.opt_batch_size}, {engine.max_batch_size}"
-        yield "engine", "min_batch_size <= opt_batch_size <= max_batch_size", found
-
-
-def _explain(message: str, document: dict[str, Any]) -> str:
-    """msgspec's message as `key: expected …, found …`, with the nearest valid name."""
-    message, _, path = message.partition(" - at `$")
-    keys = re.findall(r"\.([\w-]+)|\[(\d+|\.\.\.)\]", path)
-    table: type[Struct] = Spec
-    found: Any = document
-    key = ""
-    for name, index in keys:
-        found = found[name] if name else found[int(index)] if index.isdecimal() else found
-        key += f".{name}" if name else f"[{index}]"
-        table = _table_of(table, name) or table
-    key = key.lstrip(".") or "top level"
-    if unknown := re.search(r"unknown field `(.+)`", message, re.DOTALL):
-        fields = table.__struct_fields__
-        return f"{key}: expected one of {', '.join(fields)}, found {_hinted(unknown[1], fields)}"
-    if missing := re.search(r"missing required field `(.+)`", message):
-        return f"{key}: expected the key {missing[1]!r}, found nothing"
-    if "Invalid enum value" in message:
-        choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
-        return f"{key}: expected one of {', '.join(choices)}, found {_hinted(found, choices)}"
-    expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
-    return f"{key}: expected {expected}, found {found!r}"
-
-
-def _table_of(table: type[Struct], name: str) -> type[Struct] | None:
-    hint = get_type_hints(table).get(name)
-    return next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and issubclass(t, Struct)), None)
-
-
-def _choices(hint: Any) -> list[str]:
-    if getattr(hint, "__origin__", None) is Literal:
-        return [str(choice) for choice in get_args(hint)]
-    return [choice for argument in get_args(hint) for choice in _choices(argument)]
-
-
-def _hinted(found: object, valid: Any) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(str(found), list(valid), n=1)
-    return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
-
-
 def settings(table: Table) -> dict[str, Any]:
     """A table as plain data, as it stands in a stage's fingerprint."""
     plain: dict[str, Any] = to_builtins(table)
     return plain
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """(scheme, rest) of a weights source; a bare path has the scheme "file"."""
+    scheme, separator, rest = source.partition("://")
+    return (scheme, rest) if separator else ("file", source)

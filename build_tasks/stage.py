@@ -32,6 +32,11 @@ Notes = dict[str, Any]
 Build = Callable[[Paths, Paths, Settings], Notes]
 
 
+def nothing() -> str | None:
+    """What a machine lacks for most stages."""
+    return None
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of one model's chain.
@@ -43,6 +48,9 @@ class Stage:
     tools: distributions whose version is part of the recipe, where they are installed.
     code: modules of build_tasks, and files of the model, that decide what is built.
     light: needs nothing native, and runs in doit's own process.
+    lacking: what this machine lacks to run the stage, None if nothing; such a stage is passed over with a word, unless
+        it was asked for by name.
+    facts: what else of this machine is part of the recipe, by name; asked where nothing is lacking.
     """
 
     name: str
@@ -55,9 +63,11 @@ class Stage:
     code: tuple[str, ...]
     elsewhere: dict[str, str | None] = field(default_factory=dict)
     light: bool = False
+    lacking: Callable[[], str | None] = nothing
+    facts: Callable[[], dict[str, str]] = dict
 
     def task(self, doc: str, params: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """The doit task; `params` are options of the command line that override settings of the same name."""
+        """The doit task; `params` are the options of the command line that it takes."""
         return {
             "name": self.name.partition(":")[2],
             "actions": [(self.run,)],
@@ -78,12 +88,12 @@ class Stage:
     def _watched(self) -> list[str]:
         return [*self.inputs.values(), *self.code]
 
-    def _effective_settings(self, task: Any) -> Settings:
-        """The spec's settings, with what the command line overrides for this run."""
-        given = {name: value for name, value in (task.options or {}).items() if value is not None}
-        return {**self.settings, **given}
+    def _recipe(self) -> dict[str, str]:
+        """The tools that are here, and this machine's facts: what is absent cannot make a target stale."""
+        here = {tool: version for tool in self.tools if (version := installed_version(tool)) is not None}
+        return here if self.lacking() else {**here, **self.facts()}
 
-    def changes(self, task: Any, values: dict[str, Any]) -> list[str]:
+    def changes(self, values: dict[str, Any]) -> list[str]:
         """Why the targets are not the files built from these inputs, with these settings and tools; empty if they are.
 
         values: what `run` returned when the targets were built.
@@ -91,14 +101,12 @@ class Stage:
         if "outputs" not in values:
             return [NEVER_BUILT]
         reasons = []
-        settings = self._effective_settings(task)
-        for key in sorted(settings.keys() | values["settings"].keys()):
-            before, now = values["settings"].get(key), settings.get(key)
+        for key in sorted(self.settings.keys() | values["settings"].keys()):
+            before, now = values["settings"].get(key), self.settings.get(key)
             if before != now:
                 reasons.append(f"{key}: {before!r} -> {now!r}")
-        for tool in self.tools:
-            before, now = values["tools"].get(tool), installed_version(tool)
-            if now is not None and before != now:
+        for tool, now in self._recipe().items():
+            if (before := values["tools"].get(tool)) != now:
                 reasons.append(f"{tool}: {before} -> {now}")
         recorded = values["inputs"]
         watched = self._watched()
@@ -115,11 +123,13 @@ class Stage:
                 reasons.append(f"{path}: {_difference(before, now)}")
         return reasons
 
-    def run(self, task: Any) -> dict[str, Any] | BaseFail:
+    def run(self) -> dict[str, Any] | BaseFail:
         """The doit action: build, check, publish the targets; returns what `changes` compares with later."""
+        if lacks := self.lacking():
+            return TaskFailed(not_here(lacks))
         started = time.perf_counter()
         try:
-            record = self._run(self._effective_settings(task))
+            record = self._run()
         except UserError as error:
             return TaskFailed(str(error))
         except worker.CrashError as error:
@@ -130,13 +140,13 @@ class Stage:
             return TaskFailed(str(error))
         return {**record, "seconds": round(time.perf_counter() - started, 3)}
 
-    def _run(self, settings: Settings) -> dict[str, Any]:
+    def _run(self) -> dict[str, Any]:
         inputs = self._digests_of_inputs()
         elsewhere = {name: path and digest(path) for name, path in self.elsewhere.items()}
         with files.scratch() as folder:
             drafts = {name: f"{folder}/{os.path.basename(path)}" for name, path in self.outputs.items()}
             present = {name: path for name, path in self.elsewhere.items() if path is not None}
-            arguments = ({**self.inputs, **present}, drafts, settings)
+            arguments = ({**self.inputs, **present}, drafts, self.settings)
             if self.light:
                 notes = self.build(*arguments)
             else:
@@ -152,8 +162,8 @@ class Stage:
         return {
             "inputs": inputs,
             "elsewhere": elsewhere,
-            "settings": settings,
-            "tools": {tool: installed_version(tool) for tool in self.tools},
+            "settings": self.settings,
+            "tools": self._recipe(),
             "outputs": outputs,
             "notes": notes,
         }
@@ -185,7 +195,7 @@ class Current:
 
     def __call__(self, task: Any, values: dict[str, Any]) -> bool:
         try:
-            self.reasons = self.stage.changes(task, values)
+            self.reasons = self.stage.changes(values)
         except OSError as error:  # a file that may not be read: the stage will say so, and only that stage
             self.reasons = [str(error)]
         return not self.reasons
@@ -216,6 +226,11 @@ def installed_version(distribution: str) -> str | None:
     # `found.version` parses the whole file, README included.
     header = re.search(r"^Version: *(\S+)", found.read_text("METADATA") or "", re.MULTILINE)
     return header[1] if header else found.version
+
+
+def not_here(lacks: str) -> str:
+    """The line on a stage that this machine cannot run."""
+    return f"cannot be built on this machine, which lacks {lacks}"
 
 
 def _difference(before: str | None, now: str | None) -> str:

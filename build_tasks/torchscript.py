@@ -1,6 +1,7 @@
 """torchscript: weights.safetensors -> model.pt, model.pt.signature.json
 
 network ─► reparameterised ─► traced at batch 2 ─► frozen ─► without debug records ─► checked at batches 1, 2, 3, max
+                                                                                      and at the sizes of the spec
 """
 
 import json
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 TRACED_BATCH = 2  # 1 would let a trace take a dimension of size one for granted
+VERSION_RECORDS = {"version", ".data/version"}  # the second for what older PyTorch cannot read; attention, say
 TOLERANCE = 1e-4  # relative L2 error of the trace against the module it was taken from
 
 
@@ -31,6 +33,7 @@ def task(model: Model) -> dict[str, Any]:
         settings={
             **architecture.settings_of(model),
             "shape": model.spec.input.shape,
+            "sizes": model.spec.sizes,
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=("torch", "timm"),
@@ -54,15 +57,20 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         except RuntimeError as error:
             raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
     save(trace, outputs["model"])
-    errors = check(outputs["model"], module, shape, settings["max_batch_size"])
-    answers = architecture.forward(torch.jit.load(outputs["model"]), batch)
+    errors = check(outputs["model"], module, shape, settings)
+    script = torch.jit.load(outputs["model"])
+    answers = zip(
+        architecture.forward(script, batch),
+        architecture.open_dimensions(script, shape, settings["sizes"]),
+        strict=True,
+    )
     signature = {
-        "inputs": [tensor(INPUT, batch)],
-        "outputs": [tensor(OUTPUT.format(index), answer) for index, answer in enumerate(answers)],
+        "inputs": [tensor(INPUT, batch, [2, 3] if settings["sizes"] else [])],
+        "outputs": [tensor(OUTPUT.format(index), *answer) for index, answer in enumerate(answers)],
     }
     with open(outputs["signature"], "w", encoding="utf-8") as file:
         json.dump(signature, file, indent=1)
-    return {"error": max(errors.values()), "batches": sorted(errors)}
+    return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
 
 
 def save(trace: "torch.jit.ScriptModule", path: str) -> None:
@@ -75,38 +83,47 @@ def save(trace: "torch.jit.ScriptModule", path: str) -> None:
     reader = torch._C.PyTorchFileReader(draft)
     writer = torch._C.PyTorchFileWriter(path)
     # The version says which meaning the operators have (an integer division, say): it must survive.
-    writer.set_min_version(int(reader.get_record("version")))
+    (version,) = VERSION_RECORDS & {*reader.get_all_records()}
+    writer.set_min_version(int(reader.get_record(version)))
     for name in reader.get_all_records():
-        if not name.endswith(".debug_pkl") and name not in ("version", ".data/serialization_id"):
+        if not name.endswith(".debug_pkl") and name not in (version, ".data/serialization_id"):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
     shutil.rmtree(os.path.dirname(draft))
 
 
-def check(path: str, module: "torch.nn.Module", shape: tuple[int, int, int], largest: int) -> dict[int, float]:
-    """The relative error of model.pt against the module, by batch size. UserError where it is too large."""
+def check(
+    path: str, module: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings
+) -> dict[tuple[int, ...], float]:
+    """The relative error of model.pt against the module, by (batch, *shape). UserError where it is too large."""
     import torch
 
     loaded = torch.jit.load(path)
+    sizes = architecture.open_shapes(shape, settings["sizes"])[1:]
     errors = {}
-    for size in sorted({1, 2, 3, largest}):
-        batch = architecture.example(shape, size, seed=size)
+    for size, *rest in (
+        *((batch, *shape) for batch in sorted({1, 2, 3, settings["max_batch_size"]})),
+        *((TRACED_BATCH, *other) for other in sizes),
+    ):
+        at = f"batch {size}" + (f" of {rest[1]}x{rest[2]}" if sizes else "")
+        batch = architecture.example((rest[0], rest[1], rest[2]), size, seed=size)
         expected = [answer.numpy() for answer in architecture.forward(module, batch)]
         try:
             found = [answer.numpy() for answer in architecture.forward(loaded, batch)]
         except (RuntimeError, UserError) as error:  # it refuses the batch, or answers for another one
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at batch {size}: {reason}") from error
-        errors[size] = disagreement(found, expected)
-        if not errors[size] <= TOLERANCE:
+            raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
+        off = errors[size, *rest] = disagreement(found, expected)
+        if not off <= TOLERANCE:
             raise UserError(
-                f"at batch {size} the trace differs from the network by {errors[size]:.1e} (limit {TOLERANCE:.0e}): "
+                f"at {at} the trace differs from the network by {off:.1e} (limit {TOLERANCE:.0e}): "
                 "does its forward depend on values, or on random numbers?"
             )
     return errors
 
 
-def tensor(name: str, value: "torch.Tensor") -> dict[str, Any]:
-    """A tensor of a signature; the batch dimension is open. dtype as NumPy names it."""
-    return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": [-1, *value.shape[1:]]}
+def tensor(name: str, value: "torch.Tensor", opened: list[int]) -> dict[str, Any]:
+    """A tensor of a signature; the batch is open, and so are some dimensions more. dtype as NumPy names it."""
+    shape = [-1 if axis in (0, *opened) else length for axis, length in enumerate(value.shape)]
+    return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}

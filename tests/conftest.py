@@ -16,6 +16,7 @@ DOIT = str(Path(sys.executable).with_name("doit"))
 
 # 0.4 million parameters and 160 x 160 pixels: the real stages in a second each.
 TINY = """\
+formats = ["torchscript", "onnx"]
 max_batch_size = 4
 labels = "labels.txt"
 

@@ -303,14 +303,14 @@ def test_prune_removes_what_was_generated_and_nothing_else(tiny: Project) -> Non
     shutil.copytree(repository / "tiny", repository / "mine")
     shutil.copytree(repository / "tiny_onnx", tiny / "elsewhere")
     (repository / "linked").symlink_to(tiny / "elsewhere")
-    tiny.edit("models/tiny/model.toml", "max_batch_size = 4", 'formats = ["torchscript"]\nmax_batch_size = 4')
+    tiny.edit("models/tiny/model.toml", '["torchscript", "onnx"]', '["torchscript"]')
     run = tiny.built()
     assert run.ran == ["prune"]
     assert "removing model_repository/tiny_onnx: no spec describes it any more" in run.out
     assert sorted(path.name for path in repository.iterdir()) == ["linked", "mine", "tiny"]
 
 
-GATE = {"tolerance": 1e-4, "top1": 1.0}
+GATE = {"tolerance": 1e-4, "top1": 1.0, "reduced": False}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
@@ -338,6 +338,49 @@ def test_nan_and_infinity_are_never_accurate(value: float, side: str) -> None:
     found, expected = (bad, good) if side == "artifact" else (good, bad)
     with pytest.raises(UserError, match="output scores: NaN or infinity"):
         accuracy.measure(IterationResult({"scores": found}), IterationResult({"scores": expected}), GATE)
+
+
+@pytest.mark.parametrize(("tolerance", "agrees"), [(0.05, False), (0.5, True)])
+def test_a_tie_within_the_tolerance_may_fall_either_way(tolerance: float, agrees: bool) -> None:
+    """The strongest class leads by 0.2 of the outputs' RMS, and the artifact names the second."""
+    from build_tasks import accuracy
+    from build_tasks.errors import UserError
+
+    expected = np.full((1, 100), 1.0)
+    expected[0, :2] = 1.2, 1.0
+    found = expected.copy()
+    found[0, :2] = 1.19, 1.2  # an error of 2 %
+    found, expected = (np.repeat(array, 2, axis=0) for array in (found, expected))
+    results = [IterationResult({"scores": array}) for array in (found, expected)]
+    gate = {**GATE, "tolerance": tolerance}
+    if agrees:
+        assert accuracy.measure(*results, gate)["scores"]["top1"] == 1.0
+    else:
+        with pytest.raises(UserError, match="top-1 agrees for 0% of the samples, limit 100%"):
+            accuracy.measure(*results, gate)
+
+
+def test_limits_of_a_reduced_precision_tell_what_to_try() -> None:
+    from build_tasks import accuracy
+    from build_tasks.errors import UserError
+
+    results = [IterationResult({"scores": np.ones((2, 3)) * factor}) for factor in (1.0, 2.0)]
+    with pytest.raises(UserError, match=r"; try engine\.keep_fp32, .*or set engine\.tolerance or engine\.top1"):
+        accuracy.measure(*results, {**GATE, "reduced": True})
+    figures = accuracy.measure(*results, {**GATE, "reduced": True}, judge=False)
+    assert figures["scores"]["relative_l2"] == 0.5, "where samples prove nothing, the figure is only told"
+
+
+def test_an_attention_model_is_saved_though_its_archive_names_its_version_elsewhere(project: Project) -> None:
+    """PyTorch keeps the version of archives that older ones cannot read under another name."""
+    import torch
+
+    project.model(
+        "vit", 'formats = ["torchscript"]\n[architecture]\ntimm = "test_vit"\n[weights]\nsource = "random://0"\n'
+    )
+    project.built()
+    reader = torch._C.PyTorchFileReader(str(project / "build/vit/model.pt"))
+    assert ".data/version" in reader.get_all_records()
 
 
 def test_the_guides_options_override_the_spec_for_one_run(tiny: Project) -> None:

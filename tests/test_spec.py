@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, Project
 
 from build_tasks.errors import UserError
-from build_tasks.spec import load
+from build_tasks.reading import load
+from build_tasks.spec import Engine
 
 PATH = "models/m/model.toml"
 
@@ -61,8 +62,8 @@ MISTAKES = [
     ),
     (
         table("input", "means = [0.5, 0.5, 0.5]"),
-        "input: expected one of shape, mean, std, interpolation, crop_pct, crop_mode, found 'means' "
-        "(did you mean 'mean'?)",
+        "input: expected one of shape, min_size, max_size, mean, std, interpolation, crop_pct, crop_mode, "
+        "found 'means' (did you mean 'mean'?)",
     ),
     (
         table("onnx", "batchsize = 11"),
@@ -71,7 +72,7 @@ MISTAKES = [
     ),
     (
         table("engine", "max_batch = 8"),
-        "engine: expected one of precision, min_batch_size, opt_batch_size, max_batch_size, found 'max_batch' "
+        f"engine: expected one of {', '.join(Engine.__struct_fields__)}, found 'max_batch' "
         "(did you mean 'max_batch_size'?)",
     ),
     (
@@ -137,10 +138,86 @@ MISTAKES = [
         "(did you mean 'bicubic'?)",
     ),
     (
-        top('formats = ["torchscript", "tensorrt"]'),
-        "formats[1]: expected one of torchscript, onnx, found 'tensorrt'",
+        top('formats = ["torchscript", "tensorflow"]'),
+        "formats[1]: expected one of torchscript, onnx, tensorrt, rtx, found 'tensorflow' (did you mean 'tensorrt'?)",
     ),
-    (top('formats = ["onxx"]'), "formats[0]: expected one of torchscript, onnx, found 'onxx' (did you mean 'onnx'?)"),
+    (
+        top('formats = ["onxx"]'),
+        "formats[0]: expected one of torchscript, onnx, tensorrt, rtx, found 'onxx' (did you mean 'onnx'?)",
+    ),
+    (
+        table("engine", "keep_io_types = false\nprecision = 'int8'"),
+        "engine.keep_io_types: expected true, since clients have fp32 and fp16 and nothing narrower, found false",
+    ),
+    (
+        table("engine", "keep_io_types = false\nprecision = 'bf16'"),
+        "engine.keep_io_types: expected true, since clients have fp32 and fp16 and nothing narrower, found false",
+    ),
+    (
+        table("engine", "keep_fp32 = ['Conv']\nprecision = 'tf32'"),
+        "engine.keep_fp32: expected nothing, since all of tf32 is fp32, found ['Conv']",
+    ),
+    (table("engine", "keep_fp32 = 'Conv'"), "engine.keep_fp32: expected array, found 'Conv'"),
+    (
+        table("engine", "calibration = 'pictures'"),
+        "engine.calibration: expected nothing, since fp16 is not calibrated, found 'pictures'",
+    ),
+    (
+        table("engine", "strip_plan = true"),
+        "engine.strip_plan: expected false, since Triton cannot refit a plan without weights, found true",
+    ),
+    (table("engine", "workspace = 0"), "engine.workspace: expected int >= 1, found 0"),
+    (table("engine", "optimization_level = 6"), "engine.optimization_level: expected int <= 5, found 6"),
+    (table("engine", "tolerance = 0"), "engine.tolerance: expected float > 0.0, found 0"),
+    (table("engine", "top1 = 2"), "engine.top1: expected float <= 1.0, found 2"),
+    (table("engine", "sparse_weights = 1"), "engine.sparse_weights: expected bool, found 1"),
+    (table("engine", "refittable = 'no'"), "engine.refittable: expected bool, found 'no'"),
+    (table("engine", "version_compatible = 1"), "engine.version_compatible: expected bool, found 1"),
+    (table("engine", "timing_cache = ''"), "engine.timing_cache: expected str of length >= 1, found ''"),
+    (
+        table("engine", "profiling_verbosity = 'verbose'"),
+        "engine.profiling_verbosity: expected one of none, layer_names_only, detailed, found 'verbose'",
+    ),
+    (
+        table("engine", "hardware_compatibility = 'ampere'"),
+        "engine.hardware_compatibility: expected one of none, ampere_plus, same_compute_capability, found 'ampere' "
+        "(did you mean 'ampere_plus'?)",
+    ),
+    (
+        table("engine", "compute_capabilities = ['8.6', '8.6']"),
+        "engine.compute_capabilities: expected each once, found ['8.6', '8.6']",
+    ),
+    (
+        table("engine", "compute_capabilities = ['sm_86']"),
+        "engine.compute_capabilities[0]: expected str matching regex '^[1-9][0-9]?\\\\.[0-9]$', found 'sm_86'",
+    ),
+    (
+        table("engine", "rtx_compute_capabilities = ['8.6', '8.6']"),
+        "engine.rtx_compute_capabilities: expected each once, found ['8.6', '8.6']",
+    ),
+    (table("input", "min_size = [96, 96]"), "input: expected min_size and max_size, or neither, found one of them"),
+    (
+        table("input", "min_size = [96, 96]\nmax_size = [224, 224]"),
+        "input.shape: expected [channels, height, width], the size between min_size and max_size to tune for, "
+        "found nothing",
+    ),
+    (
+        table("input", "shape = [3, 64, 128]\nmin_size = [96, 96]\nmax_size = [224, 224]"),
+        "input: expected min_size <= height and width of shape <= max_size, found [96, 96], [64, 128], [224, 224]",
+    ),
+    (
+        table("input", "min_size = [96]\nmax_size = [224, 224]"),
+        "input.min_size: expected array of length >= 2, found [96]",
+    ),
+    (
+        table("triton", "release = 26.08"),
+        'triton.release: expected a release of Triton\'s containers, such as "26.08", found 26.08',
+    ),
+    (
+        table("triton", "cc_model_filenames = {}"),
+        "triton.cc_model_filenames: expected nothing, since it follows from the artifact "
+        "(of engine.compute_capabilities), found {}",
+    ),
     (top('formats = ["onnx", "onnx"]'), "formats: expected each format once, found ['onnx', 'onnx']"),
     (top("formats = []"), "formats: expected array of length >= 1, found []"),
     # The network
@@ -224,7 +301,7 @@ def test_a_mistake_is_told_with_key_expectation_and_finding(text: str, line: str
 def test_the_spec_that_the_mistakes_were_made_in_is_valid() -> None:
     write("m", spec())
     [model] = load()
-    assert (model.name, model.seed, model.spec.formats) == ("m", 0, ["torchscript", "onnx"])
+    assert (model.name, model.seed, model.spec.formats) == ("m", 0, ["torchscript", "onnx", "tensorrt"])
 
 
 def test_bytes_that_are_no_text_are_no_valid_toml() -> None:
@@ -352,14 +429,30 @@ def test_an_unknown_override_is_refused_by_the_command_line(tiny: Project) -> No
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        (["--opset_version", "99"], "ERROR: --opset_version: expected 7 to 23, found 99"),
-        (["--batch_size", "0"], "ERROR: --batch_size: expected 1 or more, found 0"),
+        (["onnx:tiny", "--opset_version", "99"], "--opset_version 99: onnx.opset: expected int <= 23, found 99"),
+        (["onnx:tiny", "--batch_size", "0"], "--batch_size 0: onnx.batch_size: expected int >= 1, found 0"),
+        (
+            ["engine:tiny", "--engine_precision", "FP15"],
+            "--engine_precision fp15: engine.precision: expected one of fp32, tf32, fp16, bf16, int8, fp8, "
+            "found 'fp15' (did you mean 'fp16'?)",
+        ),
+        (
+            ["rtx:tiny", "--opt_engine_batch_size", "9", "--max_engine_batch_size=8"],
+            "--opt_engine_batch_size 9 --max_engine_batch_size 8: engine: expected min_batch_size <= opt_batch_size <= "
+            "max_batch_size, found 1, 9, 8",
+        ),
+        (
+            ["engine:tiny", "--no-dynamic_axes", "--max_engine_batch_size", "8"],
+            "--max_engine_batch_size 8 --dynamic_axes False: engine.max_batch_size: expected 1, the batch that "
+            "onnx.dynamic_axes = false fixes, found 8",
+        ),
     ],
 )
 def test_overrides_that_no_spec_may_say_are_refused_before_anything_runs(
     tiny: Project, override: list[str], line: str
 ) -> None:
-    run = tiny.doit("onnx:tiny", *override)
+    tiny.edit("models/tiny/model.toml", '"onnx"]', '"onnx", "tensorrt", "rtx"]')
+    run = tiny.doit(*override)
     assert run.code == 3
-    assert line in run.out.splitlines()
+    assert f"ERROR: models/tiny/model.toml {line}" in run.out.splitlines()
     assert tiny.tree("build").keys() <= {".doit.sqlite3", ".digests.sqlite3"}

@@ -163,8 +163,8 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ), ["reference:tiny", *ACCURACY, *PUBLISH]),
     ("accuracy.samples, another picture", other_picture, ["reference:tiny", *ACCURACY, *PUBLISH]),
     ("[triton]", append(SPEC, "[triton]\ninstance_group = [{ count = 2 }]\n"), [*CONFIG, *PUBLISH]),
-    ("[engine], which has no stage yet", append(SPEC, '[engine]\nprecision = "fp32"\n'), []),
-    ("formats, onnx removed", spec("labels =", 'formats = ["torchscript"]\nlabels ='), ["prune"]),
+    ("[engine] without a format that is compiled", append(SPEC, '[engine]\nprecision = "fp32"\n'), []),
+    ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["prune"]),
     ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
     # recipes
     ("recipe of weights", append("build_tasks/weights.py"), ["weights:tiny", "weights:other"]),

@@ -1,0 +1,67 @@
+"""container: the engines of all models, built in NVIDIA's container over this checkout
+
+    docker run --gpus all … tensorrt:<release>-py3   pip install -r requirements-engine.txt && doit <models>
+
+The image of a Triton release has the TensorRT that this release serves with. Nothing else is outdated there, since
+what is not installed cannot make an artifact stale.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+from typing import Any
+
+from doit.exceptions import TaskFailed
+
+from build_tasks.spec import Model
+
+# Source: the TensorRT container's page and the framework support matrix; its releases are numbered as Triton's.
+IMAGE = "nvcr.io/nvidia/tensorrt:{}-py3"
+WORKSPACE = "/workspace/models"
+
+
+def task(models: list[Model]) -> dict[str, Any]:
+    return {
+        "actions": [(run, [commands(models)])],
+        "doc": "Build the engines in NVIDIA's container (needs Docker and a GPU)",
+        "io": {"capture": False},
+    }
+
+
+def commands(models: list[Model]) -> list[list[str]]:
+    """The command line of each release that a spec names, with the models that it will serve."""
+    releases: dict[str, list[str]] = {}
+    for model in models:
+        if "tensorrt" in model.spec.formats:
+            releases.setdefault(model.release, []).append(model.name)
+    return [command(release, names) for release, names in sorted(releases.items())]
+
+
+def command(release: str, names: list[str]) -> list[str]:
+    """`docker run` for some models.
+
+    It runs as the user who called, so that what it writes is his; pip then installs into the home that it is given.
+    """
+    script = f"python3 -m pip install --user -r requirements-engine.txt && python3 -m doit {shlex.join(names)}"
+    return [
+        *("docker", "run", "--rm", "--gpus", "all"),
+        *("--user", f"{os.getuid()}:{os.getgid()}"),
+        *("--env", "HOME=/tmp", "--env", "PIP_BREAK_SYSTEM_PACKAGES=1"),  # a container is an environment of its own
+        *("--volume", f"{os.getcwd()}:{WORKSPACE}", "--workdir", WORKSPACE),
+        *(IMAGE.format(release), "bash", "-c", script),
+    ]
+
+
+def run(lines: list[list[str]]) -> TaskFailed | None:
+    if not lines:
+        print("no model has the format tensorrt")
+    for line in lines:
+        print(f"+ {shlex.join(line)}", flush=True)
+        if shutil.which(line[0]) is None:
+            return TaskFailed(
+                "there is no docker here; run the line above where there is, with NVIDIA's container toolkit"
+            )
+        if code := subprocess.run(line, check=False).returncode:
+            return TaskFailed(f"docker ended with exit code {code}")
+    return None

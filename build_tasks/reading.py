@@ -1,0 +1,234 @@
+"""model.toml -> Model, and how a mistake in it is answered: the file, the key, what was expected, what was found."""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args, get_type_hints
+
+from msgspec import Struct, ValidationError, convert
+
+from build_tasks.errors import UserError
+from build_tasks.overrides import Given
+from build_tasks.spec import MODELS, QUANTISED, RELEASE, UNCONVERTED, Input, Model, Spec, split_source
+
+# The fields of Triton's ModelConfig. Those that follow from the artifact cannot be set.
+DERIVED = {
+    "name", "platform", "backend", "max_batch_size", "input", "output", "default_model_filename", "cc_model_filenames",
+}  # fmt: skip
+TRITON = DERIVED | {
+    "runtime", "version_policy", "optimization", "sequence_batching", "dynamic_batching", "ensemble_scheduling",
+    "instance_group", "metric_tags", "parameters", "model_warmup", "model_operations",
+    "model_transaction_policy", "model_repository_agents", "response_cache", "model_metrics", "batch_input",
+    "batch_output",
+}  # fmt: skip
+
+DERIVED_FROM = {
+    "max_batch_size": " (the key max_batch_size stands above the tables)",
+    "cc_model_filenames": " (of engine.compute_capabilities)",
+}
+
+# What timm.create_model would fetch or load by itself.
+WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+SCHEMES = ("hf", "https", "http", "package", "timm", "random")
+
+
+def load(reserved: Iterable[str] = (), overrides: Mapping[str, Given] | None = None) -> list[Model]:
+    """All models under models/, by name. UserError with a line for every mistake in any of them.
+
+    reserved: names that a model cannot have, because doit knows something else by them.
+    overrides: what the command line puts in the place of keys, by model.
+    """
+    folders = sorted(f for f in _folders() if os.path.exists(f"{MODELS}/{f}/model.toml"))
+    if not folders:
+        raise UserError(f"{MODELS}/: there is no model here; a model is a folder with a file model.toml")
+    models, mistakes = [], []
+    for name in folders:
+        try:
+            models.append(_read(name, (overrides or {}).get(name, {})))
+        except UserError as error:
+            mistakes.append(str(error))
+    mistakes += _name_mistakes(folders, models, set(reserved))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return models
+
+
+def _folders() -> list[str]:
+    try:
+        return os.listdir(MODELS)
+    except FileNotFoundError:
+        return []
+
+
+def _name_mistakes(folders: list[str], models: list[Model], reserved: set[str]) -> Iterator[str]:
+    for name in folders:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            yield (
+                f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -, "
+                "and begins with a letter or digit"
+            )
+        elif name in reserved:
+            yield f"{MODELS}/{name}: doit knows a command or stage named {name}; rename the folder"
+    owner: dict[str, str] = {}
+    for model in models:
+        for format in model.served:
+            triton_name = model.triton_name(format)
+            if triton_name in owner:
+                yield f"{model.file}: format {format} is served as {triton_name}, and so is {owner[triton_name]}"
+            owner[triton_name] = f"format {format} of {model.file}"
+
+
+def _read(name: str, overrides: Given) -> Model:
+    path = f"{MODELS}/{name}/model.toml"
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    where = path
+    for (table, key), (option, value) in overrides.items():
+        where += f" {option} {value}"
+        if isinstance(document.setdefault(table, {}), dict):
+            document[table][key] = value
+    try:
+        model = Model(name, convert(document, Spec))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(str(error), document)}") from None
+    if mistakes := [f"{where}: {key}: expected {expected}, found {found}" for key, expected, found in _mistakes(model)]:
+        raise UserError("\n".join(mistakes))
+    return model
+
+
+def _mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
+    """What the types cannot say: (key, expected, found)."""
+    spec = model.spec
+    if (spec.architecture.timm is None) == (spec.architecture.network is None):
+        found = "neither" if spec.architecture.timm is None else "both"
+        yield "architecture", "either `timm` or `network`", found
+    if spec.architecture.network is not None and spec.input.shape is None:
+        yield "input.shape", "[channels, height, width], since the network is your own", "nothing"
+    yield from _size_mistakes(spec.input)
+    functions = {"architecture.network": spec.architecture.network, "weights.converter": spec.weights.converter}
+    for key, value in functions.items():
+        if value is not None and not re.fullmatch(r"[^:]+\.py:[A-Za-z_]\w*", value):
+            yield key, "`file.py:function`", repr(value)
+    scheme, rest = split_source(spec.weights.source)
+    if scheme not in (*SCHEMES, "file"):
+        known = [f"{s}://" for s in SCHEMES]
+        yield "weights.source", f"one of {', '.join(known)} or a path", _hinted(f"{scheme}://", known)
+    elif scheme == "random" and not rest.isdecimal():
+        yield "weights.source", "random:// and a seed", repr(spec.weights.source)
+    elif scheme == "random" and int(rest) >= 2**64:
+        yield "weights.source", "random:// and a seed below 2**64", repr(spec.weights.source)
+    elif scheme in ("http", "https") and not re.fullmatch(r"[^/?#]+/([^?#]*/)?[^/?#]+([?#].*)?", rest):
+        yield "weights.source", f"`{scheme}://host/path/file`", repr(spec.weights.source)
+    elif scheme == "hf" and not re.fullmatch(r"[^/@]+/[^/@]+/[^@]+(@[^@]+)?", rest):
+        yield "weights.source", "`hf://owner/repository/file@revision`", repr(spec.weights.source)
+    elif scheme == "package" and not re.fullmatch(r"[A-Za-z_]\w*/.+", rest):
+        yield "weights.source", "`package://package/path/in/it`", repr(spec.weights.source)
+    elif not rest:
+        yield "weights.source", "something after ://", repr(spec.weights.source)
+    if scheme == "random" and spec.weights.sha256 is not None:
+        yield "weights.sha256", "nothing, since random weights have no file", repr(spec.weights.sha256)
+    for argument in sorted(WEIGHTS_ARGUMENTS & spec.architecture.arguments.keys()):
+        yield (
+            f"architecture.arguments.{argument}",
+            "nothing, since [weights] says it",
+            repr(spec.architecture.arguments[argument]),
+        )
+    release = spec.triton.get("release", RELEASE)
+    if not isinstance(release, str) or not re.fullmatch(r"\d\d\.\d\d", release):
+        yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(release)
+    for field_name in spec.triton:
+        if field_name == "release":
+            continue
+        if field_name in DERIVED:
+            expected = "nothing, since it follows from the artifact"
+            expected += DERIVED_FROM.get(field_name, "")
+            yield f"triton.{field_name}", expected, repr(spec.triton[field_name])
+        elif field_name not in TRITON:
+            yield "triton", "fields of Triton's ModelConfig", _hinted(field_name, TRITON - DERIVED)
+    if len(set(spec.formats)) != len(spec.formats):
+        yield "formats", "each format once", repr(spec.formats)
+    yield from _engine_mistakes(spec)
+
+
+def _size_mistakes(size: Input) -> Iterator[tuple[str, str, str]]:
+    if size.min_size is None and size.max_size is None:
+        return
+    if size.min_size is None or size.max_size is None:
+        yield "input", "min_size and max_size, or neither", "one of them"
+    elif size.shape is None:
+        yield "input.shape", "[channels, height, width], the size between min_size and max_size to tune for", "nothing"
+    elif not all(a <= b <= c for a, b, c in zip(size.min_size, size.shape[1:], size.max_size, strict=True)):
+        found = f"{size.min_size}, {size.shape[1:]}, {size.max_size}"
+        yield "input", "min_size <= height and width of shape <= max_size", found
+
+
+def _engine_mistakes(spec: Spec) -> Iterator[tuple[str, str, str]]:
+    engine = spec.engine
+    smallest, best, largest = spec.profile
+    if not smallest <= best <= largest:
+        yield "engine", "min_batch_size <= opt_batch_size <= max_batch_size", f"{smallest}, {best}, {largest}"
+    if not spec.onnx.dynamic_axes:
+        for key in ("min_batch_size", "opt_batch_size", "max_batch_size"):
+            if getattr(engine, key) not in (None, spec.onnx.batch_size):
+                expected = f"{spec.onnx.batch_size}, the batch that onnx.dynamic_axes = false fixes"
+                yield f"engine.{key}", expected, repr(getattr(engine, key))
+    if engine.precision != "fp16" and not engine.keep_io_types:
+        yield "engine.keep_io_types", "true, since clients have fp32 and fp16 and nothing narrower", "false"
+    if engine.precision in UNCONVERTED and engine.keep_fp32:
+        yield "engine.keep_fp32", f"nothing, since all of {engine.precision} is fp32", repr(engine.keep_fp32)
+    if engine.calibration is not None and engine.precision not in QUANTISED:
+        yield "engine.calibration", f"nothing, since {engine.precision} is not calibrated", repr(engine.calibration)
+    if engine.strip_plan and "tensorrt" in spec.formats:
+        yield "engine.strip_plan", "false, since Triton cannot refit a plan without weights", "true"
+    for key in ("compute_capabilities", "rtx_compute_capabilities"):
+        if len(set(getattr(engine, key))) != len(getattr(engine, key)):
+            yield f"engine.{key}", "each once", repr(getattr(engine, key))
+
+
+def _explain(message: str, document: dict[str, Any]) -> str:
+    """msgspec's message as `key: expected …, found …`, with the nearest valid name."""
+    message, _, path = message.partition(" - at `$")
+    keys = re.findall(r"\.([\w-]+)|\[(\d+|\.\.\.)\]", path)
+    table: type[Struct] = Spec
+    found: Any = document
+    key = ""
+    for name, index in keys:
+        found = found[name] if name else found[int(index)] if index.isdecimal() else found
+        key += f".{name}" if name else f"[{index}]"
+        table = _table_of(table, name) or table
+    key = key.lstrip(".") or "top level"
+    if unknown := re.search(r"unknown field `(.+)`", message, re.DOTALL):
+        fields = table.__struct_fields__
+        return f"{key}: expected one of {', '.join(fields)}, found {_hinted(unknown[1], fields)}"
+    if missing := re.search(r"missing required field `(.+)`", message):
+        return f"{key}: expected the key {missing[1]!r}, found nothing"
+    if "Invalid enum value" in message:
+        choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
+        return f"{key}: expected one of {', '.join(choices)}, found {_hinted(found, choices)}"
+    expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
+    return f"{key}: expected {expected}, found {found!r}"
+
+
+def _table_of(table: type[Struct], name: str) -> type[Struct] | None:
+    hint = get_type_hints(table).get(name)
+    return next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and issubclass(t, Struct)), None)
+
+
+def _choices(hint: Any) -> list[str]:
+    if getattr(hint, "__origin__", None) is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    return [choice for argument in get_args(hint) for choice in _choices(argument)]
+
+
+def _hinted(found: object, valid: Any) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(str(found), list(valid), n=1)
+    return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
