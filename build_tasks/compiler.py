@@ -178,7 +178,7 @@ def capabilities(wanted: list[str]) -> list[tuple[int, int]] | None:
 def plain(errors: Errors, failure: PolygraphyException) -> str:
     """Why no engine was built, in the user's words."""
     said = " ".join(description for _, description in errors.found)
-    if re.search(r"OutOfMemory|out of memory|insufficient (memory|workspace)", said, re.IGNORECASE):
+    if re.search(r"OutOfMemory|out of memory|insufficient memory|workspace", said, re.IGNORECASE):
         return (
             f"{name()} ran out of memory ({detail(errors)}): raise engine.workspace or leave it out, lower "
             "engine.max_batch_size or engine.optimization_level, or free the GPU"
@@ -187,8 +187,8 @@ def plain(errors: Errors, failure: PolygraphyException) -> str:
 
 
 def detail(errors: Errors) -> str:
-    """The library's first error without the place in its source."""
-    text = re.sub(r"^\[[^]]*\]\s*|^\w+::\w+:\s*|\s*In \w+ at .*$", "", first_lines(Exception(errors.found[0][1])))
+    """The library's last error, which is why it gave up, without the place in its source."""
+    text = re.sub(r"^\[[^]]*\]\s*|^\w+::\w+:\s*|\s*In \w+ at .*$", "", first_lines(Exception(errors.found[-1][1])))
     return text.strip(" ()")
 
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from doit.cmdparse import CmdOption, CmdParseError, TaskParse
 
+from build_tasks.errors import UserError
+
 
 class Override(NamedTuple):
     table: str
@@ -36,9 +38,9 @@ ENGINE = (
     _override("engine", "opt_batch_size", "opt_engine_batch_size", "batch that the engine is tuned for"),
     _override("engine", "max_batch_size", "max_engine_batch_size", "largest batch of the engine's profile"),
 )
-OF_STAGE = {"onnx": ONNX, "precision": (*ENGINE, *ONNX), "engine": (*ENGINE, *ONNX), "rtx": (*ENGINE, *ONNX)}
+OF_STAGE = {"onnx": ONNX, "engine": (*ENGINE, *ONNX), "rtx": (*ENGINE, *ONNX)}
 
-Given = dict[tuple[str, str], tuple[str, Any]]  # (table, key) of the spec -> (option, value)
+Given = dict[tuple[str, str], tuple[str, Any]]  # (table, key) of the spec -> (as it was typed, value)
 
 
 def params(stage: str) -> list[dict[str, Any]]:
@@ -47,7 +49,10 @@ def params(stage: str) -> list[dict[str, Any]]:
 
 
 def given(words: Iterable[str] = sys.argv) -> dict[str, Given]:
-    """The values on a command line, by model. What cannot be parsed is left to doit, which says so and exits with 3."""
+    """The values on a command line, by model. UserError for two of one key.
+
+    What cannot be parsed is left to doit, which says so and exits with 3.
+    """
     words = list(words)
     values: dict[str, Given] = {}
     for index, word in enumerate(words):
@@ -61,5 +66,9 @@ def given(words: Iterable[str] = sys.argv) -> dict[str, Given]:
             for override in OF_STAGE[stage]:
                 if parsed[override.option["name"]] is not None:
                     option = override.option["name"]
-                    model[override.table, override.key] = f"--{option}", parsed[option]
+                    value = parsed[option]
+                    typed = f"--{override.option['inverse']}" if value is False else f"--{option} {value}"
+                    before, _ = model.setdefault((override.table, override.key), (typed, value))
+                    if before != typed:
+                        raise UserError(f"{name}: {before} and {typed} at once")
     return values

@@ -10,11 +10,10 @@ fp32 and tf32 are compiled from model.onnx itself.
 import json
 import os
 import re
-import shutil
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from build_tasks import architecture, overrides, reference
+from build_tasks import architecture, reference
 from build_tasks.compare import INPUT, onnx_file
 from build_tasks.errors import UserError, first_lines
 from build_tasks.onnx import save, tensors, without_traces
@@ -61,15 +60,17 @@ def task(model: Model) -> dict[str, Any]:
             *((*code_of("reference", "architecture"), *architecture.code_of(model)) if folder else ()),
         ),
     )
-    return stage.task(doc=f"{model.graph}, which engines are compiled from", params=overrides.params("precision"))
+    return stage.task(doc=f"{model.graph}, which engines are compiled from")
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import onnx
+
     operators, nodes = kept(onnx_file(inputs["model"]), settings["keep_fp32"])
     convert = quantised if settings["precision"] in QUANTISED else cast
     with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
         source = f"{folder}/model.onnx"  # modelopt writes beside what it reads
-        (shutil.copytree if os.path.isdir(inputs["model"]) else shutil.copyfile)(inputs["model"], source)
+        save(onnx.load(onnx_file(inputs["model"])), source, external_data=False)
         graph = without_traces(convert(onnx_file(source), operators, nodes, inputs, settings))
     save(graph, outputs["model"], settings["external_data"])
     with open(outputs["signature"], "w", encoding="utf-8") as file:
@@ -107,7 +108,10 @@ def kept(path: str, entries: list[str]) -> tuple[list[str], list[str]]:
 def cast(source: str, operators: list[str], nodes: list[str], inputs: Paths, settings: Settings) -> "onnx.ModelProto":
     """The graph in fp16 or bf16, but for what is named and for what the samples show to leave fp16's range."""
     from modelopt.onnx.autocast import convert_to_mixed_precision
+    from polygraphy.json import load_json, save_json
 
+    samples = f"{os.path.dirname(source)}/samples.json"
+    save_json([{INPUT: batch} for batch in batches(source, load_json(inputs["samples"])[0][INPUT])], samples)
     try:
         graph: onnx.ModelProto = convert_to_mixed_precision(
             source,
@@ -115,7 +119,7 @@ def cast(source: str, operators: list[str], nodes: list[str], inputs: Paths, set
             op_types_to_exclude=operators,
             nodes_to_exclude=nodes,
             keep_io_types=settings["keep_io_types"],
-            calibration_data=inputs["samples"],
+            calibration_data=samples,
             providers=["cpu"],
         )
     except Exception as error:  # of onnx, ONNX Runtime or modelopt, which have no common base
@@ -131,6 +135,7 @@ def quantised(
     source: str, operators: list[str], nodes: list[str], inputs: Paths, settings: Settings
 ) -> "onnx.ModelProto":
     """The graph with Q/DQ pairs; fp16 elsewhere, or fp32 where single nodes shall stay so."""
+    import numpy as np
     import onnx
     from modelopt.onnx.quantization import quantize
 
@@ -139,7 +144,7 @@ def quantised(
         quantize(
             source,
             settings["precision"],
-            calibration_data={INPUT: calibration(inputs, settings)},
+            calibration_data={INPUT: np.concatenate(batches(source, calibration(inputs, settings)))},
             calibration_method=CALIBRATION_METHOD,
             calibration_eps=["cpu"],
             op_types_to_exclude=operators or None,
@@ -155,6 +160,17 @@ def quantised(
         raise
     except Exception as error:
         raise UserError(f"the graph cannot be quantised to {settings['precision']}: {first_lines(error)}") from error
+
+
+def batches(path: str, samples: "np.ndarray") -> "list[np.ndarray]":
+    """The samples in batches that the graph takes: all at once, or of its fixed size, the last filled with repeats."""
+    import numpy as np
+    import onnx
+
+    (tensor,) = onnx.load(path, load_external_data=False).graph.input
+    size = tensor.type.tensor_type.shape.dim[0].dim_value or len(samples)
+    count = -(-len(samples) // size)
+    return np.split(np.resize(samples, (count * size, *samples.shape[1:])), count)
 
 
 def calibration(inputs: Paths, settings: Settings) -> "np.ndarray":

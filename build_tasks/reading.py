@@ -90,20 +90,22 @@ def _read(name: str, overrides: Given) -> Model:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     where = path
-    for (table, key), (option, value) in overrides.items():
-        where += f" {option} {value}"
+    for (table, key), (typed, value) in overrides.items():
+        where += f" {typed.removesuffix(' True')}"
         if isinstance(document.setdefault(table, {}), dict):
             document[table][key] = value
     try:
         model = Model(name, convert(document, Spec))
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(str(error), document)}") from None
-    if mistakes := [f"{where}: {key}: expected {expected}, found {found}" for key, expected, found in _mistakes(model)]:
+    if mistakes := [
+        f"{where}: {key}: expected {expected}, found {found}" for key, expected, found in _mistakes(model, overrides)
+    ]:
         raise UserError("\n".join(mistakes))
     return model
 
 
-def _mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
+def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
     """What the types cannot say: (key, expected, found)."""
     spec = model.spec
     if (spec.architecture.timm is None) == (spec.architecture.network is None):
@@ -141,7 +143,7 @@ def _mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
             repr(spec.architecture.arguments[argument]),
         )
     release = spec.triton.get("release", RELEASE)
-    if not isinstance(release, str) or not re.fullmatch(r"\d\d\.\d\d", release):
+    if not isinstance(release, str) or not re.fullmatch(r"[0-9]{2}\.[0-9]{2}", release):
         yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(release)
     for field_name in spec.triton:
         if field_name == "release":
@@ -154,7 +156,7 @@ def _mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
             yield "triton", "fields of Triton's ModelConfig", _hinted(field_name, TRITON - DERIVED)
     if len(set(spec.formats)) != len(spec.formats):
         yield "formats", "each format once", repr(spec.formats)
-    yield from _engine_mistakes(spec)
+    yield from _engine_mistakes(spec, overrides)
 
 
 def _size_mistakes(size: Input) -> Iterator[tuple[str, str, str]]:
@@ -169,13 +171,15 @@ def _size_mistakes(size: Input) -> Iterator[tuple[str, str, str]]:
         yield "input", "min_size <= height and width of shape <= max_size", found
 
 
-def _engine_mistakes(spec: Spec) -> Iterator[tuple[str, str, str]]:
+def _engine_mistakes(spec: Spec, overrides: Given) -> Iterator[tuple[str, str, str]]:
     engine = spec.engine
     smallest, best, largest = spec.profile
     if not smallest <= best <= largest:
         yield "engine", "min_batch_size <= opt_batch_size <= max_batch_size", f"{smallest}, {best}, {largest}"
     if not spec.onnx.dynamic_axes:
         for key in ("min_batch_size", "opt_batch_size", "max_batch_size"):
+            if ("onnx", "dynamic_axes") in overrides and ("engine", key) not in overrides:
+                continue  # a batch that is fixed for one run overrides the spec's profile, too
             if getattr(engine, key) not in (None, spec.onnx.batch_size):
                 expected = f"{spec.onnx.batch_size}, the batch that onnx.dynamic_axes = false fixes"
                 yield f"engine.{key}", expected, repr(getattr(engine, key))

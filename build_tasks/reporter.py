@@ -88,7 +88,7 @@ class Reporter:
 
     def add_failure(self, task: Any, fail: BaseFail) -> None:
         if isinstance(fail, UnmetDependency):
-            self.blocked.append(task.name)
+            self.blocked += [task.name] if task.actions else []  # a group is its tasks
             return
         self.failed.append((task.name, fail))
         self.write(f"✗ {_title(task)} {_reason(fail)}")

@@ -87,7 +87,7 @@ class Engine(Table):
     keep_fp32: list[Text] = []  # operator types, or regular expressions of node names
     keep_io_types: bool = True  # fp32 inputs and outputs, whatever is computed inside; fp16 may have its own
     calibration: Text | None = None  # a folder of images for int8 and fp8; the accuracy samples without it
-    tolerance: Annotated[float, Meta(gt=0)] | None = None  # as in [accuracy]; by precision without it
+    tolerance: Annotated[float, Meta(gt=0, lt=1)] | None = None  # as in [accuracy]; by precision without it
     top1: Annotated[float, Meta(ge=0, le=1)] | None = None  # as in [accuracy], and from there without it
     # its optimisation profile; see Spec.profile for what is left out
     min_batch_size: Positive | None = None
@@ -202,9 +202,8 @@ class Model:
 
     @property
     def graph_name(self) -> str:
-        """What the tasks of that file are called after; no model's name has a dot."""
-        precision = self.spec.engine.precision
-        return self.triton_name("onnx") if precision in UNCONVERTED else f"{self.name}.{precision}"
+        """What the task that judges this file is called after, where it is not served; no model's name has a dot."""
+        return f"{self.name}.{self.spec.engine.precision}"
 
     @property
     def release(self) -> str:

@@ -351,23 +351,23 @@ def test_a_tie_within_the_tolerance_may_fall_either_way(tolerance: float, agrees
     found = expected.copy()
     found[0, :2] = 1.19, 1.2  # an error of 2 %
     found, expected = (np.repeat(array, 2, axis=0) for array in (found, expected))
-    results = [IterationResult({"scores": array}) for array in (found, expected)]
+    artifact, reference = (IterationResult({"scores": array}) for array in (found, expected))
     gate = {**GATE, "tolerance": tolerance}
     if agrees:
-        assert accuracy.measure(*results, gate)["scores"]["top1"] == 1.0
+        assert accuracy.measure(artifact, reference, gate)["scores"]["top1"] == 1.0
     else:
         with pytest.raises(UserError, match="top-1 agrees for 0% of the samples, limit 100%"):
-            accuracy.measure(*results, gate)
+            accuracy.measure(artifact, reference, gate)
 
 
 def test_limits_of_a_reduced_precision_tell_what_to_try() -> None:
     from build_tasks import accuracy
     from build_tasks.errors import UserError
 
-    results = [IterationResult({"scores": np.ones((2, 3)) * factor}) for factor in (1.0, 2.0)]
+    found, expected = (IterationResult({"scores": np.ones((2, 3)) * factor}) for factor in (1.0, 2.0))
     with pytest.raises(UserError, match=r"; try engine\.keep_fp32, .*or set engine\.tolerance or engine\.top1"):
-        accuracy.measure(*results, {**GATE, "reduced": True})
-    figures = accuracy.measure(*results, {**GATE, "reduced": True}, judge=False)
+        accuracy.measure(found, expected, {**GATE, "reduced": True})
+    figures = accuracy.measure(found, expected, {**GATE, "reduced": True}, judge=False)
     assert figures["scores"]["relative_l2"] == 0.5, "where samples prove nothing, the figure is only told"
 
 

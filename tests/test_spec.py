@@ -44,8 +44,18 @@ TOP = (
     "top level: expected one of architecture, weights, input, formats, max_batch_size, labels, onnx, engine, accuracy, "
     "triton"
 )
+ENGINE = (
+    "engine: expected one of precision, keep_fp32, keep_io_types, calibration, tolerance, top1, min_batch_size, "
+    "opt_batch_size, max_batch_size, workspace, optimization_level, sparse_weights, refittable, strip_plan, "
+    "profiling_verbosity, compute_capabilities, hardware_compatibility, version_compatible, timing_cache, "
+    "rtx_compute_capabilities"
+)
 SCHEMES = "weights.source: expected one of hf://, https://, http://, package://, timm://, random:// or a path"
 DERIVED = "expected nothing, since it follows from the artifact"
+RELEASE = 'expected a release of Triton\'s containers, such as "26.08"'
+KEEP = "expected true, since clients have fp32 and fp16 and nothing narrower, found false"
+PRECISIONS = "fp32, tf32, fp16, bf16, int8, fp8"
+PROFILE = "min_batch_size <= opt_batch_size <= max_batch_size"
 
 MISTAKES = [
     # Keys that do not exist, with the nearest one that does
@@ -70,10 +80,11 @@ MISTAKES = [
         "onnx: expected one of exporter, opset, dynamic_axes, batch_size, external_data, found 'batchsize' "
         "(did you mean 'batch_size'?)",
     ),
+    (table("engine", "max_batch = 8"), f"{ENGINE}, found 'max_batch' (did you mean 'max_batch_size'?)"),
+    (table("engine", "strongly_typed = true"), f"{ENGINE}, found 'strongly_typed'"),
     (
-        table("engine", "max_batch = 8"),
-        f"engine: expected one of {', '.join(Engine.__struct_fields__)}, found 'max_batch' "
-        "(did you mean 'max_batch_size'?)",
+        table("engine", 'compute_capability = "8.6"'),
+        f"{ENGINE}, found 'compute_capability' (did you mean 'compute_capabilities'?)",
     ),
     (
         table("accuracy", "tolerence = 1e-3"),
@@ -115,22 +126,10 @@ MISTAKES = [
         spec(weights='source = "random://0"\nsha256 = "abc"'),
         "weights.sha256: expected str matching regex '^[0-9a-f]{64}$', found 'abc'",
     ),
-    (
-        table("engine", "min_batch_size = 4\nopt_batch_size = 2"),
-        "engine: expected min_batch_size <= opt_batch_size <= max_batch_size, found 4, 2, 32",
-    ),
-    (
-        table("engine", "opt_batch_size = 64"),
-        "engine: expected min_batch_size <= opt_batch_size <= max_batch_size, found 1, 64, 32",
-    ),
     # Choices
     (
         table("onnx", 'exporter = "torchscrpt"'),
         "onnx.exporter: expected one of auto, torchscript, dynamo, found 'torchscrpt' (did you mean 'torchscript'?)",
-    ),
-    (
-        table("engine", 'precision = "half"'),
-        "engine.precision: expected one of fp32, tf32, fp16, bf16, int8, fp8, found 'half'",
     ),
     (
         table("input", 'interpolation = "cubic"'),
@@ -145,81 +144,137 @@ MISTAKES = [
         top('formats = ["onxx"]'),
         "formats[0]: expected one of torchscript, onnx, tensorrt, rtx, found 'onxx' (did you mean 'onnx'?)",
     ),
-    (
-        table("engine", "keep_io_types = false\nprecision = 'int8'"),
-        "engine.keep_io_types: expected true, since clients have fp32 and fp16 and nothing narrower, found false",
-    ),
-    (
-        table("engine", "keep_io_types = false\nprecision = 'bf16'"),
-        "engine.keep_io_types: expected true, since clients have fp32 and fp16 and nothing narrower, found false",
-    ),
-    (
-        table("engine", "keep_fp32 = ['Conv']\nprecision = 'tf32'"),
-        "engine.keep_fp32: expected nothing, since all of tf32 is fp32, found ['Conv']",
-    ),
-    (table("engine", "keep_fp32 = 'Conv'"), "engine.keep_fp32: expected array, found 'Conv'"),
-    (
-        table("engine", "calibration = 'pictures'"),
-        "engine.calibration: expected nothing, since fp16 is not calibrated, found 'pictures'",
-    ),
-    (
-        table("engine", "strip_plan = true"),
-        "engine.strip_plan: expected false, since Triton cannot refit a plan without weights, found true",
-    ),
-    (table("engine", "workspace = 0"), "engine.workspace: expected int >= 1, found 0"),
-    (table("engine", "optimization_level = 6"), "engine.optimization_level: expected int <= 5, found 6"),
-    (table("engine", "tolerance = 0"), "engine.tolerance: expected float > 0.0, found 0"),
-    (table("engine", "top1 = 2"), "engine.top1: expected float <= 1.0, found 2"),
-    (table("engine", "sparse_weights = 1"), "engine.sparse_weights: expected bool, found 1"),
-    (table("engine", "refittable = 'no'"), "engine.refittable: expected bool, found 'no'"),
-    (table("engine", "version_compatible = 1"), "engine.version_compatible: expected bool, found 1"),
-    (table("engine", "timing_cache = ''"), "engine.timing_cache: expected str of length >= 1, found ''"),
-    (
-        table("engine", "profiling_verbosity = 'verbose'"),
-        "engine.profiling_verbosity: expected one of none, layer_names_only, detailed, found 'verbose'",
-    ),
-    (
-        table("engine", "hardware_compatibility = 'ampere'"),
-        "engine.hardware_compatibility: expected one of none, ampere_plus, same_compute_capability, found 'ampere' "
-        "(did you mean 'ampere_plus'?)",
-    ),
-    (
-        table("engine", "compute_capabilities = ['8.6', '8.6']"),
-        "engine.compute_capabilities: expected each once, found ['8.6', '8.6']",
-    ),
-    (
-        table("engine", "compute_capabilities = ['sm_86']"),
-        "engine.compute_capabilities[0]: expected str matching regex '^[1-9][0-9]?\\\\.[0-9]$', found 'sm_86'",
-    ),
-    (
-        table("engine", "rtx_compute_capabilities = ['8.6', '8.6']"),
-        "engine.rtx_compute_capabilities: expected each once, found ['8.6', '8.6']",
-    ),
+    (top('formats = ["onnx", "onnx"]'), "formats: expected each format once, found ['onnx', 'onnx']"),
+    (top('formats = ["rtx", "onnx", "rtx"]'), "formats: expected each format once, found ['rtx', 'onnx', 'rtx']"),
+    (top("formats = []"), "formats: expected array of length >= 1, found []"),
+    # The size of the input
+    (table("input", "min_size = 96"), "input.min_size: expected array, found 96"),
+    (table("input", "max_size = [96.5, 96]"), "input.max_size[0]: expected int, found 96.5"),
+    (table("input", "min_size = [96, 0]"), "input.min_size[1]: expected int >= 1, found 0"),
+    (table("input", "min_size = [96]"), "input.min_size: expected array of length >= 2, found [96]"),
+    (table("input", "max_size = [3, 96, 96]"), "input.max_size: expected array of length <= 2, found [3, 96, 96]"),
     (table("input", "min_size = [96, 96]"), "input: expected min_size and max_size, or neither, found one of them"),
+    (table("input", "max_size = [96, 96]"), "input: expected min_size and max_size, or neither, found one of them"),
     (
         table("input", "min_size = [96, 96]\nmax_size = [224, 224]"),
         "input.shape: expected [channels, height, width], the size between min_size and max_size to tune for, "
         "found nothing",
     ),
+    *(
+        (
+            table("input", f"shape = [3, 64, 128]\nmin_size = {small}\nmax_size = {large}"),
+            f"input: expected min_size <= height and width of shape <= max_size, found {small}, [64, 128], {large}",
+        )
+        for small, large in (
+            ([65, 65], [224, 224]),
+            ([32, 129], [224, 224]),
+            ([32, 32], [63, 128]),
+            ([32, 32], [64, 127]),
+            ([224, 224], [32, 32]),
+        )
+    ),
+    # The engine: the graph
     (
-        table("input", "shape = [3, 64, 128]\nmin_size = [96, 96]\nmax_size = [224, 224]"),
-        "input: expected min_size <= height and width of shape <= max_size, found [96, 96], [64, 128], [224, 224]",
+        table("engine", 'precision = "half"'),
+        f"engine.precision: expected one of {PRECISIONS}, found 'half'",
     ),
     (
-        table("input", "min_size = [96]\nmax_size = [224, 224]"),
-        "input.min_size: expected array of length >= 2, found [96]",
+        table("engine", 'precision = "FP16"'),
+        f"engine.precision: expected one of {PRECISIONS}, found 'FP16'",
+    ),
+    (table("engine", "precision = 16"), "engine.precision: expected str, found 16"),
+    (table("engine", 'keep_fp32 = "Conv"'), "engine.keep_fp32: expected array, found 'Conv'"),
+    (table("engine", "keep_fp32 = [3]"), "engine.keep_fp32[0]: expected str, found 3"),
+    (table("engine", 'keep_fp32 = ["Conv", ""]'), "engine.keep_fp32[1]: expected str of length >= 1, found ''"),
+    *(
+        (
+            table("engine", f'precision = "{precision}"\nkeep_fp32 = ["Conv"]'),
+            f"engine.keep_fp32: expected nothing, since all of {precision} is fp32, found ['Conv']",
+        )
+        for precision in ("fp32", "tf32")
+    ),
+    (table("engine", 'keep_io_types = "no"'), "engine.keep_io_types: expected bool, found 'no'"),
+    *(
+        (
+            table("engine", f'precision = "{precision}"\nkeep_io_types = false'),
+            f"engine.keep_io_types: {KEEP}",
+        )
+        for precision in ("fp32", "tf32", "bf16", "int8", "fp8")
+    ),
+    (table("engine", "calibration = 500"), "engine.calibration: expected str, found 500"),
+    (table("engine", 'calibration = ""'), "engine.calibration: expected str of length >= 1, found ''"),
+    *(
+        (
+            table("engine", f'precision = "{precision}"\ncalibration = "pictures"'),
+            f"engine.calibration: expected nothing, since {precision} is not calibrated, found 'pictures'",
+        )
+        for precision in ("fp32", "tf32", "fp16", "bf16")
+    ),
+    (table("engine", 'tolerance = "1e-2"'), "engine.tolerance: expected float, found '1e-2'"),
+    (table("engine", "tolerance = 0"), "engine.tolerance: expected float > 0.0, found 0"),
+    (table("engine", "tolerance = nan"), "engine.tolerance: expected float > 0.0, found nan"),
+    (table("engine", "top1 = 2"), "engine.top1: expected float <= 1.0, found 2"),
+    (table("engine", "top1 = -0.5"), "engine.top1: expected float >= 0.0, found -0.5"),
+    # Its profile
+    (table("engine", "min_batch_size = 0"), "engine.min_batch_size: expected int >= 1, found 0"),
+    (table("engine", "opt_batch_size = 0"), "engine.opt_batch_size: expected int >= 1, found 0"),
+    (table("engine", "max_batch_size = 0"), "engine.max_batch_size: expected int >= 1, found 0"),
+    (table("engine", 'max_batch_size = "8"'), "engine.max_batch_size: expected int, found '8'"),
+    (table("engine", "min_batch_size = 4\nopt_batch_size = 2"), f"engine: expected {PROFILE}, found 4, 2, 32"),
+    (table("engine", "opt_batch_size = 64"), f"engine: expected {PROFILE}, found 1, 64, 32"),
+    (table("engine", "opt_batch_size = 8\nmax_batch_size = 4"), f"engine: expected {PROFILE}, found 1, 8, 4"),
+    (table("engine", "min_batch_size = 8\nmax_batch_size = 4"), f"engine: expected {PROFILE}, found 8, 8, 4"),
+    *(
+        (
+            table("onnx", f"dynamic_axes = false\nbatch_size = 2\n[engine]\n{key} = 3"),
+            f"engine.{key}: expected 2, the batch that onnx.dynamic_axes = false fixes, found 3",
+        )
+        for key in ("min_batch_size", "opt_batch_size", "max_batch_size")
+    ),
+    # The builder
+    (table("engine", "workspace = 0"), "engine.workspace: expected int >= 1, found 0"),
+    (table("engine", 'workspace = "1 GiB"'), "engine.workspace: expected int, found '1 GiB'"),
+    (table("engine", "optimization_level = 6"), "engine.optimization_level: expected int <= 5, found 6"),
+    (table("engine", "optimization_level = -1"), "engine.optimization_level: expected int >= 0, found -1"),
+    (table("engine", "sparse_weights = 1"), "engine.sparse_weights: expected bool, found 1"),
+    (table("engine", 'refittable = "no"'), "engine.refittable: expected bool, found 'no'"),
+    (table("engine", 'strip_plan = "no"'), "engine.strip_plan: expected bool, found 'no'"),
+    (
+        table("engine", "strip_plan = true"),
+        "engine.strip_plan: expected false, since Triton cannot refit a plan without weights, found true",
     ),
     (
-        table("triton", "release = 26.08"),
-        'triton.release: expected a release of Triton\'s containers, such as "26.08", found 26.08',
+        table("engine", 'profiling_verbosity = "detail"'),
+        "engine.profiling_verbosity: expected one of none, layer_names_only, detailed, found 'detail' "
+        "(did you mean 'detailed'?)",
     ),
     (
-        table("triton", "cc_model_filenames = {}"),
-        "triton.cc_model_filenames: expected nothing, since it follows from the artifact "
-        "(of engine.compute_capabilities), found {}",
+        table("engine", 'compute_capabilities = "8.6"'),
+        "engine.compute_capabilities: expected array, found '8.6'",
     ),
-    (top('formats = ["onnx", "onnx"]'), "formats: expected each format once, found ['onnx', 'onnx']"),
-    (top("formats = []"), "formats: expected array of length >= 1, found []"),
+    (table("engine", "compute_capabilities = [8.6]"), "engine.compute_capabilities[0]: expected str, found 8.6"),
+    *(
+        (
+            table("engine", f'{key} = ["8.6", "{capability}"]'),
+            rf"engine.{key}[1]: expected str matching regex '^[1-9][0-9]?\\.[0-9]$', found '{capability}'",
+        )
+        for key in ("compute_capabilities", "rtx_compute_capabilities")
+        for capability in ("86", "sm_86", "0.6", "8.10", "9.0a")
+    ),
+    *(
+        (
+            table("engine", f'{key} = ["8.6", "8.9", "8.6"]'),
+            f"engine.{key}: expected each once, found ['8.6', '8.9', '8.6']",
+        )
+        for key in ("compute_capabilities", "rtx_compute_capabilities")
+    ),
+    (
+        table("engine", 'hardware_compatibility = "ampere"'),
+        "engine.hardware_compatibility: expected one of none, ampere_plus, same_compute_capability, found 'ampere' "
+        "(did you mean 'ampere_plus'?)",
+    ),
+    (table("engine", "version_compatible = 1"), "engine.version_compatible: expected bool, found 1"),
+    (table("engine", 'timing_cache = ""'), "engine.timing_cache: expected str of length >= 1, found ''"),
     # The network
     (
         network('timm = "x"\nnetwork = "n.py:build"'),
@@ -265,6 +320,18 @@ MISTAKES = [
     ),
     (table("triton", 'platform = "x"'), f"triton.platform: {DERIVED}, found 'x'"),
     (
+        table("triton", 'cc_model_filenames = { "8.6" = "model.plan" }'),
+        f"triton.cc_model_filenames: {DERIVED} (of engine.compute_capabilities), found {{'8.6': 'model.plan'}}",
+    ),
+    (
+        table("triton", 'default_model_filename = "model.plan"'),
+        f"triton.default_model_filename: {DERIVED}, found 'model.plan'",
+    ),
+    (table("triton", "release = 26.08"), f"triton.release: {RELEASE}, found 26.08"),
+    (table("triton", 'release = "26.8"'), f"triton.release: {RELEASE}, found '26.8'"),
+    (table("triton", 'release = "26.08-py3"'), f"triton.release: {RELEASE}, found '26.08-py3'"),
+    (table("triton", 'release = ""'), f"triton.release: {RELEASE}, found ''"),
+    (
         table("triton.dynamic_batchin", ""),
         "triton: expected fields of Triton's ModelConfig, found 'dynamic_batchin' (did you mean 'dynamic_batching'?)",
     ),
@@ -298,10 +365,77 @@ def test_a_mistake_is_told_with_key_expectation_and_finding(text: str, line: str
     assert mistakes() == [f"{PATH}: {line}"]
 
 
+def test_every_key_of_the_engine_has_a_mistake_of_its_own() -> None:
+    told = {line.removeprefix("engine.").partition(":")[0].partition("[")[0] for _, line in MISTAKES}
+    assert set(Engine.__struct_fields__) <= told
+
+
 def test_the_spec_that_the_mistakes_were_made_in_is_valid() -> None:
     write("m", spec())
     [model] = load()
     assert (model.name, model.seed, model.spec.formats) == ("m", 0, ["torchscript", "onnx", "tensorrt"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            table("engine", f'precision = "{p}"\ncalibration = "pictures"\nkeep_fp32 = ["Conv"]')
+            for p in ("int8", "fp8")
+        ),
+        table("engine", "keep_io_types = false"),
+        table("engine", "tolerance = 0.7\ntop1 = 0"),
+        table("engine", 'compute_capabilities = ["7.5", "12.0"]\nrtx_compute_capabilities = ["7.5", "12.0"]'),
+        table("onnx", "dynamic_axes = false\nbatch_size = 2\n[engine]\nmin_batch_size = 2\nmax_batch_size = 2"),
+        table("input", "shape = [3, 64, 128]\nmin_size = [64, 128]\nmax_size = [64, 128]"),
+        table("triton", 'release = "24.10"'),
+        spec(top='formats = ["rtx"]', more="[engine]\nstrip_plan = true"),
+        spec(top='formats = ["torchscript", "onnx"]', more="[engine]\nstrip_plan = true"),
+    ],
+)
+def test_what_only_looks_like_a_mistake_is_valid(text: str) -> None:
+    write("m", text)
+    assert [model.name for model in load()] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("text", "profile"),
+    [
+        (spec(), (1, 8, 32)),
+        (top("max_batch_size = 4"), (1, 4, 4)),
+        (table("engine", "min_batch_size = 16"), (16, 16, 32)),
+        (table("engine", "min_batch_size = 64"), (64, 64, 64)),
+        (table("engine", "max_batch_size = 4"), (1, 4, 4)),
+        (table("engine", "max_batch_size = 64"), (1, 8, 64)),
+        (table("engine", "opt_batch_size = 2"), (1, 2, 32)),
+        (table("onnx", "batch_size = 5"), (1, 8, 32)),
+        (table("onnx", "dynamic_axes = false\nbatch_size = 5"), (5, 5, 5)),
+    ],
+)
+def test_batches_of_an_engine_that_are_left_out_follow_from_the_others(text: str, profile: tuple[int, ...]) -> None:
+    write("m", text)
+    [model] = load()
+    assert model.spec.profile == profile
+
+
+def test_a_release_of_triton_is_no_field_of_its_configuration() -> None:
+    write("m", table("triton", 'release = "24.10"'))
+    write("n", spec())
+    assert [model.release for model in load()] == ["24.10", "26.08"]
+
+
+def test_an_engine_of_tensorrt_rtx_is_built_and_not_served() -> None:
+    write("m", top('formats = ["rtx", "tensorrt"]'))
+    [model] = load()
+    assert (model.served, model.spec.compiled) == (["tensorrt"], True)
+    assert (model.triton_name("tensorrt"), model.files("tensorrt")) == ("m_trt", ["model.plan"])
+
+
+def test_a_plan_for_each_compute_capability_has_a_file_of_its_own() -> None:
+    write("m", table("engine", 'compute_capabilities = ["8.6", "12.0"]'))
+    [model] = load()
+    assert model.files("tensorrt") == ["model.sm86.plan", "model.sm120.plan"]
+    assert [model.served_as("tensorrt", file) for file in model.files("tensorrt")] == ["m_trt.sm86", "m_trt.sm120"]
 
 
 def test_bytes_that_are_no_text_are_no_valid_toml() -> None:
@@ -317,6 +451,32 @@ def test_every_mistake_of_a_spec_that_has_the_right_types_is_told() -> None:
         f"{PATH}: weights.converter: expected `file.py:function`, found 'convert'",
         f"{PATH}: weights.source: expected random:// and a seed, found 'random://'",
         f"{PATH}: formats: expected each format once, found ['onnx', 'onnx']",
+    ]
+
+
+def test_every_mistake_of_an_engine_is_told() -> None:
+    engine = """
+        precision = "tf32"
+        keep_fp32 = ["Conv"]
+        keep_io_types = false
+        calibration = "pictures"
+        min_batch_size = 8
+        max_batch_size = 4
+        strip_plan = true
+        compute_capabilities = ["8.6", "8.6"]
+        rtx_compute_capabilities = ["8.9", "8.9"]
+    """
+    write("m", spec(more=f"[input]\nmin_size = [96, 96]\n[triton]\nrelease = '26'\n[engine]{engine}"))
+    assert mistakes() == [
+        f"{PATH}: input: expected min_size and max_size, or neither, found one of them",
+        f"{PATH}: triton.release: {RELEASE}, found '26'",
+        f"{PATH}: engine: expected {PROFILE}, found 8, 8, 4",
+        f"{PATH}: engine.keep_io_types: {KEEP}",
+        f"{PATH}: engine.keep_fp32: expected nothing, since all of tf32 is fp32, found ['Conv']",
+        f"{PATH}: engine.calibration: expected nothing, since tf32 is not calibrated, found 'pictures'",
+        f"{PATH}: engine.strip_plan: expected false, since Triton cannot refit a plan without weights, found true",
+        f"{PATH}: engine.compute_capabilities: expected each once, found ['8.6', '8.6']",
+        f"{PATH}: engine.rtx_compute_capabilities: expected each once, found ['8.9', '8.9']",
     ]
 
 
@@ -348,6 +508,15 @@ def test_two_models_that_would_be_served_under_one_name_are_refused() -> None:
     write("a_onnx", top('formats = ["torchscript"]'))
     assert mistakes() == [
         "models/a_onnx/model.toml: format torchscript is served as a_onnx, and so is format onnx of models/a/model.toml"
+    ]
+
+
+def test_an_engine_shares_its_name_with_no_other_model() -> None:
+    write("a", top('formats = ["tensorrt"]'))
+    write("a_trt", top('formats = ["torchscript"]'))
+    assert mistakes() == [
+        "models/a_trt/model.toml: format torchscript is served as a_trt, and so is format tensorrt of "
+        "models/a/model.toml"
     ]
 
 
@@ -394,7 +563,8 @@ def test_doit_tells_all_mistakes_at_once_and_creates_nothing(project: Project) -
 
 def test_a_model_cannot_be_named_like_a_command_or_a_stage(project: Project) -> None:
     """`doit list` would list, and never build the model of that name."""
-    names = ["clean", "engine", "forget", "help", "info", "list", "prune", "publish", "run", "weights"]
+    stages = ["container", "engine", "precision", "prune", "publish", "rtx", "weights"]
+    names = sorted(["clean", "forget", "help", "info", "list", "run", *stages])
     for name in names:
         project.model(name)
     run = project.doit()
@@ -410,49 +580,160 @@ def test_doit_accepts_the_shipped_models(project: Project) -> None:
         assert re.search(rf"^{path.parent.name} ", listed, re.MULTILINE)
 
 
-def test_an_override_that_is_no_number_is_refused_by_the_command_line(tiny: Project) -> None:
-    run = tiny.doit("onnx:tiny", "--opset_version", "x")
-    assert run.code == 3
-    assert "opset" in run.out
-    assert "'x'" in run.out
-    assert "Traceback" not in run.out
-    assert tiny.tree("build").keys() <= {".doit.sqlite3", ".digests.sqlite3"}
+@pytest.fixture
+def compiled(project: Project) -> Project:
+    """A project whose model `tiny` has all formats."""
+    project.model("tiny", spec(top='formats = ["torchscript", "onnx", "tensorrt", "rtx"]'))
+    return project
 
 
-def test_an_unknown_override_is_refused_by_the_command_line(tiny: Project) -> None:
-    run = tiny.doit("onnx:tiny", "--opsets", "17")
+def assert_refused(project: Project, *command: str) -> str:
+    """The output of a command that is refused before anything runs."""
+    run = project.doit(*command)
     assert run.code == 3
-    assert "opsets" in run.out
     assert "Traceback" not in run.out
+    assert project.tree("build").keys() <= {".doit.sqlite3", ".digests.sqlite3"}
+    return run.out
 
 
 @pytest.mark.parametrize(
-    ("override", "line"),
+    "option",
     [
-        (["onnx:tiny", "--opset_version", "99"], "--opset_version 99: onnx.opset: expected int <= 23, found 99"),
-        (["onnx:tiny", "--batch_size", "0"], "--batch_size 0: onnx.batch_size: expected int >= 1, found 0"),
+        *("--opset_version", "--batch_size"),
+        *("--min_engine_batch_size", "--opt_engine_batch_size", "--max_engine_batch_size"),
+    ],
+)
+def test_an_override_that_is_no_number_is_refused_by_the_command_line(compiled: Project, option: str) -> None:
+    out = assert_refused(compiled, "engine:tiny", option, "x")
+    assert f"'{option.removeprefix('--')}'" in out
+    assert "'x'" in out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["onnx:tiny", "--opsets", "17"],
+        ["onnx:tiny", "--engine_precision", "fp16"],
+        ["engine:tiny", "--engine_precisions", "fp16"],
+        ["weights:tiny", "--opset_version", "17"],
+        ["tiny", "--opset_version", "17"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_a_task_does_not_have_is_refused_by_the_command_line(
+    compiled: Project, command: list[str]
+) -> None:
+    assert f"option {command[1]} not recognized" in assert_refused(compiled, *command)
+
+
+def test_an_override_without_a_value_is_refused_by_the_command_line(compiled: Project) -> None:
+    out = assert_refused(compiled, "engine:tiny", "--engine_precision")
+    assert "option --engine_precision requires argument" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("onnx:tiny --opset_version 99", "--opset_version 99: onnx.opset: expected int <= 23, found 99"),
+        ("run -n 2 onnx:tiny --opset_version=99", "--opset_version 99: onnx.opset: expected int <= 23, found 99"),
+        ("weights:tiny onnx:tiny --opset_version 6", "--opset_version 6: onnx.opset: expected int >= 7, found 6"),
+        ("onnx:tiny --batch_size 0", "--batch_size 0: onnx.batch_size: expected int >= 1, found 0"),
+        ("engine:tiny --batch_size 0", "--batch_size 0: onnx.batch_size: expected int >= 1, found 0"),
         (
-            ["engine:tiny", "--engine_precision", "FP15"],
-            "--engine_precision fp15: engine.precision: expected one of fp32, tf32, fp16, bf16, int8, fp8, "
-            "found 'fp15' (did you mean 'fp16'?)",
+            "engine:tiny --engine_precision FP15",
+            f"--engine_precision fp15: engine.precision: expected one of {PRECISIONS}, found 'fp15' "
+            "(did you mean 'fp16'?)",
         ),
         (
-            ["rtx:tiny", "--opt_engine_batch_size", "9", "--max_engine_batch_size=8"],
-            "--opt_engine_batch_size 9 --max_engine_batch_size 8: engine: expected min_batch_size <= opt_batch_size <= "
-            "max_batch_size, found 1, 9, 8",
+            "rtx:tiny --engine_precision half",
+            f"--engine_precision half: engine.precision: expected one of {PRECISIONS}, found 'half'",
+        ),
+        *(
+            (
+                f"{stage}:tiny --{point}_engine_batch_size 0",
+                f"--{point}_engine_batch_size 0: engine.{point}_batch_size: expected int >= 1, found 0",
+            )
+            for stage in ("engine", "rtx")
+            for point in ("min", "opt", "max")
         ),
         (
-            ["engine:tiny", "--no-dynamic_axes", "--max_engine_batch_size", "8"],
-            "--max_engine_batch_size 8 --dynamic_axes False: engine.max_batch_size: expected 1, the batch that "
+            "rtx:tiny --opt_engine_batch_size 9 --max_engine_batch_size=8",
+            f"--opt_engine_batch_size 9 --max_engine_batch_size 8: engine: expected {PROFILE}, found 1, 9, 8",
+        ),
+        (
+            "engine:tiny --no-dynamic_axes --max_engine_batch_size 8",
+            "--max_engine_batch_size 8 --no-dynamic_axes: engine.max_batch_size: expected 1, the batch that "
             "onnx.dynamic_axes = false fixes, found 8",
         ),
     ],
 )
 def test_overrides_that_no_spec_may_say_are_refused_before_anything_runs(
-    tiny: Project, override: list[str], line: str
+    compiled: Project, command: str, line: str
 ) -> None:
-    tiny.edit("models/tiny/model.toml", '"onnx"]', '"onnx", "tensorrt", "rtx"]')
-    run = tiny.doit(*override)
-    assert run.code == 3
-    assert f"ERROR: models/tiny/model.toml {line}" in run.out.splitlines()
-    assert tiny.tree("build").keys() <= {".doit.sqlite3", ".digests.sqlite3"}
+    assert assert_refused(compiled, *command.split()) == f"ERROR: models/tiny/model.toml {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "command", "line"),
+    [
+        (
+            '[engine]\nprecision = "int8"\ncalibration = "pictures"',
+            "engine:tiny --engine_precision FP16",
+            "--engine_precision fp16: engine.calibration: expected nothing, since fp16 is not calibrated, "
+            "found 'pictures'",
+        ),
+        (
+            "[engine]\nkeep_io_types = false",
+            "rtx:tiny --engine_precision bf16",
+            f"--engine_precision bf16: engine.keep_io_types: {KEEP}",
+        ),
+        (
+            "[engine]\nopt_batch_size = 16",
+            "engine:tiny --max_engine_batch_size 8",
+            f"--max_engine_batch_size 8: engine: expected {PROFILE}, found 1, 16, 8",
+        ),
+        (
+            "[onnx]\ndynamic_axes = false\n[engine]\nopt_batch_size = 1",
+            "rtx:tiny --batch_size 8",
+            "--batch_size 8: engine.opt_batch_size: expected 8, the batch that onnx.dynamic_axes = false fixes, "
+            "found 1",
+        ),
+        (
+            '[engine]\ncompute_capabilities = ["8.6", "8.9"]',
+            "engine:tiny.sm86 --min_engine_batch_size 64 --max_engine_batch_size 32",
+            f"--min_engine_batch_size 64 --max_engine_batch_size 32: engine: expected {PROFILE}, found 64, 64, 32",
+        ),
+    ],
+)
+def test_overrides_that_contradict_the_spec_are_refused_before_anything_runs(
+    compiled: Project, more: str, command: str, line: str
+) -> None:
+    compiled.model("tiny", spec(top='formats = ["torchscript", "tensorrt", "rtx"]', more=more))
+    assert assert_refused(compiled, *command.split()) == f"ERROR: models/tiny/model.toml {line}\n"
+
+
+def test_two_overrides_of_one_key_are_refused(compiled: Project) -> None:
+    out = assert_refused(compiled, "onnx:tiny", "--opset_version", "13", "rtx:tiny", "--opset_version", "16")
+    assert out == "ERROR: tiny: --opset_version 13 and --opset_version 16 at once\n"
+
+
+def test_a_batch_that_is_fixed_for_one_run_overrides_the_profile_of_the_spec() -> None:
+    write("m", table("engine", "opt_batch_size = 4"))
+    [model] = load(overrides={"m": {("onnx", "dynamic_axes"): ("--no-dynamic_axes", False)}})
+    assert model.spec.profile == (1, 1, 1)
+
+
+def test_a_graph_that_is_judged_apart_shares_its_name_with_no_model(compiled: Project) -> None:
+    compiled.model("a", spec(top='formats = ["rtx"]', more='[engine]\nprecision = "fp32"'))
+    compiled.model("a_onnx", spec(top='formats = ["torchscript"]'))
+    listed = compiled.built("list", "--all").out
+    assert "accuracy:a.fp32" in listed
+    assert "accuracy:a_onnx" in listed
+
+
+def test_an_override_is_of_one_model_alone(compiled: Project) -> None:
+    compiled.model("other", top("max_batch_size = 0"))
+    assert assert_refused(compiled, "onnx:tiny", "--opset_version", "99").splitlines() == [
+        "ERROR: models/other/model.toml: max_batch_size: expected int >= 1, found 0",
+        "models/tiny/model.toml --opset_version 99: onnx.opset: expected int <= 23, found 99",
+    ]

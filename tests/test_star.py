@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import stand_ins
 from conftest import OTHER, ROOT, TINY, Project
 
 STAR = TINY.replace(
@@ -229,3 +230,163 @@ def test_an_edit_runs_exactly_the_tasks_it_touches(
     edit(project)
     assert project.built().ran == sorted(expected)
     assert project.built().ran == [], "the second run has nothing left to do"
+
+
+# What is compiled, under stand-ins for TensorRT and a GPU (see tests/stand_ins). Without CUDA a plan is not judged and
+# not published, so that its chain is asked for up to its config.
+ENGINE_STAR = STAR.replace('formats = ["torchscript", "onnx"]', 'formats = ["torchscript", "onnx", "tensorrt", "rtx"]')
+ENGINE_STAR += "\n[engine]\n"
+ENGINE_TASKS = ["engine:tiny", "rtx:tiny", "config:tiny_trt", *PUBLISH]
+
+COMPILED = ["engine:tiny", "rtx:tiny"]
+SIGNED = [*COMPILED, "config:tiny_trt"]  # the signature is another one, too
+CONVERTED = ["precision:tiny", *SIGNED]
+
+ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
+    # the graph
+    ("engine.precision, fp32", key("engine", 'precision = "fp32"'), SIGNED, []),
+    ("engine.precision, tf32", key("engine", 'precision = "tf32"'), SIGNED, []),
+    ("engine.precision, bf16", key("engine", 'precision = "bf16"'), [*CONVERTED, "accuracy:tiny.bf16"], []),
+    ("engine.precision, int8", key("engine", 'precision = "int8"'), [*CONVERTED, "accuracy:tiny.int8"], []),
+    ("engine.precision, fp8, which this GPU lacks", key("engine", 'precision = "fp8"'),
+     ["precision:tiny", "accuracy:tiny.fp8", "rtx:tiny"], ["engine:tiny"]),
+    ("engine.keep_fp32", key("engine", 'keep_fp32 = ["Gemm"]'),
+     ["precision:tiny", "accuracy:tiny.fp16", *COMPILED], []),
+    ("engine.keep_io_types", key("engine", "keep_io_types = false"), [*CONVERTED, "accuracy:tiny.fp16"], []),
+    ("engine.calibration", key("engine", 'precision = "int8"\ncalibration = "samples"'),
+     [*CONVERTED, "accuracy:tiny.int8"], []),
+    ("engine.tolerance", key("engine", "tolerance = 0.04"), ["accuracy:tiny.fp16"], []),
+    ("engine.top1", key("engine", "top1 = 0.5"), ["accuracy:tiny.fp16"], []),
+    # the profile
+    ("engine.min_batch_size", key("engine", "min_batch_size = 2"), SIGNED, []),
+    ("engine.opt_batch_size", key("engine", "opt_batch_size = 2"), SIGNED, []),
+    ("engine.max_batch_size", key("engine", "max_batch_size = 7"), SIGNED, []),
+    ("engine.max_batch_size, the default said", key("engine", "max_batch_size = 4"), [], []),
+    ("input.min_size and max_size", key(
+        "input", "shape = [3, 160, 160]\nmin_size = [128, 128]\nmax_size = [192, 192]"
+    ), ["reference:tiny", "torchscript:tiny", "onnx:tiny", *ACCURACY, *CONFIG, *PUBLISH, *CONVERTED,
+        "accuracy:tiny.fp16"], []),
+    # the builder
+    ("engine.workspace", key("engine", "workspace = 1024"), COMPILED, []),
+    ("engine.optimization_level", key("engine", "optimization_level = 1"), COMPILED, []),
+    ("engine.sparse_weights", key("engine", "sparse_weights = true"), COMPILED, []),
+    ("engine.refittable", key("engine", "refittable = true"), [], COMPILED),
+    ("engine.profiling_verbosity", key("engine", 'profiling_verbosity = "detailed"'), COMPILED, []),
+    # TensorRT alone
+    ("engine.hardware_compatibility", key("engine", 'hardware_compatibility = "ampere_plus"'), ["engine:tiny"], []),
+    ("engine.version_compatible", key("engine", "version_compatible = true"), [], ["engine:tiny"]),
+    ("engine.timing_cache", both(write("models/tiny/timing.cache", ""), key("engine", 'timing_cache = "timing.cache"')),
+     ["engine:tiny"], []),
+    # TensorRT-RTX alone
+    ("engine.rtx_compute_capabilities", key("engine", 'rtx_compute_capabilities = ["8.6"]'), ["rtx:tiny"], []),
+    # recipes and tools
+    ("recipe of precision", append("build_tasks/precision.py"), ["precision:tiny"], []),
+    ("recipe of engine", append("build_tasks/engine.py"), COMPILED, []),
+    ("recipe of compiler", append("build_tasks/compiler.py"), COMPILED, []),
+    ("recipe of machine", append("build_tasks/machine.py"), COMPILED, []),
+    ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny"], []),
+    ("version of polygraphy", fake_version("polygraphy"),
+     ["reference:tiny", *ACCURACY, "accuracy:tiny.fp16", *COMPILED], []),
+    ("version of TensorRT-RTX", fake_version("tensorrt_rtx_cu13"), ["rtx:tiny"], []),
+    # targets in build/
+    ("build: graph, truncated", truncate("build/tiny/model.fp16.onnx"), ["precision:tiny"], []),
+    ("build: verdict of the graph, deleted", delete("build/tiny/model.fp16.onnx.accuracy.json"),
+     ["accuracy:tiny.fp16"], []),
+    ("build: model.plan, replaced", replace("build/tiny/model.plan"), ["engine:tiny"], []),
+    ("build: model.plan's signature, edited", append("build/tiny/model.plan.signature.json"), ["engine:tiny"], []),
+    ("build: model.rtx, same size", corrupt("build/tiny/model.rtx"), ["rtx:tiny"], []),
+    ("build: timing cache, deleted", lambda p: shutil.rmtree(p / "build/.timing"), [], []),
+]  # fmt: skip
+
+# What a plan depends on besides its inputs; TensorRT-RTX and all before them depend on none of it.
+MACHINES: list[tuple[str, dict[str, str], list[str]]] = [
+    ("another GPU of the same kind", {"gpus": "NVIDIA RTX A6000, 8.6"}, ["config:tiny_trt", "engine:tiny"]),
+    ("another compute capability", {"gpus": "NVIDIA RTX A4000, 8.9"}, ["config:tiny_trt", "engine:tiny"]),
+    ("another TensorRT", {"tensorrt": "10.14.1.48"}, ["config:tiny_trt", "engine:tiny"]),
+    ("a second GPU", {"gpus": f"{stand_ins.GPU}; NVIDIA L4, 8.9"}, []),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine_star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
+    project = Project(tmp_path_factory.mktemp("engine_star") / "project")
+    labels = "".join(f"class {index}\n" for index in range(1000))
+    folder = project.model("tiny", ENGINE_STAR, convert_py=CONVERTER, labels_txt=labels)
+    shutil.copy(tiny_weights, folder)
+    (folder / "samples").mkdir()
+    for picture in ("chelsea.jpg", "coffee.jpg"):
+        shutil.copy(ROOT / f"build_tasks/samples/{picture}", folder / "samples")
+    project.built(*ENGINE_TASKS, **stand_ins.machine(project.root.parent))
+    return project
+
+
+def without_torch(tasks: list[str]) -> bool:
+    """Whether a run of these tasks can be spared the import of torch, and be shown not to need it."""
+    needed = {"weights", "reference", "torchscript", "onnx", "precision"}
+    return needed.isdisjoint(task.partition(":")[0] for task in tasks) and "accuracy:tiny" not in tasks
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected", "failed"), [s[1:] for s in ENGINE_STARS], ids=[s[0] for s in ENGINE_STARS]
+)
+def test_an_edit_compiles_exactly_what_it_touches(
+    engine_star: Project, copy_of: Callable[[Project], Project], edit: Edit, expected: list[str], failed: list[str]
+) -> None:
+    project = copy_of(engine_star)
+    edit(project)
+    machine = stand_ins.machine(project.root.parent, torch=not without_torch(expected))
+    run = project.doit(*ENGINE_TASKS, **machine)
+    assert (run.ran, run.failed) == (sorted(expected), sorted(failed)), run.out
+    if not failed:
+        assert project.built(*ENGINE_TASKS, **machine).ran == [], "the second run has nothing left to do"
+
+
+@pytest.mark.parametrize(("found", "expected"), [m[1:] for m in MACHINES], ids=[m[0] for m in MACHINES])
+def test_another_machine_compiles_plans_anew_and_nothing_before_them(
+    engine_star: Project, copy_of: Callable[[Project], Project], found: dict[str, str], expected: list[str]
+) -> None:
+    project = copy_of(engine_star)
+    machine = stand_ins.machine(project.root.parent, torch=False, **found)
+    assert project.built(*ENGINE_TASKS, **machine).ran == expected
+    assert project.built(*ENGINE_TASKS, **machine).ran == []
+
+
+def test_what_cuda_sees_first_is_the_gpu_of_a_plan(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(engine_star)
+    machine = stand_ins.machine(project.root.parent, torch=False, gpus=f"NVIDIA L4, 8.9; {stand_ins.GPU}")
+    assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="1,0", **machine).ran == []
+    assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="GPU-1a", **machine).ran == []
+    run = project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="0", **machine)
+    assert run.ran == ["config:tiny_trt", "engine:tiny"]
+    assert "GPU: NVIDIA RTX A4000 -> NVIDIA L4" in run.out
+
+
+def test_other_pictures_calibrate_anew(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(engine_star)
+    machine = stand_ins.machine(project.root.parent)
+    key("engine", 'precision = "int8"')(project)
+    project.built("rtx:tiny", **machine)
+    (project / "models/tiny/pictures").mkdir()
+    for picture in ("camera.jpg", "coffee.jpg"):
+        shutil.copy(ROOT / f"build_tasks/samples/{picture}", project / "models/tiny/pictures")
+    key("engine", 'calibration = "pictures"')(project)
+    assert project.built("rtx:tiny", **machine).ran == ["accuracy:tiny.int8", "precision:tiny", "rtx:tiny"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("version_compatible = true", "Unable to load library: libnvinfer_lean.so"),
+        ("refittable = true", "CHECK(status == CUDA_SUCCESS) failed"),
+        ("workspace = 1", "no tactics to implement the operation within workspace limit"),
+    ],
+)
+def test_of_several_errors_the_builders_own_is_told(
+    engine_star: Project, copy_of: Callable[[Project], Project], line: str, reason: str
+) -> None:
+    """The first are of CUDA, which is tried and not there; the last says why there is no engine."""
+    project = copy_of(engine_star)
+    key("engine", line)(project)
+    run = project.doit("engine:tiny", **stand_ins.machine(project.root.parent, torch=False))
+    assert run.failed == ["engine:tiny"]
+    assert reason in run.out

@@ -1,0 +1,44 @@
+"""NVML with the GPUs that the environment says: "name, major.minor; name, major.minor"."""
+
+import os
+from typing import NamedTuple
+
+
+class Device(NamedTuple):
+    name: str
+    capability: str
+
+
+class NVMLError(Exception):
+    pass
+
+
+def _devices() -> list[Device]:
+    told = os.environ["STAND_IN_GPUS"]
+    return [Device(*map(str.strip, device.split(","))) for device in told.split(";") if device]
+
+
+def nvmlInit() -> None:  # noqa: N802
+    if os.environ["STAND_IN_GPUS"] == "error":
+        raise NVMLError("Driver/library version mismatch")
+
+
+def nvmlDeviceGetCount() -> int:  # noqa: N802
+    return len(_devices())
+
+
+def nvmlDeviceGetHandleByIndex(index: int) -> Device:  # noqa: N802
+    return _devices()[index]
+
+
+def nvmlDeviceGetUUID(device: Device) -> str:  # noqa: N802
+    return f"GPU-{_devices().index(device)}a5a"
+
+
+def nvmlDeviceGetName(device: Device) -> str:  # noqa: N802
+    return device.name
+
+
+def nvmlDeviceGetCudaComputeCapability(device: Device) -> tuple[int, int]:  # noqa: N802
+    major, minor = device.capability.split(".")
+    return int(major), int(minor)
