@@ -196,12 +196,14 @@ def session(path: str, signature: Signature) -> "Callable[[np.ndarray], list[np.
     """A plan on this machine's GPU, as a function from a batch to its outputs. UserError for one that it cannot run."""
     from polygraphy.backend.trt import EngineFromPath, TrtRunner
 
-    built = f"{signature['compiler']} {signature['TensorRT']} on {signature['GPU']} for {signature['precision']}"
     try:
         engine: trt.ICudaEngine = EngineFromPath(path)()
-    except PolygraphyException as error:
+        runner = TrtRunner(engine)
+        runner.activate()  # until the process of the stage ends
+    except (PolygraphyException, RuntimeError) as error:  # the second where there is no CUDA
         raise UserError(
-            f"{name()} cannot load {path}, which was built by {built}: remove it, and run doit again"
+            f"{name()} cannot run {path}, which TensorRT {signature['TensorRT']} built for {signature['GPU']}: "
+            f"{first_lines(error)}"
         ) from error
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     expected = {tensor["name"]: tensor for tensor in (*signature["inputs"], *signature["outputs"])}
@@ -215,8 +217,6 @@ def session(path: str, signature: Signature) -> "Callable[[np.ndarray], list[np.
     }
     if found != expected:
         raise UserError(f"{path} has other tensors than its signature says: {found}, not {expected}")
-    runner = TrtRunner(engine)
-    runner.activate()  # until the process of the stage ends
     wanted = signature["inputs"][0]["dtype"]
     outputs = [tensor["name"] for tensor in signature["outputs"]]
 

@@ -59,7 +59,9 @@ def command(release: str, tasks: list[str]) -> list[str]:
 
 def run(models: list[Model]) -> TaskFailed | None:
     """doit's action: show the command lines, and run them one after the other."""
-    for line in commands(models):
+    if not (lines := commands(models)):
+        print("no model has the format tensorrt")
+    for line in lines:
         print(f"+ {shlex.join(line)}", flush=True)
         if shutil.which(line[0]) is None:
             return TaskFailed(

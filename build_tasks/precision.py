@@ -76,8 +76,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     with open(outputs["signature"], "w", encoding="utf-8") as file:
         json.dump(tensors(graph), file, indent=1)
     kinds = [node.op_type for node in graph.graph.node]
-    added = ("QuantizeLinear", "DequantizeLinear") if settings["precision"] in QUANTISED else ("Cast",)
-    return {"nodes": len(kinds), **{kind: kinds.count(kind) for kind in added}}
+    added = "QuantizeLinear" if settings["precision"] in QUANTISED else "Cast"
+    return {"nodes": len(kinds), added: kinds.count(added)}
 
 
 def kept(path: str, entries: list[str]) -> tuple[list[str], list[str]]:
@@ -155,11 +155,17 @@ def quantised(
             output_path=draft,
             log_level="WARNING",
         )
-        return onnx.load(draft)
+        graph = onnx.load(draft)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the graph cannot be quantised to {settings['precision']}: {first_lines(error)}") from error
+    if not any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
+        raise UserError(
+            f"modelopt finds nothing in the graph that is worth quantising to {settings['precision']}: "
+            "engine.precision fp16 is what it would be"
+        )
+    return graph
 
 
 def batches(path: str, samples: "np.ndarray") -> "list[np.ndarray]":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -175,6 +176,8 @@ def test_in_the_container_nothing_is_stale_but_the_engines(
     run = doit_inside(inside, project)
     assert run.ran == ["config:tiny_trt"]
     assert run.failed == ["accuracy:tiny_trt"], "it runs the plan, which takes CUDA"
+    assert run.code == 1
+    assert re.search(r"TensorRT \S+ cannot run build/tiny/model.plan, which TensorRT \S+ built for NVIDIA RTX", run.out)
     published = sorted(path.name for path in (project / "model_repository").iterdir())
     assert published == ["tiny", "tiny_onnx"]
     outside = project.doit(**stand_ins.machine(project.root.parent, tensorrt=None, gpus=None))
