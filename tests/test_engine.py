@@ -26,6 +26,22 @@ FOLD = {
     "onnx": 'exporter = "dynamo"\nopset = 18',
 }
 
+# Large enough to be quantised.
+AMPERE = """\
+formats = ["rtx"]
+max_batch_size = 2
+
+[architecture]
+timm = "test_resnet"
+
+[weights]
+source = "random://0"
+
+[engine]
+precision = "fp8"
+rtx_compute_capabilities = ["8.0"]
+"""
+
 # Tensors of some megabytes.
 WIDE = "x = nn.functional.interpolate(x, scale_factor=30); x = x + self.conv(x[:, :3]).mean()"
 
@@ -59,7 +75,7 @@ def rtx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     small.add(project, "several", 'rtx_compute_capabilities = ["8.6", "12.0"]')
     small.add(project, "hopper", 'rtx_compute_capabilities = ["9.0"]')
     small.add(project, "turing", 'precision = "bf16"\nrtx_compute_capabilities = ["8.9", "7.5"]')
-    small.add(project, "ampere", 'precision = "fp8"\nrtx_compute_capabilities = ["8.0"]')
+    project.model("ampere", AMPERE)
     small.add(project, "stripped", "strip_plan = true")
     small.add(project, "fold", formats='"torchscript", "onnx", "rtx"', **FOLD)
     small.add(project, "narrow", "workspace = 1", body=WIDE)

@@ -66,6 +66,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     resnet(project, "fp16_external", "fp16", onnx=EXTERNAL)
     resnet(project, "nothing_to_see", engine='calibration = "pictures"')
     (project / "models/nothing_to_see/pictures").mkdir()
+    small.add(project, "not_worth_it", 'precision = "int8"')
     calibrated = resnet(project, "calibrated", engine='calibration = "pictures"')
     (calibrated / "pictures").mkdir()
     shutil.copy(ROOT / "build_tasks/samples/coffee.jpg", calibrated / "pictures")
@@ -303,6 +304,11 @@ def test_a_fixed_batch_leaves_no_profile(zoo: tuple[Project, Run]) -> None:
     assert (signature["inputs"][0]["shape"], signature["profile"]) == ([2, 3, 16, 16], {})
 
 
+def test_a_graph_with_nothing_to_quantise_is_not_called_int8(zoo: tuple[Project, Run]) -> None:
+    line = refusal(zoo[1], "precision:not_worth_it")
+    assert "modelopt finds nothing in the graph that is worth quantising to int8" in line
+
+
 def test_everything_else_of_the_run_succeeded(zoo: tuple[Project, Run]) -> None:
     _, run = zoo
     assert run.code == 1, run.out
@@ -311,6 +317,7 @@ def test_everything_else_of_the_run_succeeded(zoo: tuple[Project, Run]) -> None:
         "precision:far_off",
         "precision:no_regex",
         "precision:nothing_to_see",
+        "precision:not_worth_it",
         "accuracy:strict.fp16",
     }
 
