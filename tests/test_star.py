@@ -351,6 +351,16 @@ def test_another_machine_compiles_plans_anew_and_nothing_before_them(
     assert project.built(*ENGINE_TASKS, **machine).ran == []
 
 
+def test_compute_capabilities_are_a_plan_each(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
+    """The task is called after the plan then; what stands before it is left alone."""
+    project = copy_of(engine_star)
+    machine = stand_ins.machine(project.root.parent, torch=False)
+    key("engine", 'compute_capabilities = ["8.6"]')(project)
+    tasks = ["engine", *ENGINE_TASKS[1:]]
+    assert project.built(*tasks, **machine).ran == ["config:tiny_trt", "engine:tiny.sm86"]
+    assert project.built(*tasks, **machine).ran == []
+
+
 def test_what_cuda_sees_first_is_the_gpu_of_a_plan(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(engine_star)
     machine = stand_ins.machine(project.root.parent, torch=False, gpus=f"NVIDIA L4, 8.9; {stand_ins.GPU}")
