@@ -65,6 +65,7 @@ def reduced_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
 
 
 def np_type(tensor: "onnx.ValueInfoProto") -> "np.dtype[np.generic]":
+    """NumPy's type of an input or output of a graph."""
     import onnx
 
     return onnx.helper.tensor_dtype_to_np_dtype(tensor.type.tensor_type.elem_type)

@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture, files, overrides
-from build_tasks.compare import INPUT, OUTPUT, disagreement, onnx_file, onnx_session
+from build_tasks.compare import INPUT, OUTPUT, disagreement, np_type, onnx_file, onnx_session
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import Model, settings
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
@@ -208,12 +208,9 @@ def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], set
 
 def tensors(graph: "onnx.ModelProto") -> dict[str, list[dict[str, Any]]]:
     """The signature of the graph: name, NumPy's dtype and shape of each input and output; -1 for an open dimension."""
-    import onnx
 
     def tensor(value: "onnx.ValueInfoProto") -> dict[str, Any]:
-        kind = value.type.tensor_type
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-        shape = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
-        return {"name": value.name, "dtype": dtype, "shape": shape}
+        shape = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
+        return {"name": value.name, "dtype": np_type(value).name, "shape": shape}
 
     return {"inputs": [tensor(v) for v in graph.graph.input], "outputs": [tensor(v) for v in graph.graph.output]}

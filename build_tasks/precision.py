@@ -66,12 +66,14 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
-    operators, nodes = kept(onnx_file(inputs["model"]), settings["keep_fp32"])
+    source = onnx.load(onnx_file(inputs["model"]))
+    operators, nodes = kept(source, settings["keep_fp32"])
+    samples = batches(source, calibration(inputs, settings))
     convert = quantised if settings["precision"] in QUANTISED else cast
     with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
-        source = f"{folder}/model.onnx"  # modelopt writes beside what it reads
-        save(onnx.load(onnx_file(inputs["model"])), source, external_data=False)
-        graph = without_traces(convert(onnx_file(source), operators, nodes, inputs, settings))
+        path = f"{folder}/model.onnx"  # modelopt writes beside what it reads
+        save(source, path, external_data=False)
+        graph = without_traces(convert(onnx_file(path), operators, nodes, samples, settings))
     save(graph, outputs["model"], settings["external_data"])
     with open(outputs["signature"], "w", encoding="utf-8") as file:
         json.dump(tensors(graph), file, indent=1)
@@ -80,14 +82,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {"nodes": len(kinds), added: kinds.count(added)}
 
 
-def kept(path: str, entries: list[str]) -> tuple[list[str], list[str]]:
+def kept(graph: "onnx.ModelProto", entries: list[str]) -> tuple[list[str], list[str]]:
     """The operator types, and the patterns of node names, that shall stay fp32. UserError for one that fits nothing."""
     import difflib
 
-    import onnx
-
-    nodes = onnx.load(path, load_external_data=False).graph.node
-    types, names = sorted({node.op_type for node in nodes}), [node.name for node in nodes]
+    types, names = sorted({node.op_type for node in graph.graph.node}), [node.name for node in graph.graph.node]
     operators, patterns = [], []
     for entry in entries:
         if entry in types:
@@ -105,21 +104,23 @@ def kept(path: str, entries: list[str]) -> tuple[list[str], list[str]]:
     return operators, patterns
 
 
-def cast(source: str, operators: list[str], nodes: list[str], inputs: Paths, settings: Settings) -> "onnx.ModelProto":
+def cast(
+    path: str, operators: list[str], nodes: list[str], samples: "list[np.ndarray]", settings: Settings
+) -> "onnx.ModelProto":
     """The graph in fp16 or bf16, but for what is named and for what the samples show to leave fp16's range."""
     from modelopt.onnx.autocast import convert_to_mixed_precision
-    from polygraphy.json import load_json, save_json
+    from polygraphy.json import save_json
 
-    samples = f"{os.path.dirname(source)}/samples.json"
-    save_json([{INPUT: batch} for batch in batches(source, load_json(inputs["samples"])[0][INPUT])], samples)
+    calibration_data = f"{os.path.dirname(path)}/samples.json"
+    save_json([{INPUT: batch} for batch in samples], calibration_data)
     try:
         graph: onnx.ModelProto = convert_to_mixed_precision(
-            source,
+            path,
             low_precision_type=settings["precision"],
             op_types_to_exclude=operators,
             nodes_to_exclude=nodes,
             keep_io_types=settings["keep_io_types"],
-            calibration_data=samples,
+            calibration_data=calibration_data,
             providers=["cpu"],
         )
     except Exception as error:  # of onnx, ONNX Runtime or modelopt, which have no common base
@@ -132,32 +133,30 @@ def cast(source: str, operators: list[str], nodes: list[str], inputs: Paths, set
 
 
 def quantised(
-    source: str, operators: list[str], nodes: list[str], inputs: Paths, settings: Settings
+    path: str, operators: list[str], nodes: list[str], samples: "list[np.ndarray]", settings: Settings
 ) -> "onnx.ModelProto":
     """The graph with Q/DQ pairs; fp16 elsewhere, or fp32 where single nodes shall stay so."""
     import numpy as np
     import onnx
     from modelopt.onnx.quantization import quantize
 
-    draft = source.removesuffix(".onnx") + ".quantised.onnx"
+    draft = path.removesuffix(".onnx") + ".quantised.onnx"
     try:
         quantize(
-            source,
+            path,
             settings["precision"],
-            calibration_data={INPUT: np.concatenate(batches(source, calibration(inputs, settings)))},
+            calibration_data={INPUT: np.concatenate(samples)},
             calibration_method=CALIBRATION_METHOD,
             calibration_eps=["cpu"],
             op_types_to_exclude=operators or None,
             op_types_to_exclude_fp16=operators or None,
             nodes_to_exclude=nodes,
             high_precision_dtype="fp32" if nodes else "fp16",  # fp16 can be refused to operator types only
-            use_external_data_format=os.path.exists(f"{source}.data"),
+            use_external_data_format=os.path.exists(f"{path}.data"),
             output_path=draft,
             log_level="WARNING",
         )
         graph = onnx.load(draft)
-    except UserError:
-        raise
     except Exception as error:
         raise UserError(f"the graph cannot be quantised to {settings['precision']}: {first_lines(error)}") from error
     if not any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
@@ -168,12 +167,11 @@ def quantised(
     return graph
 
 
-def batches(path: str, samples: "np.ndarray") -> "list[np.ndarray]":
+def batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.ndarray]":
     """The samples in batches that the graph takes: all at once, or of its fixed size, the last filled with repeats."""
     import numpy as np
-    import onnx
 
-    (tensor,) = onnx.load(path, load_external_data=False).graph.input
+    (tensor,) = graph.graph.input
     size = tensor.type.tensor_type.shape.dim[0].dim_value or len(samples)
     count = -(-len(samples) // size)
     return np.split(np.resize(samples, (count * size, *samples.shape[1:])), count)

@@ -58,6 +58,13 @@ class Run:
         self.failed = sorted(name for mark, name in names if mark == "✗")
 
 
+def refusal(run: Run, task: str, marks: str = "✗") -> str:
+    """The one line on a task that ended with one of these marks."""
+    stage, _, name = task.partition(":")
+    (line,) = [line for line in run.out.splitlines() if line.split()[:3] in [[mark, stage, name] for mark in marks]]
+    return line
+
+
 class Project:
     """A copy of the project in a folder of its own."""
 

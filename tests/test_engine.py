@@ -1,5 +1,6 @@
 """What is compiled: by TensorRT-RTX for itself, and under TensorRT's name (tests/stand_ins) for the rest."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import small
 import stand_ins
@@ -46,11 +48,7 @@ rtx_compute_capabilities = ["8.0"]
 WIDE = "x = nn.functional.interpolate(x, scale_factor=30); x = x + self.conv(x[:, :3]).mean()"
 
 
-def refusal(run: Run, task: str) -> str:
-    """The one line on a task that failed, or that was passed over."""
-    stage, _, name = task.partition(":")
-    (line,) = [line for line in run.out.splitlines() if line.split()[:3] in (["✗", stage, name], ["–", stage, name])]
-    return line
+refusal = functools.partial(conftest.refusal, marks="✗–")  # failed, or passed over
 
 
 def signature(project: Project, path: str) -> dict[str, Any]:

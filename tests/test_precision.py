@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import small
-from conftest import ROOT, Project, Run
+from conftest import ROOT, Project, Run, refusal
 from onnx import TensorProto, helper, numpy_helper
 
 RESNET = """\
@@ -90,13 +90,6 @@ def weights(graph: onnx.GraphProto) -> dict[str, set[int]]:
 def verdict(project: Project, path: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((project / f"build/{path}.accuracy.json").read_text())
     return loaded
-
-
-def refusal(run: Run, task: str) -> str:
-    """The one line on a task that failed."""
-    stage, _, name = task.partition(":")
-    (line,) = [line for line in run.out.splitlines() if line.split()[:3] == ["✗", stage, name]]
-    return line
 
 
 def test_fp16_is_fp16_but_for_inputs_and_outputs(zoo: tuple[Project, Run]) -> None:

@@ -204,15 +204,21 @@ STARS: list[tuple[str, Edit, list[str]]] = [
 ]  # fmt: skip
 
 
+def project_of(folder: Path, spec: str, weights: Path) -> Project:
+    """A project with the model `tiny` of this spec, and all that the spec names beside it."""
+    project = Project(folder / "project")
+    labels = "".join(f"class {index}\n" for index in range(1000))
+    model = project.model("tiny", spec, convert_py=CONVERTER, labels_txt=labels)
+    shutil.copy(weights, model)
+    (model / "samples").mkdir()
+    for picture in ("chelsea.jpg", "coffee.jpg"):
+        shutil.copy(ROOT / f"build_tasks/samples/{picture}", model / "samples")
+    return project
+
+
 @pytest.fixture(scope="module")
 def star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
-    project = Project(tmp_path_factory.mktemp("star") / "project")
-    labels = "".join(f"class {index}\n" for index in range(1000))
-    folder = project.model("tiny", STAR, convert_py=CONVERTER, labels_txt=labels)
-    shutil.copy(tiny_weights, folder)
-    (folder / "samples").mkdir()
-    for picture in ("chelsea.jpg", "coffee.jpg"):
-        shutil.copy(ROOT / f"build_tasks/samples/{picture}", folder / "samples")
+    project = project_of(tmp_path_factory.mktemp("star"), STAR, tiny_weights)
     project.model("other", OTHER)
     project.built()
     return project
@@ -309,13 +315,7 @@ MACHINES: list[tuple[str, dict[str, str], list[str]]] = [
 
 @pytest.fixture(scope="module")
 def engine_star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
-    project = Project(tmp_path_factory.mktemp("engine_star") / "project")
-    labels = "".join(f"class {index}\n" for index in range(1000))
-    folder = project.model("tiny", ENGINE_STAR, convert_py=CONVERTER, labels_txt=labels)
-    shutil.copy(tiny_weights, folder)
-    (folder / "samples").mkdir()
-    for picture in ("chelsea.jpg", "coffee.jpg"):
-        shutil.copy(ROOT / f"build_tasks/samples/{picture}", folder / "samples")
+    project = project_of(tmp_path_factory.mktemp("engine_star"), ENGINE_STAR, tiny_weights)
     project.built(*ENGINE_TASKS, **stand_ins.machine(project.root.parent))
     return project
 

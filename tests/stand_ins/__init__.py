@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from build_tasks.machine import TENSORRT as DISTRIBUTIONS
+
 TENSORRT = "10.13.0.35"
 GPU = "NVIDIA RTX A4000, 8.6"
 
@@ -36,7 +38,7 @@ def machine(
             (library,) = Path(msgspec.__file__).parent.glob("_core.*")
             shutil.copy(library, driver)  # any that can be loaded; pynvml.py does the talking
     if tensorrt is None:
-        for distribution in ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"):
+        for distribution in DISTRIBUTIONS:
             if any(importlib.metadata.distributions(name=distribution)):
                 pytest.skip("TensorRT is installed here, and cannot be hidden")
     else:
