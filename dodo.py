@@ -2,9 +2,13 @@
 
     weights ──► torchscript ──► onnx ──► precision ──► engine, rtx     build/<model>/
        │             │           │           │           │
-       └► reference ─┴───────────┴► accuracy ┴───────────┘
+       └► reference ─┴───────────┴► measure ─┴───────────┘
+                                       ├─► report
+                                    accuracy
                                        │
                 labels ─► config ─► publish           model_repository/<model>, <model>_onnx, <model>_trt
+
+On demand: layers (where a graph goes wrong), repair (what to keep in fp32), compare (what every precision costs).
 
 One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
 """
@@ -22,11 +26,15 @@ from build_tasks import (
     container,
     engine,
     labels,
+    layers,
+    measure,
     onnx,
     overrides,
     precision,
     publish,
     reference,
+    repair,
+    report,
     torchscript,
     weights,
 )
@@ -34,13 +42,13 @@ from build_tasks.digests import ContentChecker
 from build_tasks.errors import UserError
 from build_tasks.reading import load
 from build_tasks.reporter import Reporter
-from build_tasks.spec import BUILD, Model
+from build_tasks.spec import BUILD, CONVERTED, Model
 
 Tasks = Iterator[dict[str, Any]]
 
 STAGES = (
-    *("weights", "labels", "reference", "torchscript", "onnx", "precision", "engine", "rtx"),
-    *("accuracy", "config", "publish", "prune", "container"),
+    *("weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"),
+    *("measure", "accuracy", "report", "config", "publish", "prune", "container", "layers", "compare"),
 )
 COMMANDS = tuple(command.get_name() for command in DoitMain.DOIT_CMDS)
 
@@ -85,10 +93,12 @@ def chain(model: Model) -> Iterator[str]:
     yield from (f"{stage}:{model.name}" for stage in ("weights", "reference", "torchscript"))
     if exported(model):
         yield f"onnx:{model.name}"
-    if converted(model):
-        yield f"precision:{model.name}"
-    if graph_apart(model):
-        yield f"accuracy:{model.graph_name}"
+    graph = model.graph_name(model.spec.engine.precision)
+    if model.converted:
+        yield from [f"repair:{model.name}"] if model.spec.engine.repair else []
+        yield f"precision:{graph}"
+    if model.graph_apart:
+        yield from (f"{stage}:{graph}" for stage in ("measure", "accuracy"))
     if "rtx" in model.spec.formats:
         yield f"rtx:{model.name}"
     if model.spec.labels:
@@ -96,21 +106,14 @@ def chain(model: Model) -> Iterator[str]:
     for format in model.served:
         if format == "tensorrt":
             yield from (f"engine:{model.name}{model.variant(plan)}" for plan in model.plans)
-        yield from (f"accuracy:{model.served_as(format, file)}" for file in model.files(format))
+        for file in model.files(format):
+            yield from (f"{stage}:{model.served_as(format, file)}" for stage in ("measure", "accuracy"))
         yield from (f"{stage}:{model.triton_name(format)}" for stage in ("config", "publish"))
+    yield f"report:{model.name}"
 
 
 def exported(model: Model) -> bool:
     return "onnx" in model.spec.formats or model.spec.compiled
-
-
-def converted(model: Model) -> bool:
-    return model.spec.compiled and model.graph != "model.onnx"
-
-
-def graph_apart(model: Model) -> bool:
-    """Whether engines are compiled from a graph that is not served, and so is judged on its own."""
-    return model.spec.compiled and (converted(model) or "onnx" not in model.spec.formats)
 
 
 def task_weights() -> Tasks:
@@ -138,9 +141,14 @@ def task_onnx() -> Tasks:
     yield from (onnx.task(model) for model in MODELS if exported(model))
 
 
+def task_repair() -> Tasks:
+    """Find the fewest nodes to leave out of a precision so that the gate holds -> keep_fp32.lock beside the spec"""
+    yield from (repair.task(model) for model in MODELS if model.converted)
+
+
 def task_precision() -> Tasks:
     """Cast or quantise -> model.<precision>.onnx"""
-    yield from (precision.task(model) for model in MODELS if converted(model))
+    yield from (precision.task(model, p) for model in MODELS if model.spec.compiled for p in CONVERTED)
 
 
 def task_engine() -> Tasks:
@@ -153,10 +161,34 @@ def task_rtx() -> Tasks:
     yield from (engine.task(model, "model.rtx") for model in MODELS if "rtx" in model.spec.formats)
 
 
+def task_measure() -> Tasks:
+    """Run each artifact on the accuracy samples, beside the reference"""
+    for model in MODELS:
+        apart = {model.spec.engine.precision} if model.graph_apart else set()
+        precisions = apart | set(CONVERTED if model.spec.compiled else ())
+        yield from (measure.task_of_graph(model, p) for p in sorted(precisions))
+    yield from (measure.task(model, format, file) for model, format in SERVED for file in model.files(format))
+
+
 def task_accuracy() -> Tasks:
-    """Compare each artifact with the reference; what fails is not compiled, and not published"""
-    yield from (accuracy.task_of_graph(model) for model in MODELS if graph_apart(model))
+    """Judge what was measured by the gate; what fails is not compiled, and not published"""
+    yield from (accuracy.task_of_graph(model) for model in MODELS if model.graph_apart)
     yield from (accuracy.task(model, format, file) for model, format in SERVED for file in model.files(format))
+
+
+def task_report() -> Tasks:
+    """Every artifact side by side, with the gate's verdicts -> accuracy.json, accuracy.svg"""
+    yield from map(report.task, MODELS)
+
+
+def task_compare() -> Tasks:
+    """On demand: what every precision would cost -> precisions.json, precisions.svg"""
+    yield from (report.task_of_precisions(model) for model in MODELS if model.spec.compiled)
+
+
+def task_layers() -> Tasks:
+    """On demand: the error after each node of the graph that engines are compiled from"""
+    yield from (layers.task(model) for model in MODELS if model.converted)
 
 
 def task_config() -> Tasks:

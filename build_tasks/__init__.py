@@ -1,12 +1,16 @@
 """The stages of the build, one module each, and the few rules that they share.
 
-weights, labels, reference, torchscript, onnx, precision, engine, accuracy, config, publish   the stages
+weights, labels, reference, torchscript, onnx, precision, engine      the stages, up to the artifacts
+measure, accuracy, report, config, publish                            … and from there to Triton
+layers, repair              stages on demand: where a graph goes wrong, and what mends it
 container                   the same build in NVIDIA's container
 spec, reading, overrides    what models/<model>/model.toml may say, mistakes in it, and the command line's say
 stage, files                what every stage obeys: fingerprints, whole-or-nothing
 worker, server              the child process of a stage, and the end of the server it is forked from
 digests, reporter           what doit is given: a checker of files, and a voice
-architecture, compare       what several stages compute: the network, the error of an artifact
+architecture, pictures      what several stages need: the network, and samples for it
+compare, metrics, gate      how an artifact is run, how far off it is, and how far it may be
+tables                      tables as text
 machine, compiler           what this machine has for TensorRT; TensorRT and TensorRT-RTX
 sources                     where weights come from
 """

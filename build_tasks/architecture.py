@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from build_tasks.compare import disagreement, moved_by_an_ulp
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import MODELS, Model, settings
 
@@ -157,6 +158,15 @@ def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
                 "the batch must be its first dimension"
             )
     return list(outputs)
+
+
+def sensitivity(module: Any, batch: "torch.Tensor") -> float:
+    """How far the outputs move, relative to their size, when every value of the batch moves by an ulp."""
+    import torch
+
+    moved = torch.from_numpy(moved_by_an_ulp(batch.numpy()))
+    outputs, others = ([answer.numpy() for answer in forward(module, inputs)] for inputs in (batch, moved))
+    return disagreement(others, outputs)
 
 
 def example(shape: tuple[int, int, int], batch: int, seed: int = 0) -> "torch.Tensor":

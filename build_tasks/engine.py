@@ -28,8 +28,8 @@ GPU = f"{BUILD}/.gpu"  # locked by whoever builds on it
 # Source: the TensorRT support matrix, "Hardware and Precision".
 OLDEST = {"tf32": (8, 0), "bf16": (8, 0), "int8": (6, 1), "fp8": (8, 9)}
 
-# Keys of [engine] that decide the graph or judge it, and those that mean something to one compiler only.
-NOT_THE_BUILDER = {"keep_fp32", "keep_io_types", "calibration", "tolerance", "top1"}
+# Keys of [engine] that decide the graph, and those that mean something to one compiler only.
+NOT_THE_BUILDER = {"keep_fp32", "keep_io_types", "calibration", "repair"}
 PLANS_ONLY = {"compute_capabilities", "hardware_compatibility", "version_compatible", "timing_cache"}
 RTX_ONLY = {"rtx_compute_capabilities"}
 
@@ -46,7 +46,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
         build=build,
         inputs={
             "graph": model.artifact(model.graph),
-            "verdict": model.artifact(f"{model.graph}.accuracy.json"),
+            "verdict": model.artifact(f"{model.graph}.verdict.json"),
             **({"timing_cache": cache} if cache else {}),
         },
         outputs={"engine": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")},

@@ -12,7 +12,16 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture, files, overrides
-from build_tasks.compare import INPUT, OUTPUT, disagreement, np_type, onnx_file, onnx_session
+from build_tasks.compare import (
+    INPUT,
+    LARGEST_MESSAGE,
+    OUTPUT,
+    disagreement,
+    np_type,
+    onnx_file,
+    onnx_session,
+    tolerance,
+)
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import Model, settings
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
@@ -21,8 +30,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-TOLERANCE = 1e-4  # relative L2 error of the graph in ONNX Runtime against model.pt
-LARGEST_FILE = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB for the whole file
 
 # Of torch 2.14. The dynamo exporter writes 18 and above, and converts down where it can.
 HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
@@ -170,7 +177,7 @@ def save(graph: "onnx.ModelProto", path: str, external_data: bool) -> None:
 
     files.discard(path)  # of an exporter that was refused
     weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    if external_data or weights > LARGEST_FILE:
+    if external_data or weights > LARGEST_MESSAGE:
         os.makedirs(path)
         name = os.path.basename(path)
         onnx.save(graph, f"{path}/{name}", save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
@@ -189,6 +196,7 @@ def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], set
         raise ExporterRefusedError(f"wrote a graph that is refused: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
     others = architecture.open_shapes(shape, settings["sizes"])[1:]
+    limit = tolerance("fp32", architecture.sensitivity(script, architecture.example(shape, batches[0])))
     worst = 0.0
     for size, of in (*((size, shape) for size in batches), *((batches[0], other) for other in others)):
         batch = architecture.example(of, size, seed=size)
@@ -199,9 +207,9 @@ def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], set
         except Exception as error:
             raise ExporterRefusedError(f"wrote a graph that does not run at {at}: {first_lines(error)}") from error
         worst = max(worst, disagreement(found, expected))
-        if not worst <= TOLERANCE:
+        if not worst <= limit:
             raise ExporterRefusedError(
-                f"wrote a graph that differs from model.pt by {worst:.1e} at {at} (limit {TOLERANCE:.0e})"
+                f"wrote a graph that differs from model.pt by {worst:.1e} at {at} (limit {limit:.0e})"
             )
     return worst
 

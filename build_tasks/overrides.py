@@ -39,6 +39,7 @@ ENGINE = (
     _override("engine", "max_batch_size", "max_engine_batch_size", "largest batch of the engine's profile"),
 )
 OF_STAGE = {"onnx": ONNX, "engine": (*ENGINE, *ONNX), "rtx": (*ENGINE, *ONNX)}
+OF_STAGE |= dict.fromkeys(("layers", "repair"), (ENGINE[0],))
 
 Given = dict[tuple[str, str], tuple[str, Any]]  # (table, key) of the spec -> (as it was typed, value)
 

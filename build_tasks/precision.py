@@ -1,19 +1,26 @@
 """precision: model.onnx -> model.<precision>.onnx, the graph that engines are compiled from, and its signature
 
-    fp16, bf16   AutoCast: casts around what may lose digits, decided by the values that the accuracy samples produce
-    int8, fp8    Q/DQ pairs with scales from the calibration pictures; what is not quantised is fp16
+    fp16, bf16   AutoCast: everything is cast, but for what engine.keep_fp32 and the lock file name
+    int8, fp8    Q/DQ pairs with scales from the calibration samples; what is not quantised is fp16
 
 TensorRT 11 and TensorRT-RTX take a graph's types as they stand, and TensorRT 10 can: one way serves them all.
 fp32 and tf32 are compiled from model.onnx itself.
+
+What may be cast is decided by the gate, and by `doit repair` where that fails (repair.py), not by a rule of thumb.
+AutoCast's own rule keeps in fp32 whatever exceeds 512 on the samples, whether that costs accuracy or not: a needless
+loss of speed in some networks, and no help where small numbers vanish.
 """
 
 import json
 import os
 import re
 import tempfile
+import tomllib
 from typing import TYPE_CHECKING, Any
 
-from build_tasks import architecture, reference
+from msgspec import Struct, ValidationError, convert
+
+from build_tasks import architecture, pictures
 from build_tasks.compare import INPUT, onnx_file
 from build_tasks.errors import UserError, first_lines
 from build_tasks.onnx import save, tensors, without_traces
@@ -27,59 +34,130 @@ if TYPE_CHECKING:
 # Of the two that modelopt has: with a handful of pictures the extremes serve convolutions better than entropy does.
 CALIBRATION_METHOD = "max"
 
+LOCK = "keep_fp32.lock"  # beside the spec: what `doit repair` found
 
-def task(model: Model) -> dict[str, Any]:
-    engine = model.spec.engine
-    folder = model.source(engine.calibration) if engine.calibration else None
-    pictures = reference.images(folder) if folder else []
+
+class Locked(Struct, forbid_unknown_fields=True):
+    """What the lock file says of a precision."""
+
+    keep_fp32: list[str] = []
+
+
+def task(model: Model, precision: str) -> dict[str, Any]:
+    file = model.graph_in(precision)
+    lock = model.source(LOCK)
+    made_here = model.spec.engine.repair and file == model.graph
+    locked = {"lock": lock} if os.path.exists(lock) or made_here else {}
     stage = Stage(
-        name=f"precision:{model.name}",
+        name=f"precision:{model.graph_name(precision)}",
         model=model,
         build=build,
-        inputs={
-            "model": model.artifact("model.onnx"),
-            "samples": model.artifact("samples.json"),
-            **{path: path for path in pictures},
-        },
-        outputs={"model": model.artifact(model.graph), "signature": model.artifact(f"{model.graph}.signature.json")},
-        settings={
-            "precision": engine.precision,
-            "keep_fp32": engine.keep_fp32,
-            "keep_io_types": engine.keep_io_types,
-            "external_data": model.spec.onnx.external_data,
-            "calibration": folder,
-            **(architecture.settings_of(model) if folder else {}),
-            **({"input": architecture.input_settings_of(model)} if folder else {}),
-        },
-        tools=(
-            *("nvidia-modelopt", "onnx", "onnx-graphsurgeon", "onnxruntime"),
-            *(("timm", "torchvision", "pillow") if folder else ()),
-        ),
-        code=(
-            *code_of("precision", "onnx", "compare"),
-            *((*code_of("reference", "architecture"), *architecture.code_of(model)) if folder else ()),
-        ),
+        inputs={**inputs_of(model, precision), **locked},
+        outputs={"model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")},
+        settings=settings_of(model, precision),
+        tools=tools_of(model, precision),
+        code=code_for(model, precision),
     )
-    return stage.task(doc=f"{model.graph}, which engines are compiled from")
+    task = stage.task(doc=f"{file}, which engines are compiled from")
+    if made_here and lock not in task["file_dep"]:
+        task["file_dep"].append(lock)  # by engine.repair it is a target, though not in build/: repair goes first
+    return task
+
+
+def calibrates(model: Model, precision: str) -> str | None:
+    """Samples of the spec's own for calibration, None where it is by the accuracy samples, or there is none."""
+    calibration = model.spec.engine.calibration
+    return model.source(calibration) if calibration and precision in QUANTISED else None
+
+
+def inputs_of(model: Model, precision: str) -> Paths:
+    own = calibrates(model, precision)
+    by_accuracy = precision in QUANTISED and not own
+    return {
+        "model.onnx": model.artifact("model.onnx"),
+        **({"samples": model.artifact("samples.json")} if by_accuracy else {}),
+        **({path: path for path in pictures.files(own)} if own else {}),
+    }
+
+
+def settings_of(model: Model, precision: str) -> Settings:
+    engine, own = model.spec.engine, calibrates(model, precision)
+    return {
+        "model": model.name,
+        "precision": precision,
+        "keep_fp32": engine.keep_fp32,
+        "keep_io_types": engine.keep_io_types or precision != "fp16",
+        "external_data": model.spec.onnx.external_data,
+        "calibration": own,
+        **(architecture.settings_of(model) if own else {}),
+        **({"input": architecture.input_settings_of(model)} if own else {}),
+    }
+
+
+def tools_of(model: Model, precision: str) -> tuple[str, ...]:
+    own = ("timm", "torchvision", "pillow") if calibrates(model, precision) else ()
+    return ("nvidia-modelopt", "onnx", "onnx-graphsurgeon", "onnxruntime", *own)
+
+
+def code_for(model: Model, precision: str) -> tuple[str, ...]:
+    own = calibrates(model, precision)
+    network = (*code_of("pictures", "architecture"), *architecture.code_of(model)) if own else ()
+    return (*code_of("precision", "onnx", "compare"), *network)
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
-    source = onnx.load(onnx_file(inputs["model"]))
-    operators, nodes = kept(source, settings["keep_fp32"])
-    samples = batches(source, calibration(inputs, settings))
-    convert = quantised if settings["precision"] in QUANTISED else cast
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
-        path = f"{folder}/model.onnx"  # modelopt writes beside what it reads
-        save(source, path, external_data=False)
-        graph = without_traces(convert(onnx_file(path), operators, nodes, samples, settings))
+    source = onnx.load(onnx_file(inputs["model.onnx"]))
+    spared = locked(inputs["lock"], settings["precision"], source) if "lock" in inputs else []
+    graph = converted(source, calibration(inputs, settings), settings, spared, os.path.dirname(outputs["model"]))
     save(graph, outputs["model"], settings["external_data"])
     with open(outputs["signature"], "w", encoding="utf-8") as file:
         json.dump(tensors(graph), file, indent=1)
     kinds = [node.op_type for node in graph.graph.node]
     added = "QuantizeLinear" if settings["precision"] in QUANTISED else "Cast"
-    return {"nodes": len(kinds), added: kinds.count(added)}
+    return {"nodes": len(kinds), added: kinds.count(added), **({"locked": len(spared)} if spared else {})}
+
+
+def converted(
+    source: "onnx.ModelProto",
+    samples: "np.ndarray | None",
+    settings: Settings,
+    spared: list[str],
+    folder: str,
+    rest: str = "fp16",
+) -> "onnx.ModelProto":
+    """The graph in the precision that the settings say; `source` is left as it is.
+
+    samples: for calibration, where there is any. spared: names of further nodes to keep in fp32 or, in a quantised
+    graph, not to quantise. folder: for drafts. rest: the precision of what is not quantised. UserError for what
+    modelopt refuses.
+    """
+    operators, nodes = kept(source, settings["keep_fp32"])
+    exact = [f"{re.escape(name)}$" for name in spared]
+    with tempfile.TemporaryDirectory(dir=folder) as drafts:
+        path = f"{drafts}/model.onnx"  # modelopt writes beside what it reads
+        save(source, path, external_data=False)
+        path = onnx_file(path)
+        if samples is None:
+            return without_traces(cast(path, operators, [*nodes, *exact], settings))
+        return without_traces(quantised(path, operators, nodes, exact, batches(source, samples), settings, rest))
+
+
+def locked(path: str, precision: str, graph: "onnx.ModelProto") -> list[str]:
+    """The nodes that the lock file spares from a precision. UserError for a file that does not fit the graph."""
+    try:
+        with open(path, "rb") as file:
+            names = convert(tomllib.load(file), dict[str, Locked]).get(precision, Locked()).keep_fp32
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"{path} is not what `doit repair` writes ({error}): delete it, and repair anew") from error
+    there = {node.name for node in graph.graph.node}
+    if missing := [name for name in names if name not in there]:
+        raise UserError(
+            f"{path}: {precision}: the graph has no node {missing[0]!r}; it has changed since: delete the file, and "
+            "repair anew"
+        )
+    return names
 
 
 def kept(graph: "onnx.ModelProto", entries: list[str]) -> tuple[list[str], list[str]]:
@@ -104,15 +182,11 @@ def kept(graph: "onnx.ModelProto", entries: list[str]) -> tuple[list[str], list[
     return operators, patterns
 
 
-def cast(
-    path: str, operators: list[str], nodes: list[str], samples: "list[np.ndarray]", settings: Settings
-) -> "onnx.ModelProto":
-    """The graph in fp16 or bf16, but for what is named and for what the samples show to leave fp16's range."""
+def cast(path: str, operators: list[str], nodes: list[str], settings: Settings) -> "onnx.ModelProto":
+    """The graph in fp16 or bf16, but for what is named, and for weights that fp16 has no numbers for."""
+    import numpy as np
     from modelopt.onnx.autocast import convert_to_mixed_precision
-    from polygraphy.json import save_json
 
-    calibration_data = f"{os.path.dirname(path)}/samples.json"
-    save_json([{INPUT: batch} for batch in samples], calibration_data)
     try:
         graph: onnx.ModelProto = convert_to_mixed_precision(
             path,
@@ -120,7 +194,7 @@ def cast(
             op_types_to_exclude=operators,
             nodes_to_exclude=nodes,
             keep_io_types=settings["keep_io_types"],
-            calibration_data=calibration_data,
+            data_max=np.inf,
             providers=["cpu"],
         )
     except Exception as error:  # of onnx, ONNX Runtime or modelopt, which have no common base
@@ -133,9 +207,15 @@ def cast(
 
 
 def quantised(
-    path: str, operators: list[str], nodes: list[str], samples: "list[np.ndarray]", settings: Settings
+    path: str,
+    operators: list[str],
+    nodes: list[str],
+    spared: list[str],
+    samples: "list[np.ndarray]",
+    settings: Settings,
+    rest: str,
 ) -> "onnx.ModelProto":
-    """The graph with Q/DQ pairs; fp16 elsewhere, or fp32 where single nodes shall stay so."""
+    """The graph with Q/DQ pairs; `rest` elsewhere, or fp32 where `nodes` shall stay so. Not quantised are `spared`."""
     import numpy as np
     import onnx
     from modelopt.onnx.quantization import quantize
@@ -150,8 +230,8 @@ def quantised(
             calibration_eps=["cpu"],
             op_types_to_exclude=operators or None,
             op_types_to_exclude_fp16=operators or None,
-            nodes_to_exclude=nodes,
-            high_precision_dtype="fp32" if nodes else "fp16",  # fp16 can be refused to operator types only
+            nodes_to_exclude=[*nodes, *spared],
+            high_precision_dtype="fp32" if nodes else rest,  # fp16 can be refused to operator types only
             use_external_data_format=os.path.exists(f"{path}.data"),
             output_path=draft,
             log_level="WARNING",
@@ -177,15 +257,21 @@ def batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.ndarray
     return np.split(np.resize(samples, (count * size, *samples.shape[1:])), count)
 
 
-def calibration(inputs: Paths, settings: Settings) -> "np.ndarray":
-    """The pictures whose activations set the scales: float32 (pictures, channels, height, width)."""
+def calibration(inputs: Paths, settings: Settings) -> "np.ndarray | None":
+    """The samples whose activations set the scales: float32 (samples, channels, height, width); None for casts."""
     from polygraphy.json import load_json
 
+    if settings["precision"] not in QUANTISED:
+        return None
     if settings["calibration"] is None:
         samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
         return samples
-    pictures = [path for name, path in inputs.items() if name == path]
-    if not pictures:
-        raise UserError(f"{settings['calibration']}: no pictures here ({', '.join(reference.SUFFIXES)})")
     module = architecture.create(settings)
-    return reference.preprocessed(pictures, architecture.transform(module, settings["input"])).numpy()
+    paths = [path for name, path in inputs.items() if name == path]
+    _, own = pictures.load(
+        settings["calibration"],
+        paths,
+        lambda: architecture.transform(module, settings["input"]),
+        architecture.input_shape(module, settings["input"]["shape"]),
+    )
+    return own

@@ -2,6 +2,7 @@
 
     model_repository/<name>/config.pbtxt
                            /labels.txt
+                           /preprocessing.json   what a client does to an image
                            /1/model.*
 
 and prune: what the specs no longer describe leaves model_repository/.
@@ -32,7 +33,8 @@ def task(model: Model, format: str, artifacts: list[str]) -> dict[str, Any]:
         build=build,
         inputs={
             **{file: model.artifact(file) for file in artifacts},
-            **{f"{file}.accuracy.json": model.artifact(f"{file}.accuracy.json") for file in artifacts},
+            **{f"{file}.verdict.json": model.artifact(f"{file}.verdict.json") for file in artifacts},
+            "preprocessing": model.artifact("preprocessing.json"),
             "config": model.artifact(f"{FORMATS[format].file}.config.pbtxt"),
             **labels,
         },
@@ -49,7 +51,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     verdicts = {}
     # `doit -s` leaves out the tasks before this one, and another run may rebuild what they read.
     for artifact in settings["files"]:
-        path = inputs[f"{artifact}.accuracy.json"]
+        path = inputs[f"{artifact}.verdict.json"]
         with open(path, encoding="utf-8") as file:
             verdicts[artifact] = json.load(file)
         if verdicts[artifact]["model"] != digest(inputs[artifact]):
@@ -65,6 +67,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     for artifact in settings["files"]:
         copy(inputs[artifact], f"{folder}/{VERSION}/{artifact}")
     copy(inputs["config"], f"{folder}/config.pbtxt")
+    copy(inputs["preprocessing"], f"{folder}/preprocessing.json")
     if "labels" in inputs:
         copy(inputs["labels"], f"{folder}/labels.txt")
     return {"accuracy": "; ".join(sorted({verdict["status"] for verdict in verdicts.values()}))}

@@ -10,7 +10,18 @@ from msgspec import Struct, ValidationError, convert
 
 from build_tasks.errors import UserError
 from build_tasks.overrides import Given
-from build_tasks.spec import MODELS, QUANTISED, RELEASE, UNCONVERTED, Input, Model, Spec, split_source
+from build_tasks.spec import (
+    MODELS,
+    QUANTISED,
+    RELEASE,
+    UNCONVERTED,
+    Accuracy,
+    Input,
+    Model,
+    Spec,
+    settings,
+    split_source,
+)
 
 # The fields of Triton's ModelConfig. Those that follow from the artifact cannot be set.
 DERIVED = {
@@ -27,6 +38,9 @@ DERIVED_FROM = {
     "max_batch_size": " (the key max_batch_size stands above the tables)",
     "cc_model_filenames": " (of engine.compute_capabilities)",
 }
+
+GATE_FITS = {"format", "precision", "output"}  # keys of a rule of accuracy.gate that say what it is for
+SERVED_AS_FP32 = ("torchscript", "onnx")
 
 # What timm.create_model would fetch or load by itself.
 WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
@@ -154,6 +168,7 @@ def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
             yield f"triton.{field_name}", expected, repr(spec.triton[field_name])
         elif field_name not in TRITON:
             yield "triton", "fields of Triton's ModelConfig", _hinted(field_name, TRITON - DERIVED)
+    yield from _gate_mistakes(spec.accuracy)
     if len(set(spec.formats)) != len(spec.formats):
         yield "formats", "each format once", repr(spec.formats)
     yield from _engine_mistakes(spec, overrides)
@@ -169,6 +184,18 @@ def _size_mistakes(size: Input) -> Iterator[tuple[str, str, str]]:
     elif not all(a <= b <= c for a, b, c in zip(size.min_size, size.shape[1:], size.max_size, strict=True)):
         found = f"{size.min_size}, {size.shape[1:]}, {size.max_size}"
         yield "input", "min_size <= height and width of shape <= max_size", found
+
+
+def _gate_mistakes(accuracy: Accuracy) -> Iterator[tuple[str, str, str]]:
+    for index, rule in enumerate(accuracy.gate):
+        given = {key for key, value in settings(rule).items() if value is not None}
+        if not given - GATE_FITS:
+            limits = ", ".join(sorted(set(rule.__struct_fields__) - GATE_FITS))
+            yield f"accuracy.gate[{index}]", f"a limit: one of {limits}", "none"
+        if rule.format in SERVED_AS_FP32 and rule.precision not in (None, "fp32"):
+            yield f"accuracy.gate[{index}].precision", f"fp32, as {rule.format} is", repr(rule.precision)
+        if accuracy.truth is None and not {"top1_drop", "top5_drop"}.isdisjoint(given):
+            yield "accuracy.truth", f"what the samples show, since gate[{index}] limits the loss of accuracy", "nothing"
 
 
 def _engine_mistakes(spec: Spec, overrides: Given) -> Iterator[tuple[str, str, str]]:
@@ -189,6 +216,8 @@ def _engine_mistakes(spec: Spec, overrides: Given) -> Iterator[tuple[str, str, s
         yield "engine.keep_fp32", f"nothing, since all of {engine.precision} is fp32", repr(engine.keep_fp32)
     if engine.calibration is not None and engine.precision not in QUANTISED:
         yield "engine.calibration", f"nothing, since {engine.precision} is not calibrated", repr(engine.calibration)
+    if engine.precision in UNCONVERTED and engine.repair:
+        yield "engine.repair", f"false, since all of {engine.precision} is fp32", "true"
     if engine.strip_plan and "tensorrt" in spec.formats:
         yield "engine.strip_plan", "false, since Triton cannot refit a plan without weights", "true"
     for key in ("compute_capabilities", "rtx_compute_capabilities"):

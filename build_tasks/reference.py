@@ -1,83 +1,81 @@
 """reference: the fp32 PyTorch network on the accuracy samples -> samples.json, reference.json
 
-    images ─► timm's transform ─► samples.json ─► eager network ─► reference.json
+    samples ─► timm's transform ─► samples.json ─► eager network ─► reference.json
+                    └─► preprocessing.json              └ once more, with every input value moved by an ulp
 
-Both are Polygraphy's own files, so that any artifact can be compared on any machine, without torch.
+The first two are Polygraphy's own files, so that any artifact can be compared on any machine, without torch. The second
+answer tells how far the network itself carries the smallest of differences: no artifact can be held to less.
 """
 
-import glob
-import os
-from collections.abc import Callable
+import json
 from typing import TYPE_CHECKING, Any
 
-from build_tasks import architecture
-from build_tasks.compare import INPUT, OUTPUT
-from build_tasks.errors import UserError
+from build_tasks import architecture, pictures
+from build_tasks.compare import INPUT, OUTPUT, moved_by_an_ulp
 from build_tasks.spec import Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from PIL.Image import Image
 
-SHIPPED = "build_tasks/samples"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+REFERENCE, MOVED = "pytorch-fp32", "pytorch-fp32, inputs moved by an ulp"  # the runners of reference.json
+BATCH = 32  # samples that the network sees at once
 
 
 def task(model: Model) -> dict[str, Any]:
-    folder = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else SHIPPED
+    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else pictures.SHIPPED
     stage = Stage(
         name=f"reference:{model.name}",
         model=model,
         build=build,
-        inputs={"weights": model.artifact("weights.safetensors"), **{path: path for path in images(folder)}},
-        outputs={"samples": model.artifact("samples.json"), "reference": model.artifact("reference.json")},
+        inputs={
+            "weights": model.artifact("weights.safetensors"),
+            **{path: path for path in pictures.files(source)},
+        },
+        outputs={
+            "samples": model.artifact("samples.json"),
+            "names": model.artifact("samples.txt"),
+            "reference": model.artifact("reference.json"),
+            "preprocessing": model.artifact("preprocessing.json"),
+        },
         settings={
             **architecture.settings_of(model),
             "input": architecture.input_settings_of(model),
-            "samples": folder,
+            "samples": source,
         },
         tools=("torch", "timm", "torchvision", "pillow", "polygraphy"),
-        code=(*code_of("reference", "architecture", "compare"), *architecture.code_of(model)),
+        code=(*code_of("reference", "pictures", "architecture", "compare"), *architecture.code_of(model)),
     )
     return stage.task(doc="reference.json: what PyTorch answers to the accuracy samples")
 
 
-def images(folder: str) -> list[str]:
-    """The pictures of a folder, by name."""
-    return sorted(path for path in glob.glob(f"{glob.escape(folder)}/*") if path.lower().endswith(SUFFIXES))
-
-
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import torch
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
 
-    paths = [path for name, path in inputs.items() if name != "weights"]
-    if not paths:
-        raise UserError(f"{settings['samples']}: no pictures here ({', '.join(SUFFIXES)}); accuracy needs some")
     module = architecture.create(settings, inputs["weights"])
-    batch = preprocessed(paths, architecture.transform(module, settings["input"]))
-    answers = architecture.forward(module, batch)
-    save_json([{INPUT: batch.numpy()}], outputs["samples"])
-    results = RunResults()
-    results.add(
-        [{OUTPUT.format(index): answer.numpy() for index, answer in enumerate(answers)}], runner_name="pytorch-fp32"
+    preprocessing = architecture.data_config(module, settings["input"])
+    paths = [path for name, path in inputs.items() if name == path]
+    names, batch = pictures.load(
+        settings["samples"], paths, lambda: transform(module, settings), tuple(preprocessing["input_size"])
     )
+    save_json([{INPUT: batch}], outputs["samples"])
+    results = RunResults()
+    for runner, seen in ((REFERENCE, batch), (MOVED, moved_by_an_ulp(batch))):
+        parts = [architecture.forward(module, part) for part in torch.from_numpy(seen).split(BATCH)]
+        answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
+        results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=runner)
     results.save(outputs["reference"])
-    return {"samples": len(paths), "outputs": [list(answer.shape[1:]) for answer in answers]}
+    with open(outputs["names"], "w", encoding="utf-8") as file:
+        file.writelines(f"{name}\n" for name in names)
+    with open(outputs["preprocessing"], "w", encoding="utf-8") as file:
+        json.dump({**preprocessing, "steps": str(transform(module, settings)).splitlines()}, file, indent=1)
+    return {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}
 
 
-def preprocessed(paths: list[str], transform: "Callable[[Image], torch.Tensor]") -> "torch.Tensor":
-    """The pictures as the network wants them: float32 (samples, channels, height, width)."""
-    import torch
-    from PIL import UnidentifiedImageError
-    from PIL.Image import open as open_image
-
-    tensors = []
-    for path in paths:
-        try:
-            with open_image(path) as image:
-                tensors.append(transform(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a picture ({os.path.basename(path)}: {error})") from error
-    return torch.stack(tensors)
+def transform(module: "torch.nn.Module", settings: Settings) -> "Callable[[Image], torch.Tensor]":
+    return architecture.transform(module, settings["input"])

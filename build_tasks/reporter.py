@@ -83,8 +83,11 @@ class Reporter:
             remember(Globals.dep_manager)
             self.built += 1
             seconds = task.values.get("seconds")
-            notes = ", ".join(f"{key}: {_told(value)}" for key, value in task.values.get("notes", {}).items())
-            self.write(f"✓ {_title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {notes}".rstrip())
+            said = dict(task.values.get("notes", {}))
+            table = said.pop("table", None)
+            notes = ", ".join(f"{key}: {_told(value)}" for key, value in said.items())
+            line = f"✓ {_title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {notes}".rstrip()
+            self.write(f"{line}\n{table}" if table else line)
 
     def add_failure(self, task: Any, fail: BaseFail) -> None:
         if isinstance(fail, UnmetDependency):

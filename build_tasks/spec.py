@@ -35,12 +35,15 @@ ENGINES = ("tensorrt", "rtx")  # formats that are compiled; an engine of TensorR
 # Precisions that the fp32 graph stands for as it is: TensorRT's flag TF32 tells them apart.
 UNCONVERTED = ("fp32", "tf32")
 QUANTISED = ("int8", "fp8")
+CONVERTED = ("fp16", "bf16", *QUANTISED)
 
 RELEASE = "26.08"  # of Triton, where the spec names none
 
 Positive = Annotated[int, Meta(ge=1)]
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # H, W
+Share = Annotated[float, Meta(ge=0, le=1)]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
 
 
@@ -83,12 +86,11 @@ class Onnx(Table):
 
 class Engine(Table):
     # the graph that is compiled
-    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"] = "fp16"
+    precision: Precision = "fp16"
     keep_fp32: list[Text] = []  # operator types, or regular expressions of node names
     keep_io_types: bool = True  # fp32 inputs and outputs, whatever is computed inside; fp16 may have its own
-    calibration: Text | None = None  # a folder of images for int8 and fp8; the accuracy samples without it
-    tolerance: Annotated[float, Meta(gt=0, lt=1)] | None = None  # as in [accuracy]; by precision without it
-    top1: Annotated[float, Meta(ge=0, le=1)] | None = None  # as in [accuracy], and from there without it
+    calibration: Text | None = None  # samples for int8 and fp8, as accuracy.samples, which serve without it
+    repair: bool = False  # where the gate fails, find the nodes to leave out of the precision, and lock them
     # its optimisation profile; see Spec.profile for what is left out
     min_batch_size: Positive | None = None
     opt_batch_size: Positive | None = None
@@ -109,10 +111,29 @@ class Engine(Table):
     rtx_compute_capabilities: list[Capability] = []  # of the GPUs it shall run on; all that it knows without it
 
 
+class Gate(Table):
+    """Limits for the artifacts that fit; the last rule that names a metric wins. See gate.py for what holds without."""
+
+    # of all without it
+    format: Literal["torchscript", "onnx", "graph", "tensorrt"] | None = None  # graph: what engines are compiled from
+    precision: Precision | None = None  # model.pt and model.onnx are fp32
+    output: Text | None = None  # "OUTPUT__0"
+    # at most
+    relative_l2: Annotated[float, Meta(gt=0, lt=1)] | None = None  # norm of the difference over the reference's
+    max_absolute: Annotated[float, Meta(gt=0, lt=1e30)] | None = None  # of any value
+    top1_drop: Share | None = None  # of the share of samples that are recognised, where accuracy.truth says what is
+    top5_drop: Share | None = None
+    # at least
+    cosine: Annotated[float, Meta(ge=-1, le=1)] | None = None  # of the worst sample, as is
+    snr: Annotated[float, Meta(ge=-200, le=200)] | None = None  # the signal-to-noise ratio, in dB
+    top1: Share | None = None  # share of samples whose strongest class stays the same
+    top5: Share | None = None  # … whose strongest class stays among the five strongest
+
+
 class Accuracy(Table):
-    samples: Text | None = None  # a folder of images in the model's folder; the shipped photographs without it
-    tolerance: Annotated[float, Meta(gt=0, lt=1)] = 1e-4  # relative L2 error of every output
-    top1: Annotated[float, Meta(ge=0, le=1)] = 1.0  # share of samples whose strongest class must stay the same
+    samples: Text | None = None  # a folder of images, .npz or .json in the model's folder; the shipped photographs else
+    truth: Text | None = None  # a CSV file of lines `sample,class`, or "folders": each image stands in its class's
+    gate: list[Gate] = []
     allow_untestable: bool = False  # publish a model whose outputs say nothing about accuracy
 
 
@@ -194,16 +215,28 @@ class Model:
         """What an artifact's tasks are called after: the model of Triton's, and which of several plans it is."""
         return self.triton_name(format) + (self.variant(file) if format == "tensorrt" else "")
 
-    @property
-    def graph(self) -> str:
-        """The ONNX file that engines are compiled from."""
-        precision = self.spec.engine.precision
+    def graph_in(self, precision: str) -> str:
+        """The ONNX file that an engine of a precision is compiled from."""
         return "model.onnx" if precision in UNCONVERTED else f"model.{precision}.onnx"
 
+    def graph_name(self, precision: str) -> str:
+        """What the tasks of this file are called after, where it is not served; no model's name has a dot."""
+        return f"{self.name}.{precision}"
+
     @property
-    def graph_name(self) -> str:
-        """What the task that judges this file is called after, where it is not served; no model's name has a dot."""
-        return f"{self.name}.{self.spec.engine.precision}"
+    def graph(self) -> str:
+        """The ONNX file that this model's engines are compiled from."""
+        return self.graph_in(self.spec.engine.precision)
+
+    @property
+    def converted(self) -> bool:
+        """Whether engines are compiled from a graph of reduced precision."""
+        return self.spec.compiled and self.graph != "model.onnx"
+
+    @property
+    def graph_apart(self) -> bool:
+        """Whether engines are compiled from a graph that is not served, and so is judged on its own."""
+        return self.spec.compiled and (self.converted or "onnx" not in self.spec.formats)
 
     @property
     def release(self) -> str:

@@ -150,8 +150,7 @@ class Stage:
             if self.light:
                 notes = self.build(*arguments)
             else:
-                log = self.model.artifact(f"logs/{self.name.replace(':', '.')}.log")
-                notes = worker.call(self.build, *arguments, log=log)
+                notes = worker.call(self.build, *arguments, log=log_of(self.model, self.name))
             for draft in drafts.values():
                 files.flush(draft)
             if changed := [path for path, before in inputs.items() if digest(path) != before]:
@@ -226,6 +225,11 @@ def installed_version(distribution: str) -> str | None:
     # `found.version` parses the whole file, README included.
     header = re.search(r"^Version: *(\S+)", found.read_text("METADATA") or "", re.MULTILINE)
     return header[1] if header else found.version
+
+
+def log_of(model: Model, name: str) -> str:
+    """Where the output of a stage's process goes."""
+    return model.artifact(f"logs/{name.replace(':', '.')}.log")
 
 
 def not_here(lacks: str) -> str:

@@ -10,7 +10,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture
-from build_tasks.compare import INPUT, OUTPUT, disagreement
+from build_tasks.compare import INPUT, OUTPUT, disagreement, tolerance
 from build_tasks.errors import UserError
 from build_tasks.spec import Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 TRACED_BATCH = 2  # 1 would let a trace take a dimension of size one for granted
 VERSION_RECORDS = {"version", ".data/version"}  # the second for what older PyTorch cannot read; attention, say
-TOLERANCE = 1e-4  # relative L2 error of the trace against the module it was taken from
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -101,6 +100,7 @@ def check(
 
     loaded = torch.jit.load(path)
     sizes = architecture.open_shapes(shape, settings["sizes"])[1:]
+    limit = tolerance("fp32", architecture.sensitivity(module, architecture.example(shape, TRACED_BATCH)))
     errors = {}
     for size, *rest in (
         *((batch, *shape) for batch in sorted({1, 2, 3, settings["max_batch_size"]})),
@@ -115,9 +115,9 @@ def check(
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
         off = errors[size, *rest] = disagreement(found, expected)
-        if not off <= TOLERANCE:
+        if not off <= limit:
             raise UserError(
-                f"at {at} the trace differs from the network by {off:.1e} (limit {TOLERANCE:.0e}): "
+                f"at {at} the trace differs from the network by {off:.1e} (limit {limit:.0e}): "
                 "does its forward depend on values, or on random numbers?"
             )
     return errors

@@ -28,7 +28,7 @@ PRELOAD = [
     "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
     "modelopt.onnx.autocast", "modelopt.onnx.quantization",
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
-    "build_tasks.onnx", "build_tasks.precision", "build_tasks.engine", "build_tasks.accuracy", "build_tasks.server",
+    "build_tasks.onnx", "build_tasks.precision", "build_tasks.engine", "build_tasks.measure", "build_tasks.server",
 ]  # fmt: skip
 
 PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it

@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import TINY, Project
 from google.protobuf import text_format
-from polygraphy.comparator import IterationResult
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 OWN = """\
@@ -71,9 +70,11 @@ def test_the_repository_holds_what_triton_expects(built_tiny: Project) -> None:
         "tiny/1/model.pt",
         "tiny/config.pbtxt",
         "tiny/labels.txt",
+        "tiny/preprocessing.json",
         "tiny_onnx/1/model.onnx",
         "tiny_onnx/config.pbtxt",
         "tiny_onnx/labels.txt",
+        "tiny_onnx/preprocessing.json",
     ]
 
 
@@ -241,7 +242,9 @@ def test_triton_fields_are_checked_by_its_protobuf(tiny: Project) -> None:
 def test_an_artifact_beyond_its_tolerance_is_not_published_and_the_last_good_one_stays(tiny: Project) -> None:
     tiny.built()
     before = tiny.tree()
-    tiny.edit("models/tiny/model.toml", "[accuracy]", "[onnx]\nopset = 16\n\n[accuracy]\ntolerance = 1e-12")
+    tiny.edit("models/tiny/model.toml", "[accuracy]", "[onnx]\nopset = 16\n\n[accuracy]")
+    with (tiny / "models/tiny/model.toml").open("a") as spec:
+        spec.write("\n[[accuracy.gate]]\nrelative_l2 = 1e-12\n")
     run = tiny.doit()
     assert run.code == 1
     assert run.failed == ["accuracy:tiny", "accuracy:tiny_onnx"]
@@ -273,7 +276,7 @@ def test_what_was_not_compared_itself_is_not_published_even_on_demand(tiny: Proj
     tiny.built("onnx:tiny", "--opset_version", "13")
     run = tiny.doit("-s", "publish:tiny_onnx")
     assert run.code == 1
-    assert "model.onnx.accuracy.json judges another file than build/tiny/model.onnx" in run.out
+    assert "model.onnx.verdict.json judges another file than build/tiny/model.onnx" in run.out
     assert tiny.tree() == published
 
 
@@ -308,67 +311,6 @@ def test_prune_removes_what_was_generated_and_nothing_else(tiny: Project) -> Non
     assert run.ran == ["prune"]
     assert "removing model_repository/tiny_onnx: no spec describes it any more" in run.out
     assert sorted(path.name for path in repository.iterdir()) == ["linked", "mine", "tiny"]
-
-
-GATE = {"tolerance": 1e-4, "top1": 1.0, "reduced": False}
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
-def test_the_gate_holds_for_every_dtype(dtype: type) -> None:
-    from build_tasks import accuracy
-    from build_tasks.errors import UserError
-
-    scale = {np.float16: 300, np.float32: 1e20, np.int64: 2**40, np.bool_: 1}.get(dtype, 1)
-    expected: np.ndarray = (np.random.default_rng(0).standard_normal((4, 100)) * scale).astype(dtype)
-    reference = IterationResult({"scores": expected})
-    assert accuracy.measure(IterationResult({"scores": expected}), reference, GATE)["scores"]["relative_l2"] == 0
-    wrong = ~expected if dtype is np.bool_ else (expected * 0.7).astype(dtype)
-    with pytest.raises(UserError, match=r"output scores: relative L2 error .*, limit 1e-04, worst at sample"):
-        accuracy.measure(IterationResult({"scores": wrong}), reference, GATE)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("side", ["artifact", "reference"])
-def test_nan_and_infinity_are_never_accurate(value: float, side: str) -> None:
-    from build_tasks import accuracy
-    from build_tasks.errors import UserError
-
-    good = np.ones((2, 3), np.float32)
-    bad = good * np.float32(value)
-    found, expected = (bad, good) if side == "artifact" else (good, bad)
-    with pytest.raises(UserError, match="output scores: NaN or infinity"):
-        accuracy.measure(IterationResult({"scores": found}), IterationResult({"scores": expected}), GATE)
-
-
-@pytest.mark.parametrize(("tolerance", "agrees"), [(0.05, False), (0.5, True)])
-def test_a_tie_within_the_tolerance_may_fall_either_way(tolerance: float, agrees: bool) -> None:
-    """The strongest class leads by 0.2 of the outputs' RMS, and the artifact names the second."""
-    from build_tasks import accuracy
-    from build_tasks.errors import UserError
-
-    expected = np.full((1, 100), 1.0)
-    expected[0, :2] = 1.2, 1.0
-    found = expected.copy()
-    found[0, :2] = 1.19, 1.2  # an error of 2 %
-    found, expected = (np.repeat(array, 2, axis=0) for array in (found, expected))
-    artifact, reference = (IterationResult({"scores": array}) for array in (found, expected))
-    gate = {**GATE, "tolerance": tolerance}
-    if agrees:
-        assert accuracy.measure(artifact, reference, gate)["scores"]["top1"] == 1.0
-    else:
-        with pytest.raises(UserError, match="top-1 agrees for 0% of the samples, limit 100%"):
-            accuracy.measure(artifact, reference, gate)
-
-
-def test_limits_of_a_reduced_precision_tell_what_to_try() -> None:
-    from build_tasks import accuracy
-    from build_tasks.errors import UserError
-
-    found, expected = (IterationResult({"scores": np.ones((2, 3)) * factor}) for factor in (1.0, 2.0))
-    with pytest.raises(UserError, match=r"; try engine\.keep_fp32, .*or set engine\.tolerance or engine\.top1"):
-        accuracy.measure(found, expected, {**GATE, "reduced": True})
-    figures = accuracy.measure(found, expected, {**GATE, "reduced": True}, judge=False)
-    assert figures["scores"]["relative_l2"] == 0.5, "where samples prove nothing, the figure is only told"
 
 
 def test_an_attention_model_is_saved_though_its_archive_names_its_version_elsewhere(project: Project) -> None:

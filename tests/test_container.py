@@ -175,7 +175,7 @@ def test_in_the_container_nothing_is_stale_but_the_engines(
     assert doit_inside(inside, project, "engine:tiny").ran == []
     run = doit_inside(inside, project)
     assert run.ran == ["config:tiny_trt"]
-    assert run.failed == ["accuracy:tiny_trt"], "it runs the plan, which takes CUDA"
+    assert run.failed == ["measure:tiny_trt"], "it runs the plan, which takes CUDA"
     assert run.code == 1
     assert re.search(r"TensorRT \S+ cannot run build/tiny/model.plan, which TensorRT \S+ built for NVIDIA RTX", run.out)
     published = sorted(path.name for path in (project / "model_repository").iterdir())
@@ -189,7 +189,7 @@ def test_doit_container_builds_the_plan_from_end_to_end(
 ) -> None:
     """Docker apart, all of it runs: pip over requirements-engine.txt, then doit, in that environment.
 
-    accuracy:tiny_trt fails there for want of CUDA, and its exit code is that of `doit container`.
+    measure:tiny_trt fails there for want of CUDA, and its exit code is that of `doit container`.
     """
     project = copy_of(checkout)
     (inside / "bin").mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def test_doit_container_builds_the_plan_from_end_to_end(
     environment = {**stand_ins.machine(inside), "PATH": f"{inside / 'bin'}:{os.environ['PATH']}"}
     run = project.doit("container", INSIDE=json.dumps(environment), **docker)
     assert "engine:tiny" in run.ran, run.out
-    assert run.failed[0] == "accuracy:tiny_trt"
+    assert run.failed[0] == "measure:tiny_trt"
     assert run.code == 1
     assert "docker ended with exit code " in run.out
     assert (project / "build/tiny/model.plan").exists()

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -52,7 +51,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     small.add(project, "no_regex", 'keep_fp32 = ["/(conv"]')
     small.add(project, "half", "keep_io_types = false")
     small.add(project, "bf16", 'precision = "bf16"')
-    small.add(project, "strict", "tolerance = 1e-9", formats='"onnx", "rtx"')
+    small.add(project, "strict", formats='"onnx", "rtx"')
+    gate(project, "strict", "relative_l2 = 1e-9")
     small.add(project, "fixed", onnx=FIXED)
     small.add(project, "opset11", onnx="opset = 11")
     small.add(project, "open", input=OPEN)
@@ -73,6 +73,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     return project, project.doit()
 
 
+def gate(project: Project, name: str, limits: str) -> None:
+    spec = project / f"models/{name}/model.toml"
+    spec.write_text(f'{spec.read_text()}\n[[accuracy.gate]]\nformat = "graph"\n{limits}\n')
+
+
 def graph(project: Project, path: str) -> onnx.GraphProto:
     return onnx.load(project / "build" / path).graph
 
@@ -87,9 +92,13 @@ def weights(graph: onnx.GraphProto) -> dict[str, set[int]]:
     return found
 
 
-def verdict(project: Project, path: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((project / f"build/{path}.accuracy.json").read_text())
-    return loaded
+def verdict(project: Project, path: str) -> str:
+    return str(json.loads((project / f"build/{path}.verdict.json").read_text())["status"])
+
+
+def error(project: Project, path: str) -> float:
+    measured = json.loads((project / f"build/{path}.measured.json").read_text())
+    return float(measured["outputs"]["OUTPUT__0"]["relative_l2"])
 
 
 def test_fp16_is_fp16_but_for_inputs_and_outputs(zoo: tuple[Project, Run]) -> None:
@@ -97,10 +106,9 @@ def test_fp16_is_fp16_but_for_inputs_and_outputs(zoo: tuple[Project, Run]) -> No
     assert weights(graph(project, "plain/model.fp16.onnx")) == {"Conv": {TensorProto.FLOAT16}, "Gemm": {10}}
     signature = json.loads((project / "build/plain/model.fp16.onnx.signature.json").read_text())
     assert [t["dtype"] for t in (*signature["inputs"], *signature["outputs"])] == ["float32", "float32"]
-    assert {"precision:plain", "accuracy:plain.fp16", "rtx:plain"} <= {*run.ran}
-    judged = verdict(project, "plain/model.fp16.onnx")
-    assert judged["status"] == "ok"
-    assert 1e-5 < judged["outputs"]["OUTPUT__0"]["relative_l2"] < 1e-2, "rounded, and not much"
+    assert {"precision:plain.fp16", "measure:plain.fp16", "accuracy:plain.fp16", "rtx:plain"} <= {*run.ran}
+    assert verdict(project, "plain/model.fp16.onnx") == "ok"
+    assert 1e-5 < error(project, "plain/model.fp16.onnx") < 1e-2, "rounded, and not much"
 
 
 @pytest.mark.parametrize("name", ["by_type", "by_name"])
@@ -125,7 +133,7 @@ def test_a_wrong_entry_of_keep_fp32_is_one_line_with_what_there_is(
     zoo: tuple[Project, Run], name: str, line: str
 ) -> None:
     _, run = zoo
-    assert line in refusal(run, f"precision:{name}")
+    assert line in refusal(run, f"precision:{name}.fp16")
 
 
 @pytest.mark.parametrize("name", ["int8_kept", "int8_kept_node"])
@@ -143,7 +151,7 @@ def test_without_keep_io_types_clients_send_and_get_fp16(zoo: tuple[Project, Run
         signature = json.loads((project / f"build/half/{file}.signature.json").read_text())
         assert [t["dtype"] for t in (*signature["inputs"], *signature["outputs"])] == ["float16", "float16"]
     assert "Cast" not in {node.op_type for node in graph(project, "half/model.fp16.onnx").node}
-    assert verdict(project, "half/model.fp16.onnx")["status"] == "ok"
+    assert verdict(project, "half/model.fp16.onnx") == "ok"
     assert "rtx:half" in run.ran
 
 
@@ -174,9 +182,9 @@ def test_bf16_is_judged_with_the_rounding_of_bf16(zoo: tuple[Project, Run]) -> N
     exact = answers(torch.float32)  # before the weights are rounded for good
     halved = answers(torch.bfloat16)
     np.testing.assert_allclose(found, halved, atol=2**-8 * np.abs(halved).max())
-    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert verdict(project, "bf16/model.bf16.onnx")["outputs"]["OUTPUT__0"]["relative_l2"] == pytest.approx(error)
-    assert error > 5 * verdict(project, "plain/model.fp16.onnx")["outputs"]["OUTPUT__0"]["relative_l2"]
+    off = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert error(project, "bf16/model.bf16.onnx") == pytest.approx(off)
+    assert off > 5 * error(project, "plain/model.fp16.onnx")
     assert "rtx:bf16" in run.ran
 
 
@@ -247,12 +255,13 @@ def test_int8_takes_its_scales_from_a_calibration_folder_of_its_own(
     assert scales("calibrated") != scales("int8"), "the same network, by one picture of the seven"
     project = copy_of(project)
     shutil.copy(ROOT / "build_tasks/samples/camera.jpg", project / "models/calibrated/pictures")
-    assert project.built("calibrated").ran == ["accuracy:calibrated.int8", "precision:calibrated", "rtx:calibrated"]
+    graph_tasks = [f"{stage}:calibrated.int8" for stage in ("accuracy", "measure", "precision")]
+    assert project.built("calibrated").ran == [*graph_tasks, "report:calibrated", "rtx:calibrated"]
 
 
 def test_an_empty_calibration_folder_is_said(zoo: tuple[Project, Run]) -> None:
     _, run = zoo
-    line = refusal(run, "precision:nothing_to_see")
+    line = refusal(run, "precision:nothing_to_see.int8")
     assert line.endswith("models/nothing_to_see/pictures: no pictures here (.jpg, .jpeg, .png, .webp, .bmp)")
 
 
@@ -261,8 +270,9 @@ def test_a_graph_that_is_too_far_off_is_not_compiled(zoo: tuple[Project, Run]) -
     line = refusal(run, "accuracy:strict.fp16")
     assert "output OUTPUT__0: relative L2 error" in line
     assert "limit 1e-09" in line
-    assert "try engine.keep_fp32, another engine.precision" in line
-    assert "engine.tolerance" in line
+    assert "`doit repair:strict` finds the nodes to leave out of fp16; or try another engine.precision" in line
+    assert 'an [[accuracy.gate]] with precision = "fp16"' in line
+    assert "layer by layer: build/strict/logs/accuracy.strict.fp16.log, or `doit layers:strict`" in line
     assert run.code == 1
     (blocked,) = [line for line in run.out.splitlines() if line.startswith("not tried")]
     assert "rtx:strict" in blocked
@@ -276,9 +286,9 @@ def test_a_graph_that_is_too_far_off_is_not_compiled(zoo: tuple[Project, Run]) -
 )
 def test_every_form_of_graph_goes_through_to_the_compiler(zoo: tuple[Project, Run], name: str) -> None:
     project, run = zoo
-    assert f"precision:{name}" in run.ran, run.out
-    assert f"rtx:{name}" in run.ran
     precision = "int8" if "int8" in name else "fp16"
+    assert f"precision:{name}.{precision}" in run.ran, run.out
+    assert f"rtx:{name}" in run.ran
     assert (project / f"build/{name}/model.{precision}.onnx").is_dir() == ("external" in name)
 
 
@@ -298,7 +308,7 @@ def test_a_fixed_batch_leaves_no_profile(zoo: tuple[Project, Run]) -> None:
 
 
 def test_a_graph_with_nothing_to_quantise_is_not_called_int8(zoo: tuple[Project, Run]) -> None:
-    line = refusal(zoo[1], "precision:not_worth_it")
+    line = refusal(zoo[1], "precision:not_worth_it.int8")
     assert "modelopt finds nothing in the graph that is worth quantising to int8" in line
 
 
@@ -306,11 +316,11 @@ def test_everything_else_of_the_run_succeeded(zoo: tuple[Project, Run]) -> None:
     _, run = zoo
     assert run.code == 1, run.out
     assert set(run.failed) == {
-        "precision:misspelt",
-        "precision:far_off",
-        "precision:no_regex",
-        "precision:nothing_to_see",
-        "precision:not_worth_it",
+        "precision:misspelt.fp16",
+        "precision:far_off.fp16",
+        "precision:no_regex.fp16",
+        "precision:nothing_to_see.int8",
+        "precision:not_worth_it.int8",
         "accuracy:strict.fp16",
     }
 
@@ -321,6 +331,6 @@ def test_two_builds_give_the_same_bytes(zoo: tuple[Project, Run], tmp_path: Path
     there = Project(tmp_path / "a" / "longer" / "path")
     small.add(there, "plain")
     resnet(there, "int8")
-    there.built("precision:plain", "precision:int8", PYTHONHASHSEED="20261123")
+    there.built("precision:plain.fp16", "precision:int8.int8", PYTHONHASHSEED="20261123")
     for file in ("plain/model.fp16.onnx", "int8/model.int8.onnx"):
         assert (there / "build" / file).read_bytes() == (here / "build" / file).read_bytes(), file

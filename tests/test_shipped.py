@@ -55,8 +55,9 @@ def test_clean_builds_in_two_places_under_two_hash_seeds_are_identical(lite0: Pr
 
 
 CHAIN = [
-    *(f"{stage}:{LITE0}" for stage in ("weights", "reference", "torchscript", "onnx", "precision", "labels")),
-    *(f"accuracy:{LITE0}{artifact}" for artifact in ("", "_onnx", ".fp16")),
+    *(f"{stage}:{LITE0}" for stage in ("weights", "reference", "torchscript", "onnx", "labels", "report")),
+    f"precision:{LITE0}.fp16",
+    *(f"{stage}:{LITE0}{artifact}" for stage in ("measure", "accuracy") for artifact in ("", "_onnx", ".fp16")),
     *(f"{stage}:{LITE0}{format}" for stage in ("config", "publish") for format in ("", "_onnx")),
 ]
 
@@ -81,11 +82,11 @@ def test_without_a_gpu_all_but_the_engine_is_built(
     assert (first.ran, first.failed) == (sorted(CHAIN), [])
     assert passed_over(first.out) == [f"engine:{LITE0}"]
     assert first.out.count("–") == 1, "what needs the engine says nothing"
-    assert first.out.splitlines()[-1] == "13 built, 1 up to date, 1 not for this machine"
+    assert first.out.splitlines()[-1] == "17 built, 1 up to date, 1 not for this machine"
     assert sorted(path.name for path in (project / "model_repository").iterdir()) == [LITE0, f"{LITE0}_onnx"]
     again = copy_of(project).built(**NO_GPU)
     assert (again.ran, passed_over(again.out)) == ([], [f"engine:{LITE0}"])
-    assert again.out.splitlines()[-1] == "14 up to date, 1 not for this machine"
+    assert again.out.splitlines()[-1] == "18 up to date, 1 not for this machine"
 
 
 @pytest.mark.parametrize("task", ["engine", f"engine:{LITE0}", f"publish:{LITE0}_trt"])
@@ -121,10 +122,11 @@ def test_it_recognises_what_the_photographs_show(lite0: Project) -> None:
     [("model.pt", 0, 1e-4), ("model.onnx", 0, 1e-4), ("model.fp16.onnx", 1e-4, 1e-2)],
 )
 def test_its_accuracy_is_measured_and_ok(lite0: Project, artifact: str, least: float, most: float) -> None:
-    verdict = json.loads((lite0 / f"build/{LITE0}/{artifact}.accuracy.json").read_text())
-    assert verdict["status"] == "ok"
-    assert least < verdict["outputs"]["OUTPUT__0"]["relative_l2"] < most
-    assert verdict["outputs"]["OUTPUT__0"]["top1"] == 1.0
+    report = json.loads((lite0 / f"build/{LITE0}/accuracy.json").read_text())
+    (row,) = [row for row in report["artifacts"] if row["file"] == artifact]
+    assert row["status"] == "ok"
+    assert least < row["outputs"]["OUTPUT__0"]["relative_l2"] < most
+    assert row["outputs"]["OUTPUT__0"]["top1"] == 1.0
 
 
 def test_its_fp16_graph_names_what_the_fp32_network_names(lite0: Project) -> None:
@@ -155,7 +157,7 @@ def test_without_the_hub_b3_says_where_to_put_the_weights_and_lite0_stays(
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
     assert line.endswith("put the file at models/efficientnet_b3/model.safetensors")
     assert passed_over(run.out) == ["engine:efficientnet_b3", f"engine:{LITE0}"]
-    counts = "1 built, 14 up to date, 2 not for this machine, 1 failed"
+    counts = "1 built, 18 up to date, 2 not for this machine, 1 failed"
     assert counts in run.out.splitlines(), "the other model is complete"
 
 
@@ -239,22 +241,24 @@ def test_the_list_reads_like_a_table_of_contents(tiny: Project) -> None:
     tiny.model("made_up", 'formats = ["onnx"]\n[architecture]\ntimm = "test_vit"\n[weights]\nsource = "random://3"\n')
     lines = tiny.built("list").out.splitlines()
     names = [line.split()[0] for line in lines]
-    stages = ["weights", "labels", "reference", "torchscript", "onnx", "precision", "engine", "rtx"]
-    stages += ["accuracy", "config", "publish", "container", "prune"]
+    stages = ["weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"]
+    stages += ["measure", "accuracy", "report", "compare", "layers", "config", "publish", "container", "prune"]
     assert names == ["made_up", "tiny", *stages]
     assert all(len(line.split()) > 1 for line in lines), "every task has a doc line"
     assert "RANDOM" in lines[0]
     everything = tiny.built("list", "--all").out
     assert "weights:made_up" in everything
     assert "RANDOM weights, for structure tests only" in everything
-    assert not re.search(r"^(precision|engine|rtx):", everything, re.MULTILINE), "no format is compiled"
+    assert not re.search(r"^(repair|precision|engine|rtx|compare|layers):", everything, re.MULTILINE), (
+        "no format is compiled"
+    )
 
 
 def test_the_list_tells_what_an_engine_is_made_of(tiny: Project) -> None:
     tiny.edit("models/tiny/model.toml", '"onnx"]', '"onnx", "tensorrt", "rtx"]')
     listed = dict(line.split(maxsplit=1) for line in tiny.built("list", "--all").out.splitlines())
     assert listed["tiny"] == "torchscript, onnx, tensorrt, rtx"
-    assert listed["precision:tiny"] == "model.fp16.onnx, which engines are compiled from"
+    assert listed["precision:tiny.fp16"] == "model.fp16.onnx, which engines are compiled from"
     assert listed["engine:tiny"] == "model.plan: fp16, batches 1, 4, 4"
     assert listed["rtx:tiny"] == "model.rtx: fp16, batches 1, 4, 4"
     assert "accuracy:tiny.fp16" in listed

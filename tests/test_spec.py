@@ -40,12 +40,17 @@ def network(line: str) -> str:
     return spec(architecture=line, more="[input]\nshape = [3, 8, 8]")
 
 
+def rule(lines: str, accuracy: str = "") -> str:
+    return spec(more=f"[accuracy]\n{accuracy}\n[[accuracy.gate]]\n{lines}")
+
+
+GATE = "format, precision, output, relative_l2, max_absolute, top1_drop, top5_drop, cosine, snr, top1, top5"
 TOP = (
     "top level: expected one of architecture, weights, input, formats, max_batch_size, labels, onnx, engine, accuracy, "
     "triton"
 )
 ENGINE = (
-    "engine: expected one of precision, keep_fp32, keep_io_types, calibration, tolerance, top1, min_batch_size, "
+    "engine: expected one of precision, keep_fp32, keep_io_types, calibration, repair, min_batch_size, "
     "opt_batch_size, max_batch_size, workspace, optimization_level, sparse_weights, refittable, strip_plan, "
     "profiling_verbosity, compute_capabilities, hardware_compatibility, version_compatible, timing_cache, "
     "rtx_compute_capabilities"
@@ -87,9 +92,8 @@ MISTAKES = [
         f"{ENGINE}, found 'compute_capability' (did you mean 'compute_capabilities'?)",
     ),
     (
-        table("accuracy", "tolerence = 1e-3"),
-        "accuracy: expected one of samples, tolerance, top1, allow_untestable, found 'tolerence' "
-        "(did you mean 'tolerance'?)",
+        table("accuracy", "sample = 'pictures'"),
+        "accuracy: expected one of samples, truth, gate, allow_untestable, found 'sample' (did you mean 'samples'?)",
     ),
     (
         table("onnx", '"a\\nb" = 1'),
@@ -108,7 +112,7 @@ MISTAKES = [
     (top('engine = "fp16"'), "engine: expected table, found 'fp16'"),
     (table("input", "shape = 224"), "input.shape: expected array, found 224"),
     (table("input", 'shape = [3, 224, "224"]'), "input.shape[2]: expected int, found '224'"),
-    (table("accuracy", 'tolerance = "1e-4"'), "accuracy.tolerance: expected float, found '1e-4'"),
+    (rule('relative_l2 = "1e-4"'), "accuracy.gate[0].relative_l2: expected float, found '1e-4'"),
     (spec(weights="source = 3"), "weights.source: expected str, found 3"),
     # Values out of range
     (table("onnx", "opset = 24"), "onnx.opset: expected int <= 23, found 24"),
@@ -118,9 +122,29 @@ MISTAKES = [
     (table("input", "shape = [3, 0, 224]"), "input.shape[1]: expected int >= 1, found 0"),
     (table("input", "crop_pct = 1.5"), "input.crop_pct: expected float <= 1.0, found 1.5"),
     (table("input", "std = [0.2, 0.0, 0.2]"), "input.std[1]: expected float > 0.0, found 0.0"),
-    (table("accuracy", "tolerance = 0"), "accuracy.tolerance: expected float > 0.0, found 0"),
-    (table("accuracy", "tolerance = inf"), "accuracy.tolerance: expected float < 1.0, found inf"),
-    (table("accuracy", "top1 = 2"), "accuracy.top1: expected float <= 1.0, found 2"),
+    (rule("relative_l2 = 0"), "accuracy.gate[0].relative_l2: expected float > 0.0, found 0"),
+    (rule("relative_l2 = inf"), "accuracy.gate[0].relative_l2: expected float < 1.0, found inf"),
+    (rule("snr = nan"), "accuracy.gate[0].snr: expected float >= -200.0, found nan"),
+    (rule("top1 = 2"), "accuracy.gate[0].top1: expected float <= 1.0, found 2"),
+    (rule("cosine = 1.1"), "accuracy.gate[0].cosine: expected float <= 1.0, found 1.1"),
+    (
+        rule('precision = "fp61"\ntop1 = 1'),
+        f"accuracy.gate[0].precision: expected one of {PRECISIONS}, found 'fp61' (did",
+    ),
+    (rule("psnr = 30"), f"accuracy.gate[0]: expected one of {GATE}, found 'psnr' (did you mean 'snr'?)"),
+    (
+        rule('precision = "int8"'),
+        "accuracy.gate[0]: expected a limit: one of cosine, max_absolute, relative_l2, snr, top1, top1_drop, top5, "
+        "top5_drop, found none",
+    ),
+    (
+        rule('format = "onnx"\nprecision = "fp16"\ntop1 = 1'),
+        "accuracy.gate[0].precision: expected fp32, as onnx is, found 'fp16'",
+    ),
+    (
+        rule("top1_drop = 0.02"),
+        "accuracy.truth: expected what the samples show, since gate[0] limits the loss of accuracy, found nothing",
+    ),
     (top('labels = ""'), "labels: expected str of length >= 1, found ''"),
     (
         spec(weights='source = "random://0"\nsha256 = "abc"'),
@@ -210,11 +234,10 @@ MISTAKES = [
         )
         for precision in ("fp32", "tf32", "fp16", "bf16")
     ),
-    (table("engine", 'tolerance = "1e-2"'), "engine.tolerance: expected float, found '1e-2'"),
-    (table("engine", "tolerance = 0"), "engine.tolerance: expected float > 0.0, found 0"),
-    (table("engine", "tolerance = nan"), "engine.tolerance: expected float > 0.0, found nan"),
-    (table("engine", "top1 = 2"), "engine.top1: expected float <= 1.0, found 2"),
-    (table("engine", "top1 = -0.5"), "engine.top1: expected float >= 0.0, found -0.5"),
+    (
+        table("engine", 'precision = "tf32"\nrepair = true'),
+        "engine.repair: expected false, since all of tf32 is fp32, found true",
+    ),
     # Its profile
     (table("engine", "min_batch_size = 0"), "engine.min_batch_size: expected int >= 1, found 0"),
     (table("engine", "opt_batch_size = 0"), "engine.opt_batch_size: expected int >= 1, found 0"),
@@ -384,7 +407,8 @@ def test_the_spec_that_the_mistakes_were_made_in_is_valid() -> None:
             for p in ("int8", "fp8")
         ),
         table("engine", "keep_io_types = false"),
-        table("engine", "tolerance = 0.7\ntop1 = 0"),
+        rule('format = "graph"\nprecision = "int8"\noutput = "OUTPUT__1"\nrelative_l2 = 0.7\ntop1 = 0\nsnr = 3'),
+        rule("top1_drop = 0.02", 'truth = "folders"'),
         table("engine", 'compute_capabilities = ["7.5", "12.0"]\nrtx_compute_capabilities = ["7.5", "12.0"]'),
         table("onnx", "dynamic_axes = false\nbatch_size = 2\n[engine]\nmin_batch_size = 2\nmax_batch_size = 2"),
         table("input", "shape = [3, 64, 128]\nmin_size = [64, 128]\nmax_size = [64, 128]"),

@@ -19,9 +19,13 @@ SPEC = "models/tiny/model.toml"
 PUBLISHED = "model_repository/tiny"
 PUBLISHED_ONNX = "model_repository/tiny_onnx"
 
-ACCURACY = ["accuracy:tiny", "accuracy:tiny_onnx"]
+MEASURE = ["measure:tiny", "measure:tiny_onnx"]
+JUDGED = ["accuracy:tiny", "accuracy:tiny_onnx"]
+ACCURACY = [*JUDGED, "report:tiny"]
+ACCURACY_ONNX = ["measure:tiny_onnx", "accuracy:tiny_onnx", "report:tiny"]
 CONFIG = ["config:tiny", "config:tiny_onnx"]
 PUBLISH = ["publish:tiny", "publish:tiny_onnx"]
+PREPROCESSED = ["reference:tiny", *MEASURE, *ACCURACY, *PUBLISH]
 NETWORK = ["weights:tiny", "reference:tiny", "torchscript:tiny", "onnx:tiny"]  # what makes the module
 
 Edit = Callable[[Project], object]
@@ -118,7 +122,7 @@ def fake_version(distribution: str) -> Edit:
 
 STARS: list[tuple[str, Edit, list[str]]] = [
     # weights
-    ("a value of the weights", scale_a_weight, [*NETWORK, *ACCURACY, *PUBLISH]),
+    ("a value of the weights", scale_a_weight, [*NETWORK, *MEASURE, *ACCURACY, *PUBLISH]),
     ("the weights, touched", lambda p: os.utime(p / "models/tiny/weights.safetensors"), []),
     ("weights.source, the same file elsewhere", both(
         rename("models/tiny/weights.safetensors", "models/tiny/w.safetensors"),
@@ -127,7 +131,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("a comment in the converter", append("models/tiny/convert.py"), ["weights:tiny"]),
     ("what the converter does", lambda p: p.edit(
         "models/tiny/convert.py", "dict(state)", "{k: v * 2 if 'classifier' in k else v for k, v in state.items()}"
-    ), [*NETWORK, *ACCURACY, *PUBLISH]),
+    ), [*NETWORK, *MEASURE, *ACCURACY, *PUBLISH]),
     ("a file of the model that nothing names", write("models/tiny/notes.txt", "mine"), []),
     # labels
     ("a label", lambda p: p.edit("models/tiny/labels.txt", "class 7\n", "class seven\n"),
@@ -141,37 +145,50 @@ STARS: list[tuple[str, Edit, list[str]]] = [
      ["torchscript:tiny", "onnx:tiny", *CONFIG, *PUBLISH]),
     ("architecture.arguments", key("architecture", "arguments = { drop_rate = 0.5 }"), NETWORK),
     ("input.shape", key("input", "shape = [3, 128, 128]"),
-     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *ACCURACY, *CONFIG, *PUBLISH]),
-    ("input.mean", key("input", "mean = [0.5, 0.5, 0.5]"), ["reference:tiny", *ACCURACY, *PUBLISH]),
-    ("input.std", key("input", "std = [0.5, 0.5, 0.5]"), ["reference:tiny", *ACCURACY, *PUBLISH]),
-    ("input.interpolation", key("input", 'interpolation = "bilinear"'), ["reference:tiny", *ACCURACY, *PUBLISH]),
-    ("input.crop_pct", key("input", "crop_pct = 0.5"), ["reference:tiny", *ACCURACY, *PUBLISH]),
-    ("input.crop_mode", key("input", 'crop_mode = "squash"'), ["reference:tiny", *ACCURACY, *PUBLISH]),
-    ("onnx.opset", key("onnx", "opset = 16"), ["onnx:tiny", "accuracy:tiny_onnx", "publish:tiny_onnx"]),
+     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *CONFIG, *PUBLISH]),
+    ("input.mean", key("input", "mean = [0.5, 0.5, 0.5]"), PREPROCESSED),
+    ("input.std", key("input", "std = [0.5, 0.5, 0.5]"), PREPROCESSED),
+    ("input.interpolation", key("input", 'interpolation = "bilinear"'), PREPROCESSED),
+    ("input.crop_pct", key("input", "crop_pct = 0.5"), PREPROCESSED),
+    ("input.crop_mode", key("input", 'crop_mode = "squash"'), PREPROCESSED),
+    ("onnx.opset", key("onnx", "opset = 16"), ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
     ("onnx.exporter, the one that had won", key("onnx", 'exporter = "torchscript"'), ["onnx:tiny"]),
     ("onnx.exporter, the other", key("onnx", 'exporter = "dynamo"\nopset = 18'),
-     ["onnx:tiny", "accuracy:tiny_onnx", "publish:tiny_onnx"]),
+     ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
     ("onnx.batch_size under dynamic axes", key("onnx", "batch_size = 2"), ["onnx:tiny"]),
     ("onnx.dynamic_axes", key("onnx", "dynamic_axes = false"),
-     ["onnx:tiny", "accuracy:tiny_onnx", "config:tiny_onnx", "publish:tiny_onnx"]),
+     ["onnx:tiny", *ACCURACY_ONNX, "config:tiny_onnx", "publish:tiny_onnx"]),
     ("onnx.external_data", key("onnx", "external_data = true"),
-     ["onnx:tiny", "accuracy:tiny_onnx", "publish:tiny_onnx"]),
-    ("accuracy.tolerance", key("accuracy", "tolerance = 1e-3"), ACCURACY),
-    ("accuracy.top1", key("accuracy", "top1 = 0.5"), ACCURACY),
+     ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
+    ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), ACCURACY),
+    ("accuracy.gate of a format", append(SPEC, '[[accuracy.gate]]\nformat = "onnx"\ntop1 = 0.5\n'),
+     ["accuracy:tiny_onnx", "report:tiny"]),
+    ("accuracy.gate of a precision that is not built", append(
+        SPEC, '[[accuracy.gate]]\nprecision = "int8"\ntop1 = 0.5\n'
+    ), []),
+    ("accuracy.truth", both(
+        write("models/tiny/truth.csv", "chelsea.jpg,285\n"), key("accuracy", 'truth = "truth.csv"')
+    ), [*MEASURE, *ACCURACY]),
     ("accuracy.allow_untestable", spec("allow_untestable = true", "allow_untestable = false"), ACCURACY),
     ("accuracy.samples, one more", lambda p: shutil.copy(
         ROOT / "build_tasks/samples/rocket.jpg", p / "models/tiny/samples"
-    ), ["reference:tiny", *ACCURACY, *PUBLISH]),
-    ("accuracy.samples, another picture", other_picture, ["reference:tiny", *ACCURACY, *PUBLISH]),
+    ), ["reference:tiny", *MEASURE, *ACCURACY]),
+    ("accuracy.samples, another picture", other_picture, ["reference:tiny", *MEASURE, *ACCURACY]),
     ("[triton]", append(SPEC, "[triton]\ninstance_group = [{ count = 2 }]\n"), [*CONFIG, *PUBLISH]),
     ("[engine] without a format that is compiled", append(SPEC, '[engine]\nprecision = "fp32"\n'), []),
-    ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["prune"]),
+    ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["report:tiny", "prune"]),
     ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
     # recipes
     ("recipe of weights", append("build_tasks/weights.py"), ["weights:tiny", "weights:other"]),
     ("recipe of labels", append("build_tasks/labels.py"), ["labels:tiny"]),
     ("recipe of torchscript", append("build_tasks/torchscript.py"), ["torchscript:tiny", "torchscript:other"]),
     ("recipe of onnx", append("build_tasks/onnx.py"), ["onnx:tiny"]),
+    ("recipe of measure", append("build_tasks/measure.py"), [*MEASURE, "measure:other"]),
+    ("recipe of gate", append("build_tasks/gate.py"), [*ACCURACY, "accuracy:other", "report:other"]),
+    ("recipe of report", append("build_tasks/report.py"), ["report:tiny", "report:other"]),
+    ("recipe of layers and repair, which are on demand", both(
+        append("build_tasks/layers.py"), append("build_tasks/repair.py")
+    ), []),
     ("recipe of config", append("build_tasks/config.py"), [*CONFIG, "config:other"]),
     ("recipe of publish", append("build_tasks/publish.py"), [*PUBLISH, "publish:other"]),
     ("a rule that no artifact depends on", append("build_tasks/reporter.py"), []),
@@ -186,10 +203,11 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("build: model.onnx, truncated", truncate("build/tiny/model.onnx"), ["onnx:tiny"]),
     ("build: reference, truncated", truncate("build/tiny/reference.json"), ["reference:tiny"]),
     ("build: config.pbtxt, edited", append("build/tiny/model.pt.config.pbtxt"), ["config:tiny"]),
-    ("build: verdict, deleted", delete("build/tiny/model.onnx.accuracy.json"), ["accuracy:tiny_onnx"]),
+    ("build: figures, edited", append("build/tiny/model.onnx.measured.json"), ["measure:tiny_onnx"]),
+    ("build: verdict, deleted", delete("build/tiny/model.onnx.verdict.json"), ["accuracy:tiny_onnx"]),
     ("build: deleted as a whole", both(
         lambda p: shutil.rmtree(p / "build/tiny"), lambda p: shutil.rmtree(p / PUBLISHED)
-    ), [*NETWORK, "labels:tiny", *ACCURACY, *CONFIG, "publish:tiny"]),
+    ), [*NETWORK, "labels:tiny", *MEASURE, *ACCURACY, *CONFIG, "publish:tiny"]),
     # targets in model_repository/
     ("published: model.pt, deleted", delete(f"{PUBLISHED}/1/model.pt"), ["publish:tiny"]),
     ("published: model.pt, replaced", replace(f"{PUBLISHED}/1/model.pt"), ["publish:tiny"]),
@@ -211,7 +229,7 @@ def project_of(folder: Path, spec: str, weights: Path) -> Project:
     model = project.model("tiny", spec, convert_py=CONVERTER, labels_txt=labels)
     shutil.copy(weights, model)
     (model / "samples").mkdir()
-    for picture in ("chelsea.jpg", "coffee.jpg"):
+    for picture in ("brick.jpg", "camera.jpg", "chelsea.jpg", "coffee.jpg", "grass.jpg"):
         shutil.copy(ROOT / f"build_tasks/samples/{picture}", model / "samples")
     return project
 
@@ -241,28 +259,47 @@ def test_an_edit_runs_exactly_the_tasks_it_touches(
 # What is compiled, under stand-ins for TensorRT and a GPU (see tests/stand_ins). Without CUDA a plan is not judged and
 # not published, so that its chain is asked for up to its config.
 ENGINE_STAR = STAR.replace('formats = ["torchscript", "onnx"]', 'formats = ["torchscript", "onnx", "tensorrt", "rtx"]')
-ENGINE_STAR += "\n[engine]\n"
+ENGINE_STAR += """
+[[accuracy.gate]]
+precision = "int8"
+top1 = 0
+top5 = 0
+
+[[accuracy.gate]]
+precision = "fp8"
+top1 = 0
+top5 = 0
+
+[engine]
+"""
 ENGINE_TASKS = ["engine:tiny", "rtx:tiny", "config:tiny_trt", *PUBLISH]
 
 COMPILED = ["engine:tiny", "rtx:tiny"]
 SIGNED = [*COMPILED, "config:tiny_trt"]  # the signature is another one, too
-CONVERTED = ["precision:tiny", *SIGNED]
+
+
+def converted(precision: str) -> list[str]:
+    return [f"{stage}:tiny.{precision}" for stage in ("precision", "measure", "accuracy")]
+
 
 ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     # the graph
     ("engine.precision, fp32", key("engine", 'precision = "fp32"'), SIGNED, []),
     ("engine.precision, tf32", key("engine", 'precision = "tf32"'), SIGNED, []),
-    ("engine.precision, bf16", key("engine", 'precision = "bf16"'), [*CONVERTED, "accuracy:tiny.bf16"], []),
-    ("engine.precision, int8", key("engine", 'precision = "int8"'), [*CONVERTED, "accuracy:tiny.int8"], []),
+    ("engine.precision, bf16", key("engine", 'precision = "bf16"'), [*converted("bf16"), *SIGNED], []),
+    ("engine.precision, int8", key("engine", 'precision = "int8"'), [*converted("int8"), *SIGNED], []),
     ("engine.precision, fp8, which this GPU lacks", key("engine", 'precision = "fp8"'),
-     ["precision:tiny", "accuracy:tiny.fp8", "rtx:tiny"], ["engine:tiny"]),
+     [*converted("fp8"), "rtx:tiny"], ["engine:tiny"]),
     ("engine.keep_fp32", key("engine", 'keep_fp32 = ["Gemm"]'),
-     ["precision:tiny", "accuracy:tiny.fp16", *COMPILED], []),
-    ("engine.keep_io_types", key("engine", "keep_io_types = false"), [*CONVERTED, "accuracy:tiny.fp16"], []),
+     [*converted("fp16"), *COMPILED], []),
+    ("engine.keep_io_types", key("engine", "keep_io_types = false"), [*converted("fp16"), *SIGNED], []),
     ("engine.calibration", key("engine", 'precision = "int8"\ncalibration = "samples"'),
-     [*CONVERTED, "accuracy:tiny.int8"], []),
-    ("engine.tolerance", key("engine", "tolerance = 0.04"), ["accuracy:tiny.fp16"], []),
-    ("engine.top1", key("engine", "top1 = 0.5"), ["accuracy:tiny.fp16"], []),
+     [*converted("int8"), *SIGNED], []),
+    ("accuracy.gate of the precision", append(SPEC, '[[accuracy.gate]]\nprecision = "fp16"\nrelative_l2 = 0.04\n'),
+     ["accuracy:tiny.fp16"], []),
+    ("engine.repair, where the gate holds", key("engine", "repair = true"), ["repair:tiny", "precision:tiny.fp16"], []),
+    ("a lock file for another precision", write("models/tiny/keep_fp32.lock", "[int8]\nkeep_fp32 = []\n"),
+     ["precision:tiny.fp16"], []),
     # the profile
     ("engine.min_batch_size", key("engine", "min_batch_size = 2"), SIGNED, []),
     ("engine.opt_batch_size", key("engine", "opt_batch_size = 2"), SIGNED, []),
@@ -270,8 +307,8 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     ("engine.max_batch_size, the default said", key("engine", "max_batch_size = 4"), [], []),
     ("input.min_size and max_size", key(
         "input", "shape = [3, 160, 160]\nmin_size = [128, 128]\nmax_size = [192, 192]"
-    ), ["reference:tiny", "torchscript:tiny", "onnx:tiny", *ACCURACY, *CONFIG, *PUBLISH, *CONVERTED,
-        "accuracy:tiny.fp16"], []),
+    ), ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *JUDGED, *CONFIG, *PUBLISH, *converted("fp16"),
+        *SIGNED], []),
     # the builder
     ("engine.workspace", key("engine", "workspace = 1024"), COMPILED, []),
     ("engine.optimization_level", key("engine", "optimization_level = 1"), COMPILED, []),
@@ -286,17 +323,17 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     # TensorRT-RTX alone
     ("engine.rtx_compute_capabilities", key("engine", 'rtx_compute_capabilities = ["8.6"]'), ["rtx:tiny"], []),
     # recipes and tools
-    ("recipe of precision", append("build_tasks/precision.py"), ["precision:tiny"], []),
+    ("recipe of precision", append("build_tasks/precision.py"), ["precision:tiny.fp16"], []),
     ("recipe of engine", append("build_tasks/engine.py"), COMPILED, []),
     ("recipe of compiler", append("build_tasks/compiler.py"), COMPILED, []),
     ("recipe of machine", append("build_tasks/machine.py"), COMPILED, []),
-    ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny"], []),
+    ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny.fp16"], []),
     ("version of polygraphy", fake_version("polygraphy"),
-     ["reference:tiny", *ACCURACY, "accuracy:tiny.fp16", *COMPILED], []),
+     ["reference:tiny", *MEASURE, "measure:tiny.fp16", *COMPILED], []),
     ("version of TensorRT-RTX", fake_version("tensorrt_rtx_cu13"), ["rtx:tiny"], []),
     # targets in build/
-    ("build: graph, truncated", truncate("build/tiny/model.fp16.onnx"), ["precision:tiny"], []),
-    ("build: verdict of the graph, deleted", delete("build/tiny/model.fp16.onnx.accuracy.json"),
+    ("build: graph, truncated", truncate("build/tiny/model.fp16.onnx"), ["precision:tiny.fp16"], []),
+    ("build: verdict of the graph, deleted", delete("build/tiny/model.fp16.onnx.verdict.json"),
      ["accuracy:tiny.fp16"], []),
     ("build: model.plan, replaced", replace("build/tiny/model.plan"), ["engine:tiny"], []),
     ("build: model.plan's signature, edited", append("build/tiny/model.plan.signature.json"), ["engine:tiny"], []),
@@ -322,8 +359,8 @@ def engine_star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) ->
 
 def without_torch(tasks: list[str]) -> bool:
     """Whether a run of these tasks can be spared the import of torch, and be shown not to need it."""
-    needed = {"weights", "reference", "torchscript", "onnx", "precision"}
-    return needed.isdisjoint(task.partition(":")[0] for task in tasks) and "accuracy:tiny" not in tasks
+    needed = {"weights", "reference", "torchscript", "onnx", "repair", "precision"}
+    return needed.isdisjoint(task.partition(":")[0] for task in tasks) and "measure:tiny" not in tasks
 
 
 @pytest.mark.parametrize(
@@ -377,10 +414,9 @@ def test_other_pictures_calibrate_anew(engine_star: Project, copy_of: Callable[[
     key("engine", 'precision = "int8"')(project)
     project.built("rtx:tiny", **machine)
     (project / "models/tiny/pictures").mkdir()
-    for picture in ("camera.jpg", "coffee.jpg"):
-        shutil.copy(ROOT / f"build_tasks/samples/{picture}", project / "models/tiny/pictures")
+    shutil.copy(ROOT / "build_tasks/samples/rocket.jpg", project / "models/tiny/pictures")
     key("engine", 'calibration = "pictures"')(project)
-    assert project.built("rtx:tiny", **machine).ran == ["accuracy:tiny.int8", "precision:tiny", "rtx:tiny"]
+    assert project.built("rtx:tiny", **machine).ran == sorted([*converted("int8"), "rtx:tiny"])
 
 
 @pytest.mark.parametrize(

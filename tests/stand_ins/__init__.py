@@ -1,7 +1,7 @@
 """A GPU and TensorRT for doit's processes, on a machine that has neither; or neither, on one that has.
 
 TensorRT-RTX takes TensorRT's name: NVIDIA's own compiler behind the same API, which needs no GPU. What a plan answers
-cannot be tested this way, since to run it takes CUDA: accuracy:<model>_trt fails here, and publishes nothing.
+cannot be tested this way, since to run it takes CUDA: measure:<model>_trt fails here, and publishes nothing.
 """
 
 import importlib.metadata

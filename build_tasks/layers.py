@@ -1,0 +1,190 @@
+"""layers: where a graph of reduced precision goes wrong -> model.<precision>.onnx.layers.json
+
+    model.onnx ──────────────┐
+    model.<precision>.onnx ──┴► ONNX Runtime, every tensor marked ─► the error after each node, worst first
+
+On demand (`doit layers:NAME`), and by the accuracy stage for a graph that it refuses.
+"""
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from build_tasks import overrides
+from build_tasks.compare import ROUNDOFF, emulated, onnx_file, unoptimised
+from build_tasks.spec import Model
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+from build_tasks.tables import table as text_table
+
+if TYPE_CHECKING:
+    import onnx
+
+SAMPLES = 4  # that are looked at: one after the other, for every tensor of a graph is in memory at once
+JUMP = 8  # times the largest error of a node's inputs, above which its own is not their fault
+COARSENESS = 2**-7  # of int8 and fp8, in the place of the unit roundoff
+SHOWN = 12  # layers that are shown of all
+
+Layer = dict[str, Any]  # node, operator, its place in the graph; error, and the largest before it (None: infinite)
+
+
+def inputs_of(model: Model, precision: str) -> Paths:
+    return {
+        "model.onnx": model.artifact("model.onnx"),
+        "graph": model.artifact(model.graph_in(precision)),
+        "samples": model.artifact("samples.json"),
+    }
+
+
+def task(model: Model) -> dict[str, Any]:
+    precision = model.spec.engine.precision
+    stage = Stage(
+        name=f"layers:{model.name}",
+        model=model,
+        build=build,
+        inputs=inputs_of(model, precision),
+        outputs={"layers": model.artifact(f"{model.graph}.layers.json")},
+        settings={"precision": precision},
+        tools=("onnx", "onnxruntime"),
+        code=code_of("layers", "compare", "tables"),
+    )
+    return stage.task(doc=f"The error after each node of {model.graph}", params=overrides.params("layers"))
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    report = compared(inputs["model.onnx"], inputs["graph"], inputs["samples"], settings["precision"])
+    with open(outputs["layers"], "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1, allow_nan=False)
+    return {
+        "nodes": f"{len(report['layers'])} compared, {report['not compared']} not",
+        "first": first_jump(report) or "no jump",
+        "table": table(report["layers"]),
+    }
+
+
+def compared(source: str, reduced: str, samples: str, precision: str) -> dict[str, Any]:
+    """The relative L2 error of every node's output against the fp32 graph's, worst first, and where it first jumps.
+
+    Nodes are told by their names. What the conversion renamed or fused away is not compared, but counted.
+    """
+    import numpy as np
+    import onnx
+    from polygraphy.json import load_json
+
+    from build_tasks.compare import INPUT
+
+    fp32, low = (onnx.load(onnx_file(path)) for path in (source, reduced))
+    ours = {node.name: node for node in low.graph.node}
+    ends = [output.name for output in fp32.graph.output]  # before every tensor is marked as one
+    pairs = {n.name: (n, ours[n.name]) for n in fp32.graph.node if n.name in ours and n.op_type != "Constant"}
+    wanted = {name: list(zip(a.output, b.output, strict=False)) for name, (a, b) in pairs.items()}
+    runs = [
+        marked(graph, sorted({pair[index] for outputs in wanted.values() for pair in outputs}))
+        for index, graph in enumerate((fp32, low))
+    ]
+    batches: np.ndarray = load_json(samples)[0][INPUT][:SAMPLES]
+    size = fp32.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    off: dict[str, float] = {}
+    norm: dict[str, float] = {}
+    largest: dict[str, float] = {}
+    for sample in batches:
+        expected, found = (run(np.stack([sample] * size)) for run in runs)
+        for outputs in wanted.values():
+            for a, b in outputs:
+                if not np.issubdtype(expected[a].dtype, np.floating):
+                    continue
+                exact = expected[a].astype(np.float64)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    difference = float(((found[b].astype(np.float64) - exact) ** 2).sum())
+                off[a] = off.get(a, 0.0) + (difference if math.isfinite(difference) else math.inf)
+                norm[a] = norm.get(a, 0.0) + float((exact**2).sum())
+                largest[a] = max(largest.get(a, 0.0), float(np.abs(exact).max(initial=0.0)))
+    errors = {tensor: math.sqrt(off[tensor] / norm[tensor]) if norm[tensor] else 0.0 for tensor in off}
+    found_layers, carried = [], carried_on(fp32, ends, errors)
+    lost = not all(map(math.isfinite, errors.values()))  # then no error that is finite is to blame
+    jump = None
+    for place, node in enumerate(fp32.graph.node):
+        mine = [tensor for tensor in node.output if tensor in errors] if node.name in wanted else []
+        if not mine:
+            continue
+        error = max(errors[tensor] for tensor in mine)
+        before = max((errors[tensor] for tensor in node.input if tensor in errors), default=0.0)
+        after = max(carried[tensor] for tensor in mine)
+        to_blame = not lost or not math.isfinite(error)
+        if jump is None and to_blame and jumps(error, max(before, ROUNDOFF.get(precision, COARSENESS)), after):
+            jump = node.name
+        found_layers.append(
+            {
+                "node": node.name,
+                "operator": node.op_type,
+                "place": place,
+                "error": _told(error),
+                "before": _told(before),
+                "largest": max(largest[tensor] for tensor in mine),
+            }
+        )
+    found_layers.sort(key=lambda layer: (-_number(layer["error"]), layer["place"]))
+    return {
+        "precision": precision,
+        "samples": len(batches),
+        "not compared": len([n for n in fp32.graph.node if n.op_type != "Constant"]) - len(found_layers),
+        "first jump": jump,
+        "layers": found_layers,
+    }
+
+
+def carried_on(graph: "onnx.ModelProto", ends: list[str], errors: dict[str, float]) -> dict[str, float]:
+    """The largest error after the nodes that take a tensor; of a graph's outputs, which are the ends, their own."""
+    after = {name: errors.get(name, 0.0) for name in ends}
+    for node in graph.graph.node:
+        theirs = max((errors[tensor] for tensor in node.output if tensor in errors), default=0.0)
+        for tensor in node.input:
+            after[tensor] = max(after.get(tensor, 0.0), theirs)
+    return {tensor: after.get(tensor, 0.0) for tensor in errors}
+
+
+def jumps(error: float, before: float, after: float) -> bool:
+    """Whether an error begins with a node, and what comes after it does not wash it out."""
+    if not math.isfinite(error):
+        return math.isfinite(before)
+    return error > JUMP * before and after > error / JUMP
+
+
+def marked(graph: "onnx.ModelProto", tensors: list[str]) -> Any:
+    """The graph as a function from a batch to the tensors of these names."""
+    from polygraphy.backend.onnx import ModifyOutputs
+
+    runnable = emulated(graph)
+    del runnable.graph.value_info[:]  # modelopt's may contradict the graph
+    session = unoptimised(ModifyOutputs(runnable, outputs=tensors)())
+    return lambda batch: dict(zip(tensors, session(batch), strict=True))
+
+
+def _told(error: float) -> float | None:
+    return error if math.isfinite(error) else None  # JSON has no infinity
+
+
+def _number(error: float | None) -> float:
+    return math.inf if error is None else error
+
+
+def first_jump(report: dict[str, Any]) -> str | None:
+    """The first layer, in the order of the graph, whose error is not explained by those before it."""
+    for layer in report["layers"]:
+        if layer["node"] == report["first jump"]:
+            error, before = (_shown(layer[key]) for key in ("error", "before"))
+            return f"the error jumps at {layer['node']} ({layer['operator']}), from {before} to {error}"
+    return None
+
+
+def _shown(error: float | None) -> str:
+    return "NaN or infinity" if error is None else f"{error:.1e}"
+
+
+def table(found: list[Layer]) -> str:
+    rows = [
+        (layer["node"], layer["operator"], layer["place"], _shown(layer["error"]), _shown(layer["before"]),
+         f"{layer['largest']:.3g}")
+        for layer in found[:SHOWN]
+    ]  # fmt: skip
+    more = f"\n… and {len(found) - SHOWN} more with less" if len(found) > SHOWN else ""
+    return text_table(("node", "operator", "place", "error after it", "before it", "largest value"), rows) + more

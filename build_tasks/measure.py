@@ -1,0 +1,178 @@
+"""measure: an artifact on the accuracy samples, beside the reference -> model.*.measured.json
+
+samples.json ─► artifact ─► Polygraphy: every output, every sample ─► figures, without a judgement (see accuracy.py)
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from build_tasks import machine, metrics, pictures
+from build_tasks.compare import INPUT, OUTPUT, onnx_session, reduced_session
+from build_tasks.digests import digest
+from build_tasks.reference import MOVED, REFERENCE
+from build_tasks.spec import Model
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, nothing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from polygraphy.comparator import IterationResult
+
+BATCH = 8
+
+Run = Callable[["np.ndarray"], "list[np.ndarray]"]
+
+# How an artifact is run, and which distributions that takes.
+RUNNERS = {
+    "torchscript": ("torch", "polygraphy"),
+    "onnx": ("onnxruntime", "polygraphy"),
+    "graph": ("onnx", "onnxruntime", "polygraphy"),
+    "tensorrt": ("polygraphy",),
+}
+
+
+def task(model: Model, format: str, file: str) -> dict[str, Any]:
+    """Of an artifact that is served."""
+    stage = _stage(model, model.served_as(format, file), format, file)
+    return stage.task(doc=f"{file} beside PyTorch on the accuracy samples")
+
+
+def task_of_graph(model: Model, precision: str) -> dict[str, Any]:
+    """Of a graph that engines are compiled from, where it is no artifact that is served."""
+    file = model.graph_in(precision)
+    runner = "onnx" if file == "model.onnx" else "graph"
+    stage = _stage(model, model.graph_name(precision), runner, file)
+    return stage.task(doc=f"{file} beside PyTorch on the accuracy samples, in ONNX Runtime")
+
+
+def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
+    plan = runner == "tensorrt"
+    truth = model.spec.accuracy.truth
+    shown = {
+        **({"truth": model.source(truth)} if truth and truth != pictures.FOLDERS else {}),
+        **({"labels": model.artifact("labels.txt")} if truth and model.spec.labels else {}),
+    }
+    return Stage(
+        name=f"measure:{name}",
+        model=model,
+        build=build,
+        inputs={
+            "model": model.artifact(file),
+            "signature": model.artifact(f"{file}.signature.json"),
+            "samples": model.artifact("samples.json"),
+            "names": model.artifact("samples.txt"),
+            "reference": model.artifact("reference.json"),
+            **shown,
+        },
+        outputs={"measured": model.artifact(f"{file}.measured.json")},
+        settings={"runner": runner, "truth": truth},
+        tools=RUNNERS[runner],
+        code=code_of(
+            *("measure", "metrics", "pictures", "compare", "architecture", "digests"), *(("compiler",) if plan else ())
+        ),
+        lacking=functools.partial(machine.lacking, model.plans[file]) if plan else nothing,
+        facts=machine.facts if plan else dict,
+    )
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    with open(inputs["signature"], encoding="utf-8") as file:
+        signature = json.load(file)
+    if settings["runner"] == "tensorrt":
+        from build_tasks import compiler
+
+        run = compiler.session(inputs["model"], signature)
+    else:
+        runners = {"torchscript": torchscript, "onnx": onnx_session, "graph": reduced_session}
+        run = runners[settings["runner"]](inputs["model"])
+    known = Reference(inputs)
+    measured = {
+        "model": digest(inputs["model"]),  # what the figures are of: who reads them asks for it
+        "signature": digest(inputs["signature"]),
+        "reference": digest(inputs["reference"]),
+        **known.measure(run, *batch_sizes(signature), truth=_truth(inputs, settings, known.names)),
+    }
+    with open(outputs["measured"], "w", encoding="utf-8") as file:
+        json.dump(measured, file, indent=1, allow_nan=False)
+    return told(measured)
+
+
+class Reference:
+    """The samples, and what PyTorch answers to them, as the reference stage keeps them."""
+
+    def __init__(self, inputs: Paths):
+        from polygraphy.comparator import RunResults
+        from polygraphy.json import load_json
+
+        self.samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
+        with open(inputs["names"], encoding="utf-8") as file:
+            self.names = file.read().splitlines()
+        results = RunResults.load(inputs["reference"])
+        self.answers: IterationResult = results[REFERENCE][0]
+        self.moved: IterationResult = results[MOVED][0]
+
+    def measure(self, run: Run, smallest: int, largest: int, truth: metrics.Truth | None = None) -> dict[str, Any]:
+        """The figures of an artifact that is run, from a batch to its outputs, by batches of at least and at most."""
+        from polygraphy.comparator import IterationResult
+
+        answers = answered(run, self.samples, smallest, largest)
+        found = IterationResult({OUTPUT.format(index): answer for index, answer in enumerate(answers)})
+        return {
+            "samples": len(self.samples),
+            "distinct": metrics.distinct(self.samples),
+            "outputs": metrics.measure(found, self.answers, self.moved, self.names, truth),
+        }
+
+
+def told(measured: dict[str, Any]) -> Notes:
+    """What is worth a line: the largest error, and the classes that change."""
+    outputs = measured["outputs"].values()
+    if wrong := [output["wrong"] for output in outputs if "wrong" in output]:
+        return {"wrong": wrong[0]}
+    notes: Notes = {"error": max(output["relative_l2"] for output in outputs)}
+    for output in outputs:
+        if "turned" in output:
+            notes.setdefault("top-1", f"{output['samples'] - len(output['turned'])} of {output['samples']}")
+    return notes
+
+
+def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth | None:
+    if settings["truth"] is None:
+        return None
+    labels = None
+    if "labels" in inputs:
+        with open(inputs["labels"], encoding="utf-8") as file:
+            labels = file.read().splitlines()
+    return pictures.truth(inputs.get("truth", pictures.FOLDERS), names, labels)
+
+
+def torchscript(path: str) -> Run:
+    """model.pt as a function from a batch to its outputs."""
+    import torch
+
+    from build_tasks import architecture
+
+    module = torch.jit.load(path)
+    return lambda batch: [answer.numpy() for answer in architecture.forward(module, torch.from_numpy(batch))]
+
+
+def batch_sizes(signature: dict[str, Any]) -> tuple[int, int]:
+    """The smallest and the largest batch of the samples that the artifact takes at once."""
+    tensor = signature["inputs"][0]
+    if profile := signature.get("profile"):
+        return profile[tensor["name"]]["min"][0], profile[tensor["name"]]["max"][0]
+    return (1, BATCH) if tensor["shape"][0] == -1 else (tensor["shape"][0], tensor["shape"][0])
+
+
+def answered(run: Run, samples: "np.ndarray", smallest: int, largest: int) -> "list[np.ndarray]":
+    """The outputs for all samples, in batches that the artifact takes; too small a last one is filled with repeats."""
+    import numpy as np
+
+    size = min(max(BATCH, smallest), largest)
+    parts = []
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        filled = np.resize(batch, (max(len(batch), smallest), *batch.shape[1:]))
+        parts.append([answer[: len(batch)] for answer in run(np.ascontiguousarray(filled))])
+    return [np.concatenate(answers) for answers in zip(*parts, strict=True)]

@@ -1,0 +1,150 @@
+"""How far an artifact's outputs are from the reference's: Polygraphy's comparisons of every sample, as plain data.
+
+What is written here depends on no limit, so that another limit measures nothing anew. See gate.py for the judgement.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from polygraphy.comparator import IterationResult
+
+Measured = dict[str, Any]
+Truth = dict[int, int]  # a sample's place -> the class that it shows
+
+
+def measure(
+    found: "IterationResult",
+    reference: "IterationResult",
+    moved: "IterationResult",
+    names: list[str],
+    truth: Truth | None = None,
+) -> dict[str, Measured]:
+    """What there is to say about each output of the reference, by its name.
+
+    Each value holds arrays of shape (samples, …). moved: the reference's own answers to inputs that are an ulp off.
+    An output that is missing, or has another shape, or a NaN or infinity in it, has a key "wrong" and no figures.
+    """
+    import numpy as np
+
+    outputs: dict[str, Measured] = {}
+    for name, expected in reference.items():
+        if name not in found:
+            outputs[name] = {"wrong": f"it is not there, only {', '.join(found)}"}
+            continue
+        answer = found[name]
+        if answer.shape != expected.shape:
+            outputs[name] = {"wrong": f"shape {list(expected.shape)} expected, {list(answer.shape)} found"}
+        elif bad := _not_finite(answer, names) or _not_finite(expected, names):
+            whose = "" if _not_finite(answer, names) else "the reference itself: "
+            outputs[name] = {"wrong": f"{whose}{bad}"}
+        else:
+            # A norm in fp16 overflows at 65504, and bool knows no difference.
+            answer, expected, shifted = (values.astype(np.float64) for values in (answer, expected, moved[name]))
+            outputs[name] = _measured(answer, expected, names)
+            sensitivity = float(np.linalg.norm(np.nan_to_num(shifted) - expected)) / outputs[name]["norm"]
+            outputs[name]["sensitivity"] = min(sensitivity, 1.0)  # more says no more, and may be infinite
+            if expected.ndim == 2 and expected.shape[1] > 1:
+                outputs[name] |= _classes(answer, expected, names)
+                outputs[name] |= _truth(answer, expected, truth) if truth else {}
+    return outputs
+
+
+def _not_finite(values: "np.ndarray", names: list[str]) -> str | None:
+    import numpy as np
+
+    finite = np.isfinite(values)
+    if finite.all():
+        return None
+    samples = np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
+    where = f"in {len(samples)} of {len(values)} samples, {names[samples[0]]} the first"
+    return f"NaN or infinity in {finite.size - finite.sum()} of {finite.size} values, {where}"
+
+
+def _measured(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> Measured:
+    """The figures of one output. Its norms are of all samples together; the rest is of the sample where it is worst."""
+    import numpy as np
+    from polygraphy.comparator import (
+        CosineSimilarityCompareFunc,
+        IterationResult,
+        L2CompareFunc,
+        SimpleCompareFunc,
+        SnrCompareFunc,
+    )
+    from polygraphy.logger import G_LOGGER
+
+    functions = {
+        "l2_norm": L2CompareFunc(),
+        "cosine_similarity": CosineSimilarityCompareFunc(),
+        "snr": SnrCompareFunc(),
+        "max_absdiff": SimpleCompareFunc(check_error_stat="max"),
+    }
+    figures: dict[str, list[float]] = {name: [] for name in functions}
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it would tell of each sample what it thinks of it
+        for signal, answer in zip(expected, found, strict=True):
+            pair = [IterationResult({"": np.atleast_1d(value)}) for value in (signal, answer)]
+            for figure, function in functions.items():
+                figures[figure].append(float(getattr(function(*pair)[""], figure)))
+    by_sample = {figure: np.array(values) for figure, values in figures.items()}
+    norm = float(np.linalg.norm(expected)) or 1.0
+    spread = float(np.linalg.norm(expected - expected.mean(axis=0)))
+    worst = {
+        "relative_l2": by_sample["l2_norm"].argmax(),
+        "cosine": by_sample["cosine_similarity"].argmin(),
+        "snr": by_sample["snr"].argmin(),
+        "max_absolute": by_sample["max_absdiff"].argmax(),
+    }
+    return {
+        "relative_l2": float(np.linalg.norm(by_sample["l2_norm"])) / norm,
+        "cosine": float(by_sample["cosine_similarity"].min()),
+        "snr": max(-999.0, min(float(by_sample["snr"].min()), 999.0)),  # JSON has no infinity
+        "max_absolute": float(by_sample["max_absdiff"].max()),
+        "worst": {metric: names[sample] for metric, sample in worst.items()},
+        "norm": norm,
+        "largest": float(np.abs(expected).max(initial=0.0)),
+        "spread": spread / norm,
+        # Over the root mean square of all samples' norms, so that a sample with a small answer is no outlier.
+        "errors": [float(f"{error * len(expected) ** 0.5 / norm:.3g}") for error in by_sample["l2_norm"]],
+    }
+
+
+def _classes(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> Measured:
+    """Which samples are put into another class, and how far the reference's lead was; which leave its best five."""
+    import numpy as np
+
+    ours, theirs = ranked(found), ranked(expected)
+    scale = np.sqrt((expected**2).mean(axis=1))
+    turned = []
+    for sample in np.flatnonzero(ours[:, 0] != theirs[:, 0]):
+        lead = float(expected[sample, theirs[sample, 0]] - expected[sample, ours[sample, 0]]) / (scale[sample] or 1.0)
+        turned.append([names[sample], int(theirs[sample, 0]), int(ours[sample, 0]), lead])
+    lost = np.flatnonzero((ours != theirs[:, :1]).all(axis=1))
+    return {"samples": len(found), "turned": turned, "lost": [names[sample] for sample in lost]}
+
+
+def _truth(found: "np.ndarray", expected: "np.ndarray", truth: Truth) -> Measured:
+    """How many samples are recognised, by the fp32 network and by the artifact."""
+    import numpy as np
+
+    samples = sorted(truth)
+    classes = np.array([truth[sample] for sample in samples])[:, None]
+    counts = {"labelled": len(samples)}
+    for who, outputs in (("reference", expected), ("artifact", found)):
+        hits = ranked(outputs)[samples] == classes
+        counts |= {f"{who}_top1": int(hits[:, 0].sum()), f"{who}_top5": int(hits.any(axis=1).sum())}
+    return {"truth": counts}
+
+
+def ranked(outputs: "np.ndarray") -> "np.ndarray":
+    """The five strongest classes of each sample, or all there are, strongest first; of equals the first."""
+    import numpy as np
+    from polygraphy.comparator import IterationResult, TopKPostprocessFunc
+
+    top = TopKPostprocessFunc(k=5)
+    indices: np.ndarray = top(IterationResult({"": outputs}))[""]
+    return indices
+
+
+def distinct(samples: "np.ndarray") -> int:
+    """How many samples there are, not counting those that are the same to the bit."""
+    return len({sample.tobytes() for sample in samples})

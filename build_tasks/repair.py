@@ -1,0 +1,337 @@
+"""repair: the fewest nodes to leave out of a precision so that the gate holds -> models/<model>/keep_fp32.lock
+
+    effect of halves, quarters, … of the nodes ─► nodes in order of effect ─► fewest of the first that suffice
+                                                                               └► each of them tried without
+
+In fp16 and bf16 graphs such nodes stay in fp32; in int8 and fp8 graphs they are not quantised. The lock file belongs to
+the spec: the precision stage reads it, and it is worth a commit. A locked set that still suffices stays as it is.
+"""
+
+import functools
+import hashlib
+import heapq
+import itertools
+import json
+import math
+import os
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from build_tasks import files, gate, measure, overrides, precision, worker
+from build_tasks.compare import disagreement, onnx_file, reduced_session, tolerance, unoptimised
+from build_tasks.digests import digest
+from build_tasks.errors import UserError
+from build_tasks.spec import Model
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, installed_version
+
+if TYPE_CHECKING:
+    import onnx
+
+STEPS = 48  # conversions that are judged, at most
+PROBES = 96  # effects that are measured, at most
+PROBED = 4  # samples, for an effect
+
+MEASURING = ("precision", "onnx", "compare", "measure", "metrics")  # the modules that decide what is measured
+
+HEADER = """\
+# Nodes that are left out of a precision so that the accuracy gate holds: fp32 in fp16 and bf16 graphs, not quantised in
+# int8 and fp8 graphs. Found by `doit repair:{}`. It belongs to the spec; delete it to look for another set.
+"""
+
+
+def task(model: Model) -> dict[str, Any]:
+    engine = model.spec.engine
+    stage = Stage(
+        name=f"repair:{model.name}",
+        model=model,
+        build=build,
+        inputs={
+            **precision.inputs_of(model, engine.precision),
+            "samples": model.artifact("samples.json"),
+            "names": model.artifact("samples.txt"),
+            "reference": model.artifact("reference.json"),
+            "signature": model.artifact("model.onnx.signature.json"),
+        },
+        outputs={"lock": model.source(precision.LOCK)},
+        settings={
+            **precision.settings_of(model, engine.precision),
+            **gate.settings_of(model, "graph", engine.precision),
+            "lock": model.source(precision.LOCK),
+            "cache": model.artifact("repair"),
+        },
+        tools=(*precision.tools_of(model, engine.precision), "polygraphy"),
+        code=tuple(
+            dict.fromkeys((*code_of("repair", "gate", *MEASURING), *precision.code_for(model, engine.precision)))
+        ),
+    )
+    doc = f"{precision.LOCK}: the fewest nodes to leave out of {engine.precision} so that the gate holds"
+    task = stage.task(doc=doc, params=overrides.params("repair"))
+    task["clean"] = []  # it is the user's, as the spec is
+    if not engine.repair:
+        task["targets"] = []  # on demand: what reads the lock file must not bring about that it is made
+    return task
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import onnx
+
+    source = onnx.load(onnx_file(inputs["model.onnx"]))
+    trial = Trial(inputs, settings, source, os.path.dirname(outputs["lock"]))
+    before = starting_point(settings, source)
+    nodes = [node.name for node in source.graph.node if node.op_type != "Constant"]
+    refusal = trial(before)
+    if refusal is None:
+        spared = before
+    elif before and trial([]) is None:
+        spared = []
+    else:
+        if doubt := gate.doubt(trial.measured, settings):
+            raise UserError(f"samples that prove nothing repair nothing: {doubt}")
+        limit = tolerance(settings["precision"], max(sensitivities(trial.measured)))
+        spared = fewest(trial, by_effect(trial.effects(), nodes, limit))
+    write(outputs["lock"], settings, spared)
+    share = len(spared) / len(nodes)
+    return {
+        settings["precision"]: f"{len(spared)} of {len(nodes)} nodes spared ({share:.1%}), {trial.steps} steps",
+        "error": max(output["relative_l2"] for output in trial.measured["outputs"].values()),
+        "table": "\n".join(f"    {name}" for name in spared) or "    the gate holds as it is: nothing to spare",
+    }
+
+
+def sensitivities(measured: dict[str, Any]) -> list[float]:
+    return [output.get("sensitivity", 0.0) for output in measured["outputs"].values()]
+
+
+def starting_point(settings: Settings, source: "onnx.ModelProto") -> list[str]:
+    """What is locked already, if the graph still has those nodes."""
+    try:
+        return precision.locked(settings["lock"], settings["precision"], source)
+    except (OSError, UserError):
+        return []
+
+
+class Trial:
+    """Whether the gate holds for a set of spared nodes: a real conversion, all samples, the gate itself.
+
+    What is measured is kept in build/<model>/repair/, by what it depends on, so that a search that was cut goes on, and
+    another gate measures nothing anew.
+    """
+
+    def __init__(self, inputs: Paths, settings: Settings, source: "onnx.ModelProto", folder: str):
+        with open(inputs["signature"], encoding="utf-8") as file:
+            self.batches = measure.batch_sizes(json.load(file))
+        self.inputs, self.settings, self.source, self.folder = inputs, settings, source, folder
+        self.known = measure.Reference(inputs)
+        self.calibration = precision.calibration(inputs, settings)
+        self.steps = 0
+        self.measured: dict[str, Any] = {}  # of the last set that held, or of the first that did not
+        judged = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")
+        recipe = {key: value for key, value in settings.items() if key not in judged}
+        tools = {tool: installed_version(tool) for tool in ("nvidia-modelopt", "onnx", "onnxruntime", "polygraphy")}
+        digests = [digest(path) for path in (*inputs.values(), *code_of(*MEASURING))]
+        self.recipe = json.dumps([recipe, tools, digests], sort_keys=True)
+
+    def __call__(self, spared: Iterable[str]) -> str | None:
+        """Why the gate refuses the graph with these nodes spared; None if it holds."""
+        names = sorted(spared)
+        self.steps += 1
+        measured = self._kept("step", names, self._measured)
+        refusal = gate.refusal(measured, self.settings, advice="")
+        if refusal is None or not self.measured:
+            self.measured = measured
+        said = refusal.partition(" (and ")[0] if refusal else "the gate holds"
+        tell(f"step {self.steps} of at most {STEPS}, nodes spared: {len(names)}: {said}")
+        return refusal
+
+    def _kept(self, kind: str, names: list[str], measure: Callable[[list[str]], Any]) -> Any:
+        """`measure(names)`, or what it said before."""
+        key = hashlib.sha256(f"{self.recipe}{names}".encode()).hexdigest()[:24]
+        path = f"{self.settings['cache']}/{self.settings['precision']}.{kind}.{key}.json"
+        try:
+            with open(path, encoding="utf-8") as file:
+                return json.load(file)
+        except (OSError, ValueError):
+            value = measure(names)
+        with files.scratch() as folder:
+            with open(f"{folder}/kept.json", "w", encoding="utf-8") as file:
+                json.dump(value, file)
+            files.replace(f"{folder}/kept.json", path)
+        return value
+
+    def _measured(self, spared: list[str]) -> dict[str, Any]:
+
+        graph = precision.converted(self.source, self.calibration, self.settings, spared, self.folder)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            precision.save(graph, f"{folder}/model.onnx", external_data=False)
+            run = reduced_session(f"{folder}/model.onnx")
+        return self.known.measure(run, *self.batches)
+
+    def effects(self) -> "Callable[[Iterable[str]], float]":
+        """The function from some nodes to how far the outputs move when only those are in the precision.
+
+        It emulates the precision on a few samples, and so is faster than a conversion.
+        """
+        import numpy as np
+
+        batch = self.known.samples[:PROBED]
+        if fixed := self.source.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+            batch = np.resize(batch, (fixed, *batch.shape[1:]))
+        if self.calibration is None:
+            reduced = rounding(self.source, self.settings["precision"])
+        else:
+            whole = precision.converted(self.source, self.calibration, self.settings, [], self.folder, rest="fp32")
+            reduced = functools.partial(stripped, whole)
+        expected = unoptimised(self.source)(batch)
+
+        def effect(nodes: list[str]) -> float:
+            return disagreement(unoptimised(reduced(set(nodes)))(batch), expected)
+
+        return lambda nodes: float(self._kept("effect", sorted(nodes), effect))
+
+
+def rounding(source: "onnx.ModelProto", to: str) -> "Callable[[set[str]], onnx.ModelProto]":
+    """The function from some nodes to the graph in which only those take and give numbers of fp16 or bf16."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    kind = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[to]
+    typed = onnx.shape_inference.infer_shapes(source).graph
+    known = (*typed.value_info, *typed.input, *typed.output)
+    floats = {value.name for value in known if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    floats |= {tensor.name for tensor in source.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+
+    def casts(old: str, new: str) -> "list[onnx.NodeProto]":
+        return [
+            helper.make_node("Cast", [old], [f"{new}.low"], to=kind),
+            helper.make_node("Cast", [f"{new}.low"], [new], to=TensorProto.FLOAT),
+        ]
+
+    def rounded(nodes: set[str]) -> "onnx.ModelProto":
+        graph = onnx.ModelProto()
+        graph.CopyFrom(source)
+        del graph.graph.node[:]
+        there: set[str] = set()
+        for original in source.graph.node:
+            node = onnx.NodeProto()
+            node.CopyFrom(original)
+            after = []
+            if node.name in nodes:
+                for index, name in enumerate(node.input):
+                    if name in floats:
+                        node.input[index] = f"{name}.in"
+                        if name not in there:
+                            there.add(name)
+                            graph.graph.node.extend(casts(name, f"{name}.in"))
+                for index, name in enumerate(node.output):
+                    if name in floats:
+                        node.output[index] = f"{name}.exact"
+                        after += casts(f"{name}.exact", name)
+            graph.graph.node.extend([node, *after])
+        return graph
+
+    return rounded
+
+
+def stripped(whole: "onnx.ModelProto", nodes: set[str]) -> "onnx.ModelProto":
+    """A quantised graph with the Q/DQ pairs before some nodes only."""
+    import onnx
+
+    pairs = {"QuantizeLinear", "DequantizeLinear"}
+    made_by = {name: node for node in whole.graph.node if node.op_type in pairs for name in node.output}
+
+    def exact(name: str) -> str:
+        while name in made_by:
+            name = made_by[name].input[0]
+        return name
+
+    graph = onnx.ModelProto()
+    graph.CopyFrom(whole)
+    for node in graph.graph.node:
+        if node.op_type not in pairs and node.name not in nodes:
+            for index, name in enumerate(node.input):
+                node.input[index] = exact(name)
+    used, needed = {output.name for output in graph.graph.output}, []
+    for node in reversed(graph.graph.node):
+        if node.op_type not in pairs or not used.isdisjoint(node.output):
+            needed.append(node)
+            used |= {*node.input}
+    kept = [node.SerializeToString() for node in reversed(needed)]
+    del graph.graph.node[:]
+    graph.graph.node.extend(onnx.NodeProto.FromString(node) for node in kept)
+    return graph
+
+
+def by_effect(effect: Callable[[Iterable[str]], float], nodes: list[str], limit: float) -> list[str]:
+    """The nodes, those first that move the outputs most.
+
+    The nodes are halved where the effect is largest, again and again, until PROBES effects are known, or the parts that
+    are left move the outputs by a quarter of the limit (or of what all nodes do) together. The nodes of a part share
+    its effect.
+    """
+    order = itertools.count()
+    whole = effect(nodes)
+    enough = min(limit, whole) / 4
+    parts = [(-whole, next(order), nodes)]
+    done = []
+    probes = 1
+    while parts and probes < PROBES and math.hypot(*(size for size, _, _ in parts)) > enough:
+        size, _, part = heapq.heappop(parts)
+        if len(part) == 1:
+            done.append((size, part))
+            continue
+        middle = len(part) // 2
+        for half in (part[:middle], part[middle:]):
+            heapq.heappush(parts, (-effect(half), next(order), half))
+            probes += 1
+        if probes % 8 == 1:
+            tell(f"effects measured: {probes} of at most {PROBES}, the largest left {-parts[0][0]:.1e}")
+    done += [(size, part) for size, _, part in parts]
+    place = {name: index for index, name in enumerate(nodes)}
+    weighed = [(size / math.sqrt(len(part)), place[name], name) for size, part in done for name in part]
+    return [name for _, _, name in sorted(weighed)]
+
+
+def fewest(trial: Trial, ordered: list[str]) -> list[str]:
+    """A set of nodes without which the gate holds, and of which none can be left out. UserError where there is none."""
+    fails, holds = 0, 1
+    while trial(ordered[:holds]) is not None:
+        if holds == len(ordered):
+            raise UserError(
+                f"even with every node spared the gate fails: {trial(ordered)}; what fails is not the precision"
+            )
+        fails, holds = holds, min(4 * holds, len(ordered))
+    while holds - fails > 1:
+        middle = (fails + holds) // 2
+        fails, holds = (fails, middle) if trial(ordered[:middle]) is None else (middle, holds)
+    spared = ordered[:holds]
+    size = len(spared) // 2
+    while size and trial.steps < STEPS:  # the last node that was added is needed, but not every one before it
+        for start in range(len(spared) - size, -1, -size):
+            fewer = spared[:start] + spared[start + size :]
+            if len(spared) > 1 and trial.steps < STEPS and trial(fewer) is None:
+                spared = fewer
+        size //= 2
+    return spared
+
+
+def write(path: str, settings: Settings, spared: list[str]) -> None:
+    """The lock file with this precision's nodes anew, and those of the others as they were."""
+    try:
+        with open(settings["lock"], "rb") as file:
+            known = {name: table["keep_fp32"] for name, table in tomllib.load(file).items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    known[settings["precision"]] = sorted(spared)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(HEADER.format(settings["model"]))
+        for name in sorted(known):
+            lines = "".join(f"    {json.dumps(node)},\n" for node in known[name])
+            file.write(f"\n[{name}]\nkeep_fp32 = [{chr(10) if lines else ''}{lines}]\n")
+
+
+def tell(line: str) -> None:
+    """Progress, for whoever is watching."""
+    print(line, flush=True)
+    print(f"    {line}", file=worker.terminal, flush=True)
