@@ -196,7 +196,19 @@ def straight(folder: Path) -> None:
     """
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    from build_tasks import accuracy, config, labels, onnx, precision, publish, reference, torchscript, weights
+    from build_tasks import (
+        accuracy,
+        config,
+        labels,
+        measure,
+        onnx,
+        precision,
+        publish,
+        reference,
+        report,
+        torchscript,
+        weights,
+    )
     from build_tasks.reading import load
 
     def work(task: dict[str, Any]) -> None:
@@ -212,13 +224,16 @@ def straight(folder: Path) -> None:
     work(reference.task(model))
     work(torchscript.task(model))
     work(onnx.task(model))
-    work(precision.task(model))
+    work(precision.task(model, model.spec.engine.precision))
+    work(measure.task_of_graph(model, model.spec.engine.precision))
     work(accuracy.task_of_graph(model))
     for format in ("torchscript", "onnx"):  # the plan is compiled where TensorRT and a GPU are, and compared nowhere
         files = model.files(format)
+        work(measure.task(model, format, *files))
         work(accuracy.task(model, format, *files))
         work(config.task(model, format, files))
         work(publish.task(model, format, files))
+    work(report.task(model))
 
 
 if __name__ == "__main__":

@@ -193,9 +193,9 @@ def refusal(measured: Measured, settings: Settings, advice: str) -> str | None:
     random weights, whose outputs rounding may change by any factor, reduced precision is only told.
     """
     doubted = doubt(measured, settings)
-    reduced = settings["precision"] != "fp32"
+    lenient = settings["random_weights"] and settings["precision"] != "fp32"
     found = list(failures(measured["outputs"], settings))
-    judged = [failure for failure in found if failure.metric == "wrong" or not (doubted and reduced)]
+    judged = [failure for failure in found if failure.metric == "wrong" or not lenient]
     if judged:
         more = f" (and {len(judged) - 1} more: {_names(judged[1:])})" if judged[1:] else ""
         return f"output {judged[0].output}: {judged[0].told}{more}{advice}"

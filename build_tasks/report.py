@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from build_tasks import gate, machine, pictures
 from build_tasks.digests import digest
 from build_tasks.spec import CONVERTED, FORMATS, Model
-from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, installed_version
 from build_tasks.tables import table
 
-REFERENCE = "PyTorch"  # the fp32 network itself
+REFERENCE = "PyTorch fp32"  # the network itself, told with how far its outputs move with an ulp of its inputs
 
 TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tensorrt": "plan"}
 
@@ -75,7 +75,13 @@ def _stage(model: Model, name: str, file: str, artifacts: list[Artifact]) -> Sta
         },
         tools=("matplotlib",),
         code=code_of("report", "gate", "compare", "tables"),
+        lacking=lacking,
     )
+
+
+def lacking() -> str | None:
+    """Where engines are built there need be no matplotlib: it would bring along a Pillow that decodes other pixels."""
+    return None if installed_version("matplotlib") else "the package matplotlib (pip install -r requirements.txt)"
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -142,8 +148,10 @@ def told(report: dict[str, Any]) -> str:
     for row in report["artifacts"]:
         for name, output in row["outputs"].items():
             title = f"{row['artifact']} {name}" if several else row["artifact"]
-            if known and "truth" in output and not rows:
-                rows.append([f"{REFERENCE} fp32", *"–" * 7, *_accuracy(output, "reference"), "the reference"])
+            if row is report["artifacts"][0] and "wrong" not in output:
+                moved = gate.figure("relative_l2", output["sensitivity"])
+                accuracy = _accuracy(output, "reference") if known else []
+                rows.append([title.replace(row["artifact"], REFERENCE), moved, *"-" * 6, *accuracy, "an ulp off"])
             rows.append([title, *_cells(output), *(_accuracy(output, "artifact") if known else ()), row["status"]])
     source, count, distinct = (report["samples"][key] for key in ("source", "count", "distinct"))
     twice = f" ({distinct} distinct)" if distinct != count else ""
@@ -158,7 +166,7 @@ def told(report: dict[str, Any]) -> str:
 
 def _cells(output: dict[str, Any]) -> list[str]:
     if "wrong" in output:
-        return [output["wrong"], *"–" * 6]
+        return [output["wrong"], *"-" * 6]
     limits = output["limits"]
     figures = [gate.figure(metric, output[metric]) for metric in ("cosine", "snr", "max_absolute")]
     shares = [output["agreement"].get(metric) for metric in ("top1", "top5")]
@@ -166,13 +174,13 @@ def _cells(output: dict[str, Any]) -> list[str]:
         gate.figure("relative_l2", output["relative_l2"]),
         gate.figure("relative_l2", limits["relative_l2"]),
         *figures,
-        *(f"{share['hits']} of {share['of']}" if share else "–" for share in shares),
+        *(f"{share['hits']} of {share['of']}" if share else "-" for share in shares),
     ]
 
 
 def _accuracy(output: dict[str, Any], who: str) -> list[str]:
     if (truth := output.get("truth")) is None:
-        return ["–", "–"]
+        return ["-", "-"]
     return [f"{truth[f'{who}_{best}']} of {truth['labelled']}" for best in ("top1", "top5")]
 
 

@@ -17,6 +17,7 @@ from doit.globals import Globals
 
 from build_tasks.stage import NEVER_BUILT, Stage, not_here
 
+WIDEST = 160  # characters of a reason; `doit info` tells all
 GROUPS_BY_NAME = ("engine", "rtx")  # to ask for one of these groups is to ask for every engine in it
 
 
@@ -165,8 +166,10 @@ def _cause(task: Any) -> str:
     reasons = [reason for check, _, _ in task.uptodate for reason in getattr(check, "reasons", [])]
     if reasons == [NEVER_BUILT]:
         return ""
-    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-    return f"{reasons[0]}{more}" if reasons else ""
+    if not reasons:
+        return ""
+    first = reasons[0] if len(reasons[0]) <= WIDEST else f"{reasons[0][:WIDEST]} …"
+    return first + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
 
 
 def _told(value: object) -> str:

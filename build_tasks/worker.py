@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PRELOAD = [
     "torch", "torch.onnx", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
     "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
-    "modelopt.onnx.autocast", "modelopt.onnx.quantization",
+    "modelopt.onnx.autocast", "modelopt.onnx.quantization", "matplotlib.pyplot", "rich.table",
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
     "build_tasks.onnx", "build_tasks.precision", "build_tasks.engine", "build_tasks.measure", "build_tasks.server",
 ]  # fmt: skip

@@ -201,7 +201,7 @@ def test_doit_container_builds_the_plan_from_end_to_end(
     environment = {**stand_ins.machine(inside), "PATH": f"{inside / 'bin'}:{os.environ['PATH']}"}
     run = project.doit("container", INSIDE=json.dumps(environment), **docker)
     assert "engine:tiny" in run.ran, run.out
-    assert run.failed[0] == "measure:tiny_trt"
+    assert "measure:tiny_trt" in run.failed
     assert run.code == 1
     assert "docker ended with exit code " in run.out
     assert (project / "build/tiny/model.plan").exists()

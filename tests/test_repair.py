@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from typing import Any
 
 import onnx
 import pytest
@@ -35,7 +36,7 @@ def planted(project: Project, name: str, scale: float, engine: str = "") -> None
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    network = timm.create_model("test_vit")
+    network: Any = timm.create_model("test_vit")
     attention = network.blocks[3].attn
     values = slice(2 * attention.qkv.weight.shape[0] // 3, None)
     with torch.no_grad():

@@ -129,7 +129,7 @@ MISTAKES = [
     (rule("cosine = 1.1"), "accuracy.gate[0].cosine: expected float <= 1.0, found 1.1"),
     (
         rule('precision = "fp61"\ntop1 = 1'),
-        f"accuracy.gate[0].precision: expected one of {PRECISIONS}, found 'fp61' (did",
+        f"accuracy.gate[0].precision: expected one of {PRECISIONS}, found 'fp61' (did you mean 'fp16'?)",
     ),
     (rule("psnr = 30"), f"accuracy.gate[0]: expected one of {GATE}, found 'psnr' (did you mean 'snr'?)"),
     (
