@@ -10,7 +10,6 @@ the spec: the precision stage reads it, and it is worth a commit. A locked set t
 import functools
 import hashlib
 import heapq
-import itertools
 import json
 import math
 import os
@@ -267,29 +266,32 @@ def by_effect(effect: Callable[[Iterable[str]], float], nodes: list[str], limit:
     """The nodes, those first that move the outputs most.
 
     The nodes are halved where the effect is largest, again and again, until PROBES effects are known, or the parts that
-    are left move the outputs by a quarter of the limit (or of what all nodes do) together. The nodes of a part share
-    its effect.
+    are left with several nodes move the outputs together by a quarter of the limit, or of what all nodes do, at most.
+    The nodes of such a part share its effect.
     """
-    order = itertools.count()
-    whole = effect(nodes)
-    enough = min(limit, whole) / 4
-    parts = [(-whole, next(order), nodes)]
-    done = []
-    probes = 1
-    while parts and probes < PROBES and math.hypot(*(size for size, _, _ in parts)) > enough:
-        size, _, part = heapq.heappop(parts)
-        if len(part) == 1:
-            done.append((size, part))
-            continue
-        middle = len(part) // 2
-        for half in (part[:middle], part[middle:]):
-            heapq.heappush(parts, (-effect(half), next(order), half))
-            probes += 1
-        if probes % 8 == 1:
-            tell(f"effects measured: {probes} of at most {PROBES}, the largest left {-parts[0][0]:.1e}")
-    done += [(size, part) for size, _, part in parts]
     place = {name: index for index, name in enumerate(nodes)}
-    weighed = [(size / math.sqrt(len(part)), place[name], name) for size, part in done for name in part]
+    weighed: list[tuple[float, int, str]] = []
+    parts: list[tuple[float, int, list[str]]] = []  # the negative effect, for the largest first
+
+    def weigh(part: list[str]) -> None:
+        size = effect(part)
+        if len(part) == 1:
+            weighed.append((-size, place[part[0]], part[0]))
+        else:
+            heapq.heappush(parts, (-size, place[part[0]], part))
+
+    weigh(nodes)
+    enough = min(limit, -parts[0][0] if parts else 0.0) / 4
+    probes = 1
+    while parts and probes + 2 <= PROBES and math.hypot(*(size for size, _, _ in parts)) > enough:
+        _, _, part = heapq.heappop(parts)
+        middle = len(part) // 2
+        weigh(part[:middle])
+        weigh(part[middle:])
+        probes += 2
+        if probes % 8 == 1 and parts:
+            tell(f"effects measured: {probes} of at most {PROBES}, the largest of several nodes {-parts[0][0]:.1e}")
+    weighed += [(size / math.sqrt(len(part)), place[name], name) for size, _, part in parts for name in part]
     return [name for _, _, name in sorted(weighed)]
 
 

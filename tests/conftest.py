@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads would fight with those of the other workers
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).parent.parent
 DOIT = str(Path(sys.executable).with_name("doit"))
 
