@@ -13,6 +13,7 @@ On demand: layers (where a graph goes wrong), repair (what to keep in fp32), com
 One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,10 @@ from build_tasks.errors import UserError
 from build_tasks.reading import load
 from build_tasks.reporter import Reporter
 from build_tasks.spec import BUILD, CONVERTED, Model
+
+# doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
+gc.freeze()
+gc.disable()
 
 Tasks = Iterator[dict[str, Any]]
 

@@ -8,7 +8,7 @@ model.*.measured.json ─► limits by precision, sensitivity, spec ─► ok | 
 import json
 from typing import Any
 
-from build_tasks import gate, layers
+from build_tasks import gate, layers, worker
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import QUANTISED, UNCONVERTED, Model
@@ -33,7 +33,7 @@ def task_of_graph(model: Model) -> dict[str, Any]:
 
 
 def _stage(model: Model, name: str, format: str, file: str, precision: str) -> Stage:
-    opened = format == "graph" and precision not in UNCONVERTED
+    reduced = format == "graph" and precision not in UNCONVERTED
     return Stage(
         name=f"accuracy:{name}",
         model=model,
@@ -41,17 +41,17 @@ def _stage(model: Model, name: str, format: str, file: str, precision: str) -> S
         inputs={
             "measured": model.artifact(f"{file}.measured.json"),
             "model": model.artifact(file),
-            **(layers.inputs_of(model, precision) if opened else {}),
+            **(layers.inputs_of(model, precision) if reduced else {}),
         },
         outputs={"verdict": model.artifact(f"{file}.verdict.json")},
         settings={
             **gate.settings_of(model, format, precision),
             "model": model.name,
-            **({"log": log_of(model, f"accuracy:{name}")} if opened else {}),
+            "log": log_of(model, f"accuracy:{name}"),
         },
-        tools=("onnxruntime",) if opened else (),
-        code=code_of("accuracy", "gate", "compare", *(("layers",) if opened else ())),
-        light=not opened,
+        tools=(),
+        code=code_of("accuracy", "gate", "compare"),
+        light=True,
     )
 
 
@@ -94,9 +94,20 @@ def advice(settings: Settings) -> str:
 
 
 def where(inputs: Paths, settings: Settings) -> str:
-    """Where a refused graph goes wrong, for the message; the whole list is printed, and so stands in the log."""
-    report = layers.compared(inputs["model.onnx"], inputs["graph"], inputs["samples"], settings["precision"])
-    print(layers.table(report["layers"]))
-    first = layers.first_jump(report)
+    """Where a refused graph goes wrong, for the message; the whole list goes to the log.
+
+    To judge takes no process of its own, but this does.
+    """
+    try:
+        first = worker.call(opened, inputs, settings["precision"], log=settings["log"])
+    except (worker.CrashError, UserError):  # whatever it is, the graph is refused all the same
+        return ""
     shown = f"layer by layer: {settings['log']}, or `doit layers:{settings['model']}`"
     return f"; {first}; {shown}" if first else f"; {shown}"
+
+
+def opened(inputs: Paths, precision: str) -> str | None:
+    """Where the error of a graph begins; the errors after its nodes are printed."""
+    report = layers.compared(inputs["model.onnx"], inputs["graph"], inputs["samples"], precision)
+    print(layers.table(report["layers"]))
+    return layers.first_jump(report)

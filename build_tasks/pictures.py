@@ -4,8 +4,6 @@ a folder of pictures (or of folders of them)   through the model's own preproces
 an .npz, or Polygraphy's inputs as .json       as they are: float32 (samples, channels, height, width)
 """
 
-import csv
-import difflib
 import glob
 import os
 from collections.abc import Callable
@@ -109,6 +107,8 @@ def truth(source: str, names: list[str], labels: list[str] | None) -> dict[int, 
     source: a CSV file with lines `sample,class`, or FOLDERS. A class is its index, or its label.
     UserError for samples and classes that there are not.
     """
+    import csv
+
     if source == FOLDERS:
         return {i: _class(n.split("/")[0], labels, n) for i, n in enumerate(names) if "/" in n}
     places = {name: index for index, name in enumerate(names)}
@@ -147,5 +147,7 @@ def _class(shown: str, labels: list[str] | None, where: str) -> int:
 
 
 def _near(word: str, known: list[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -9,7 +9,6 @@ the spec: the precision stage reads it, and it is worth a commit. A locked set t
 
 import functools
 import hashlib
-import heapq
 import json
 import math
 import os
@@ -269,6 +268,8 @@ def by_effect(effect: Callable[[Iterable[str]], float], nodes: list[str], limit:
     are left with several nodes move the outputs together by a quarter of the limit, or of what all nodes do, at most.
     The nodes of such a part share its effect.
     """
+    import heapq
+
     place = {name: index for index, name in enumerate(nodes)}
     weighed: list[tuple[float, int, str]] = []
     parts: list[tuple[float, int, list[str]]] = []  # the negative effect, for the largest first
