@@ -95,7 +95,7 @@ class Digests:
         self._load()[path] = identity, digest
         with (
             self._lock,
-            contextlib.suppress(sqlite3.DatabaseError, OSError),
+            contextlib.suppress(sqlite3.DatabaseError, OSError, UnicodeEncodeError),  # the last: a name of another age
             contextlib.closing(self._connect()) as table,
         ):
             table.execute("insert or replace into digests values (?, ?, ?)", (path, identity, digest))

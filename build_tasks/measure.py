@@ -107,7 +107,7 @@ class Reference:
 
         self.samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
         with open(inputs["names"], encoding="utf-8") as file:
-            self.names = file.read().splitlines()
+            self.names = file.read().split("\n")[:-1]  # and not at every character that Unicode calls a line's end
         results = RunResults.load(inputs["reference"])
         self.answers: IterationResult = results[REFERENCE][0]
         self.moved: IterationResult = results[MOVED][0]

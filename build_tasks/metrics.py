@@ -5,6 +5,8 @@ What is written here depends on no limit, so that another limit measures nothing
 
 from typing import TYPE_CHECKING, Any
 
+from build_tasks.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     from polygraphy.comparator import IterationResult
@@ -46,7 +48,9 @@ def measure(
             outputs[name]["sensitivity"] = min(sensitivity, 1.0)  # more says no more, and may be infinite
             if expected.ndim == 2 and expected.shape[1] > 1:
                 outputs[name] |= _classes(answer, expected, names)
-                outputs[name] |= _truth(answer, expected, truth) if truth else {}
+                if truth and not any("truth" in output for output in outputs.values()):  # of the first that has classes
+                    outputs[name] |= _truth(answer, expected, truth, names)
+    outputs |= {name: {"wrong": "the reference has no such output"} for name in found if name not in reference}
     return outputs
 
 
@@ -122,11 +126,17 @@ def _classes(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> M
     return {"samples": len(found), "turned": turned, "lost": [names[sample] for sample in lost]}
 
 
-def _truth(found: "np.ndarray", expected: "np.ndarray", truth: Truth) -> Measured:
-    """How many samples are recognised, by the fp32 network and by the artifact."""
+def _truth(found: "np.ndarray", expected: "np.ndarray", truth: Truth, names: list[str]) -> Measured:
+    """How many samples are recognised, by the fp32 network and by the artifact. UserError for a class there is not."""
     import numpy as np
 
     samples = sorted(truth)
+    for sample in samples:
+        if truth[sample] >= expected.shape[1]:
+            raise UserError(
+                f"accuracy.truth: {names[sample]} shows class {truth[sample]}, and the network knows "
+                f"{expected.shape[1]}, which begin with 0"
+            )
     classes = np.array([truth[sample] for sample in samples])[:, None]
     counts = {"labelled": len(samples)}
     for who, outputs in (("reference", expected), ("artifact", found)):

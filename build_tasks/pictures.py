@@ -49,7 +49,13 @@ def load(
         return [str(index) for index in range(len(batch))], batch
     if not paths:
         raise UserError(f"{source}: no pictures here ({', '.join(SUFFIXES)})")
-    return [os.path.relpath(path, source).replace(os.sep, "/") for path in paths], preprocessed(paths, transform())
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{source}: the name of {path!a} is not UTF-8; rename it") from error
+    names = [os.path.relpath(path, source).replace(os.sep, "/").replace("\n", " ") for path in paths]
+    return names, preprocessed(paths, transform())
 
 
 def preprocessed(paths: list[str], transform: "Callable[[Image], torch.Tensor]") -> "np.ndarray":
@@ -104,46 +110,54 @@ def _only(feed: dict[str, Any]) -> Any:
 def truth(source: str, names: list[str], labels: list[str] | None) -> dict[int, int]:
     """The class that each sample shows, by the sample's place; not every sample needs one.
 
-    source: a CSV file with lines `sample,class`, or FOLDERS. A class is its index, or its label.
-    UserError for samples and classes that there are not.
+    source: a CSV file with lines `sample,class`, or FOLDERS. A class is its label, or else its index.
+    UserError for samples and classes that there are not, and where no sample has a class.
     """
-    import csv
-
     if source == FOLDERS:
-        return {i: _class(n.split("/")[0], labels, n) for i, n in enumerate(names) if "/" in n}
+        found = {i: _class(n.split("/")[0], labels, n) for i, n in enumerate(names) if "/" in n}
+        if not found:
+            raise UserError(f"accuracy.truth: no sample stands in a folder of its class; {names[0]} does not, say")
+        return found
     places = {name: index for index, name in enumerate(names)}
     found = {}
-    try:
-        with open(source, encoding="utf-8", newline="") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row and row[0].strip()]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{source} cannot be read as lines `sample,class`: {error}") from error
-    for number, row in rows:
+    for number, row in _rows(source):
         where = f"{source}, line {number}"
         if len(row) < 2:
             raise UserError(f"{where}: expected `sample,class`, found {','.join(row)!r}")
         name, shown = row[0].strip(), ",".join(row[1:]).strip()  # ImageNet's labels have commas
         if name not in places:
             raise UserError(f"{where}: there is no sample {name!r}{_near(name, names)}")
-        found[places[name]] = _class(shown, labels, where)
+        if found.setdefault(places[name], index := _class(shown, labels, where)) != index:
+            raise UserError(f"{where}: {name!r} shows another class in a line before")
     if not found:
         raise UserError(f"{source}: no line `sample,class` in it")
     return found
 
 
+def _rows(path: str) -> list[tuple[int, list[str]]]:
+    """The lines of a CSV file that say something, by number. UserError for a file that cannot be read so."""
+    import csv
+
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return [(number, row) for number, row in enumerate(csv.reader(file), 1) if row and row[0].strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as lines `sample,class`: {error}") from error
+
+
 def _class(shown: str, labels: list[str] | None, where: str) -> int:
-    if shown.isdecimal():
-        if labels and int(shown) >= len(labels):
-            raise UserError(f"{where}: class {shown} of {len(labels)}, which begin with 0")
-        return int(shown)
-    if labels is None:
-        raise UserError(f"{where}: expected the index of a class, since the spec has no labels, found {shown!r}")
-    places = [index for index, label in enumerate(labels) if label.casefold() == shown.casefold()]
-    if not places:
-        raise UserError(f"{where}: there is no class {shown!r}{_near(shown, labels)}")
+    places = [index for index, label in enumerate(labels or ()) if label.casefold() == shown.casefold()]
     if len(places) > 1:
         raise UserError(f"{where}: {shown!r}: {len(places)} classes are called so, name its index")
-    return places[0]
+    if places:
+        return places[0]
+    if not shown.isdecimal():
+        if labels is None:
+            raise UserError(f"{where}: expected the index of a class, since the spec has no labels, found {shown!r}")
+        raise UserError(f"{where}: there is no class {shown!r}{_near(shown, labels)}")
+    if labels and int(shown) >= len(labels):
+        raise UserError(f"{where}: class {shown} of {len(labels)}, which begin with 0")
+    return int(shown)
 
 
 def _near(word: str, known: list[str]) -> str:

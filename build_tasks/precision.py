@@ -37,6 +37,10 @@ CALIBRATION_METHOD = "max"
 LOCK = "keep_fp32.lock"  # beside the spec: what `doit repair` found
 
 
+class NothingToQuantiseError(UserError):
+    """Every node is spared, or none was worth it."""
+
+
 class Locked(Struct, forbid_unknown_fields=True):
     """What the lock file says of a precision."""
 
@@ -144,13 +148,20 @@ def converted(
         return without_traces(quantised(path, operators, nodes, exact, batches(source, samples), settings, rest))
 
 
-def locked(path: str, precision: str, graph: "onnx.ModelProto") -> list[str]:
-    """The nodes that the lock file spares from a precision. UserError for a file that does not fit the graph."""
+def read_lock(path: str) -> dict[str, Locked]:
+    """What the lock file says of each precision; nothing where there is no such file. UserError for another file."""
     try:
         with open(path, "rb") as file:
-            names = convert(tomllib.load(file), dict[str, Locked]).get(precision, Locked()).keep_fp32
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+            return convert(tomllib.load(file), dict[str, Locked])
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"{path} is not what `doit repair` writes ({error}): delete it, and repair anew") from error
+
+
+def locked(path: str, precision: str, graph: "onnx.ModelProto") -> list[str]:
+    """The nodes that the lock file spares from a precision. UserError where the graph does not have them."""
+    names = read_lock(path).get(precision, Locked()).keep_fp32
     there = {node.name for node in graph.graph.node}
     if missing := [name for name in names if name not in there]:
         raise UserError(
@@ -240,7 +251,7 @@ def quantised(
     except Exception as error:
         raise UserError(f"the graph cannot be quantised to {settings['precision']}: {first_lines(error)}") from error
     if not any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
-        raise UserError(
+        raise NothingToQuantiseError(
             f"modelopt finds nothing in the graph that is worth quantising to {settings['precision']}: "
             "engine.precision fp16 is what it would be"
         )

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +74,7 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
+    tables = precision.read_lock(settings["lock"])
     source = onnx.load(onnx_file(inputs["model.onnx"]))
     trial = Trial(inputs, settings, source, os.path.dirname(outputs["lock"]))
     before = starting_point(settings, source)
@@ -89,10 +89,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             raise UserError(f"samples that prove nothing repair nothing: {doubt}")
         limit = tolerance(settings["precision"], max(sensitivities(trial.measured)))
         spared = fewest(trial, by_effect(trial.effects(), nodes, limit))
-    write(outputs["lock"], settings, spared)
+    if trial.nothing_left(spared):
+        raise UserError(f"the gate holds only where nothing is {settings['precision']}: choose another precision")
+    tables[settings["precision"]] = precision.Locked(sorted(spared))
+    write(outputs["lock"], settings["model"], tables)
     share = len(spared) / len(nodes)
+    cut = ", the bound: delete the lock file and repeat, to go on" if trial.steps >= STEPS else ""
     return {
-        settings["precision"]: f"{len(spared)} of {len(nodes)} nodes spared ({share:.1%}), {trial.steps} steps",
+        settings["precision"]: f"{len(spared)} of {len(nodes)} nodes spared ({share:.1%}), {trial.steps} steps{cut}",
         "error": max(output["relative_l2"] for output in trial.measured["outputs"].values()),
         "table": "\n".join(f"    {name}" for name in spared) or "    the gate holds as it is: nothing to spare",
     }
@@ -106,12 +110,14 @@ def starting_point(settings: Settings, source: "onnx.ModelProto") -> list[str]:
     """What is locked already, if the graph still has those nodes."""
     try:
         return precision.locked(settings["lock"], settings["precision"], source)
-    except (OSError, UserError):
+    except UserError:
         return []
 
 
 class Trial:
     """Whether the gate holds for a set of spared nodes: a real conversion, all samples, the gate itself.
+
+    A conversion is a step; one that was made before is none.
 
     What is measured is kept in build/<model>/repair/, by what it depends on, so that a search that was cut goes on, and
     another gate measures nothing anew.
@@ -124,6 +130,7 @@ class Trial:
         self.known = measure.Reference(inputs)
         self.calibration = precision.calibration(inputs, settings)
         self.steps = 0
+        self.vain: set[tuple[str, ...]] = set()  # the sets that leave nothing in the precision
         self.measured: dict[str, Any] = {}  # of the last set that held, or of the first that did not
         judged = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")
         recipe = {key: value for key, value in settings.items() if key not in judged}
@@ -133,14 +140,21 @@ class Trial:
 
     def __call__(self, spared: Iterable[str]) -> str | None:
         """Why the gate refuses the graph with these nodes spared; None if it holds."""
-        names = sorted(spared)
-        self.steps += 1
+        names, before = sorted(spared), self.steps
         measured = self._kept("step", names, self._measured)
-        refusal = gate.refusal(measured, self.settings, advice="")
-        if refusal is None or not self.measured:
-            self.measured = measured
-        said = refusal.partition(" (and ")[0] if refusal else "the gate holds"
-        tell(f"step {self.steps} of at most {STEPS}, nodes spared: {len(names)}: {said}")
+        refusal: str | None
+        if "wrong" in measured:
+            refusal = said = measured["wrong"]
+        elif "vain" in measured:  # as accurate as can be, and not what was asked for
+            self.vain.add(tuple(names))
+            refusal, said = None, "nothing is left in this precision"
+        else:
+            refusal = gate.refusal(measured, self.settings, advice="")
+            said = refusal.partition(" (and ")[0] if refusal else "the gate holds"
+            if refusal is None or not self.measured:
+                self.measured = measured
+        step = f"step {self.steps} of at most {STEPS}" if self.steps > before else "known from before"
+        tell(f"{step}, nodes spared: {len(names)}: {said}")
         return refusal
 
     def _kept(self, kind: str, names: list[str], measure: Callable[[list[str]], Any]) -> Any:
@@ -158,9 +172,17 @@ class Trial:
             files.replace(f"{folder}/kept.json", path)
         return value
 
-    def _measured(self, spared: list[str]) -> dict[str, Any]:
+    def nothing_left(self, spared: Iterable[str]) -> bool:
+        return tuple(sorted(spared)) in self.vain
 
-        graph = precision.converted(self.source, self.calibration, self.settings, spared, self.folder)
+    def _measured(self, spared: list[str]) -> dict[str, Any]:
+        self.steps += 1
+        try:
+            graph = precision.converted(self.source, self.calibration, self.settings, spared, self.folder)
+        except UserError as error:
+            if not spared:
+                raise  # it is not the set that is wrong
+            return {"vain" if isinstance(error, precision.NothingToQuantiseError) else "wrong": str(error)}
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             precision.save(graph, f"{folder}/model.onnx", external_data=False)
             run = reduced_session(f"{folder}/model.onnx")
@@ -297,7 +319,10 @@ def by_effect(effect: Callable[[Iterable[str]], float], nodes: list[str], limit:
 
 
 def fewest(trial: Trial, ordered: list[str]) -> list[str]:
-    """A set of nodes without which the gate holds, and of which none can be left out. UserError where there is none."""
+    """A set of nodes without which the gate holds. UserError where there is none.
+
+    None of them can be left out, unless the steps ran out before that was known.
+    """
     fails, holds = 0, 1
     while trial(ordered[:holds]) is not None:
         if holds == len(ordered):
@@ -319,19 +344,14 @@ def fewest(trial: Trial, ordered: list[str]) -> list[str]:
     return spared
 
 
-def write(path: str, settings: Settings, spared: list[str]) -> None:
-    """The lock file with this precision's nodes anew, and those of the others as they were."""
-    try:
-        with open(settings["lock"], "rb") as file:
-            known = {name: table["keep_fp32"] for name, table in tomllib.load(file).items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
-    known[settings["precision"]] = sorted(spared)
+def write(path: str, model: str, tables: dict[str, precision.Locked]) -> None:
+    """The lock file; a precision that spares nothing is not in it."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(HEADER.format(settings["model"]))
-        for name in sorted(known):
-            lines = "".join(f"    {json.dumps(node)},\n" for node in known[name])
-            file.write(f"\n[{name}]\nkeep_fp32 = [{chr(10) if lines else ''}{lines}]\n")
+        file.write(HEADER.format(model))
+        for name, table in sorted(tables.items()):
+            if table.keep_fp32:
+                lines = "".join(f"    {json.dumps(node)},\n" for node in table.keep_fp32)
+                file.write(f"\n[{name}]\nkeep_fp32 = [\n{lines}]\n")
 
 
 def tell(line: str) -> None:

@@ -39,9 +39,13 @@ def served(model: Model) -> list[Artifact]:
     if model.graph_apart:
         found.append(Artifact("graph", precision, model.graph))
     for plan, capability in model.plans.items() if "tensorrt" in model.spec.formats else ():
-        if os.path.exists(model.artifact(f"{plan}.measured.json")) or not machine.lacking(capability):
+        if os.path.exists(figures(model, plan)) or not machine.lacking(capability):
             found.append(Artifact("tensorrt", precision, plan))
     return found
+
+
+def figures(model: Model, file: str) -> str:
+    return model.artifact(f"{file}.measured.json")
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -57,6 +61,8 @@ def task_of_precisions(model: Model) -> dict[str, Any]:
 
 
 def _stage(model: Model, name: str, file: str, artifacts: list[Artifact]) -> Stage:
+    # Plans that another machine has measured: they are shown, but nothing waits for them here.
+    foreign = [a.file for a in artifacts if a.format == "tensorrt" and machine.lacking(model.plans[a.file])]
     return Stage(
         name=f"{name}:{model.name}",
         model=model,
@@ -64,8 +70,9 @@ def _stage(model: Model, name: str, file: str, artifacts: list[Artifact]) -> Sta
         inputs={
             "preprocessing": model.artifact("preprocessing.json"),
             "reference": model.artifact("reference.json"),
-            **{artifact.file: model.artifact(f"{artifact.file}.measured.json") for artifact in artifacts},
+            **{a.file: figures(model, a.file) for a in artifacts if a.file not in foreign},
         },
+        elsewhere={file: figures(model, file) for file in foreign},
         outputs={"json": model.artifact(f"{file}.json"), "picture": model.artifact(f"{file}.svg")},
         settings={
             "model": model.name,

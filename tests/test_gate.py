@@ -212,7 +212,11 @@ def test_a_rule_on_what_there_is_not_is_said() -> None:
     maps = SCORES.reshape(20, 10, 10)
     with pytest.raises(UserError, match=r"accuracy\.gate: top1 of scores: the output does not name classes"):
         refused(measured(maps, maps), "fp32", {"output": "scores", "top1": 1})
-    assert refused(measured(maps, maps), "fp32", {"top1": 1}) == "", "a rule for all outputs is for those that do"
+    with pytest.raises(UserError, match=r"accuracy\.gate: top1 of every output: the output does not name classes"):
+        refused(measured(maps, maps), "fp32", {"top1": 1})
+    both = {"maps": maps, "scores": SCORES}
+    assert refused(measured(both, both), "fp32", {"top1": 1}) == "", "a rule for all outputs is for those that do"
+    assert "output more: the reference has no such output" in refused(measured({**both, "more": SCORES}, both))
 
 
 def test_rules_are_for_formats_and_precisions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +230,13 @@ def test_rules_are_for_formats_and_precisions(project: Project, monkeypatch: pyt
     (model,) = load()
     assert gate.rules(model, "torchscript", "fp32") == [{"snr": 1}]
     assert gate.rules(model, "onnx", "fp32") == [{"snr": 1}, {"snr": 2}]
+    project.model(
+        "m",
+        TINY.replace('"torchscript", "onnx"', '"onnx", "rtx"') + '[[accuracy.gate]]\nformat = "graph"\n'
+        'snr = 5\n[engine]\nprecision = "fp32"\n',
+    )
+    (compiled,) = load()
+    assert gate.rules(compiled, "onnx", "fp32") == [{"snr": 5}], "it is the graph that is compiled, too"
     assert gate.rules(model, "tensorrt", "int8") == [{"snr": 1}, {"snr": 3}]
     assert gate.rules(model, "graph", "fp8") == [{"snr": 1}, {"snr": 4, "output": "OUTPUT__1"}]
 
@@ -251,6 +262,41 @@ def test_with_every_class_known_it_is_accuracy_that_counts() -> None:
     said = refused(measured(found, expected, truth=truth), "int8", lax)
     assert "loss of top-1 accuracy 2.5%, limit 1%, 145 of 200 for 150" in said
     assert refused(measured(found, expected, truth=truth), "int8", lax, {"top1_drop": 0.03, "top5_drop": 1}) == ""
+
+
+def test_classes_that_the_network_itself_misses_do_not_stand_for_agreement() -> None:
+    expected = RANDOM.standard_normal((50, 10)).astype(np.float32)
+    wrong = {index: int(value) for index, value in enumerate((expected.argmax(axis=1) + 1) % 10)}
+    turned = np.roll(expected, 2, axis=1)
+    said = refused(measured(turned, expected, truth=wrong), "int8", {"relative_l2": 0.99})
+    assert "top1 of scores" in said, "a truth that is off by one proves nothing"
+    with pytest.raises(UserError, match=r"accuracy\.truth: 7\.jpg shows class 10, and the network knows 10"):
+        measured(expected, expected, truth={7: 10})
+
+
+def test_truth_is_for_the_first_output_that_names_classes() -> None:
+    both = {"maps": SCORES.reshape(20, 10, 10), "scores": SCORES, "embedding": SCORES[:, :8]}
+    truth = {index: int(value) for index, value in enumerate(SCORES.argmax(axis=1))}
+    outputs = measured(both, both, truth=truth)["outputs"]
+    assert [name for name, output in outputs.items() if "truth" in output] == ["scores"]
+
+
+def test_a_class_is_its_label_or_else_its_index(tmp_path: Path) -> None:
+    from build_tasks import pictures
+
+    names, labels = ["1/a.jpg", "2/b.jpg"], ["3", "1", "2"]
+    assert pictures.truth(pictures.FOLDERS, names, labels) == {0: 1, 1: 2}
+    assert pictures.truth(pictures.FOLDERS, names, None) == {0: 1, 1: 2}
+    file = tmp_path / "truth.csv"
+    file.write_bytes(b"\xef\xbb\xbf1/a.jpg,0\r\n2/b.jpg,1\r\n")  # as spreadsheets write it
+    assert pictures.truth(str(file), names, labels) == {0: 0, 1: 1}
+    file.write_text("1/a.jpg,0\n1/a.jpg,1\n")
+    with pytest.raises(UserError, match=r"line 2: '1/a\.jpg' shows another class in a line before"):
+        pictures.truth(str(file), names, None)
+    with pytest.raises(UserError, match="cannot be read as lines"):
+        pictures.truth(str(tmp_path), names, None)
+    with pytest.raises(UserError, match=r"no sample stands in a folder of its class; a\.jpg does not, say"):
+        pictures.truth(pictures.FOLDERS, ["a.jpg"], None)
 
 
 # Where the samples prove nothing.

@@ -114,6 +114,7 @@ def test_repair_keeps_at_most_a_twentieth_of_the_nodes_in_fp32(repaired: tuple[P
     assert f"fp16: {len(names)} of {len(graph.node)} nodes spared" in run.out
     assert all(name in run.out for name in names)
     assert "step 1 of at most 48, nodes spared: 0: output OUTPUT__0: NaN or infinity" in run.out
+    assert ", 0 steps" not in run.out
 
 
 def test_the_next_build_uses_the_lock_file(
@@ -161,7 +162,7 @@ def test_a_search_that_was_made_is_not_made_again(
     project.edit("models/planted/model.toml", "[engine]", "[[accuracy.gate]]\nrelative_l2 = 0.02\n[engine]")
     run = project.built("repair:planted")
     assert run.ran == ["repair:planted"]
-    assert ", 1 steps" in run.out, "what is locked still suffices, and stays"
+    assert ", 0 steps" in run.out, "what is locked still suffices, and stays"
     assert (project / "models/planted/keep_fp32.lock").read_bytes() == found
 
 
@@ -169,7 +170,7 @@ def test_where_the_gate_holds_nothing_is_locked(refused: tuple[Project, Run]) ->
     project, _ = refused
     run = project.built("repair:sound")
     assert "the gate holds as it is: nothing to spare" in run.out
-    assert locked(project, "sound") == {"fp16": []}
+    assert locked(project, "sound") == {}
 
 
 def test_with_engine_repair_the_build_mends_itself(project: Project) -> None:
@@ -204,6 +205,27 @@ def test_a_lock_file_that_does_not_fit_is_said(project: Project, lock: str, said
     run = project.doit()
     assert run.failed == ["precision:net.fp16"]
     assert f"models/net/keep_fp32.lock{'' if said.startswith('is') else ':'} {said}" in run.out
+
+
+def test_infinities_that_fp32_has_as_well_are_no_error(project: Project) -> None:
+    """As attention masks have them."""
+    mask = 'x = torch.softmax(x.masked_fill(x > 0.5, float("-inf")), dim=1)'
+    small.add(project, "masked", body=mask)
+    project.built("layers:masked")
+    report = json.loads((project / "build/masked/model.fp16.onnx.layers.json").read_text())
+    assert all(layer["error"] is not None for layer in report["layers"])
+    assert any(layer["operator"] == "Where" for layer in report["layers"])
+
+
+def test_the_other_precisions_of_a_lock_file_are_kept(project: Project) -> None:
+    folder = small.add(project, "net")
+    (folder / "keep_fp32.lock").write_text('[bf16]\nkeep_fp32 = ["/Conv"]\n\n[int8]\n')
+    project.built("repair:net")
+    assert locked(project, "net") == {"bf16": ["/Conv"]}
+    (folder / "keep_fp32.lock").write_text("[bf16]\nkeep_fp32 = 3\n")
+    run = project.doit("repair:net")
+    assert "is not what `doit repair` writes" in refusal(run, "repair:net")
+    assert (folder / "keep_fp32.lock").read_text() == "[bf16]\nkeep_fp32 = 3\n"
 
 
 def test_what_cannot_be_repaired_is_said(project: Project) -> None:
