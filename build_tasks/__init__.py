@@ -10,7 +10,7 @@ worker, server              the child process of a stage, and the end of the ser
 digests, reporter           what doit is given: a checker of files, and a voice
 architecture, pictures      what several stages need: the network, and samples for it
 compare, metrics, gate      how an artifact is run, how far off it is, and how far it may be
-tables                      tables as text
+effects, tables             what single nodes cost in a precision; tables as text
 machine, compiler           what this machine has for TensorRT; TensorRT and TensorRT-RTX
 sources                     where weights come from
 """
