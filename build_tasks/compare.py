@@ -18,7 +18,7 @@ LARGEST_MESSAGE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
 
 # What a precision may cost: its unit roundoff, and the bounds of the relative L2 error that it is allowed.
 #
-# Rounding moves a network's outputs about as far as the network amplifies any small difference. Over 39 of timm's
+# Rounding moves a network's outputs about as far as the network amplifies any small difference. Over 38 of timm's
 # architectures (random weights, batch statistics of the photographs; real ones for efficientnet_lite0) the error of
 # graphs in ONNX Runtime was 0.9 to 2.0 (fp32), 0.1 to 1.1 (fp16) and 0.1 to 1.4 (bf16) times SENSITIVITY x roundoff
 # over fp32's, where SENSITIVITY is the relative change of the fp32 outputs when every input value moves by an ulp; of
