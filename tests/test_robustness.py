@@ -137,9 +137,9 @@ def kill_storm(project: Project, reference: Project, kills: int, seed: int) -> N
         process.communicate()
         assert gone(process.pid), "the stage's child and the fork server follow doit"
         assert_whole(project, good)
-        if chance.random() < 0.5:  # something to build next time
-            damaged = chance.choice([p for p in (project / "build").rglob("*") if p.is_file() and p.name[0] != "."])
-            damaged.write_bytes(b"")
+        built = [p for p in (project / "build").rglob("*") if p.is_file() and p.name[0] != "."]
+        if built and chance.random() < 0.5:  # something to build next time
+            chance.choice(built).write_bytes(b"")
     project.built()
     assert project.tree() == good
     assert os.listdir(project / "build/.scratch") == []
