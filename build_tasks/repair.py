@@ -28,14 +28,8 @@ if TYPE_CHECKING:
 STEPS = 48  # conversions that are judged, at most
 PROBED = 4  # samples, for an effect
 
-MEASURING = (
-    "effects",
-    "precision",
-    "onnx",
-    "compare",
-    "measure",
-    "metrics",
-)  # the modules that decide what is measured
+# The modules that decide what is measured.
+MEASURING = ("effects", "precision", "onnx", "compare", "measure", "metrics")
 
 HEADER = """\
 # Nodes that are left out of a precision so that the accuracy gate holds: fp32 in fp16 and bf16 graphs, not quantised in
@@ -131,7 +125,7 @@ class Trial:
     def __init__(self, inputs: Paths, settings: Settings, source: "onnx.ModelProto", folder: str):
         with open(inputs["signature"], encoding="utf-8") as file:
             self.batches = measure.batch_sizes(json.load(file))
-        self.inputs, self.settings, self.source, self.folder = inputs, settings, source, folder
+        self.settings, self.source, self.folder = settings, source, folder
         self.known = measure.Reference(inputs)
         self.calibration = precision.calibration(inputs, settings)
         self.steps = 0

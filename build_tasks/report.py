@@ -213,24 +213,20 @@ def draw(report: dict[str, Any], path: str) -> None:
     matplotlib.rcParams |= {"svg.hashsalt": report["model"], "svg.fonttype": "none", "font.size": 9}
     from matplotlib import pyplot
 
-    bars = [
-        (f"{row['artifact']}\n{row['status']}", output, row["status"])
-        for row in report["artifacts"]
-        for output in row["outputs"].values()
-        if "wrong" not in output
-    ]
+    bars = [(row, output) for row in report["artifacts"] for output in row["outputs"].values() if "wrong" not in output]
     missing = [row["artifact"] for row in report["artifacts"] if any("wrong" in o for o in row["outputs"].values())]
     figure, axes = pyplot.subplots(figsize=(max(4.0, 1.3 * len(bars) + 1.5), 3.8), layout="constrained")
     colours = {"ok": "#2a7f62", "not testable": "#b8860b", "refused": "#b3261e"}
-    for place, (_, output, status) in enumerate(bars):
+    for place, (row, output) in enumerate(bars):
+        colour = colours[row["status"]]
         errors = [max(error, 1e-9) for error in output["errors"]]
         spread = [place + 0.5 * (index / max(len(errors) - 1, 1) - 0.5) for index in range(len(errors))]
-        axes.scatter(spread, errors, s=14, color=colours[status], alpha=0.6, linewidths=0)
+        axes.scatter(spread, errors, s=14, color=colour, alpha=0.6, linewidths=0)
         ends = (place - 0.38, place + 0.38)
-        axes.hlines(max(output["relative_l2"], 1e-9), *ends, color=colours[status], label="_nolegend_")
+        axes.hlines(max(output["relative_l2"], 1e-9), *ends, color=colour)
         axes.hlines(output["limits"]["relative_l2"], *ends, color="#444444", linestyles="dashed")
     axes.set_yscale("log")
-    axes.set_xticks(range(len(bars)), [title for title, _, _ in bars])
+    axes.set_xticks(range(len(bars)), [f"{row['artifact']}\n{row['status']}" for row, _ in bars])
     axes.set_ylabel("relative L2 error, by sample and of all")
     title = f"{report['model']}: {report['samples']['count']} samples against PyTorch fp32 (dashed: the limit)"
     axes.set_title(title + (f"\nNaN or infinity: {', '.join(missing)}" if missing else ""), fontsize=9)
