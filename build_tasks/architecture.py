@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.compare import disagreement, moved_by_an_ulp
+from build_tasks.compare import continuous, disagreement, moved_by_an_ulp
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import MODELS, Model, settings
 
@@ -29,14 +29,32 @@ def input_settings_of(model: Model) -> Settings:
     return {key: value for key, value in settings(model.spec.input).items() if key not in ("min_size", "max_size")}
 
 
+def interface_of(model: Model) -> Settings:
+    """What clients send and get, where that is not the network's own: for the fingerprint of what makes artifacts."""
+    spec = model.spec
+    normalised = spec.input.format != "fp32_nchw"
+    return {
+        "format": spec.input.format,
+        **settings(spec.output),
+        **({"mean": spec.input.mean, "std": spec.input.std} if normalised else {}),
+    }
+
+
 def open_shapes(shape: tuple[int, int, int], sizes: list[list[int]] | None) -> list[tuple[int, int, int]]:
     """The inputs that a network with open height and width must take: its own, the smallest, the largest."""
     return [shape, *((shape[0], height, width) for height, width in sizes or ())]
 
 
-def open_dimensions(module: Any, shape: tuple[int, int, int], sizes: list[list[int]] | None) -> list[list[int]]:
+def height_and_width(format: str) -> tuple[int, int]:
+    """Which dimensions of an input they are."""
+    return (1, 2) if format == "uint8_nhwc" else (2, 3)
+
+
+def open_dimensions(
+    module: Any, shape: tuple[int, int, int], sizes: list[list[int]] | None, format: str
+) -> list[list[int]]:
     """Which dimensions of each output, besides the batch, follow the size of the input."""
-    answers = [forward(module, example(other, 1)) for other in open_shapes(shape, sizes)]
+    answers = [forward(module, example(other, 1, format)) for other in open_shapes(shape, sizes)]
     return [
         [axis for axis in range(1, same[0].ndim) if len({answer.shape[axis] for answer in same}) > 1]
         for same in zip(*answers, strict=True)
@@ -78,6 +96,50 @@ def create(settings: Settings, weights: str | None = None, exportable: bool = Fa
     return module.eval().requires_grad_(False)
 
 
+def served(module: "torch.nn.Module", interface: Settings) -> "torch.nn.Module":
+    """The network with what clients want around it, as hooks: its layers keep their names in every format.
+
+    uint8 (batch, height, width, channels) is normalised on the way in; float32 (batch, channels, height, width) still
+    passes as it is. Out come probabilities, or the best values and their classes. UserError where the network's
+    answer is not one output of (batch, classes).
+    """
+    if interface["format"] == "uint8_nhwc":
+        module.register_forward_pre_hook(lambda _, inputs: (normalised(module, inputs[0], interface),))
+    if interface["softmax"] or interface["top_k"]:
+        module.register_forward_hook(lambda _, inputs, answer: best(answer, interface))
+    return module
+
+
+def normalised(module: "torch.nn.Module", batch: "torch.Tensor", interface: Settings) -> "torch.Tensor":
+    """uint8 (batch, height, width, channels) as the network wants it; what is normalised already as it is.
+
+    The difference is taken first: in fp16 it is exact but for the mean's own rounding.
+    """
+    import torch
+
+    if batch.dtype != torch.uint8:
+        return batch
+    config = data_config(module, {key: interface[key] for key in ("mean", "std")})
+    mean, std = (torch.tensor(config[key], dtype=torch.float64).reshape(-1, 1, 1) * 255 for key in ("mean", "std"))
+    # Cast before all else: TensorRT takes bytes for nothing but that.
+    return (batch.float().permute(0, 3, 1, 2) - mean.float()) * (1 / std).float()
+
+
+def best(answer: Any, interface: Settings) -> Any:
+    """Probabilities, or the best `top_k` values and their classes, of what the network answers."""
+    import torch
+
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
+        found = f"shape {list(answer.shape)}" if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise UserError(f"output: softmax and top_k need one output of (batch, classes), and the network's is {found}")
+    answer = answer.softmax(dim=1) if interface["softmax"] else answer
+    if interface["top_k"] is None:
+        return answer
+    if interface["top_k"] > answer.shape[1]:
+        raise UserError(f"output.top_k: {interface['top_k']} of {answer.shape[1]} classes")
+    return tuple(answer.topk(interface["top_k"], dim=1))
+
+
 def user_function(model: str, name: str) -> Callable[..., Any]:
     """The function `file.py:function` of a model's folder."""
     file, _, function = name.partition(":")
@@ -113,7 +175,7 @@ def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any
     """timm's data config of the network under the spec's overrides: input_size, mean, std, interpolation, crop."""
     from timm.data import resolve_data_config
 
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given = {key: value for key, value in overrides.items() if value is not None and key != "format"}
     if "shape" in given:
         given["input_size"] = tuple(given.pop("shape"))
     config: dict[str, Any] = {**resolve_data_config(model=module), **given}
@@ -130,12 +192,17 @@ def input_shape(module: "torch.nn.Module", override: list[int] | None) -> tuple[
     return channels, height, width
 
 
-def transform(module: "torch.nn.Module", overrides: Settings) -> "Callable[[Image], torch.Tensor]":
-    """The network's own preprocessing, from a PIL image to float32 (channels, height, width)."""
+def transform(config: dict[str, Any], format: str) -> "Callable[[Image], torch.Tensor]":
+    """timm's preprocessing under a data config, from a PIL image to what clients send (without the batch)."""
+    preprocess = timm_transform(config, format)
+    return (lambda image: preprocess(image).permute(1, 2, 0)) if format == "uint8_nhwc" else preprocess
+
+
+def timm_transform(config: dict[str, Any], format: str) -> Any:
+    """The same as timm has it, whose bytes are (channels, height, width)."""
     from timm.data import create_transform
 
-    preprocess: Callable[[Image], torch.Tensor] = create_transform(**data_config(module, overrides), is_training=False)
-    return preprocess
+    return create_transform(**config, is_training=False, normalize=format != "uint8_nhwc")
 
 
 def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
@@ -160,17 +227,21 @@ def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
     return list(outputs)
 
 
-def sensitivity(module: Any, batch: "torch.Tensor") -> float:
-    """How far the outputs move, relative to their size, when every value of the batch moves by an ulp."""
+def sensitivity(module: Any, shape: tuple[int, int, int], batch: int) -> float:
+    """How far the outputs move, relative to their size, when every value of an example moves by an ulp."""
     import torch
 
-    moved = torch.from_numpy(moved_by_an_ulp(batch.numpy()))
-    outputs, others = ([answer.numpy() for answer in forward(module, inputs)] for inputs in (batch, moved))
-    return disagreement(others, outputs)
+    inputs = example(shape, batch)
+    moved = torch.from_numpy(moved_by_an_ulp(inputs.numpy()))
+    outputs, others = ([answer.numpy() for answer in forward(module, values)] for values in (inputs, moved))
+    return disagreement(*(continuous(answers) for answers in (others, outputs)))
 
 
-def example(shape: tuple[int, int, int], batch: int, seed: int = 0) -> "torch.Tensor":
-    """A reproducible input of standard normal values."""
+def example(shape: tuple[int, int, int], batch: int, format: str = "fp32_nchw", seed: int = 0) -> "torch.Tensor":
+    """A reproducible input: standard normal values, or bytes. shape: (channels, height, width)."""
     import torch
 
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if format == "uint8_nhwc":
+        return torch.randint(0, 256, (batch, *shape[1:], shape[0]), generator=generator, dtype=torch.uint8)
+    return torch.randn(batch, *shape, generator=generator)

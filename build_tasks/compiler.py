@@ -117,12 +117,16 @@ def shapes(network: "trt.INetworkDefinition", settings: Settings) -> dict[str, d
                 f"the graph has a fixed batch of {shape[0]}, and the engine's profile asks for "
                 f"{', '.join(map(str, batches.values()))}; set onnx.dynamic_axes = true, or leave the batch sizes out"
             )
-        sizes = dict.fromkeys(batches, shape[2:])
-        if -1 in shape[2:]:
-            (small, large), own = settings["sizes"], settings["shape"][1:]
-            sizes = {"min": small, "opt": own, "max": large}
+        sizes = dict.fromkeys(batches, shape[1:])
+        if settings["sizes"]:
+            (small, large), (channels, *own) = settings["sizes"], settings["shape"]
+            raw = settings["format"] == "uint8_nhwc"
+            sizes = {
+                point: [*size, channels] if raw else [channels, *size]
+                for point, size in (("min", small), ("opt", own), ("max", large))
+            }
         if -1 in shape:
-            profile[tensor.name] = {point: [batch, shape[1], *sizes[point]] for point, batch in batches.items()}
+            profile[tensor.name] = {point: [batch, *sizes[point]] for point, batch in batches.items()}
     return profile
 
 

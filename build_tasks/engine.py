@@ -19,8 +19,9 @@ from build_tasks import files, machine, overrides
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import BUILD, Model, settings
-from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, versions
 
+TOOLS = ("polygraphy",)
 TIMING_CACHES = f"{BUILD}/.timing"
 GPU = f"{BUILD}/.gpu"  # locked by whoever builds on it
 
@@ -49,7 +50,11 @@ def task(model: Model, file: str) -> dict[str, Any]:
             "verdict": model.artifact(f"{model.graph}.verdict.json"),
             **({"timing_cache": cache} if cache else {}),
         },
-        outputs={"engine": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")},
+        outputs={
+            "engine": model.artifact(file),
+            "signature": model.artifact(f"{file}.signature.json"),
+            "tools": model.artifact(f"{file}.tools.json"),
+        },
         settings={
             **{
                 key: value
@@ -61,10 +66,11 @@ def task(model: Model, file: str) -> dict[str, Any]:
             "min_batch_size": smallest,
             "opt_batch_size": best,
             "max_batch_size": largest,
+            "format": model.spec.input.format,
             "shape": model.spec.input.shape if model.spec.sizes else None,
             "sizes": model.spec.sizes,
         },
-        tools=("polygraphy",),
+        tools=TOOLS,
         code=code_of("engine", "compiler", "machine"),
         lacking=machine.lacking_rtx if rtx else functools.partial(machine.lacking, capability),
         facts=machine.facts_rtx if rtx else machine.facts,
@@ -109,12 +115,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         engine, signature = compiler.compiled(inputs["graph"], settings, draft)
         if kept and os.path.exists(draft):
             os.replace(draft, kept)
-    signature |= {"compiler": settings["compiler"], "precision": settings["precision"]}
-    signature |= machine.facts_rtx() if rtx else machine.facts()
+    signature |= {key: settings[key] for key in ("compiler", "precision")}
+    if not rtx:
+        signature["version_compatible"] = settings["version_compatible"]
+    facts = machine.facts_rtx() if rtx else machine.facts()
+    signature |= facts
     with open(outputs["engine"], "wb") as file:
         file.write(engine)
-    with open(outputs["signature"], "w", encoding="utf-8") as file:
-        json.dump(signature, file, indent=1)
+    for name, record in (("signature", signature), ("tools", {**versions(TOOLS), **facts})):
+        with open(outputs[name], "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
     batches = [settings[f"{point}_batch_size"] for point in ("min", "opt", "max")]
     return {"precision": settings["precision"], "batches": batches, "MB": f"{len(engine) / 1e6:.1f}"}
 

@@ -66,7 +66,7 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
             **shown,
         },
         outputs={"measured": model.artifact(f"{file}.measured.json")},
-        settings={"runner": runner, "truth": truth},
+        settings={"runner": runner, "truth": truth, "top_k": model.spec.output.top_k},
         tools=RUNNERS[runner],
         code=code_of(
             *("measure", "metrics", "pictures", "compare", "architecture", "digests"), *(("compiler",) if plan else ())
@@ -91,7 +91,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "model": digest(inputs["model"]),  # what the figures are of: who reads them asks for it
         "signature": digest(inputs["signature"]),
         "reference": digest(inputs["reference"]),
-        **known.measure(run, *batch_sizes(signature), truth=_truth(inputs, settings, known.names)),
+        **known.measure(run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, known.names)),
     }
     with open(outputs["measured"], "w", encoding="utf-8") as file:
         json.dump(measured, file, indent=1, allow_nan=False)
@@ -112,16 +112,19 @@ class Reference:
         self.answers: IterationResult = results[REFERENCE][0]
         self.moved: IterationResult = results[MOVED][0]
 
-    def measure(self, run: Run, smallest: int, largest: int, truth: metrics.Truth | None = None) -> dict[str, Any]:
+    def measure(
+        self, run: Run, smallest: int, largest: int, top_k: int | None, truth: metrics.Truth | None = None
+    ) -> dict[str, Any]:
         """The figures of an artifact that is run, from a batch to its outputs, by batches of at least and at most."""
         from polygraphy.comparator import IterationResult
 
         answers = answered(run, self.samples, smallest, largest)
         found = IterationResult({OUTPUT.format(index): answer for index, answer in enumerate(answers)})
+        best = (OUTPUT.format(0), OUTPUT.format(1)) if top_k else None
         return {
             "samples": len(self.samples),
             "distinct": metrics.distinct(self.samples),
-            "outputs": metrics.measure(found, self.answers, self.moved, self.names, truth),
+            "outputs": metrics.measure(found, self.answers, self.moved, self.names, truth, best),
         }
 
 

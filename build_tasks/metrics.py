@@ -3,6 +3,8 @@
 What is written here depends on no limit, so that another limit measures nothing anew. See gate.py for the judgement.
 """
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
@@ -21,15 +23,18 @@ def measure(
     moved: "IterationResult",
     names: list[str],
     truth: Truth | None = None,
+    best: tuple[str, str] | None = None,
 ) -> dict[str, Measured]:
     """What there is to say about each output of the reference, by its name.
 
     Each value holds arrays of shape (samples, …). moved: the reference's own answers to inputs that are an ulp off.
+    best: the names of the outputs that hold the largest values and their classes; the classes are told with the values.
     An output that is missing, or has another shape, or a NaN or infinity in it, has a key "wrong" and no figures.
     """
     import numpy as np
 
     outputs: dict[str, Measured] = {}
+    values, classes = best or (None, None)
     for name, expected in reference.items():
         if name not in found:
             outputs[name] = {"wrong": f"it is not there, only {', '.join(found)}"}
@@ -40,16 +45,22 @@ def measure(
         elif bad := _not_finite(answer, names) or _not_finite(expected, names):
             whose = "" if _not_finite(answer, names) else "the reference itself: "
             outputs[name] = {"wrong": f"{whose}{bad}"}
-        else:
+        elif name != classes:
             # A norm in fp16 overflows at 65504, and bool knows no difference.
             answer, expected, shifted = (values.astype(np.float64) for values in (answer, expected, moved[name]))
             outputs[name] = _measured(answer, expected, names)
             sensitivity = float(np.linalg.norm(np.nan_to_num(shifted) - expected)) / outputs[name]["norm"]
             outputs[name]["sensitivity"] = min(sensitivity, 1.0)  # more says no more, and may be infinite
-            if expected.ndim == 2 and expected.shape[1] > 1:
-                outputs[name] |= _classes(answer, expected, names)
-                if truth and not any("truth" in output for output in outputs.values()):  # of the first that has classes
-                    outputs[name] |= _truth(answer, expected, truth, names)
+            if name == values and classes in found:
+                ours, theirs, width = found[classes], reference[classes], None
+            elif expected.ndim == 2 and expected.shape[1] > 1:
+                ours, theirs, width = ranked(answer), ranked(expected), expected.shape[1]
+            else:
+                continue
+            lead = functools.partial(_lead, expected, theirs if name == values else None)
+            outputs[name] |= _classes(ours, theirs, lead, names)
+            if truth and not any("truth" in output for output in outputs.values()):  # of the first that has classes
+                outputs[name] |= _truth(ours, theirs, width, truth, names)
     outputs |= {name: {"wrong": "the reference has no such output"} for name in found if name not in reference}
     return outputs
 
@@ -112,35 +123,55 @@ def _measured(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> 
     }
 
 
-def _classes(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> Measured:
-    """Which samples are put into another class, and how far the reference's lead was; which leave its best five."""
+def _classes(
+    found: "np.ndarray", expected: "np.ndarray", lead: Callable[[int, int, int], float], names: list[str]
+) -> Measured:
+    """Which samples are put into another class, and how far the reference's lead was; which leave its best five.
+
+    found, expected: the classes of each sample, strongest first. lead: of a sample's class before another.
+    """
     import numpy as np
 
-    ours, theirs = ranked(found), ranked(expected)
-    scale = np.sqrt((expected**2).mean(axis=1))
     turned = []
-    for sample in np.flatnonzero(ours[:, 0] != theirs[:, 0]):
-        lead = float(expected[sample, theirs[sample, 0]] - expected[sample, ours[sample, 0]]) / (scale[sample] or 1.0)
-        turned.append([names[sample], int(theirs[sample, 0]), int(ours[sample, 0]), lead])
-    lost = np.flatnonzero((ours != theirs[:, :1]).all(axis=1))
+    for sample in np.flatnonzero(found[:, 0] != expected[:, 0]):
+        classes = int(expected[sample, 0]), int(found[sample, 0])
+        turned.append([names[sample], *classes, lead(int(sample), *classes)])
+    lost = np.flatnonzero((found[:, :5] != expected[:, :1]).all(axis=1))
     return {"samples": len(found), "turned": turned, "lost": [names[sample] for sample in lost]}
 
 
-def _truth(found: "np.ndarray", expected: "np.ndarray", truth: Truth, names: list[str]) -> Measured:
-    """How many samples are recognised, by the fp32 network and by the artifact. UserError for a class there is not."""
+def _lead(values: "np.ndarray", classes: "np.ndarray | None", sample: int, first: int, other: int) -> float:
+    """How far a class is before another, over the root mean square of the sample's values.
+
+    values: of all classes, or of those in `classes`; of one that is not among them, at most the last value is known.
+    """
+    own = values[sample]
+    if classes is None:
+        difference = own[first] - own[other]
+    else:
+        places = list(classes[sample])
+        difference = own[0] - own[places.index(other) if other in places else -1]
+    return float(difference / (float((own**2).mean()) ** 0.5 or 1.0))
+
+
+def _truth(found: "np.ndarray", expected: "np.ndarray", width: int | None, truth: Truth, names: list[str]) -> Measured:
+    """How many samples are recognised, by the fp32 network and by the artifact. UserError for a class there is not.
+
+    found, expected: the classes of each sample, strongest first. width: how many classes there are, as far as known.
+    """
     import numpy as np
 
     samples = sorted(truth)
     for sample in samples:
-        if truth[sample] >= expected.shape[1]:
+        if width is not None and truth[sample] >= width:
             raise UserError(
                 f"accuracy.truth: {names[sample]} shows class {truth[sample]}, and the network knows "
-                f"{expected.shape[1]}, which begin with 0"
+                f"{width}, which begin with 0"
             )
     classes = np.array([truth[sample] for sample in samples])[:, None]
     counts = {"labelled": len(samples)}
-    for who, outputs in (("reference", expected), ("artifact", found)):
-        hits = ranked(outputs)[samples] == classes
+    for who, ranks in (("reference", expected), ("artifact", found)):
+        hits = ranks[samples, :5] == classes
         counts |= {f"{who}_top1": int(hits[:, 0].sum()), f"{who}_top5": int(hits.any(axis=1).sum())}
     return {"truth": counts}
 

@@ -16,6 +16,7 @@ from build_tasks.compare import (
     INPUT,
     LARGEST_MESSAGE,
     OUTPUT,
+    continuous,
     disagreement,
     np_type,
     onnx_file,
@@ -24,12 +25,14 @@ from build_tasks.compare import (
 )
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import Model, settings
-from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, versions
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
+
+TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 
 # Of torch 2.14. The dynamo exporter writes 18 and above, and converts down where it can.
 HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
@@ -45,15 +48,17 @@ def task(model: Model) -> dict[str, Any]:
             "model": model.artifact("model.onnx"),
             "signature": model.artifact("model.onnx.signature.json"),
             "export": model.artifact("model.onnx.export.json"),
+            "tools": model.artifact("model.onnx.tools.json"),
         },
         settings={
             **architecture.settings_of(model),
             **settings(model.spec.onnx),
+            "interface": architecture.interface_of(model),
             "shape": model.spec.input.shape,
             "sizes": model.spec.sizes,
             "max_batch_size": model.spec.max_batch_size,
         },
-        tools=("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime"),
+        tools=TOOLS,
         code=(*code_of("onnx", "architecture", "compare"), *architecture.code_of(model)),
     )
     return stage.task(
@@ -66,6 +71,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     script = torch.jit.load(inputs["model"])
     module = architecture.create(settings, inputs["weights"], exportable=True)
+    module = architecture.served(module, settings["interface"])
     shape = architecture.input_shape(module, settings["shape"])
     exporters = {"torchscript": script, "dynamo": module}
     if settings["exporter"] == "auto":
@@ -78,14 +84,15 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
                 graph = slimmed(exported(exporter, exporters[exporter], shape, settings, folder))
             save(graph, outputs["model"], settings["external_data"])
-            error = check(outputs["model"], script, shape, settings)
+            error = check(outputs["model"], script, module, shape, settings)
         except ExporterRefusedError as refusal:
             refusals[exporter] = str(refusal)
             print(f"{exporter} exporter: {refusal}")
             continue
         why = "; ".join(f"since {other} {reason}" for other, reason in refusals.items()) or choice
         export = {"exporter": exporter, "why": why, "opset": opset(graph), "ir_version": graph.ir_version}
-        for name, record in (("signature", tensors(graph)), ("export", export)):
+        signature = {**tensors(graph), "opset": opset(graph), "ir_version": graph.ir_version}
+        for name, record in (("signature", signature), ("export", export), ("tools", versions(TOOLS))):
             with open(outputs[name], "w", encoding="utf-8") as file:
                 json.dump(record, file, indent=1)
         return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": error}
@@ -105,8 +112,10 @@ def exported(
 
     if settings["opset"] > HIGHEST_OPSET[exporter]:
         raise ExporterRefusedError(f"writes opset {HIGHEST_OPSET[exporter]} at most")
-    batch = architecture.example(shape, settings["batch_size"])
-    opened = architecture.open_dimensions(source, shape, settings["sizes"])
+    format = settings["interface"]["format"]
+    batch = architecture.example(shape, settings["batch_size"], format)
+    opened = architecture.open_dimensions(source, shape, settings["sizes"], format)
+    height, width = architecture.height_and_width(format)
     names = [OUTPUT.format(index) for index in range(len(opened))]
     arguments: dict[str, Any] = {
         "opset_version": settings["opset"],
@@ -118,18 +127,18 @@ def exported(
         dimensions = {}
         if settings["dynamic_axes"]:
             # torch.export specialises a dimension of size one, whatever it is told.
-            batch = architecture.example(shape, max(2, settings["batch_size"]))
+            batch = architecture.example(shape, max(2, settings["batch_size"]), format)
             dimensions[0] = torch.export.Dim("batch")
         if settings["sizes"]:
             (lowest, narrowest), (highest, widest) = settings["sizes"]
-            dimensions[2] = torch.export.Dim("height", min=lowest, max=highest)
-            dimensions[3] = torch.export.Dim("width", min=narrowest, max=widest)
+            dimensions[height] = torch.export.Dim("height", min=lowest, max=highest)
+            dimensions[width] = torch.export.Dim("width", min=narrowest, max=widest)
         if dimensions:
             arguments["dynamic_shapes"] = (dimensions,)
     else:
         arguments |= {"dynamo": False}
         axes = {name: {axis: f"{name}_{axis}" for axis in also} for name, also in zip(names, opened, strict=True)}
-        axes[INPUT] = {2: "height", 3: "width"} if settings["sizes"] else {}
+        axes[INPUT] = {height: "height", width: "width"} if settings["sizes"] else {}
         if settings["dynamic_axes"]:
             axes = {name: {0: "batch", **others} for name, others in axes.items()}
         arguments["dynamic_axes"] = {name: others for name, others in axes.items() if others}
@@ -185,7 +194,9 @@ def save(graph: "onnx.ModelProto", path: str, external_data: bool) -> None:
         onnx.save(graph, path)
 
 
-def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings) -> float:
+def check(
+    path: str, script: "torch.nn.Module", module: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings
+) -> float:
     """The largest relative error against model.pt, at batches 1, 2 and the maximum (or the fixed one), at all sizes."""
     import onnx
 
@@ -196,17 +207,17 @@ def check(path: str, script: "torch.nn.Module", shape: tuple[int, int, int], set
         raise ExporterRefusedError(f"wrote a graph that is refused: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
     others = architecture.open_shapes(shape, settings["sizes"])[1:]
-    limit = tolerance("fp32", architecture.sensitivity(script, architecture.example(shape, batches[0])))
+    limit = tolerance("fp32", architecture.sensitivity(module, shape, batches[0]))
     worst = 0.0
     for size, of in (*((size, shape) for size in batches), *((batches[0], other) for other in others)):
-        batch = architecture.example(of, size, seed=size)
+        batch = architecture.example(of, size, settings["interface"]["format"], seed=size)
         at = f"batch {size}" + (f" of {of[1]}x{of[2]}" if others else "")
         expected = [answer.numpy() for answer in architecture.forward(script, batch)]
         try:
             found = run(batch.numpy())
         except Exception as error:
             raise ExporterRefusedError(f"wrote a graph that does not run at {at}: {first_lines(error)}") from error
-        worst = max(worst, disagreement(found, expected))
+        worst = max(worst, disagreement(continuous(found), continuous(expected)))
         if not worst <= limit:
             raise ExporterRefusedError(
                 f"wrote a graph that differs from model.pt by {worst:.1e} at {at} (limit {limit:.0e})"

@@ -1,7 +1,7 @@
 """What accuracy is measured on, and what int8 and fp8 are calibrated with: a set of samples, and the classes they show.
 
 a folder of pictures (or of folders of them)   through the model's own preprocessing
-an .npz, or Polygraphy's inputs as .json       as they are: float32 (samples, channels, height, width)
+an .npz, or Polygraphy's inputs as .json       as they are, in the form of input.format
 """
 
 import glob
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.compare import INPUT
 from build_tasks.errors import UserError
+from build_tasks.spec import Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,20 +33,33 @@ def files(source: str) -> list[str]:
     return sorted(path for path in found if path.lower().endswith(SUFFIXES))
 
 
+def encoded(model: Model) -> list[bytes] | None:
+    """The accuracy samples as files, in their order; None where they are tensors."""
+    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else SHIPPED
+    if source.endswith(TENSORS):
+        return None
+    contents = []
+    for path in files(source):
+        with open(path, "rb") as file:
+            contents.append(file.read())
+    return contents
+
+
 def load(
     source: str,
     paths: list[str],
     transform: "Callable[[], Callable[[Image], torch.Tensor]]",
     shape: tuple[int, int, int],
+    format: str,
 ) -> "tuple[list[str], np.ndarray]":
-    """The names of the samples, and the samples: float32 (samples, channels, height, width).
+    """The names of the samples, and the samples as input.format says.
 
     transform: makes the model's preprocessing; asked for where the samples are pictures.
     shape: (channels, height, width), which tensors must have.
     UserError for an empty set, and for what cannot be read.
     """
     if source.endswith(TENSORS):
-        batch = tensors(source, shape)
+        batch = tensors(source, shape, format)
         return [str(index) for index in range(len(batch))], batch
     if not paths:
         raise UserError(f"{source}: no pictures here ({', '.join(SUFFIXES)})")
@@ -59,7 +73,7 @@ def load(
 
 
 def preprocessed(paths: list[str], transform: "Callable[[Image], torch.Tensor]") -> "np.ndarray":
-    """The pictures as the network wants them: float32 (samples, channels, height, width)."""
+    """The pictures as the transform makes them, in an array."""
     import torch
     from PIL import UnidentifiedImageError
     from PIL.Image import open as open_image
@@ -75,8 +89,10 @@ def preprocessed(paths: list[str], transform: "Callable[[Image], torch.Tensor]")
     return batch
 
 
-def tensors(path: str, shape: tuple[int, int, int]) -> "np.ndarray":
+def tensors(path: str, shape: tuple[int, int, int], format: str) -> "np.ndarray":
     """Samples that somebody else has preprocessed. UserError where they are no finite tensors of this shape.
+
+    fp32_nchw: float32 (samples, channels, height, width). uint8_nhwc: uint8 (samples, height, width, channels).
 
     An .npz holds them as INPUT__0, or as its only array; a .json is what Polygraphy's --save-inputs writes.
     """
@@ -88,13 +104,18 @@ def tensors(path: str, shape: tuple[int, int, int]) -> "np.ndarray":
     try:
         feeds: list[dict[str, Any]] = [dict(np.load(path))] if path.endswith(".npz") else load_json(path)
         parts = [feed[INPUT] if INPUT in feed else _only(feed) for feed in feeds]
-        batch = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+        batch = np.concatenate(parts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # of zipfile, of pickle, of Polygraphy: whatever a foreign file brings about
         raise UserError(f"{path} cannot be read as samples ({type(error).__name__}: {error})") from error
-    if batch.shape[1:] != shape or not len(batch):
-        wanted = f"[samples, {', '.join(map(str, shape))}]"
+    raw = format == "uint8_nhwc"
+    if raw and batch.dtype != np.uint8:
+        raise UserError(f"{path}: expected uint8, since input.format is {format}, found {batch.dtype}")
+    batch = batch if raw else np.asarray(batch, dtype=np.float32)
+    expected = (*shape[1:], shape[0]) if raw else shape
+    if batch.shape[1:] != expected or not len(batch):
+        wanted = f"[samples, {', '.join(map(str, expected))}]"
         raise UserError(f"{path}: expected an array of shape {wanted}, found {list(batch.shape)}")
     if not np.isfinite(batch).all():
         raise UserError(f"{path}: there is a NaN or an infinity in it")

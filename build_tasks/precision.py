@@ -269,7 +269,7 @@ def batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.ndarray
 
 
 def calibration(inputs: Paths, settings: Settings) -> "np.ndarray | None":
-    """The samples whose activations set the scales: float32 (samples, channels, height, width); None for casts."""
+    """The samples whose activations set the scales, as clients send them; None for casts."""
     from polygraphy.json import load_json
 
     if settings["precision"] not in QUANTISED:
@@ -278,11 +278,13 @@ def calibration(inputs: Paths, settings: Settings) -> "np.ndarray | None":
         samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
         return samples
     module = architecture.create(settings)
+    config, format = architecture.data_config(module, settings["input"]), settings["input"]["format"]
     paths = [path for name, path in inputs.items() if name == path]
     _, own = pictures.load(
         settings["calibration"],
         paths,
-        lambda: architecture.transform(module, settings["input"]),
-        architecture.input_shape(module, settings["input"]["shape"]),
+        lambda: architecture.transform(config, format),
+        tuple(config["input_size"]),
+        format,
     )
     return own

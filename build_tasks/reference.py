@@ -8,18 +8,12 @@ answer tells how far the network itself carries the smallest of differences: no 
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tasks import architecture, pictures
 from build_tasks.compare import INPUT, OUTPUT, moved_by_an_ulp
 from build_tasks.spec import Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
-    from PIL.Image import Image
 
 REFERENCE, MOVED = "pytorch-fp32", "pytorch-fp32, inputs moved by an ulp"  # the runners of reference.json
 BATCH = 32  # samples that the network sees at once
@@ -44,6 +38,7 @@ def task(model: Model) -> dict[str, Any]:
         settings={
             **architecture.settings_of(model),
             "input": architecture.input_settings_of(model),
+            "interface": architecture.interface_of(model),
             "samples": source,
         },
         tools=("torch", "timm", "torchvision", "pillow", "polygraphy"),
@@ -57,15 +52,20 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
 
-    module = architecture.create(settings, inputs["weights"])
+    interface = settings["interface"]
+    module = architecture.served(architecture.create(settings, inputs["weights"]), interface)
     preprocessing = architecture.data_config(module, settings["input"])
+    transform = architecture.transform(preprocessing, interface["format"])
     paths = [path for name, path in inputs.items() if name == path]
     names, batch = pictures.load(
-        settings["samples"], paths, lambda: transform(module, settings), tuple(preprocessing["input_size"])
+        settings["samples"], paths, lambda: transform, tuple(preprocessing["input_size"]), interface["format"]
     )
     save_json([{INPUT: batch}], outputs["samples"])
     results = RunResults()
-    for runner, seen in ((REFERENCE, batch), (MOVED, moved_by_an_ulp(batch))):
+    exact = batch
+    if interface["format"] == "uint8_nhwc":  # there is no ulp of a byte
+        exact = architecture.normalised(module, torch.from_numpy(batch), interface).numpy()
+    for runner, seen in ((REFERENCE, batch), (MOVED, moved_by_an_ulp(exact))):
         parts = [architecture.forward(module, part) for part in torch.from_numpy(seen).split(BATCH)]
         answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
         results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=runner)
@@ -73,9 +73,6 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
     with open(outputs["preprocessing"], "w", encoding="utf-8") as file:
-        json.dump({**preprocessing, "steps": str(transform(module, settings)).splitlines()}, file, indent=1)
+        steps = str(architecture.timm_transform(preprocessing, interface["format"])).splitlines()
+        json.dump({"format": interface["format"], **preprocessing, "steps": steps}, file, indent=1)
     return {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}
-
-
-def transform(module: "torch.nn.Module", settings: Settings) -> "Callable[[Image], torch.Tensor]":
-    return architecture.transform(module, settings["input"])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import effects, files, gate, measure, overrides, precision, worker
-from build_tasks.compare import disagreement, onnx_file, reduced_session, tolerance, unoptimised
+from build_tasks.compare import continuous, disagreement, onnx_file, reduced_session, tolerance, unoptimised
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import Model
@@ -54,6 +54,7 @@ def task(model: Model) -> dict[str, Any]:
         settings={
             **precision.settings_of(model, engine.precision),
             **gate.settings_of(model, "graph", engine.precision),
+            "top_k": model.spec.output.top_k,
             "lock": model.source(precision.LOCK),
             "cache": model.artifact("repair"),
         },
@@ -185,7 +186,7 @@ class Trial:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             precision.save(graph, f"{folder}/model.onnx", external_data=False)
             run = reduced_session(f"{folder}/model.onnx")
-        return self.known.measure(run, *self.batches)
+        return self.known.measure(run, *self.batches, self.settings["top_k"])
 
     def probe(self) -> "Callable[[Iterable[str]], float]":
         """The function from some nodes to how far the outputs move when only those are in the precision.
@@ -202,10 +203,10 @@ class Trial:
         else:
             whole = precision.converted(self.source, self.calibration, self.settings, [], self.folder, rest="fp32")
             reduced = functools.partial(effects.stripped, whole)
-        expected = unoptimised(self.source)(batch)
+        expected = continuous(unoptimised(self.source)(batch))
 
         def effect(nodes: list[str]) -> float:
-            return disagreement(unoptimised(reduced(set(nodes)))(batch), expected)
+            return disagreement(continuous(unoptimised(reduced(set(nodes)))(batch)), expected)
 
         return lambda nodes: float(self._kept("effect", sorted(nodes), effect))
 

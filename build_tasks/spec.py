@@ -15,14 +15,15 @@ REPOSITORY = "model_repository"
 
 
 class Format(NamedTuple):
-    """How Triton knows a format.
+    """How Triton knows a model.
 
     Source: the server's docs/user_guide/model_configuration.md, and src/constants.h of its core.
     """
 
     suffix: str  # of the Triton model's name, after the model's
-    platform: str
+    platform: str  # empty where only a backend is named
     file: str  # in the version's folder
+    backend: str = ""
 
 
 FORMATS = {
@@ -30,6 +31,12 @@ FORMATS = {
     "onnx": Format("_onnx", "onnxruntime_onnx", "model.onnx"),
     "tensorrt": Format("_trt", "tensorrt_plan", "model.plan"),
 }
+# What an ensemble is made of, around one of the formats: pictures in, scores out.
+AROUND = {
+    "preprocess": Format("_preprocess", "", "model.py", "python"),
+    "ensemble": Format("_ensemble", "ensemble", "model.ensemble"),  # the file is never there
+}
+TRITON_MODELS = {**FORMATS, **AROUND}
 ENGINES = ("tensorrt", "rtx")  # formats that are compiled; an engine of TensorRT-RTX is no model of Triton's
 
 # Precisions that the fp32 graph stands for as it is: TensorRT's flag TF32 tells them apart.
@@ -37,12 +44,19 @@ UNCONVERTED = ("fp32", "tf32")
 QUANTISED = ("int8", "fp8")
 CONVERTED = ("fp16", "bf16", *QUANTISED)
 
-RELEASE = "26.08"  # of Triton, where the spec names none
+# Keys of [triton] that are no fields of ModelConfig, and what holds where the spec does not have them.
+TRITON_KEYS: dict[str, Any] = {
+    "release": "26.08",  # of Triton, whose server will serve
+    "device": "auto",  # "gpu", "cpu", or whichever the server has
+    "keep_versions": 1,  # how many versions stay in the repository
+    "provenance": True,  # of each version, as parameters
+}
 
 Positive = Annotated[int, Meta(ge=1)]
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # H, W
 Share = Annotated[float, Meta(ge=0, le=1)]
+InputFormat = Literal["fp32_nchw", "uint8_nhwc"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
 
@@ -66,6 +80,7 @@ class Weights(Table):
 class Input(Table):
     """Overrides of the architecture's own preprocessing (timm's data config)."""
 
+    format: InputFormat = "fp32_nchw"  # what clients send; uint8_nhwc is scaled, normalised and transposed inside
     shape: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None  # C, H, W
     min_size: Size | None = None  # with max_size: height and width stay open between the two
     max_size: Size | None = None
@@ -74,6 +89,13 @@ class Input(Table):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     crop_pct: Annotated[float, Meta(gt=0, le=1)] | None = None
     crop_mode: Literal["center", "squash", "border"] | None = None
+
+
+class Output(Table):
+    """What clients get, in every format, in the place of the network's one output of (batch, classes)."""
+
+    softmax: bool = False
+    top_k: Positive | None = None  # the largest values, OUTPUT__0, and their classes, OUTPUT__1
 
 
 class Onnx(Table):
@@ -141,15 +163,17 @@ class Spec(Table):
     architecture: Architecture
     weights: Weights
     input: Input = field(default_factory=Input)
+    output: Output = field(default_factory=Output)
     formats: Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)] = field(
         default_factory=lambda: ["torchscript", "onnx", "tensorrt"]
     )
     max_batch_size: Positive = 32  # the largest batch that is served, and that is checked
+    ensemble: Literal["torchscript", "onnx", "tensorrt"] | None = None  # pictures in, preprocessed for this format
     labels: Text | None = None  # "imagenet-1k", or a text file in the model's folder, one class per line
     onnx: Onnx = field(default_factory=Onnx)
     engine: Engine = field(default_factory=Engine)
     accuracy: Accuracy = field(default_factory=Accuracy)
-    triton: dict[str, Any] = {}  # `release`, and further fields of Triton's ModelConfig, under its names
+    triton: dict[str, Any] = {}  # TRITON_KEYS; fields of Triton's ModelConfig; tables of such for single formats
 
     @property
     def profile(self) -> tuple[int, int, int]:
@@ -190,12 +214,27 @@ class Model:
         return f"{BUILD}/{self.name}/{file}"
 
     def triton_name(self, format: str) -> str:
-        return self.name + FORMATS[format].suffix
+        return self.name + TRITON_MODELS[format].suffix
 
     @property
     def served(self) -> list[str]:
         """The formats that become a model of Triton's."""
         return [format for format in self.spec.formats if format in FORMATS]
+
+    def largest_batch(self, format: str) -> int:
+        """The largest batch of a model of Triton's; 0 where the batch is fixed, and stands in the dims."""
+        bounds = [self.spec.max_batch_size]
+        if format in ("onnx", "tensorrt") and not self.spec.onnx.dynamic_axes:
+            return 0
+        if format == "tensorrt":
+            bounds.append(self.spec.profile[2])
+        own = self.spec.triton.get(format, {}).get("max_batch_size")
+        return min(*bounds, own) if own else min(bounds)
+
+    @property
+    def around(self) -> list[str]:
+        """What of an ensemble becomes a model of Triton's."""
+        return list(AROUND) if self.spec.ensemble else []
 
     @property
     def plans(self) -> dict[str, str | None]:
@@ -238,10 +277,14 @@ class Model:
         """Whether engines are compiled from a graph that is not served, and so is judged on its own."""
         return self.spec.compiled and (self.converted or "onnx" not in self.spec.formats)
 
+    def triton(self, key: str) -> Any:
+        """One of TRITON_KEYS."""
+        return self.spec.triton.get(key, TRITON_KEYS[key])
+
     @property
     def release(self) -> str:
         """Triton's release that will serve, "26.08": the one of its container images."""
-        return str(self.spec.triton.get("release", RELEASE))
+        return str(self.triton("release"))
 
     @property
     def seed(self) -> int | None:

@@ -7,18 +7,20 @@ network ─► reparameterised ─► traced at batch 2 ─► frozen ─► wit
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks import architecture
-from build_tasks.compare import INPUT, OUTPUT, disagreement, tolerance
+from build_tasks.compare import INPUT, OUTPUT, continuous, disagreement, tolerance
 from build_tasks.errors import UserError
 from build_tasks.spec import Model
-from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, versions
 
 if TYPE_CHECKING:
     import torch
 
 TRACED_BATCH = 2  # 1 would let a trace take a dimension of size one for granted
+TOOLS = ("torch", "timm")
 VERSION_RECORDS = {"version", ".data/version"}  # the second for what older PyTorch cannot read; attention, say
 
 
@@ -28,14 +30,19 @@ def task(model: Model) -> dict[str, Any]:
         model=model,
         build=build,
         inputs={"weights": model.artifact("weights.safetensors")},
-        outputs={"model": model.artifact("model.pt"), "signature": model.artifact("model.pt.signature.json")},
+        outputs={
+            "model": model.artifact("model.pt"),
+            "signature": model.artifact("model.pt.signature.json"),
+            "tools": model.artifact("model.pt.tools.json"),
+        },
         settings={
             **architecture.settings_of(model),
+            "interface": architecture.interface_of(model),
             "shape": model.spec.input.shape,
             "sizes": model.spec.sizes,
             "max_batch_size": model.spec.max_batch_size,
         },
-        tools=("torch", "timm"),
+        tools=TOOLS,
         code=(*code_of("torchscript", "architecture", "compare"), *architecture.code_of(model)),
     )
     return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
@@ -45,10 +52,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
     from timm.utils.model import reparameterize_model
 
+    interface, sizes = settings["interface"], settings["sizes"]
     module = architecture.create(settings, inputs["weights"], exportable=True)
     shape = architecture.input_shape(module, settings["shape"])
-    slim = reparameterize_model(module)
-    batch = architecture.example(shape, TRACED_BATCH)
+    slim = architecture.served(reparameterize_model(module), interface)
+    module = architecture.served(module, interface)
+    batch = architecture.example(shape, TRACED_BATCH, interface["format"])
     with torch.inference_mode(False), torch.no_grad():
         slim(batch)  # what a network computes only once must not end up in the trace
         try:
@@ -60,15 +69,18 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     script = torch.jit.load(outputs["model"])
     answers = zip(
         architecture.forward(script, batch),
-        architecture.open_dimensions(script, shape, settings["sizes"]),
+        architecture.open_dimensions(script, shape, sizes, interface["format"]),
         strict=True,
     )
+    opened = architecture.height_and_width(interface["format"]) if sizes else ()
     signature = {
-        "inputs": [tensor(INPUT, batch, [2, 3] if settings["sizes"] else [])],
+        "inputs": [tensor(INPUT, batch, opened)],
         "outputs": [tensor(OUTPUT.format(index), *answer) for index, answer in enumerate(answers)],
+        "PyTorch": torch.__version__.partition("+")[0],
     }
-    with open(outputs["signature"], "w", encoding="utf-8") as file:
-        json.dump(signature, file, indent=1)
+    for name, record in (("signature", signature), ("tools", versions(TOOLS))):
+        with open(outputs[name], "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
     return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
 
 
@@ -100,21 +112,21 @@ def check(
 
     loaded = torch.jit.load(path)
     sizes = architecture.open_shapes(shape, settings["sizes"])[1:]
-    limit = tolerance("fp32", architecture.sensitivity(module, architecture.example(shape, TRACED_BATCH)))
+    limit = tolerance("fp32", architecture.sensitivity(module, shape, TRACED_BATCH))
     errors = {}
     for size, *rest in (
         *((batch, *shape) for batch in sorted({1, 2, 3, settings["max_batch_size"]})),
         *((TRACED_BATCH, *other) for other in sizes),
     ):
         at = f"batch {size}" + (f" of {rest[1]}x{rest[2]}" if sizes else "")
-        batch = architecture.example((rest[0], rest[1], rest[2]), size, seed=size)
+        batch = architecture.example((rest[0], rest[1], rest[2]), size, settings["interface"]["format"], seed=size)
         expected = [answer.numpy() for answer in architecture.forward(module, batch)]
         try:
             found = [answer.numpy() for answer in architecture.forward(loaded, batch)]
         except (RuntimeError, UserError) as error:  # it refuses the batch, or answers for another one
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
-        off = errors[size, *rest] = disagreement(found, expected)
+        off = errors[size, *rest] = disagreement(continuous(found), continuous(expected))
         if not off <= limit:
             raise UserError(
                 f"at {at} the trace differs from the network by {off:.1e} (limit {limit:.0e}): "
@@ -123,7 +135,7 @@ def check(
     return errors
 
 
-def tensor(name: str, value: "torch.Tensor", opened: list[int]) -> dict[str, Any]:
+def tensor(name: str, value: "torch.Tensor", opened: Iterable[int]) -> dict[str, Any]:
     """A tensor of a signature; the batch is open, and so are some dimensions more. dtype as NumPy names it."""
     shape = [-1 if axis in (0, *opened) else length for axis, length in enumerate(value.shape)]
     return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}

@@ -1,0 +1,34 @@
+"""The first step of an ensemble, in Triton's Python backend: encoded pictures -> the network's input.
+
+The server's Python needs NumPy and Pillow. Source of the interface: the Python backend's README, "Usage".
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # the server brings it
+from preprocessing import preprocess, read  # beside this file
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        """args: what Triton knows of the model; model_repository is the model's own folder there."""
+        self.settings = read(pathlib.Path(args["model_repository"]) / args["model_version"])
+        (output,) = json.loads(args["model_config"])["output"]
+        self.output = output["name"]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request, which holds (batch, 1) encoded pictures.
+
+        A picture that cannot be read is the failure of its own request.
+        """
+        return [self.answer(pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()) for request in requests]
+
+    def answer(self, pictures: np.ndarray) -> Any:
+        try:
+            batch = np.stack([preprocess(bytes(picture), self.settings) for picture in pictures.reshape(-1)])
+        except ValueError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(self.output, batch)])
