@@ -8,12 +8,14 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from msgspec import Struct, ValidationError, convert
 
+from build_tasks import releases
 from build_tasks.errors import UserError
 from build_tasks.overrides import Given
 from build_tasks.spec import (
+    AROUND,
     MODELS,
     QUANTISED,
-    RELEASE,
+    TRITON_KEYS,
     UNCONVERTED,
     Accuracy,
     Input,
@@ -23,27 +25,13 @@ from build_tasks.spec import (
     split_source,
 )
 
-# The fields of Triton's ModelConfig. Those that follow from the artifact cannot be set.
-DERIVED = {
-    "name", "platform", "backend", "max_batch_size", "input", "output", "default_model_filename", "cc_model_filenames",
-}  # fmt: skip
-TRITON = DERIVED | {
-    "runtime", "version_policy", "optimization", "sequence_batching", "dynamic_batching", "ensemble_scheduling",
-    "instance_group", "metric_tags", "parameters", "model_warmup", "model_operations",
-    "model_transaction_policy", "model_repository_agents", "response_cache", "model_metrics", "batch_input",
-    "batch_output",
-}  # fmt: skip
-
-DERIVED_FROM = {
-    "max_batch_size": " (the key max_batch_size stands above the tables)",
-    "cc_model_filenames": " (of engine.compute_capabilities)",
-}
-
 GATE_FITS = {"format", "precision", "output"}  # keys of a rule of accuracy.gate that say what it is for
 SERVED_AS_FP32 = ("torchscript", "onnx")
 
 # What timm.create_model would fetch or load by itself.
 WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+DEVICES = ("auto", "gpu", "cpu")
 
 SCHEMES = ("hf", "https", "http", "package", "timm", "random")
 
@@ -87,11 +75,12 @@ def _name_mistakes(folders: list[str], models: list[Model], reserved: set[str]) 
             yield f"{MODELS}/{name}: doit knows a command or stage named {name}; rename the folder"
     owner: dict[str, str] = {}
     for model in models:
-        for format in model.served:
+        for format in (*model.served, *model.around):
             triton_name = model.triton_name(format)
+            what = "the ensemble's" if format in AROUND else "format"
             if triton_name in owner:
-                yield f"{model.file}: format {format} is served as {triton_name}, and so is {owner[triton_name]}"
-            owner[triton_name] = f"format {format} of {model.file}"
+                yield f"{model.file}: {what} {format} is served as {triton_name}, and so is {owner[triton_name]}"
+            owner[triton_name] = f"{what} {format} of {model.file}"
 
 
 def _read(name: str, overrides: Given) -> Model:
@@ -156,22 +145,41 @@ def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
             "nothing, since [weights] says it",
             repr(spec.architecture.arguments[argument]),
         )
-    release = spec.triton.get("release", RELEASE)
-    if not isinstance(release, str) or not re.fullmatch(r"[0-9]{2}\.[0-9]{2}", release):
-        yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(release)
-    for field_name in spec.triton:
-        if field_name == "release":
-            continue
-        if field_name in DERIVED:
-            expected = "nothing, since it follows from the artifact"
-            expected += DERIVED_FROM.get(field_name, "")
-            yield f"triton.{field_name}", expected, repr(spec.triton[field_name])
-        elif field_name not in TRITON:
-            yield "triton", "fields of Triton's ModelConfig", _hinted(field_name, TRITON - DERIVED)
+    yield from _triton_mistakes(model)
     yield from _gate_mistakes(spec.accuracy)
     if len(set(spec.formats)) != len(spec.formats):
         yield "formats", "each format once", repr(spec.formats)
     yield from _engine_mistakes(spec, overrides)
+
+
+def _triton_mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
+    spec, triton = model.spec, model.spec.triton
+    if not isinstance(model.triton("release"), str) or not re.fullmatch(r"2[0-9]\.(0[1-9]|1[0-2])", model.release):
+        yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(triton["release"])
+    elif "onnx" in spec.formats and (reads := releases.onnx(model.release)) and spec.onnx.opset > reads.opset:
+        newer = releases.oldest_with(spec.onnx.opset)
+        hint = f", or triton.release = {newer!r} or newer" if newer else ""
+        yield "onnx.opset", f"at most {reads.opset}, which Triton {model.release} reads{hint}", repr(spec.onnx.opset)
+    if (device := model.triton("device")) not in DEVICES:
+        yield "triton.device", f"one of {', '.join(DEVICES)}", _hinted(device, DEVICES)
+    elif device == "cpu" and "tensorrt" in spec.formats:
+        yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
+    if not isinstance(model.triton("provenance"), bool):
+        yield "triton.provenance", "bool", repr(triton["provenance"])
+    if type(kept := model.triton("keep_versions")) is not int or kept < 1:
+        yield "triton.keep_versions", "int >= 1", repr(kept)
+        return
+    if spec.ensemble is not None and spec.ensemble not in spec.formats:
+        yield "ensemble", f"one of the formats that are served, {', '.join(model.served)}", repr(spec.ensemble)
+    elif spec.ensemble is not None and model.largest_batch(spec.ensemble) == 0:
+        yield "ensemble", "a format with an open batch, which onnx.dynamic_axes = false closes", repr(spec.ensemble)
+    elif spec.ensemble is not None and spec.input.shape is not None and spec.input.shape[0] != 3:
+        yield "ensemble", "nothing, since pictures have 3 channels", f"input.shape = {spec.input.shape}"
+    if any(key not in TRITON_KEYS for key in triton):
+        from build_tasks import contradictions  # Triton's protobuf, for those who set fields of it
+
+        for key, expected, found in contradictions.mistakes(model):
+            yield f"triton.{key}".rstrip("."), expected, found
 
 
 def _size_mistakes(size: Input) -> Iterator[tuple[str, str, str]]:
