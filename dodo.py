@@ -7,6 +7,8 @@
                                     accuracy
                                        │
                 labels ─► config ─► publish           model_repository/<model>, <model>_onnx, <model>_trt
+                             │         │                               <model>_preprocess, <model>_ensemble
+                           client    check, smoke, serve
 
 On demand: layers (where a graph goes wrong), repair (what to keep in fp32), compare (what every precision costs).
 
@@ -23,9 +25,12 @@ from doit.exceptions import InvalidDodoFile
 
 from build_tasks import (
     accuracy,
+    check,
+    client,
     config,
     container,
     engine,
+    ensemble,
     labels,
     layers,
     measure,
@@ -36,7 +41,10 @@ from build_tasks import (
     reference,
     repair,
     report,
+    serve,
+    smoke,
     torchscript,
+    tritonserver,
     weights,
 )
 from build_tasks.digests import ContentChecker
@@ -53,7 +61,8 @@ Tasks = Iterator[dict[str, Any]]
 
 STAGES = (
     *("weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"),
-    *("measure", "accuracy", "report", "config", "publish", "prune", "container", "layers", "compare"),
+    *("measure", "accuracy", "report", "preprocess", "config", "client", "publish", "prune"),
+    *("container", "layers", "compare", "check", "smoke", "serve", "tritonserver"),
 )
 COMMANDS = tuple(command.get_name() for command in DoitMain.DOIT_CMDS)
 
@@ -63,6 +72,8 @@ except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
 SERVED = [(model, format) for model in MODELS for format in model.served]
+ENSEMBLES = [model for model in MODELS if model.spec.ensemble]
+ALL = [*SERVED, *((model, format) for model in ENSEMBLES for format in model.around)]
 
 try:
     os.makedirs(BUILD, exist_ok=True)
@@ -113,8 +124,18 @@ def chain(model: Model) -> Iterator[str]:
             yield from (f"engine:{model.name}{model.variant(plan)}" for plan in model.plans)
         for file in model.files(format):
             yield from (f"{stage}:{model.served_as(format, file)}" for stage in ("measure", "accuracy"))
-        yield from (f"{stage}:{model.triton_name(format)}" for stage in ("config", "publish"))
+        yield from around(model, format)
+    if model.around:
+        yield f"preprocess:{model.name}"
+    for format in model.around:
+        yield from around(model, format)
     yield f"report:{model.name}"
+
+
+def around(model: Model, format: str) -> list[str]:
+    """The tasks of a model of Triton's once its artifact is there."""
+    stages = ("config", "publish") if format == "preprocess" else ("config", "client", "publish")
+    return [f"{stage}:{model.triton_name(format)}" for stage in stages]
 
 
 def exported(model: Model) -> bool:
@@ -196,18 +217,55 @@ def task_layers() -> Tasks:
     yield from (layers.task(model) for model in MODELS if model.converted)
 
 
+def task_preprocess() -> Tasks:
+    """A Python model that prepares encoded pictures, for an ensemble"""
+    yield from map(ensemble.task, ENSEMBLES)
+
+
 def task_config() -> Tasks:
     """Derive config.pbtxt from the artifact and [triton] of the spec"""
-    yield from (config.task(model, format, engine.present(model, format)) for model, format in SERVED)
+    for model, format in ALL:
+        if format == "ensemble":
+            yield ensemble.config_task(model, ensemble.artifacts(model, format))
+        else:
+            yield config.task(model, format, ensemble.artifacts(model, format))
+
+
+def task_client() -> Tasks:
+    """Write examples of clients, over HTTP and gRPC"""
+    yield from (
+        client.task(model, format, ensemble.artifacts(model, format)) for model, format in ALL if format != "preprocess"
+    )
 
 
 def task_publish() -> Tasks:
     """Put artifact, config.pbtxt and labels into model_repository/"""
-    yield from (publish.task(model, format, engine.present(model, format)) for model, format in SERVED)
+    for model, format in ALL:
+        task = publish.task(model, format, ensemble.artifacts(model, format))
+        if format == "ensemble":  # which is complete with its steps alone
+            steps = ("preprocess", *filter(None, [model.spec.ensemble]))
+            task["task_dep"] = [f"publish:{model.triton_name(step)}" for step in steps]
+        yield task
 
 
 def task_container() -> dict[str, Any]:
     return container.task(MODELS)
+
+
+def task_check() -> dict[str, Any]:
+    return check.task(MODELS)
+
+
+def task_smoke() -> dict[str, Any]:
+    return smoke.task(MODELS)
+
+
+def task_serve() -> dict[str, Any]:
+    return serve.task(MODELS)
+
+
+def task_tritonserver() -> dict[str, Any]:
+    return tritonserver.task()
 
 
 def task_prune() -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Digests:
 
     def _folder(self, path: str, remember: bool) -> str:
         listing = hashlib.sha256()
-        for name in sorted(os.listdir(path)):
+        for name in sorted({*os.listdir(path)} - {"__pycache__"}):  # which Triton's Python backend leaves behind
             listing.update(f"{name}\0{self(os.path.join(path, name), remember)}\0".encode())
         return listing.hexdigest()
 

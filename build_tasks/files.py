@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from build_tasks.digests import digest
 from build_tasks.spec import BUILD
 
 try:
@@ -65,11 +66,11 @@ def flush(path: str) -> None:
             os.close(descriptor)
 
 
-def replace(source: str, target: str) -> None:
+def replace(source: str, target: str, near: str | None = None) -> None:
     """Put `source`, a file or a folder, in the place of `target` in one step.
 
     What stood there before ends up at `source` or is gone. On two file systems (build/ as a cache mount) the
-    source is first copied beside the target.
+    source is first copied beside the target, or into the folder `near`.
     """
     os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
@@ -77,7 +78,7 @@ def replace(source: str, target: str) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with scratch(os.path.dirname(target), prefix=".incoming-") as near:
+        with scratch(near or os.path.dirname(target), prefix=".incoming-") as near:
             copy = f"{near}/{os.path.basename(target)}"
             if os.path.isdir(source):
                 shutil.copytree(source, copy, copy_function=shutil.copyfile)
@@ -91,6 +92,24 @@ def replace(source: str, target: str) -> None:
                     raise
                 discard(target)
                 os.rename(copy, target)
+
+
+def update(source: str, target: str) -> None:
+    """Make the folder `target` like `source`, entry by entry, and leave alone what is equal.
+
+    A link in `source` stands for the entry that is there. Folders come first, config.pbtxt last of what is new, and
+    what `source` has no more goes at the end: whoever looks meanwhile finds what the configuration speaks of.
+    """
+    if not os.path.isdir(target):
+        return replace(source, target)
+    here = {entry.name: entry for entry in os.scandir(source)}
+    for entry in sorted(here.values(), key=lambda e: (e.name == "config.pbtxt", not e.is_dir(), e.name)):
+        there = f"{target}/{entry.name}"
+        if not entry.is_symlink() and digest(entry.path, remember=False) != digest(there):
+            replace(entry.path, there, near=os.path.dirname(target))
+    for name in set(os.listdir(target)) - here.keys():
+        remove(f"{target}/{name}")
+    return None
 
 
 def _swap(source: str, target: str) -> None:

@@ -51,6 +51,7 @@ class Stage:
     lacking: what this machine lacks to run the stage, None if nothing; such a stage is passed over with a word, unless
         it was asked for by name.
     facts: what else of this machine is part of the recipe, by name; asked where nothing is lacking.
+    place: how a draft becomes the target.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Stage:
     light: bool = False
     lacking: Callable[[], str | None] = nothing
     facts: Callable[[], dict[str, str]] = dict
+    place: Callable[[str, str], None] = files.replace
 
     def task(self, doc: str, params: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """The doit task; `params` are the options of the command line that it takes."""
@@ -90,7 +92,7 @@ class Stage:
 
     def _recipe(self) -> dict[str, str]:
         """The tools that are here, and this machine's facts: what is absent cannot make a target stale."""
-        here = {tool: version for tool in self.tools if (version := installed_version(tool)) is not None}
+        here = versions(self.tools)
         return here if self.lacking() else {**here, **self.facts()}
 
     def changes(self, values: dict[str, Any]) -> list[str]:
@@ -157,7 +159,7 @@ class Stage:
                 raise UserError(f"{', '.join(changed)} changed while being used; nothing was published, run doit again")
             outputs = {path: digest(drafts[name], remember=False) for name, path in self.outputs.items()}
             for name, path in self.outputs.items():
-                files.replace(drafts[name], path)
+                self.place(drafts[name], path)
         return {
             "inputs": inputs,
             "elsewhere": elsewhere,
@@ -225,6 +227,11 @@ def installed_version(distribution: str) -> str | None:
     # `found.version` parses the whole file, README included.
     header = re.search(r"^Version: *(\S+)", found.read_text("METADATA") or "", re.MULTILINE)
     return header[1] if header else found.version
+
+
+def versions(tools: tuple[str, ...]) -> dict[str, str]:
+    """The versions of those distributions that are installed here."""
+    return {tool: version for tool in tools if (version := installed_version(tool)) is not None}
 
 
 def log_of(model: Model, name: str) -> str:

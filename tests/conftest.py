@@ -74,7 +74,8 @@ class Project:
     def __init__(self, root: Path):
         self.root = root
         shutil.copytree(ROOT / "build_tasks", root / "build_tasks", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "dodo.py", root)
+        for file in ("dodo.py", "requirements-tritonserver.txt"):
+            shutil.copy(ROOT / file, root)
         (root / "models").mkdir()
 
     def __truediv__(self, path: str) -> Path:

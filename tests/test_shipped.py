@@ -58,7 +58,9 @@ CHAIN = [
     *(f"{stage}:{LITE0}" for stage in ("weights", "reference", "torchscript", "onnx", "labels", "report")),
     f"precision:{LITE0}.fp16",
     *(f"{stage}:{LITE0}{artifact}" for stage in ("measure", "accuracy") for artifact in ("", "_onnx", ".fp16")),
-    *(f"{stage}:{LITE0}{format}" for stage in ("config", "publish") for format in ("", "_onnx")),
+    *(f"{stage}:{LITE0}{format}" for stage in ("config", "client", "publish") for format in ("", "_onnx", "_ensemble")),
+    *(f"{stage}:{LITE0}_preprocess" for stage in ("config", "publish")),
+    f"preprocess:{LITE0}",
 ]
 
 
@@ -82,11 +84,13 @@ def test_without_a_gpu_all_but_the_engine_is_built(
     assert (first.ran, first.failed) == (sorted(CHAIN), [])
     assert passed_over(first.out) == [f"engine:{LITE0}"]
     assert first.out.count("–") == 1, "what needs the engine says nothing"
-    assert first.out.splitlines()[-1] == "17 built, 1 up to date, 1 not for this machine"
-    assert sorted(path.name for path in (project / "model_repository").iterdir()) == [LITE0, f"{LITE0}_onnx"]
+    assert first.out.splitlines()[-1] == "25 built, 1 up to date, 1 not for this machine"
+    assert sorted(path.name for path in (project / "model_repository").iterdir()) == sorted(
+        f"{LITE0}{suffix}" for suffix in ("", "_onnx", "_preprocess", "_ensemble")
+    )
     again = copy_of(project).built(**NO_GPU)
     assert (again.ran, passed_over(again.out)) == ([], [f"engine:{LITE0}"])
-    assert again.out.splitlines()[-1] == "18 up to date, 1 not for this machine"
+    assert again.out.splitlines()[-1] == "26 up to date, 1 not for this machine"
 
 
 @pytest.mark.parametrize("task", ["engine", f"engine:{LITE0}", f"publish:{LITE0}_trt"])
@@ -157,7 +161,7 @@ def test_without_the_hub_b3_says_where_to_put_the_weights_and_lite0_stays(
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
     assert line.endswith("put the file at models/efficientnet_b3/model.safetensors")
     assert passed_over(run.out) == ["engine:efficientnet_b3", f"engine:{LITE0}"]
-    counts = "1 built, 18 up to date, 2 not for this machine, 1 failed"
+    counts = "1 built, 26 up to date, 2 not for this machine, 1 failed"
     assert counts in run.out.splitlines(), "the other model is complete"
 
 
@@ -242,7 +246,8 @@ def test_the_list_reads_like_a_table_of_contents(tiny: Project) -> None:
     lines = tiny.built("list").out.splitlines()
     names = [line.split()[0] for line in lines]
     stages = ["weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"]
-    stages += ["measure", "accuracy", "report", "compare", "layers", "config", "publish", "container", "prune"]
+    stages += ["measure", "accuracy", "report", "compare", "layers", "preprocess", "config", "client", "publish"]
+    stages += ["container", "check", "smoke", "serve", "tritonserver", "prune"]
     assert names == ["made_up", "tiny", *stages]
     assert all(len(line.split()) > 1 for line in lines), "every task has a doc line"
     assert "RANDOM" in lines[0]

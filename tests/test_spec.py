@@ -46,8 +46,8 @@ def rule(lines: str, accuracy: str = "") -> str:
 
 GATE = "format, precision, output, relative_l2, max_absolute, top1_drop, top5_drop, cosine, snr, top1, top5"
 TOP = (
-    "top level: expected one of architecture, weights, input, formats, max_batch_size, labels, onnx, engine, accuracy, "
-    "triton"
+    "top level: expected one of architecture, weights, input, output, formats, max_batch_size, ensemble, labels, onnx, "
+    "engine, accuracy, triton"
 )
 ENGINE = (
     "engine: expected one of precision, keep_fp32, keep_io_types, calibration, repair, min_batch_size, "
@@ -77,7 +77,7 @@ MISTAKES = [
     ),
     (
         table("input", "means = [0.5, 0.5, 0.5]"),
-        "input: expected one of shape, min_size, max_size, mean, std, interpolation, crop_pct, crop_mode, "
+        "input: expected one of format, shape, min_size, max_size, mean, std, interpolation, crop_pct, crop_mode, "
         "found 'means' (did you mean 'mean'?)",
     ),
     (
@@ -339,7 +339,8 @@ MISTAKES = [
     (table("triton", 'name = "x"'), f"triton.name: {DERIVED}, found 'x'"),
     (
         table("triton", "max_batch_size = 7"),
-        f"triton.max_batch_size: {DERIVED} (the key max_batch_size stands above the tables), found 7",
+        f"triton.max_batch_size: {DERIVED} (the key max_batch_size stands above the tables, or in the table "
+        "of one format), found 7",
     ),
     (table("triton", 'platform = "x"'), f"triton.platform: {DERIVED}, found 'x'"),
     (

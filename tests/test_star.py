@@ -23,9 +23,11 @@ MEASURE = ["measure:tiny", "measure:tiny_onnx"]
 JUDGED = ["accuracy:tiny", "accuracy:tiny_onnx"]
 ACCURACY = [*JUDGED, "report:tiny"]
 ACCURACY_ONNX = ["measure:tiny_onnx", "accuracy:tiny_onnx", "report:tiny"]
+CLIENT = ["client:tiny", "client:tiny_onnx"]
 CONFIG = ["config:tiny", "config:tiny_onnx"]
 PUBLISH = ["publish:tiny", "publish:tiny_onnx"]
-PREPROCESSED = ["reference:tiny", *MEASURE, *ACCURACY, *PUBLISH]
+PREPROCESSED = ["reference:tiny", *MEASURE, *ACCURACY, *CLIENT, *PUBLISH]
+SERVED_ONNX = ["config:tiny_onnx", "client:tiny_onnx", "publish:tiny_onnx"]
 NETWORK = ["weights:tiny", "reference:tiny", "torchscript:tiny", "onnx:tiny"]  # what makes the module
 
 Edit = Callable[[Project], object]
@@ -127,7 +129,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("weights.source, the same file elsewhere", both(
         rename("models/tiny/weights.safetensors", "models/tiny/w.safetensors"),
         spec("weights.safetensors", "w.safetensors"),
-    ), ["weights:tiny"]),
+    ), ["weights:tiny", *PUBLISH]),  # with another provenance
     ("a comment in the converter", append("models/tiny/convert.py"), ["weights:tiny"]),
     ("what the converter does", lambda p: p.edit(
         "models/tiny/convert.py", "dict(state)", "{k: v * 2 if 'classifier' in k else v for k, v in state.items()}"
@@ -135,7 +137,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("a file of the model that nothing names", write("models/tiny/notes.txt", "mine"), []),
     # labels
     ("a label", lambda p: p.edit("models/tiny/labels.txt", "class 7\n", "class seven\n"),
-     ["labels:tiny", *CONFIG, *PUBLISH]),
+     ["labels:tiny", *CONFIG, *CLIENT, *PUBLISH]),
     ("labels, the same file elsewhere", both(
         rename("models/tiny/labels.txt", "models/tiny/names.txt"), spec("labels.txt", "names.txt")
     ), ["labels:tiny"]),
@@ -143,21 +145,23 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("a comment in the spec", append(SPEC), []),
     ("max_batch_size", spec("max_batch_size = 4", "max_batch_size = 5"),
      ["torchscript:tiny", "onnx:tiny", *CONFIG, *PUBLISH]),
-    ("architecture.arguments", key("architecture", "arguments = { drop_rate = 0.5 }"), NETWORK),
+    ("architecture.arguments", key("architecture", "arguments = { drop_rate = 0.5 }"), [*NETWORK, *PUBLISH]),
     ("input.shape", key("input", "shape = [3, 128, 128]"),
-     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *CONFIG, *PUBLISH]),
+     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *CONFIG, *CLIENT,
+      *PUBLISH]),
     ("input.mean", key("input", "mean = [0.5, 0.5, 0.5]"), PREPROCESSED),
     ("input.std", key("input", "std = [0.5, 0.5, 0.5]"), PREPROCESSED),
     ("input.interpolation", key("input", 'interpolation = "bilinear"'), PREPROCESSED),
     ("input.crop_pct", key("input", "crop_pct = 0.5"), PREPROCESSED),
     ("input.crop_mode", key("input", 'crop_mode = "squash"'), PREPROCESSED),
-    ("onnx.opset", key("onnx", "opset = 16"), ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
-    ("onnx.exporter, the one that had won", key("onnx", 'exporter = "torchscript"'), ["onnx:tiny"]),
+    ("onnx.opset", key("onnx", "opset = 16"), ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
+    ("onnx.exporter, the one that had won", key("onnx", 'exporter = "torchscript"'),
+     ["onnx:tiny", "publish:tiny_onnx"]),
     ("onnx.exporter, the other", key("onnx", 'exporter = "dynamo"\nopset = 18'),
-     ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
-    ("onnx.batch_size under dynamic axes", key("onnx", "batch_size = 2"), ["onnx:tiny"]),
+     ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
+    ("onnx.batch_size under dynamic axes", key("onnx", "batch_size = 2"), ["onnx:tiny", "publish:tiny_onnx"]),
     ("onnx.dynamic_axes", key("onnx", "dynamic_axes = false"),
-     ["onnx:tiny", *ACCURACY_ONNX, "config:tiny_onnx", "publish:tiny_onnx"]),
+     ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
     ("onnx.external_data", key("onnx", "external_data = true"),
      ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
     ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), ACCURACY),
@@ -175,6 +179,19 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ), ["reference:tiny", *MEASURE, *ACCURACY]),
     ("accuracy.samples, another picture", other_picture, ["reference:tiny", *MEASURE, *ACCURACY]),
     ("[triton]", append(SPEC, "[triton]\ninstance_group = [{ count = 2 }]\n"), [*CONFIG, *PUBLISH]),
+    ("[triton] of one format", append(SPEC, "[triton.onnx]\ninstance_group = [{ count = 2 }]\n"),
+     ["config:tiny_onnx", "publish:tiny_onnx"]),
+    ("triton.device", append(SPEC, '[triton]\ndevice = "cpu"\n'), [*CONFIG, *PUBLISH]),
+    ("triton.release", append(SPEC, '[triton]\nrelease = "26.07"\n'), CONFIG),
+    ("triton.keep_versions", append(SPEC, "[triton]\nkeep_versions = 2\n"), [*CONFIG, *PUBLISH]),
+    ("triton.provenance", append(SPEC, "[triton]\nprovenance = false\n"), PUBLISH),
+    ("output", append(SPEC, "[output]\nsoftmax = true\n"),
+     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *PUBLISH]),
+    ("input.format", key("input", 'format = "uint8_nhwc"'),
+     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *CONFIG, *CLIENT, *PUBLISH]),
+    ("ensemble", spec("max_batch_size = 4", 'max_batch_size = 4\nensemble = "onnx"'), ["preprocess:tiny", *(
+        f"{stage}:tiny_{model}" for model in ("preprocess", "ensemble") for stage in ("config", "publish")
+    ), "client:tiny_ensemble"]),
     ("[engine] without a format that is compiled", append(SPEC, '[engine]\nprecision = "fp32"\n'), []),
     ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["report:tiny", "prune"]),
     ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
@@ -190,10 +207,11 @@ STARS: list[tuple[str, Edit, list[str]]] = [
         append("build_tasks/layers.py"), append("build_tasks/repair.py")
     ), []),
     ("recipe of config", append("build_tasks/config.py"), [*CONFIG, "config:other"]),
+    ("recipe of client", append("build_tasks/client.py"), [*CLIENT, "client:other"]),
     ("recipe of publish", append("build_tasks/publish.py"), [*PUBLISH, "publish:other"]),
     ("a rule that no artifact depends on", append("build_tasks/reporter.py"), []),
     # tools
-    ("version of onnxslim", fake_version("onnxslim"), ["onnx:tiny"]),
+    ("version of onnxslim", fake_version("onnxslim"), ["onnx:tiny", "publish:tiny_onnx"]),
     ("version of tritonclient", fake_version("tritonclient"), [*CONFIG, "config:other"]),
     ("version of a package that no stage uses", fake_version("pytest"), []),
     # targets in build/
@@ -207,7 +225,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("build: verdict, deleted", delete("build/tiny/model.onnx.verdict.json"), ["accuracy:tiny_onnx"]),
     ("build: deleted as a whole", both(
         lambda p: shutil.rmtree(p / "build/tiny"), lambda p: shutil.rmtree(p / PUBLISHED)
-    ), [*NETWORK, "labels:tiny", *MEASURE, *ACCURACY, *CONFIG, "publish:tiny"]),
+    ), [*NETWORK, "labels:tiny", *MEASURE, *ACCURACY, *CONFIG, *CLIENT, "publish:tiny"]),
     # targets in model_repository/
     ("published: model.pt, deleted", delete(f"{PUBLISHED}/1/model.pt"), ["publish:tiny"]),
     ("published: model.pt, replaced", replace(f"{PUBLISHED}/1/model.pt"), ["publish:tiny"]),
@@ -345,7 +363,7 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
 MACHINES: list[tuple[str, dict[str, str], list[str]]] = [
     ("another GPU of the same kind", {"gpus": "NVIDIA RTX A6000, 8.6"}, ["config:tiny_trt", "engine:tiny"]),
     ("another compute capability", {"gpus": "NVIDIA RTX A4000, 8.9"}, ["config:tiny_trt", "engine:tiny"]),
-    ("another TensorRT", {"tensorrt": "10.14.1.48"}, ["config:tiny_trt", "engine:tiny"]),
+    ("another TensorRT", {"tensorrt": "11.2.1"}, ["config:tiny_trt", "engine:tiny"]),
     ("a second GPU", {"gpus": f"{stand_ins.GPU}; NVIDIA L4, 8.9"}, []),
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ import pytest
 
 from build_tasks.machine import TENSORRT as DISTRIBUTIONS
 
-TENSORRT = "10.13.0.35"
+TENSORRT = "11.2.1.2"  # of the default release of Triton
 GPU = "NVIDIA RTX A4000, 8.6"
 
 

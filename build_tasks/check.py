@@ -1,0 +1,119 @@
+"""check: every model of model_repository/ loaded by Triton's own server, as strictly as it can
+
+    ok                      it is loaded, and warmed up; a Python model answers with what the network wants
+    config accepted         all that the core checks is right, and then a backend or a GPU was not there
+    refused: reason         exit code 1
+
+Source of what the server says: the core's model_config_utils.cc, backend_model.cc and ensemble_utils.cc.
+"""
+
+import os
+import re
+from typing import Any
+
+from doit.exceptions import TaskFailed
+
+from build_tasks import asking, pictures, tritonserver
+from build_tasks.errors import UserError
+from build_tasks.spec import BUILD, REPOSITORY, Model
+
+LOG = f"{BUILD}/check.log"
+
+# What a server says that lacks something, after everything that it checks without it was right.
+LACKING = {
+    r"unable to find backend library for backend '(\w+)'": "backend {} not on this machine",
+    r"unable to find '[^']*libtriton_(\w+)\.so'": "backend {} not on this machine",
+    r"has kind (KIND_GPU) but no GPUs are available": "{}, and no GPU on this machine",
+    r"KIND_CPU but (\w+) backend supports only GPU": "no GPU on this machine for {}",
+}
+
+# Where the server's Pillow is of another version, its JPEG decoder may round otherwise: by a grey level, of 256.
+DECODERS_APART = 1e-2  # relative L2
+
+STAND_INS = {
+    "name": "stand_ins", "long": "stand_ins", "type": bool, "default": False,
+    "help": "with the core: run ONNX and TorchScript models by the same libraries in its Python backend",
+}  # fmt: skip
+
+
+def task(models: list[Model]) -> dict[str, Any]:
+    return {
+        "actions": [(check, [models])],
+        "params": [tritonserver.SERVER, STAND_INS],
+        "io": {"capture": False},
+        "doc": f"On demand: load {REPOSITORY}/ in Triton's own server, strictly",
+    }
+
+
+def published() -> list[str]:
+    """The models of the repository, an ensemble after its steps."""
+    here = sorted(os.listdir(REPOSITORY)) if os.path.isdir(REPOSITORY) else []
+    names = [n for n in here if os.path.exists(f"{REPOSITORY}/{n}/config.pbtxt")]
+    return sorted(names, key=lambda name: name.endswith("_ensemble"))
+
+
+def check(models: list[Model], server: str, stand_ins: bool) -> TaskFailed | None:
+    """doit's action: one row for each model; with Docker, in the image of the release that the spec names."""
+    described = {m.triton_name(format): (m, format) for m in models for format in (*m.served, *m.around)}
+    names = published()
+    if not names:
+        return TaskFailed(f"{REPOSITORY}/ has no model; `doit` builds them")
+    default = models[0].release
+    try:
+        kind = tritonserver.which(server, default)
+        by_release: dict[str, list[str]] = {}
+        for name in names:
+            release = described[name][0].release if kind == "docker" and name in described else default
+            by_release.setdefault(release, []).append(name)
+        rows: list[tuple[str, str]] = []
+        for release, theirs in sorted(by_release.items()):
+            with tritonserver.started(kind, release, tritonserver.free_ports(), LOG, stand_ins=stand_ins) as running:
+                for name in theirs:
+                    rows.append((name, verdict(running, name, described.get(name))))
+                    print(f"  {name}: {rows[-1][1]}", flush=True)
+    except UserError as error:
+        return TaskFailed(str(error))
+    refused = [name for name, said in rows if said.startswith("refused")]
+    if refused:
+        return TaskFailed(f"Triton refuses {', '.join(refused)}; its log: {LOG}")
+    return None
+
+
+def verdict(server: tritonserver.Server, name: str, described: tuple[Model, str] | None) -> str:
+    """What the server thinks of a model."""
+    reason = server.load(name)
+    if reason is None and described and described[1] == "preprocess":
+        return answers(server, name, described[0])
+    return reason_told(reason)
+
+
+def reason_told(reason: str | None) -> str:
+    """What it means that a model cannot be loaded; None means that it can."""
+    if reason is None:
+        return "ok"
+    for pattern, told in LACKING.items():
+        if found := re.search(pattern, reason):
+            step = re.search(r"depends on '([^']+)'", reason)
+            return f"config accepted, {told.format(found[1])}" + (f", for its step {step[1]}" if step else "")
+    return f"refused: {reason}"
+
+
+def answers(server: tritonserver.Server, name: str, model: Model) -> str:
+    """What a Python model makes of the accuracy samples, beside what timm made of them."""
+    import numpy as np
+    from polygraphy.json import load_json
+
+    from build_tasks.compare import INPUT, relative_error
+
+    if (encoded := pictures.encoded(model)) is None:
+        return "ok"
+    batch = np.array([[picture] for picture in encoded[: model.largest_batch("preprocess")]], dtype=object)
+    client = asking.Client("HTTP", server.http)
+    try:
+        _, (found,) = client.infer(name, client.tensors(name), batch)
+    except UserError as error:
+        return f"refused: {error}"
+    expected = load_json(model.artifact("samples.json"))[0][INPUT][: len(batch)]
+    off = relative_error(found.astype("float32"), expected.astype("float32"))
+    told = f"{len(batch)} pictures prepared, off from timm's by {off:.1e}"
+    return f"ok, {told}" if off <= DECODERS_APART else f"refused: {told}, limit {DECODERS_APART:.0e}"
