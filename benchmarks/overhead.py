@@ -198,7 +198,9 @@ def straight(folder: Path) -> None:
     sys.path.insert(0, str(folder))
     from build_tasks import (
         accuracy,
+        client,
         config,
+        ensemble,
         labels,
         measure,
         onnx,
@@ -232,6 +234,16 @@ def straight(folder: Path) -> None:
         work(measure.task(model, format, *files))
         work(accuracy.task(model, format, *files))
         work(config.task(model, format, files))
+        work(client.task(model, format, files))
+        work(publish.task(model, format, files))
+    work(ensemble.task(model))
+    for format in model.around:
+        files = ensemble.artifacts(model, format)
+        if format == "preprocess":
+            work(config.task(model, format, files))
+        else:
+            work(ensemble.config_task(model, files))
+            work(client.task(model, format, files))
         work(publish.task(model, format, files))
     work(report.task(model))
 

@@ -15,7 +15,7 @@ from doit.exceptions import TaskFailed
 
 from build_tasks import asking, pictures, tritonserver
 from build_tasks.errors import UserError
-from build_tasks.spec import BUILD, REPOSITORY, Model
+from build_tasks.spec import BUILD, FORMATS, REPOSITORY, Model
 
 LOG = f"{BUILD}/check.log"
 
@@ -26,6 +26,8 @@ LACKING = {
     r"has kind (KIND_GPU) but no GPUs are available": "{}, and no GPU on this machine",
     r"KIND_CPU but (\w+) backend supports only GPU": "no GPU on this machine for {}",
 }
+
+STAND_IN_FOR = {"torchscript": "PyTorch", "onnx": "ONNX Runtime"}
 
 # Where the server's Pillow is of another version, its JPEG decoder may round otherwise: by a grey level, of 256.
 DECODERS_APART = 1e-2  # relative L2
@@ -69,7 +71,8 @@ def check(models: list[Model], server: str, stand_ins: bool) -> TaskFailed | Non
         for release, theirs in sorted(by_release.items()):
             with tritonserver.started(kind, release, tritonserver.free_ports(), LOG, stand_ins=stand_ins) as running:
                 for name in theirs:
-                    rows.append((name, verdict(running, name, described.get(name))))
+                    said = verdict(running, name, described.get(name))
+                    rows.append((name, f"{said}{stood_in(name)}" if stand_ins and said.startswith("ok") else said))
                     print(f"  {name}: {rows[-1][1]}", flush=True)
     except UserError as error:
         return TaskFailed(str(error))
@@ -77,6 +80,15 @@ def check(models: list[Model], server: str, stand_ins: bool) -> TaskFailed | Non
     if refused:
         return TaskFailed(f"Triton refuses {', '.join(refused)}; its log: {LOG}")
     return None
+
+
+def stood_in(name: str) -> str:
+    """What is to be said of a model that another backend runs than Triton's own."""
+    with open(f"{REPOSITORY}/{name}/config.pbtxt", encoding="utf-8") as file:
+        platform = re.search(r'^platform: "(.*)"', file.read(), re.MULTILINE)
+    stand_ins = {FORMATS[format].platform: library for format, library in STAND_IN_FOR.items()}
+    library = stand_ins.get(platform[1]) if platform else None
+    return f" ({library} in Python, in the place of Triton's backend)" if library else ""
 
 
 def verdict(server: tritonserver.Server, name: str, described: tuple[Model, str] | None) -> str:

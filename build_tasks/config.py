@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from build_tasks import contradictions, modelconfig, releases
+from build_tasks import modelconfig, releases
 from build_tasks.compare import INPUT
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
@@ -119,6 +119,8 @@ def model_config(signature: dict[str, Any], classes: int | None, settings: Setti
     With an open batch dimension the dims leave it out; a fixed batch is served with max_batch_size 0 and full dims.
     Source: the server's docs, model_configuration.md, "Maximum Batch Size".
     """
+    from build_tasks import contradictions
+
     batched = all(t["shape"][0] == -1 for t in (*signature["inputs"], *signature["outputs"]))
     config = modelconfig.message({})
     largest = signature["largest_batch"] or settings["max_batch_size"]

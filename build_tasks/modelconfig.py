@@ -8,9 +8,7 @@
 What may stand together is in contradictions.py.
 """
 
-import difflib
 import functools
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +30,8 @@ DERIVED = {
 @functools.cache
 def protobuf() -> Any:
     """The module of Triton's protobuf, without the package around it, which imports gRPC."""
+    import importlib.util
+
     package = importlib.util.find_spec("tritonclient")
     folders = package.submodule_search_locations if package else None
     if not folders:
@@ -164,6 +164,8 @@ def warm_up_files(model: Model, format: str) -> list[str]:
 
 
 def hinted(found: object, valid: list[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(str(found), valid, n=1)
     return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 

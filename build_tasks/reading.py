@@ -170,7 +170,8 @@ def _triton_mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
         yield "triton.keep_versions", "int >= 1", repr(kept)
         return
     if spec.ensemble is not None and spec.ensemble not in spec.formats:
-        yield "ensemble", f"one of the formats that are served, {', '.join(model.served)}", repr(spec.ensemble)
+        expected = f"one of the formats, {', '.join(model.served)}" if model.served else "nothing: no format is served"
+        yield "ensemble", expected, repr(spec.ensemble)
     elif spec.ensemble is not None and model.largest_batch(spec.ensemble) == 0:
         yield "ensemble", "a format with an open batch, which onnx.dynamic_axes = false closes", repr(spec.ensemble)
     elif spec.ensemble is not None and spec.input.shape is not None and spec.input.shape[0] != 3:

@@ -5,7 +5,6 @@ samples.json ─► every published model, HTTP and gRPC ─► reference.json, 
 """
 
 import json
-import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +107,8 @@ def asked_of(client: Client, model: Model, format: str) -> dict[str, str]:
         version, answers = client.infer(name, tensors, typed(batch, tensors.type))
         versions.add(version)
         return answers
+
+    import statistics
 
     sizes = batches(model, format, int(config.get("max_batch_size", 0)))
     if format == "preprocess":

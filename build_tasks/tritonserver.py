@@ -1,5 +1,7 @@
 """Triton's server on this machine: which there is, how it is started, and what it says of a model.
 
+Every doit imports this, so that what takes time to import is imported where it is used.
+
     tritonserver on the PATH │ Docker, with the image of triton.release │ the core from PyPI in build/.tritonserver
 
 `doit tritonserver` fetches the third, and `doit serve` runs one of them over model_repository/.
@@ -11,13 +13,9 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -42,7 +40,10 @@ SERVER = {
     "help": "local: tritonserver on the PATH; docker; core: the one that `doit tritonserver` fetches; auto: the first",
 }  # fmt: skip
 
-STRICT = ("--disable-auto-complete-config", "--exit-on-error=false", "--model-control-mode=explicit")
+STRICT = (
+    *("--disable-auto-complete-config", "--exit-on-error=false", "--model-control-mode=explicit"),
+    "--exit-timeout-secs=5",  # what still runs then is of no interest
+)
 
 
 class Ports(NamedTuple):
@@ -132,6 +133,8 @@ def backends(kind: str, stand_ins: bool) -> Iterator[str | None]:
     if kind != "core":
         yield None
         return
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="backends-") as folder:
         home = f"{CORE}/package/pytriton/tritonserver"
         shutil.copytree(f"{home}/backends/python", f"{folder}/python")
@@ -153,6 +156,9 @@ class Server:
 
     def request(self, path: str, body: dict[str, Any] | None = None, timeout: float = 600) -> tuple[int, str]:
         """HTTP's status and answer. OSError where nothing answers."""
+        import urllib.error
+        import urllib.request
+
         data = None if body is None else json.dumps(body).encode()
         try:
             with urllib.request.urlopen(f"http://{self.http}/v2/{path}", data, timeout) as answer:
@@ -187,6 +193,8 @@ class Server:
 
 def free_ports() -> Ports:
     """Ports of the loopback that nobody listens on."""
+    import socket
+
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in Ports._fields]
         for each in sockets:

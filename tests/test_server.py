@@ -326,14 +326,14 @@ def smoke(project: Project, server: tritonserver.Server, *more: str) -> tuple[in
 def test_smoke_judges_a_running_server_by_the_gate(one_of_them: One, serving: Serving) -> None:
     project = one_of_them("pictures")
     server, _ = serving(project)
-    for name in ("pictures", "pictures_onnx", "pictures_ensemble"):
+    for name in ("pictures_onnx", "pictures_ensemble"):
         assert server.load(name) is None
     code, out = smoke(project, server)
     assert code == 0, out
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("pictures")]
     assert sorted((row[0], row[1], row[-1]) for row in rows) == [
         (name, protocol, "ok")
-        for name in ("pictures", "pictures_ensemble", "pictures_onnx", "pictures_preprocess")
+        for name in ("pictures_ensemble", "pictures_onnx", "pictures_preprocess")
         for protocol in ("HTTP", "gRPC")
     ]
     assert all(row[-2] == "ms" for row in rows), "latencies are told"
@@ -375,7 +375,7 @@ def test_smoke_without_a_server_says_how_to_start_one(one_of_them: One) -> None:
     assert "has no model 'nope' of the specs" in project.doit("smoke", "--model", "nope").out
 
 
-@pytest.mark.parametrize("name", ["pictures_ensemble", "pictures_onnx", "from_bytes", "plain", "fixed_onnx"])
+@pytest.mark.parametrize("name", ["pictures_ensemble", "pictures_onnx", "from_bytes_onnx", "plain", "fixed_onnx"])
 def test_the_examples_of_clients_run_as_they_stand(all_of_them: Project, serving: Serving, name: str) -> None:
     server, _ = serving(all_of_them)
     assert server.load(name) is None
@@ -405,17 +405,17 @@ def test_serve_serves_until_it_is_told_to_end(one_of_them: One) -> None:
     project = one_of_them("plain")
     ports = tritonserver.free_ports()
     options = [word for name, port in ports._asdict().items() for word in (f"--{name}", str(port))]
-    process = project.start("serve", "--server", "core", *options)
-    lines = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("serving:"):
-            break
-    assert "  plain: ok\n" in lines
-    assert Client("gRPC", f"127.0.0.1:{ports.grpc}").ready("plain_onnx")
-    process.terminate()
-    assert process.wait(60) == 143
-    assert "interrupted by SIGTERM" in process.stdout.read()
+    with project.start("serve", "--server", "core", *options) as process:
+        lines = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("serving:"):
+                break
+        assert "  plain: ok\n" in lines
+        assert Client("gRPC", f"127.0.0.1:{ports.grpc}").ready("plain_onnx")
+        process.terminate()
+        assert process.wait(60) == 143
+        assert "interrupted by SIGTERM" in process.stdout.read()
     with pytest.raises(UserError, match="nothing answers"):
         Client("HTTP", f"127.0.0.1:{ports.http}").ready("plain")

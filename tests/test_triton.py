@@ -297,7 +297,7 @@ WRONG = [
     # Ensembles
     (
         triton("", 'ensemble = "onnx"\nformats = ["torchscript"]'),
-        "ensemble: expected one of the formats that are served, torchscript, found 'onnx'",
+        "ensemble: expected one of the formats, torchscript, found 'onnx'",
     ),
     (
         spec("[onnx]\ndynamic_axes = false", ENSEMBLE),
