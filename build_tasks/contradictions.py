@@ -58,7 +58,12 @@ def mistakes(model: Model) -> Iterator[Mistake]:
         if parsed.keys() >= SCHEDULERS:
             yield format if SCHEDULERS & triton.get(format, {}).keys() else "", f"one of {_both()}", "both"
             return
-        for path, expected, wrong in _of_a_model(model, format, message(parsed), given):
+        try:
+            config = message(parsed)
+        except ValueError as error:  # what the fields' types do not tell
+            yield format if format in triton else "", "what Triton's protobuf takes", str(error)
+            return
+        for path, expected, wrong in _of_a_model(model, format, config, given):
             field = path.partition(".")[0].partition("[")[0]
             mistake = (f"{format}.{path}" if field in triton.get(format, {}) else path, expected, wrong)
             if mistake not in told:

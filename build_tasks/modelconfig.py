@@ -62,10 +62,13 @@ def fields(model: Model, format: str) -> dict[str, Any]:
 
 
 def message(given: dict[str, Any]) -> Any:
-    """The ModelConfig of some fields, whose parameters may be plain values."""
+    """The ModelConfig of some fields, whose parameters may be plain values. ValueError for what it cannot hold."""
     from google.protobuf import json_format
 
-    return json_format.ParseDict(plain(given), protobuf().ModelConfig())
+    try:
+        return json_format.ParseDict(plain(given), protobuf().ModelConfig())
+    except json_format.ParseError as error:
+        raise ValueError(str(error)) from error
 
 
 def plain(given: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +111,11 @@ def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mist
             if not isinstance(value, dict):
                 yield where, "a table", repr(value)
                 continue
-            element = field.message_type.fields_by_name["value"]
+            keys, element = (field.message_type.fields_by_name[part] for part in ("key", "value"))
+            for key in value:
+                typed = int(key) if keys.cpp_type != keys.CPPTYPE_STRING and key.isdecimal() else key
+                if expected := _wrong_scalar(keys, typed):
+                    yield where, f"keys that are {expected}", repr(key)
             parts: list[tuple[str, Any]] = [(f"{where}.{key}", part) for key, part in value.items()]
         elif field.is_repeated:
             if not isinstance(value, list):
@@ -142,7 +149,7 @@ def _wrong_scalar(field: Any, value: Any) -> str | None:
     if field.cpp_type == field.CPPTYPE_BOOL:
         return None if isinstance(value, bool) else "bool"
     if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
-        return None if type(value) in (int, float) else "float"
+        return None if type(value) in (int, float) and abs(value) < float("inf") else "a finite float"
     bits = 32 if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 64
     signed = field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
     lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)

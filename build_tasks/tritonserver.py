@@ -278,7 +278,7 @@ def fetch() -> Any:
     with files.scratch() as folder:
         draft = f"{folder}/tritonserver"
         line = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        line += ["--no-deps", "--target", f"{draft}/package", "-r", REQUIREMENTS]
+        line += ["--no-deps", "--only-binary=:all:", "--target", f"{draft}/package", "-r", REQUIREMENTS]
         print(f"+ {shlex.join(line)}", flush=True)
         if code := subprocess.run(line, check=False).returncode:
             return TaskFailed(

@@ -93,6 +93,18 @@ WRONG = [
         triton("version_policy = { latest = { num_versions = 1 }, all = {} }"),
         "triton.version_policy: expected one of latest and all, found both",
     ),
+    (
+        batching("priority_queue_policy = { high = {} }"),
+        "triton.dynamic_batching.priority_queue_policy: expected keys that are int >= 0, found 'high'",
+    ),
+    (
+        triton("instance_group = [{ rate_limiter = { priority = inf } }]"),
+        "triton.instance_group[0].rate_limiter.priority: expected int >= 0, found inf",
+    ),
+    (
+        triton("sequence_batching = { direct = { minimum_slot_utilization = inf } }"),
+        "triton.sequence_batching.direct.minimum_slot_utilization: expected a finite float, found inf",
+    ),
     # What follows from the artifact
     (
         triton('input = [{ name = "INPUT__0" }]'),
