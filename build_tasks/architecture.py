@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 
+NORMALISING = ("shape", "mean", "std")  # of [input]; the shape for the number of channels
+
 
 def settings_of(model: Model) -> Settings:
     """What decides the network, for the fingerprint of every stage that makes it."""
@@ -36,7 +38,7 @@ def interface_of(model: Model) -> Settings:
     return {
         "format": spec.input.format,
         **settings(spec.output),
-        **({"mean": spec.input.mean, "std": spec.input.std} if normalised else {}),
+        **({key: getattr(spec.input, key) for key in NORMALISING} if normalised else {}),
     }
 
 
@@ -119,7 +121,7 @@ def normalised(module: "torch.nn.Module", batch: "torch.Tensor", interface: Sett
 
     if batch.dtype != torch.uint8:
         return batch
-    config = data_config(module, {key: interface[key] for key in ("mean", "std")})
+    config = data_config(module, {key: interface[key] for key in NORMALISING})
     mean, std = (torch.tensor(config[key], dtype=torch.float64).reshape(-1, 1, 1) * 255 for key in ("mean", "std"))
     # Cast before all else: TensorRT takes bytes for nothing but that.
     return (batch.float().permute(0, 3, 1, 2) - mean.float()) * (1 / std).float()

@@ -88,19 +88,20 @@ def _of_a_model(model: Model, format: str, config: Any, given: dict[str, Any]) -
         return
     config.max_batch_size = model.largest_batch(format)
     asked, most = given.get("max_batch_size"), model.spec.max_batch_size
-    if asked is not None and format == "tensorrt" and asked > model.spec.profile[2]:
-        yield (
-            "max_batch_size",
-            f"at most {model.spec.profile[2]}, the largest batch of the engine's profile",
-            repr(asked),
-        )
+    smallest, _, largest = model.spec.profile
+    if asked is not None and format == "tensorrt" and not smallest <= asked <= largest:
+        expected = f"at most {largest}, the largest batch of the engine's profile"
+        if asked < smallest:
+            expected = f"at least {smallest}, the smallest batch of the engine's profile"
+        yield "max_batch_size", expected, repr(asked)
     elif asked is not None and config.max_batch_size == 0:
         yield "max_batch_size", "nothing, since onnx.dynamic_axes = false fixes the batch", repr(asked)
     elif asked is not None and asked > most:
         yield "max_batch_size", f"at most {most}, the max_batch_size that is checked", repr(asked)
     for scheduler in SCHEDULERS & given.keys():
         if config.max_batch_size == 0 and given[scheduler] is not False:
-            yield scheduler, "nothing, since onnx.dynamic_axes = false fixes the batch", short(given[scheduler])
+            expected = f"false in [triton.{format}], since onnx.dynamic_axes = false fixes the batch"
+            yield scheduler, expected, short(given[scheduler])
             return
     yield from _instances(model, format, config, given)
     yield from _versions(model, config, given)
@@ -209,7 +210,10 @@ def _instances(model: Model, format: str, config: Any, given: dict[str, Any]) ->
     device = model.triton("device")
     kind_of = protobuf().ModelInstanceGroup.Kind.Name
     for index, (group, raw) in enumerate(zip(config.instance_group, given.get("instance_group") or (), strict=True)):
-        at, kind = f"instance_group[{index}]", kind_of(group.kind)
+        at = f"instance_group[{index}]"
+        kind = (
+            "KIND_CPU" if format == "preprocess" and "kind" not in raw else kind_of(group.kind)
+        )  # as config.py has it
         if "count" in raw and group.count < 1:
             yield f"{at}.count", "int >= 1", repr(group.count)
         if format == "tensorrt" and kind in ("KIND_CPU", "KIND_MODEL"):

@@ -131,7 +131,14 @@ def build_config(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         with open(path, encoding="utf-8") as file:
             text_format.Parse(file.read(), parsed)
     whole = modelconfig.message({"name": settings["name"], "platform": TRITON_MODELS["ensemble"].platform})
-    whole.max_batch_size = min(settings["max_batch_size"] or second.max_batch_size, second.max_batch_size)
+    for ours, theirs in zip(first.output, second.input, strict=True):
+        open_or_same = all(a == b or b == -1 for a, b in zip(ours.dims, theirs.dims, strict=False))
+        if ours.data_type != theirs.data_type or len(ours.dims) != len(theirs.dims) or not open_or_same:
+            raise UserError(
+                f"{settings['spec']}: ensemble: {second.name} takes {list(theirs.dims)} of another type or size than "
+                f"pictures are prepared as, {list(ours.dims)}"
+            )
+    whole.max_batch_size = min(settings["max_batch_size"], first.max_batch_size, second.max_batch_size)
     whole.input.extend(first.input)
     whole.output.extend(second.output)
     for part in (first, second):

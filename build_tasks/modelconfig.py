@@ -81,7 +81,9 @@ def plain(given: dict[str, Any]) -> dict[str, Any]:
 def _string(value: Any) -> Any:
     if isinstance(value, dict):
         return value.get("string_value", value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
 
 
 def structural(table: dict[str, Any], of_one_format: bool) -> Iterator[Mistake]:
@@ -131,7 +133,7 @@ def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mist
                 else:
                     yield at, "a table", repr(part)
             elif element.enum_type is not None:
-                if part not in element.enum_type.values_by_name:
+                if not isinstance(part, str) or part not in element.enum_type.values_by_name:
                     values = list(element.enum_type.values_by_name)
                     yield at, f"one of {', '.join(values)}", hinted(part, values)
             elif expected := _wrong_scalar(element, part):

@@ -16,7 +16,7 @@ import os
 import shutil
 from typing import Any
 
-from build_tasks import files, modelconfig
+from build_tasks import files, modelconfig, releases
 from build_tasks.config import MARK, first_line
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
@@ -65,11 +65,12 @@ def task(model: Model, format: str, artifacts: list[str]) -> dict[str, Any]:
             "files": artifacts,
             "spec": spec_digest(model, of),
             "keep_versions": kept,
+            "release": model.release if kept > 1 else None,  # which must load the older versions, too
             "specific": policy.get("specific", {}).get("versions", []) if policy else [],
             "provenance": model.triton("provenance"),
         },
         tools=(),
-        code=code_of("publish"),
+        code=code_of("publish", "releases"),
         light=True,
         place=files.replace if kept == 1 else files.update,
     )
@@ -99,7 +100,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "weights": digest(inputs["weights"]),
         "spec": settings["spec"],
         "tools": ", ".join(sorted({f"{name} {version}" for each in tools for name, version in each.items()})),
-        "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"]],
+        "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plans(settings, signatures)],
+        "needs": {key: signatures[0][key] for key in ("opset", "ir_version") if key in signatures[0]},
     }
     kept, gone = standing(settings, new)
     same = [version for version, known in kept.items() if known["build"] == new["build"]]
@@ -148,7 +150,7 @@ def checked(inputs: Paths, settings: Settings) -> list[list[dict[str, Any]]]:
 
 
 def put(provenance: dict[str, Any], folder: str, inputs: Paths, settings: Settings) -> None:
-    """A version's folder, and what it holds into its provenance. An ensemble's is empty."""
+    """A version's folder, and what it holds into its provenance, which alone is in an ensemble's."""
     os.makedirs(folder)
     for artifact in settings["files"] if settings["format"] != "ensemble" else ():
         copy(inputs[artifact], folder if settings["format"] == "preprocess" else f"{folder}/{artifact}")
@@ -160,18 +162,30 @@ def put(provenance: dict[str, Any], folder: str, inputs: Paths, settings: Settin
 def standing(settings: Settings, new: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], list[int]]:
     """The versions that are published and can be served beside a new one, by number; and those that cannot.
 
-    One config.pbtxt is for all of them: so their tensors must be the same. And they must be what was published.
+    One config.pbtxt is for all of them: so their tensors must be the same, and of plans the files, the profiles and
+    the TensorRT. The server's release must load them, since one that fails fails the model. And they must be what was
+    published.
     """
     folder = f"{REPOSITORY}/{settings['name']}"
     numbers = [int(name) for name in os.listdir(folder) if name.isdecimal()] if os.path.isdir(folder) else []
     kept, gone = {}, []
     for number in sorted(numbers):
         known = read_provenance(f"{folder}/{number}")
-        if known.get("tensors") == new["tensors"] and known.get("files") == contents(f"{folder}/{number}"):
+        same = known.get("tensors") == new["tensors"] and known.get("files") == contents(f"{folder}/{number}")
+        if same and not (known["needs"] and releases.refusal(settings["release"], "onnx", known["needs"])):
             kept[number] = known
         else:
             gone.append(number)
     return kept, gone
+
+
+def plans(settings: Settings, signatures: list[dict[str, Any]]) -> list[Any]:
+    """What else must be the same of plans that are versions of one model; nothing of other formats."""
+    if settings["format"] != "tensorrt":
+        return []
+    about = ("profile", "TensorRT", "version_compatible")
+    told = [[signature.get(key) for key in about] for signature in signatures]
+    return sorted([file, *of] for file, of in zip(settings["files"], told, strict=True))  # lists, as JSON has them
 
 
 def read_provenance(folder: str) -> dict[str, Any]:
@@ -181,7 +195,7 @@ def read_provenance(folder: str) -> dict[str, Any]:
             known = json.load(file)
     except (OSError, ValueError):
         return {}
-    whole = isinstance(known, dict) and {*PARAMETERS, "tensors", "files"} <= known.keys()
+    whole = isinstance(known, dict) and {*PARAMETERS, "tensors", "needs", "files"} <= known.keys()
     return known if whole else {}
 
 

@@ -145,14 +145,14 @@ def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
             "nothing, since [weights] says it",
             repr(spec.architecture.arguments[argument]),
         )
-    yield from _triton_mistakes(model)
+    yield from _triton_mistakes(model, overrides)
     yield from _gate_mistakes(spec.accuracy)
     if len(set(spec.formats)) != len(spec.formats):
         yield "formats", "each format once", repr(spec.formats)
     yield from _engine_mistakes(spec, overrides)
 
 
-def _triton_mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
+def _triton_mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
     spec, triton = model.spec, model.spec.triton
     if not isinstance(model.triton("release"), str) or not re.fullmatch(r"2[0-9]\.(0[1-9]|1[0-2])", model.release):
         yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(triton["release"])
@@ -172,11 +172,14 @@ def _triton_mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
     if spec.ensemble is not None and spec.ensemble not in spec.formats:
         expected = f"one of the formats, {', '.join(model.served)}" if model.served else "nothing: no format is served"
         yield "ensemble", expected, repr(spec.ensemble)
-    elif spec.ensemble is not None and model.largest_batch(spec.ensemble) == 0:
+    elif spec.ensemble is not None and model.largest_batch(spec.ensemble) == 0 and not overrides:
         yield "ensemble", "a format with an open batch, which onnx.dynamic_axes = false closes", repr(spec.ensemble)
+    elif spec.ensemble == "tensorrt" and not spec.engine.keep_io_types and not overrides:
+        yield "ensemble", "engine.keep_io_types = true, since pictures are prepared in fp32", "false"
     elif spec.ensemble is not None and spec.input.shape is not None and spec.input.shape[0] != 3:
         yield "ensemble", "nothing, since pictures have 3 channels", f"input.shape = {spec.input.shape}"
-    if any(key not in TRITON_KEYS for key in triton):
+    # A batch that holds for one run is no contradiction to what [triton] says for all others.
+    if any(key not in TRITON_KEYS for key in triton) and not overrides:
         from build_tasks import contradictions  # Triton's protobuf, for those who set fields of it
 
         for key, expected, found in contradictions.mistakes(model):

@@ -139,8 +139,11 @@ def batches(model: Model, format: str, most: int) -> tuple[int, int]:
     """The smallest and the largest batch of the samples that are sent at once."""
     if format in model.around:
         return 1, min(measure.BATCH, most)
-    with open(model.artifact(f"{model.files(format)[0]}.signature.json"), encoding="utf-8") as file:
-        smallest, largest = measure.batch_sizes(json.load(file))
+    sizes = []
+    for artifact in ensemble.artifacts(model, format):
+        with open(model.artifact(f"{artifact}.signature.json"), encoding="utf-8") as file:
+            sizes.append(measure.batch_sizes(json.load(file)))
+    smallest, largest = max(size for size, _ in sizes), min(size for _, size in sizes)
     return smallest, min(largest, most) if most else largest
 
 

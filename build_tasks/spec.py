@@ -228,8 +228,9 @@ class Model:
             return 0
         if format == "tensorrt":
             bounds.append(self.spec.profile[2])
-        own = self.spec.triton.get(format, {}).get("max_batch_size")
-        return min(*bounds, own) if own else min(bounds)
+        table = self.spec.triton.get(format)
+        own = table.get("max_batch_size") if isinstance(table, dict) else None
+        return min(*bounds, own) if type(own) is int and own > 0 else min(bounds)
 
     @property
     def around(self) -> list[str]:

@@ -33,7 +33,7 @@ IN_IMAGE = "/models"
 
 KINDS = ("auto", "local", "docker", "core")
 PYTHON_BACKENDS = "build_tasks/python_backends"
-WAIT = 120  # seconds for the server to be alive; Docker may have to fetch an image first
+WAIT = 120  # seconds for the server to be alive; in Docker, pip goes first
 
 SERVER = {
     "name": "server", "long": "server", "type": str, "default": "auto", "choices": [(kind, "") for kind in KINDS],
@@ -218,6 +218,11 @@ def started(
     log: where its output goes.
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
+    image = IMAGE.format(release)
+    if kind == "docker" and not _answers(["docker", "image", "inspect", image]):
+        print(f"+ docker pull {image}", flush=True)
+        if code := subprocess.run(["docker", "pull", image], check=False).returncode:
+            raise UserError(f"docker pull {image} ended with exit code {code}")
     with backends(kind, stand_ins) as folder, open(log, "w+", encoding="utf-8") as file:
         start = launch(kind, release, ports, address, list(options), repository, folder)
         process = subprocess.Popen(

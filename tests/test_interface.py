@@ -170,3 +170,11 @@ def test_what_is_no_picture_is_a_value_error(picture: bytes) -> None:
     }
     with pytest.raises(ValueError, match="not a picture"):
         preprocess(picture, config)
+
+
+def test_bytes_have_as_many_channels_as_the_network_takes() -> None:
+    interface = {"shape": [4, 8, 8], "mean": [0.5] * 4, "std": [0.25] * 4}
+    batch = torch.full((2, 8, 8, 4), 255, dtype=torch.uint8)
+    found = architecture.normalised(torch.nn.Identity(), batch, interface)
+    assert found.shape == (2, 4, 8, 8)
+    assert torch.equal(found, torch.full((2, 4, 8, 8), 2.0))

@@ -11,7 +11,7 @@ from conftest import ROOT
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build_tasks import config, releases
+from build_tasks import config, ensemble, publish, releases
 from build_tasks.errors import UserError
 from build_tasks.reading import load
 from build_tasks.spec import Model
@@ -157,7 +157,7 @@ WRONG = [
     ),
     (
         spec("[onnx]\ndynamic_axes = false\n[triton.onnx]\ndynamic_batching = {}"),
-        "triton.onnx.dynamic_batching: expected nothing, since onnx.dynamic_axes = false fixes the batch, found {}",
+        "triton.onnx.dynamic_batching: expected false in [triton.onnx], since onnx.dynamic_axes = false fixes the batch, found {}",
     ),
     (
         of("onnx", "max_batch_size = 1\ndynamic_batching = {}"),
@@ -306,7 +306,29 @@ WRONG = [
         "triton.parameters.provenance.1.build: expected another name, since the build writes its own there, "
         "found 'provenance.1.build'",
     ),
+    (
+        triton("parameters = { trained = 2026-01-01 }"),
+        "triton.parameters.trained.string_value: expected str, found datetime.date(2026, 1, 1)",
+    ),
+    (
+        triton('instance_group = [{ kind = ["KIND_GPU"] }]'),
+        "triton.instance_group[0].kind: expected one of KIND_AUTO, KIND_GPU, KIND_CPU, KIND_MODEL, found ['KIND_GPU'] (did you mean 'KIND_GPU'?)",
+    ),
+    (
+        spec("[engine]\nmin_batch_size = 4\n[triton.tensorrt]\nmax_batch_size = 2"),
+        "triton.tensorrt.max_batch_size: expected at least 4, the smallest batch of the engine's profile, found 2",
+    ),
     # Ensembles
+    (triton('onnx = { max_batch_size = "8" }', ENSEMBLE), "triton.onnx.max_batch_size: expected int >= 1, found '8'"),
+    (triton("onnx = false", ENSEMBLE), "triton.onnx: expected a table, found False"),
+    (
+        spec("[triton.preprocess]\ninstance_group = [{ gpus = [0] }]", ENSEMBLE),
+        "triton.preprocess.instance_group[0].gpus: expected nothing, since kind = KIND_CPU, found [0]",
+    ),
+    (
+        spec("[engine]\nkeep_io_types = false", 'ensemble = "tensorrt"'),
+        "ensemble: expected engine.keep_io_types = true, since pictures are prepared in fp32, found false",
+    ),
     (
         triton("", 'ensemble = "onnx"\nformats = ["torchscript"]'),
         "ensemble: expected one of the formats, torchscript, found 'onnx'",
@@ -535,3 +557,40 @@ def test_a_smallest_batch_that_a_request_may_miss_is_said() -> None:
     assert notes["smallest batch"] == "4, below which a request fails (engine.min_batch_size)"
     found = text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
     assert [sample.batch_size for sample in found.model_warmup] == [4, 8]
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_ensemble_takes_no_more_than_its_steps() -> None:
+    text = spec("[triton.preprocess]\nmax_batch_size = 2", ENSEMBLE)
+    derived(text, "onnx", tensors())
+    pictures = {
+        "inputs": [{"name": "IMAGE", "dtype": "bytes", "shape": [-1, 1]}],
+        "outputs": [{"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 160, 160]}],
+    }
+    model = read(text)
+    Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
+    first = config.task(model, "preprocess", ["preprocess"])["meta"]["stage"]
+    first.build(first.inputs, first.outputs, first.settings)
+    whole = ensemble.config_task(model, ["preprocess", "model.onnx"])["meta"]["stage"]
+    assert whole.build(whole.inputs, whole.outputs, whole.settings)["max_batch_size"] == 2
+    pictures["outputs"][0]["dtype"] = "uint8"
+    Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
+    first.build(first.inputs, first.outputs, first.settings)
+    with pytest.raises(UserError, match="of another type or size than pictures are prepared as"):
+        whole.build(whole.inputs, whole.outputs, whole.settings)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_batch_that_is_fixed_for_one_run_contradicts_nothing() -> None:
+    read(spec("[triton]\ndynamic_batching = {}", ENSEMBLE))
+    [model] = load(overrides={"m": {("onnx", "dynamic_axes"): ("--no-dynamic_axes", False)}})
+    assert model.largest_batch("onnx") == 0
+
+
+def test_plans_of_another_profile_or_tensorrt_are_no_versions_of_one_model() -> None:
+    settings = {"format": "tensorrt", "files": ["model.sm90.plan", "model.sm86.plan"]}
+    told = publish.plans(settings, [plan(8), plan(8)])
+    assert json.loads(json.dumps(told)) == told, "as it is read again"
+    assert told != publish.plans(settings, [plan(8), plan(4)])
+    assert told != publish.plans(settings, [plan(8, "11.3.0.99"), plan(8)])
+    assert publish.plans({"format": "onnx", "files": ["model.onnx"]}, [tensors()]) == []
