@@ -35,6 +35,8 @@ KINDS = ("auto", "local", "docker", "core")
 PYTHON_BACKENDS = "build_tasks/python_backends"
 WAIT = 120  # seconds for the server to be alive; in Docker, pip goes first
 
+LOADING = 300  # seconds for a model, warm-up and all: a plan takes long, and the Python backend may hang
+
 SERVER = {
     "name": "server", "long": "server", "type": str, "default": "auto", "choices": [(kind, "") for kind in KINDS],
     "help": "local: tritonserver on the PATH; docker; core: the one that `doit tritonserver` fetches; auto: the first",
@@ -179,7 +181,10 @@ class Server:
         """
         self.log.seek(0, os.SEEK_END)
         place = self.log.tell()
-        status, answer = self.request(f"repository/models/{name}/load", {})
+        try:
+            status, answer = self.request(f"repository/models/{name}/load", {}, timeout=LOADING)
+        except OSError as error:  # it hangs, or has ended
+            return f"the server did not answer within {LOADING} s, or ended ({error})"
         if status == 200:
             return None
         reason = str(json.loads(answer)["error"])
