@@ -70,16 +70,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     verdict = {"model": measured["model"], "signature": measured["signature"], "status": status}
     with open(outputs["verdict"], "w", encoding="utf-8") as file:
         json.dump(verdict, file, indent=1)
-    return {"accuracy": status, **margins(measured, settings)}
+    error, limit = margins(measured, settings)
+    return {"accuracy": status, "error": f"{error}, limit {limit}"}
 
 
-def margins(measured: dict[str, Any], settings: Settings) -> Notes:
-    """The relative L2 error that comes nearest to its limit, and this limit."""
+def margins(measured: dict[str, Any], settings: Settings) -> tuple[str, str]:
+    """The relative L2 error that comes nearest to its limit, and this limit, as they are told."""
     outputs = measured["outputs"]
     bounds = {name: gate.limits(name, outputs[name], settings)["relative_l2"] for name in outputs}
     name = max(bounds, key=lambda name: outputs[name]["relative_l2"] / bounds[name])
-    error, limit = (gate.figure("relative_l2", value) for value in (outputs[name]["relative_l2"], bounds[name]))
-    return {"error": f"{error}, limit {limit}"}
+    return gate.figure("relative_l2", outputs[name]["relative_l2"]), gate.figure("relative_l2", bounds[name])
 
 
 def advice(settings: Settings) -> str:

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.compare import continuous, disagreement, moved_by_an_ulp
+from build_tasks.compare import arranged, continuous, disagreement, moved_by_an_ulp
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import MODELS, Model, settings
 
@@ -245,5 +245,5 @@ def example(shape: tuple[int, int, int], batch: int, format: str = "fp32_nchw", 
 
     generator = torch.Generator().manual_seed(seed)
     if format == "uint8_nhwc":
-        return torch.randint(0, 256, (batch, *shape[1:], shape[0]), generator=generator, dtype=torch.uint8)
+        return torch.randint(0, 256, (batch, *arranged(shape, format)), generator=generator, dtype=torch.uint8)
     return torch.randn(batch, *shape, generator=generator)

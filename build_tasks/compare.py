@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # The PyTorch backend's convention, kept in every format, so that a client changes nothing but the model's name.
 # Source: the server's docs, user_guide/model_configuration.md, "Inputs and Outputs".
 INPUT, OUTPUT = "INPUT__0", "OUTPUT__{}"
+
 
 LARGEST_MESSAGE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
 
@@ -67,6 +68,12 @@ def disagreement(found: "list[np.ndarray]", expected: "list[np.ndarray]") -> flo
     if len(found) != len(expected):
         return float("inf")
     return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def arranged(shape: Sequence[int], format: str) -> list[int]:
+    """(channels, height, width) in the order of input.format."""
+    channels, *size = shape
+    return [*size, channels] if format == "uint8_nhwc" else [channels, *size]
 
 
 def continuous(outputs: "list[np.ndarray]") -> "list[np.ndarray]":

@@ -14,7 +14,7 @@ from polygraphy.backend.trt.util import get_trt_logger
 from polygraphy.exception import PolygraphyException
 from polygraphy.mod.trt_importer import lazy_import_trt
 
-from build_tasks.compare import INPUT, onnx_file
+from build_tasks.compare import INPUT, arranged, onnx_file
 from build_tasks.errors import UserError, first_lines
 
 if TYPE_CHECKING:
@@ -120,9 +120,8 @@ def shapes(network: "trt.INetworkDefinition", settings: Settings) -> dict[str, d
         sizes = dict.fromkeys(batches, shape[1:])
         if settings["sizes"]:
             (small, large), (channels, *own) = settings["sizes"], settings["shape"]
-            raw = settings["format"] == "uint8_nhwc"
             sizes = {
-                point: [*size, channels] if raw else [channels, *size]
+                point: arranged([channels, *size], settings["format"])
                 for point, size in (("min", small), ("opt", own), ("max", large))
             }
         if -1 in shape:

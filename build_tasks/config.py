@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from build_tasks import modelconfig, releases
-from build_tasks.compare import INPUT
+from build_tasks.compare import INPUT, arranged
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import FORMATS, TRITON_MODELS, Model
@@ -50,7 +50,7 @@ def task(model: Model, format: str, files: list[str]) -> dict[str, Any]:
             "ranked": model.spec.output.top_k is not None,
         },
         tools=("tritonclient",),
-        code=code_of("config", "modelconfig", "contradictions", "optimisation", "releases", "digests"),
+        code=code_of("config", "compare", "modelconfig", "contradictions", "optimisation", "releases", "digests"),
         light=True,
     )
     return stage.task(doc=f"config.pbtxt of {model.triton_name(format)}")
@@ -199,13 +199,11 @@ def warm_up(config: Any, signature: dict[str, Any], settings: Settings) -> list[
     Zeros: random data would be any bits, and so NaN and infinity, too.
     """
     sizes = sorted({signature["smallest_batch"], config.max_batch_size}) if config.max_batch_size else [1]
-    shape = settings["input"]["shape"]
     tensors = {}
     for tensor in config.input:
         dims = list(tensor.dims)
         if -1 in dims:  # height and width; the spec has to say their best
-            channels, height, width = shape
-            dims[-3:] = [height, width, channels] if settings["input"]["format"] == "uint8_nhwc" else shape
+            dims[-3:] = arranged(settings["input"]["shape"], settings["input"]["format"])
         name = modelconfig.protobuf().DataType.Name(tensor.data_type)
         tensors[tensor.name] = {"data_type": name, "dims": dims, "zero_data": True}
     return [

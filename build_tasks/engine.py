@@ -71,7 +71,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
             "sizes": model.spec.sizes,
         },
         tools=TOOLS,
-        code=code_of("engine", "compiler", "machine"),
+        code=code_of("engine", "compiler", "compare", "machine"),
         lacking=machine.lacking_rtx if rtx else functools.partial(machine.lacking, capability),
         facts=machine.facts_rtx if rtx else machine.facts,
     )

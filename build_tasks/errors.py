@@ -1,6 +1,7 @@
-"""The one exception that is the user's to mend, and how it quotes the errors of others."""
+"""The one exception that is the user's to mend, how it quotes the errors of others, and how it hints at names."""
 
 import re
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -15,3 +16,11 @@ def first_lines(error: BaseException, count: int = 1) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:count]) or type(error).__name__
+
+
+def hinted(found: object, valid: Iterable[str]) -> str:
+    """What was found, with the nearest of the valid names."""
+    import difflib
+
+    near = difflib.get_close_matches(str(found), list(valid), n=1)
+    return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")

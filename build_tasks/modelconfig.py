@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+from build_tasks.errors import hinted
 from build_tasks.spec import AROUND, FORMATS, TRITON_KEYS, Model
 
 Mistake = tuple[str, str, str]  # key below triton, what was expected, what was found
@@ -170,13 +171,6 @@ def warm_up_files(model: Model, format: str) -> list[str]:
     samples = fields(model, format).get("model_warmup") or ()
     tensors = [tensor for sample in samples for tensor in sample.get("inputs", {}).values()]
     return sorted({tensor["input_data_file"] for tensor in tensors if "input_data_file" in tensor})
-
-
-def hinted(found: object, valid: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(str(found), valid, n=1)
-    return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def short(value: object) -> str:

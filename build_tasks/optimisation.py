@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from build_tasks.modelconfig import Mistake, hinted, short
+from build_tasks.errors import hinted
+from build_tasks.modelconfig import Mistake, short
 from build_tasks.spec import Model
 
 # Parameters of ONNX Runtime's accelerators; those of CUDA go to ONNX Runtime as they are.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.compare import INPUT
+from build_tasks.compare import INPUT, arranged
 from build_tasks.errors import UserError
 from build_tasks.spec import Model
 
@@ -33,16 +33,18 @@ def files(source: str) -> list[str]:
     return sorted(path for path in found if path.lower().endswith(SUFFIXES))
 
 
-def encoded(model: Model) -> list[bytes] | None:
-    """The accuracy samples as files, in their order; None where they are tensors."""
+def encoded(model: Model) -> "np.ndarray | None":
+    """The accuracy samples as files, bytes (samples, 1), as an ensemble takes them; None where they are tensors."""
+    import numpy as np
+
     source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else SHIPPED
     if source.endswith(TENSORS):
         return None
     contents = []
     for path in files(source):
         with open(path, "rb") as file:
-            contents.append(file.read())
-    return contents
+            contents.append([file.read()])
+    return np.array(contents, dtype=object)
 
 
 def load(
@@ -113,8 +115,8 @@ def tensors(path: str, shape: tuple[int, int, int], format: str) -> "np.ndarray"
     if raw and batch.dtype != np.uint8:
         raise UserError(f"{path}: expected uint8, since input.format is {format}, found {batch.dtype}")
     batch = batch if raw else np.asarray(batch, dtype=np.float32)
-    expected = (*shape[1:], shape[0]) if raw else shape
-    if batch.shape[1:] != expected or not len(batch):
+    expected = arranged(shape, format)
+    if list(batch.shape[1:]) != expected or not len(batch):
         wanted = f"[samples, {', '.join(map(str, expected))}]"
         raise UserError(f"{path}: expected an array of shape {wanted}, found {list(batch.shape)}")
     if not np.isfinite(batch).all():

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from msgspec import Struct, ValidationError, convert
 
 from build_tasks import releases
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, hinted
 from build_tasks.overrides import Given
 from build_tasks.spec import (
     AROUND,
@@ -124,7 +124,7 @@ def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
     scheme, rest = split_source(spec.weights.source)
     if scheme not in (*SCHEMES, "file"):
         known = [f"{s}://" for s in SCHEMES]
-        yield "weights.source", f"one of {', '.join(known)} or a path", _hinted(f"{scheme}://", known)
+        yield "weights.source", f"one of {', '.join(known)} or a path", hinted(f"{scheme}://", known)
     elif scheme == "random" and not rest.isdecimal():
         yield "weights.source", "random:// and a seed", repr(spec.weights.source)
     elif scheme == "random" and int(rest) >= 2**64:
@@ -161,7 +161,7 @@ def _triton_mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str,
         hint = f", or triton.release = {newer!r} or newer" if newer else ""
         yield "onnx.opset", f"at most {reads.opset}, which Triton {model.release} reads{hint}", repr(spec.onnx.opset)
     if (device := model.triton("device")) not in DEVICES:
-        yield "triton.device", f"one of {', '.join(DEVICES)}", _hinted(device, DEVICES)
+        yield "triton.device", f"one of {', '.join(DEVICES)}", hinted(device, DEVICES)
     elif device == "cpu" and "tensorrt" in spec.formats:
         yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
     if not isinstance(model.triton("provenance"), bool):
@@ -251,12 +251,12 @@ def _explain(message: str, document: dict[str, Any]) -> str:
     key = key.lstrip(".") or "top level"
     if unknown := re.search(r"unknown field `(.+)`", message, re.DOTALL):
         fields = table.__struct_fields__
-        return f"{key}: expected one of {', '.join(fields)}, found {_hinted(unknown[1], fields)}"
+        return f"{key}: expected one of {', '.join(fields)}, found {hinted(unknown[1], fields)}"
     if missing := re.search(r"missing required field `(.+)`", message):
         return f"{key}: expected the key {missing[1]!r}, found nothing"
     if "Invalid enum value" in message:
         choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
-        return f"{key}: expected one of {', '.join(choices)}, found {_hinted(found, choices)}"
+        return f"{key}: expected one of {', '.join(choices)}, found {hinted(found, choices)}"
     expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
     return f"{key}: expected {expected}, found {found!r}"
 
@@ -270,10 +270,3 @@ def _choices(hint: Any) -> list[str]:
     if getattr(hint, "__origin__", None) is Literal:
         return [str(choice) for choice in get_args(hint)]
     return [choice for argument in get_args(hint) for choice in _choices(argument)]
-
-
-def _hinted(found: object, valid: Any) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(str(found), list(valid), n=1)
-    return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")

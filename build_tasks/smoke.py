@@ -93,14 +93,15 @@ def asked_of(client: Client, model: Model, format: str) -> dict[str, str]:
     name = model.triton_name(format)
     if not client.ready(name):
         raise UserError("it is not loaded")
-    if format in model.around and pictures.encoded(model) is None:
+    encoded = pictures.encoded(model) if format in model.around else None
+    if format in model.around and encoded is None:
         return {"verdict": NOT_ASKED}
     tensors, config = client.tensors(name), client.config(name)
     files = {key: model.artifact(f"{key}.json") for key in ("samples", "reference")}
     known = measure.Reference({**files, "names": model.artifact("samples.txt")})
     prepared = known.samples
-    if format in model.around:
-        known.samples = as_bytes(pictures.encoded(model) or [])
+    if encoded is not None:
+        known.samples = encoded
     versions = set()
 
     def run(batch: "np.ndarray") -> "list[np.ndarray]":
@@ -120,12 +121,6 @@ def asked_of(client: Client, model: Model, format: str) -> dict[str, str]:
     seconds = latencies(run, known.samples, sizes[0])
     median, slowest = (f"{value * 1e3:.1f} ms" for value in (statistics.median(seconds), max(seconds)))
     return {"version": ", ".join(sorted(versions)), **row, "median": median, "slowest": slowest, "verdict": "ok"}
-
-
-def as_bytes(encoded: list[bytes]) -> "np.ndarray":
-    import numpy as np
-
-    return np.array([[picture] for picture in encoded], dtype=object)
 
 
 def typed(batch: "np.ndarray", type: str) -> "np.ndarray":
@@ -167,7 +162,7 @@ def judged(model: Model, format: str, measured: dict[str, Any]) -> dict[str, str
     if reason := gate.refusal(measured, settings, ""):
         raise UserError(reason)
     row = {key: str(value) for key, value in measure.told(measured).items() if key == "top-1"}
-    error, _, limit = margins(measured, settings)["error"].partition(", limit ")
+    error, limit = margins(measured, settings)
     return {**row, "error": error, "limit": limit}
 
 

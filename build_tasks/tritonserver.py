@@ -92,27 +92,24 @@ def _answers(command: list[str]) -> bool:
     return False
 
 
-def launch(
-    kind: str, release: str, ports: Ports, address: str, options: list[str], repository: str, backends: str | None
-) -> Launch:
+def launch(kind: str, release: str, ports: Ports, address: str, backends: str | None) -> Launch:
     """The command of a server. backends: a folder of backends for the core; other servers have their own."""
-    listening = {"http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics}
     if kind == "docker":
         gpus = ["--gpus", "all"] if isinstance(machine.gpu(), machine.Gpu) else []
         published = [f"{address}:{port}:{inside}" for port, inside in zip(ports, Ports(), strict=True)]
         # The Python models of ensembles decode with Pillow, which the image does not have.
-        script = f"pip install --quiet pillow; exec tritonserver --model-repository={IN_IMAGE} {shlex.join(options)}"
+        script = f"pip install --quiet pillow; exec tritonserver --model-repository={IN_IMAGE} {shlex.join(STRICT)}"
         command = [
             *("docker", "run", "--rm", "--init", *gpus, "--shm-size", "1g"),
             *(part for mapping in published for part in ("--publish", mapping)),
-            *("--volume", f"{os.path.abspath(repository)}:{IN_IMAGE}:ro"),
+            *("--volume", f"{os.path.abspath(REPOSITORY)}:{IN_IMAGE}:ro"),
             *(IMAGE.format(release), "bash", "-c", script),
         ]
         return Launch(command, {}, f"Docker's {IMAGE.format(release)}")
-    flags = [f"--model-repository={os.path.abspath(repository)}", *options]
+    flags = [f"--model-repository={os.path.abspath(REPOSITORY)}", *STRICT]
     flags += [
         f"--{name}-{what}={value}"
-        for name, port in listening.items()
+        for name, port in ports._asdict().items()
         for what, value in (("address", address), ("port", port))
     ]
     if kind == "local":
@@ -213,8 +210,6 @@ def started(
     release: str,
     ports: Ports,
     log: str,
-    options: tuple[str, ...] = STRICT,
-    repository: str = REPOSITORY,
     stand_ins: bool = False,
     address: str = "127.0.0.1",
 ) -> Iterator[Server]:
@@ -229,7 +224,7 @@ def started(
         if code := subprocess.run(["docker", "pull", image], check=False).returncode:
             raise UserError(f"docker pull {image} ended with exit code {code}")
     with backends(kind, stand_ins) as folder, open(log, "w+", encoding="utf-8") as file:
-        start = launch(kind, release, ports, address, list(options), repository, folder)
+        start = launch(kind, release, ports, address, folder)
         process = subprocess.Popen(
             start.command, env={**os.environ, **start.environment}, stdout=file, stderr=subprocess.STDOUT
         )

@@ -538,9 +538,7 @@ def test_images_follow_from_the_release() -> None:
 
     model = read(triton('release = "25.05"'))
     assert "nvcr.io/nvidia/tensorrt:25.05-py3" in container.commands([model])[0]
-    start = tritonserver.launch(
-        "docker", model.release, tritonserver.Ports(), "127.0.0.1", [], "model_repository", None
-    )
+    start = tritonserver.launch("docker", model.release, tritonserver.Ports(), "127.0.0.1", None)
     assert "nvcr.io/nvidia/tritonserver:25.05-py3" in start.command
     assert "127.0.0.1:8000:8000" in start.command
 
