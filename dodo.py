@@ -3,7 +3,7 @@
     weights ──► torchscript ──► onnx ──► precision ──► engine, rtx     build/<model>/
        │             │           │           │           │
        └► reference ─┴───────────┴► measure ─┴───────────┘
-                                       ├─► report
+                                       ├─► summary
                                     accuracy
                                        │
                 labels ─► config ─► publish           model_repository/<model>, <model>_onnx, <model>_trt
@@ -20,7 +20,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from doit.doit_cmd import DoitMain
 from doit.exceptions import InvalidDodoFile
 
 from build_tasks import (
@@ -35,20 +34,22 @@ from build_tasks import (
     layers,
     measure,
     onnx,
+    onnx_only,
     overrides,
     precision,
     publish,
     reference,
     repair,
-    report,
     serve,
     smoke,
+    summary,
     torchscript,
     tritonserver,
     weights,
 )
-from build_tasks.digests import ContentChecker
+from build_tasks.digests import ContentChecker, digest
 from build_tasks.errors import UserError
+from build_tasks.names import RESERVED
 from build_tasks.reading import load
 from build_tasks.reporter import Reporter
 from build_tasks.spec import BUILD, CONVERTED, Model
@@ -59,15 +60,8 @@ gc.disable()
 
 Tasks = Iterator[dict[str, Any]]
 
-STAGES = (
-    *("weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"),
-    *("measure", "accuracy", "report", "preprocess", "config", "client", "publish", "prune"),
-    *("container", "layers", "compare", "check", "smoke", "serve", "tritonserver"),
-)
-COMMANDS = tuple(command.get_name() for command in DoitMain.DOIT_CMDS)
-
 try:
-    MODELS = load(reserved=(*STAGES, *COMMANDS), overrides=overrides.given())
+    MODELS = load(reserved=RESERVED, overrides=overrides.given())
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
@@ -76,7 +70,8 @@ ENSEMBLES = [model for model in MODELS if model.spec.ensemble]
 ALL = [*SERVED, *((model, format) for model in ENSEMBLES for format in model.around)]
 
 try:
-    os.makedirs(BUILD, exist_ok=True)
+    if digest.remembers:  # `doit plan` writes nothing
+        os.makedirs(BUILD, exist_ok=True)
 except OSError as error:
     raise InvalidDodoFile(f"{BUILD}/: {error.strerror}") from error
 
@@ -106,7 +101,9 @@ def task_model() -> Tasks:
 
 def chain(model: Model) -> Iterator[str]:
     """The tasks of a model in the order in which they are told; what needs what follows from their files."""
-    yield from (f"{stage}:{model.name}" for stage in ("weights", "reference", "torchscript"))
+    yield from (f"{stage}:{model.name}" for stage in ("weights", "reference"))
+    if not model.spec.only_onnx:
+        yield f"torchscript:{model.name}"
     if exported(model):
         yield f"onnx:{model.name}"
     graph = model.graph_name(model.spec.engine.precision)
@@ -129,7 +126,7 @@ def chain(model: Model) -> Iterator[str]:
         yield f"preprocess:{model.name}"
     for format in model.around:
         yield from around(model, format)
-    yield f"report:{model.name}"
+    yield f"summary:{model.name}"
 
 
 def around(model: Model, format: str) -> list[str]:
@@ -144,7 +141,7 @@ def exported(model: Model) -> bool:
 
 def task_weights() -> Tasks:
     """Fetch, verify and convert weights -> weights.safetensors"""
-    yield from map(weights.task, MODELS)
+    yield from (onnx_only.weights_task(model) if model.spec.only_onnx else weights.task(model) for model in MODELS)
 
 
 def task_labels() -> Tasks:
@@ -153,18 +150,19 @@ def task_labels() -> Tasks:
 
 
 def task_reference() -> Tasks:
-    """What the fp32 PyTorch network answers to the accuracy samples -> reference.json"""
+    """What the fp32 network answers to the accuracy samples -> reference.json"""
     yield from map(reference.task, MODELS)
 
 
 def task_torchscript() -> Tasks:
     """Trace and freeze -> model.pt"""
-    yield from map(torchscript.task, MODELS)
+    yield from (torchscript.task(model) for model in MODELS if not model.spec.only_onnx)
 
 
 def task_onnx() -> Tasks:
     """Export, slim and check -> model.onnx"""
-    yield from (onnx.task(model) for model in MODELS if exported(model))
+    for model in filter(exported, MODELS):
+        yield onnx_only.task(model) if model.spec.only_onnx else onnx.task(model)
 
 
 def task_repair() -> Tasks:
@@ -202,19 +200,9 @@ def task_accuracy() -> Tasks:
     yield from (accuracy.task(model, format, file) for model, format in SERVED for file in model.files(format))
 
 
-def task_report() -> Tasks:
+def task_summary() -> Tasks:
     """Every artifact side by side, with the gate's verdicts -> accuracy.json, accuracy.svg"""
-    yield from map(report.task, MODELS)
-
-
-def task_compare() -> Tasks:
-    """On demand: what every precision would cost -> precisions.json, precisions.svg"""
-    yield from (report.task_of_precisions(model) for model in MODELS if model.spec.compiled)
-
-
-def task_layers() -> Tasks:
-    """On demand: the error after each node of the graph that engines are compiled from"""
-    yield from (layers.task(model) for model in MODELS if model.converted)
+    yield from map(summary.task, MODELS)
 
 
 def task_preprocess() -> Tasks:
@@ -248,6 +236,20 @@ def task_publish() -> Tasks:
         yield task
 
 
+def task_prune() -> dict[str, Any]:
+    return publish.prune_task(MODELS)
+
+
+def task_compare() -> Tasks:
+    """On demand: what every precision would cost -> precisions.json, precisions.svg"""
+    yield from (summary.task_of_precisions(model) for model in MODELS if model.spec.compiled)
+
+
+def task_layers() -> Tasks:
+    """On demand: the error after each node of the graph that engines are compiled from"""
+    yield from (layers.task(model) for model in MODELS if model.converted)
+
+
 def task_container() -> dict[str, Any]:
     return container.task(MODELS)
 
@@ -266,7 +268,3 @@ def task_serve() -> dict[str, Any]:
 
 def task_tritonserver() -> dict[str, Any]:
     return tritonserver.task()
-
-
-def task_prune() -> dict[str, Any]:
-    return publish.prune_task(MODELS)

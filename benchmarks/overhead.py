@@ -207,7 +207,7 @@ def straight(folder: Path) -> None:
         precision,
         publish,
         reference,
-        report,
+        summary,
         torchscript,
         weights,
     )
@@ -245,7 +245,7 @@ def straight(folder: Path) -> None:
             work(ensemble.config_task(model, files))
             work(client.task(model, format, files))
         work(publish.task(model, format, files))
-    work(report.task(model))
+    work(summary.task(model))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Digests:
     """Digest of a file or a folder by path; safe to call from several threads."""
 
     def __init__(self, table: str = TABLE):
+        self.remembers = True  # on disk; `doit plan` writes nothing
         self._table = table
         self._known: dict[str, tuple[str, str]] | None = None
         self._lock = threading.Lock()
@@ -60,13 +61,13 @@ class Digests:
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
             young = time.time_ns() - before.st_ctime_ns < TICK_NS
-            if young and remember and before.st_size > WORTH_A_PAUSE:
+            if young and remember and self.remembers and before.st_size > WORTH_A_PAUSE:
                 time.sleep(TICK_NS / 1e9)
                 before = os.fstat(file.fileno())
                 young = time.time_ns() - before.st_ctime_ns < TICK_NS
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
-        if remember and not young and _identity(before) == _identity(after):
+        if remember and self.remembers and not young and _identity(before) == _identity(after):
             self._remember(path, _identity(after), digest)
         return digest
 
@@ -79,6 +80,8 @@ class Digests:
 
     def _load(self) -> dict[str, tuple[str, str]]:
         with self._lock:
+            if self._known is None and not self.remembers and not os.path.exists(self._table):
+                self._known = {}
             if self._known is None:
                 try:
                     with contextlib.closing(self._connect()) as table:

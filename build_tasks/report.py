@@ -1,235 +1,106 @@
-"""report: every artifact of a model side by side -> accuracy.json for machines, accuracy.svg for people
+"""doit report: everything that is known of the build, on one page -> build/report.html
 
-    model.*.measured.json ─► figures, limits, verdicts ─► a table on the terminal, accuracy.json, accuracy.svg
+    specs, build/, doit's records ─► card.py: each model as plain data ─► templates/report.html.j2 ─► one file
+                                               └─► since.py: what is different from the last report
 
-and compare, on demand: the same for every precision that a graph can have -> precisions.json, precisions.svg. What the
-gate refuses is in both of them.
+It builds nothing, shows what is there, in whatever state that is, and asks the network for nothing.
 """
 
 import json
 import os
-from typing import Any, NamedTuple
+import re
+import time
+from typing import Any
 
-from build_tasks import gate, machine, pictures
-from build_tasks.digests import digest
-from build_tasks.spec import CONVERTED, FORMATS, Model
-from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, installed_version
-from build_tasks.tables import table
+from doit.cmd_base import DoitCmdBase
+from doit.control import TaskControl
+from doit.exceptions import InvalidCommand
 
-REFERENCE = "PyTorch fp32"  # the network itself, told with how far its outputs move with an ulp of its inputs
+from build_tasks import files, gate, plan, since
+from build_tasks.card import STATES, Card, card, told
+from build_tasks.errors import hinted
+from build_tasks.spec import BUILD
+from build_tasks.stage import Stage
+from build_tasks.tables import size
 
-TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tensorrt": "plan"}
-
-
-class Artifact(NamedTuple):
-    format: str
-    precision: str
-    file: str
-
-    @property
-    def title(self) -> str:
-        served = self.format in ("torchscript", "onnx")
-        return TITLES[self.format] if served else f"{self.precision} {TITLES[self.format]}"
+PAGE = f"{BUILD}/report.html"
+TEMPLATES = "build_tasks/templates"
 
 
-def served(model: Model) -> list[Artifact]:
-    """What is judged in this model's chain, as far as it is or can be measured here."""
-    precision = model.spec.engine.precision
-    found = [Artifact(format, "fp32", FORMATS[format].file) for format in model.served if format != "tensorrt"]
-    if model.graph_apart:
-        found.append(Artifact("graph", precision, model.graph))
-    for plan, capability in model.plans.items() if "tensorrt" in model.spec.formats else ():
-        if os.path.exists(figures(model, plan)) or not machine.lacking(capability):
-            found.append(Artifact("tensorrt", precision, plan))
+class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
+    """The command."""
+
+    doc_purpose = "write all that is known of the build as one page, build/report.html"
+    doc_usage = "[MODEL ...]"
+    doc_description = "Nothing is built. Without a MODEL the page is about all of them."
+    cmd_options = ()
+
+    def _execute(self, pos_args: list[str]) -> int:
+        tasks: dict[str, Any] = TaskControl(self.task_list).tasks
+        models = {stage.model.name: stage.model for stage in map(_stage, tasks.values()) if stage}
+        for name in pos_args:
+            if name not in models:
+                raise InvalidCommand(f"expected the name of a model, found {hinted(name, models)}")
+        chosen = [model for name, model in models.items() if not pos_args or name in pos_args]
+        cards = []
+        for model in chosen:
+            order = {name: place for place, name in enumerate(tasks[model.name].task_dep)}
+            steps = [step for step in plan.steps(tasks, [model.name], self.dep_manager) if step.stage]
+            steps.sort(key=lambda step: order.get(step.task, len(order)))
+            known = [told(step, self.dep_manager.get_values(step.task)) for step in steps]
+            cards.append(card(model, tasks, known))
+        before = since.last()
+        for each in cards:
+            each["changes"] = since.changes(before, each["name"], each["facts"])
+        written = time.time()
+        _write(page(cards, before.get("written"), written), since.noted(before, cards, written, [*models]))
+        self.outstream.write(f"{PAGE}\n")
+        return 0
+
+
+def _stage(task: Any) -> Stage | None:
+    found: Stage | None = (task.meta or {}).get("stage")
     return found
 
 
-def figures(model: Model, file: str) -> str:
-    return model.artifact(f"{file}.measured.json")
+def _write(html: str, snapshot: dict[str, Any]) -> None:
+    """Both files whole, the page first: if the other is lost, the next report tells the same changes once more."""
+    with files.scratch() as folder:
+        for path, text in ((PAGE, html), (since.SNAPSHOT, json.dumps(snapshot, indent=1))):
+            draft = f"{folder}/{os.path.basename(path)}"
+            with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:  # paths may be of another age
+                file.write(text)
+            files.flush(draft)
+            files.replace(draft, path)
 
 
-def task(model: Model) -> dict[str, Any]:
-    stage = _stage(model, "report", "accuracy", served(model))
-    return stage.task(doc="accuracy.json and accuracy.svg: every artifact beside PyTorch, and the gate's verdicts")
+def page(cards: list[Card], before: float | None, written: float) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-
-def task_of_precisions(model: Model) -> dict[str, Any]:
-    artifacts = [artifact for artifact in served(model) if artifact.format in ("torchscript", "onnx")]
-    artifacts += [Artifact("graph", precision, model.graph_in(precision)) for precision in CONVERTED]
-    stage = _stage(model, "compare", "precisions", artifacts)
-    return stage.task(doc=f"precisions.json and precisions.svg: what {', '.join(CONVERTED)} would cost")
-
-
-def _stage(model: Model, name: str, file: str, artifacts: list[Artifact]) -> Stage:
-    # Plans that another machine has measured: they are shown, but nothing waits for them here.
-    foreign = [a.file for a in artifacts if a.format == "tensorrt" and machine.lacking(model.plans[a.file])]
-    return Stage(
-        name=f"{name}:{model.name}",
-        model=model,
-        build=build,
-        inputs={
-            "preprocessing": model.artifact("preprocessing.json"),
-            "reference": model.artifact("reference.json"),
-            **{a.file: figures(model, a.file) for a in artifacts if a.file not in foreign},
-        },
-        elsewhere={file: figures(model, file) for file in foreign},
-        outputs={"json": model.artifact(f"{file}.json"), "picture": model.artifact(f"{file}.svg")},
-        settings={
-            "model": model.name,
-            "samples": model.spec.accuracy.samples or pictures.SHIPPED,
-            "artifacts": [[*artifact] for artifact in artifacts],
-            "gates": [gate.settings_of(model, artifact.format, artifact.precision) for artifact in artifacts],
-        },
-        tools=("matplotlib",),
-        code=code_of("report", "gate", "compare", "tables"),
-        lacking=lacking,
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,  # names, labels and paths are the user's
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": size, "moment": moment, "marked": marked, "figure": gate.figure, "seconds": seconds}
+    counts = {state: sum(step["state"] == state for card in cards for step in card["steps"]) for state in STATES}
+    return environment.get_template("report.html.j2").render(
+        project=os.path.basename(os.getcwd()), cards=cards, counts=counts, before=before, written=written
     )
 
 
-def lacking() -> str | None:
-    """Where engines are built there need be no matplotlib: it would bring along a Pillow that decodes other pixels."""
-    return None if installed_version("matplotlib") else "the package matplotlib (pip install -r requirements.txt)"
+def seconds(duration: float | None) -> str:
+    return "–" if duration is None else f"{duration:.1f} s"
 
 
-def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    with open(inputs["preprocessing"], encoding="utf-8") as file:
-        preprocessing = json.load(file)
-    rows = []
-    for parts, rule in zip(settings["artifacts"], settings["gates"], strict=True):
-        artifact = Artifact(*parts)
-        with open(inputs[artifact.file], encoding="utf-8") as file:
-            measured = json.load(file)
-        if measured["reference"] == digest(inputs["reference"]):  # else it is of another machine, and of other samples
-            rows.append(judged(artifact, measured, rule))
-    first = rows[0] if rows else {"samples": 0, "distinct": 0}
-    report = {
-        "model": settings["model"],
-        "samples": {"source": settings["samples"], "count": first["samples"], "distinct": first["distinct"]},
-        "preprocessing": preprocessing,
-        "artifacts": rows,
-    }
-    with open(outputs["json"], "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1, allow_nan=False)
-    draw(report, outputs["picture"])
-    return {"picture": os.path.basename(outputs["picture"]), "table": told(report)}
+def marked(text: str) -> Any:
+    """A message as it is shown on a terminal, with what stands in backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def judged(artifact: Artifact, measured: dict[str, Any], rule: Settings) -> dict[str, Any]:
-    """One artifact's part of the report: its figures by output, their limits, and the verdict."""
-    refusal = gate.refusal(measured, rule, advice="")
-    doubt = gate.doubt(measured, rule)
-    outputs = {}
-    for name, output in measured["outputs"].items():
-        outputs[name] = output if "wrong" in output else _judged(name, output, rule)
-    return {
-        "artifact": artifact.title,
-        "file": artifact.file,
-        "format": artifact.format,
-        "precision": artifact.precision,
-        "status": "refused" if refusal else "not testable" if doubt else "ok",
-        "reason": refusal or doubt,
-        "samples": measured["samples"],
-        "distinct": measured["distinct"],
-        "outputs": outputs,
-    }
-
-
-def _judged(name: str, output: dict[str, Any], rule: Settings) -> dict[str, Any]:
-    limits = gate.limits(name, output, rule)
-    found = gate.values(output, gate.window(limits, output, rule))
-    proven = {}
-    for metric in ("top1", "top5"):
-        if metric in found:
-            hits = round(found[metric] * output["samples"])
-            proven[metric] = {"hits": hits, "of": output["samples"], "at_least": gate.at_least(hits, output["samples"])}
-    return {**output, **found, "limits": limits, "agreement": proven}
-
-
-def told(report: dict[str, Any]) -> str:
-    """The report as a table, and what it was measured on."""
-    several = len({name for row in report["artifacts"] for name in row["outputs"]}) > 1
-    known = any("truth" in output for row in report["artifacts"] for output in row["outputs"].values())
-    columns = ["artifact", "relative L2", "limit", "cosine", "SNR", "max abs", "top-1", "top-5"]
-    columns += ["top-1 accuracy", "top-5 accuracy"] if known else []
-    rows: list[list[str]] = []
-    for row in report["artifacts"]:
-        for name, output in row["outputs"].items():
-            title = f"{row['artifact']} {name}" if several else row["artifact"]
-            if row is report["artifacts"][0] and "wrong" not in output:
-                moved = gate.figure("relative_l2", output["sensitivity"])
-                accuracy = _accuracy(output, "reference") if known else []
-                rows.append([title.replace(row["artifact"], REFERENCE), moved, *"-" * 6, *accuracy, "an ulp off"])
-            rows.append([title, *_cells(output), *(_accuracy(output, "artifact") if known else ()), row["status"]])
-    source, count, distinct = (report["samples"][key] for key in ("source", "count", "distinct"))
-    twice = f" ({distinct} distinct)" if distinct != count else ""
-    steps = report["preprocessing"]
-    how = (
-        f"{steps['input_size'][1]} x {steps['input_size'][2]}, {steps['interpolation']}, {steps['crop_mode']} crop "
-        f"{steps['crop_pct']}, mean {_some(steps['mean'])}, std {_some(steps['std'])}"
-    )
-    bound = _bound(report)
-    return f"{table([*columns, 'verdict'], rows)}\n{count} samples of {source}{twice}, {how}{bound}"
-
-
-def _cells(output: dict[str, Any]) -> list[str]:
-    if "wrong" in output:
-        return [output["wrong"], *"-" * 6]
-    limits = output["limits"]
-    figures = [gate.figure(metric, output[metric]) for metric in ("cosine", "snr", "max_absolute")]
-    shares = [output["agreement"].get(metric) for metric in ("top1", "top5")]
-    return [
-        gate.figure("relative_l2", output["relative_l2"]),
-        gate.figure("relative_l2", limits["relative_l2"]),
-        *figures,
-        *(f"{share['hits']} of {share['of']}" if share else "-" for share in shares),
-    ]
-
-
-def _accuracy(output: dict[str, Any], who: str) -> list[str]:
-    if (truth := output.get("truth")) is None:
-        return ["-", "-"]
-    return [f"{truth[f'{who}_{best}']} of {truth['labelled']}" for best in ("top1", "top5")]
-
-
-def _bound(report: dict[str, Any]) -> str:
-    """What full agreement of that many samples proves, which of a few is little."""
-    for row in report["artifacts"]:
-        for output in row["outputs"].values():
-            if "top1" in output.get("agreement", {}):
-                count = output["samples"]
-                return f"; {count} of {count} prove at least {gate.at_least(count, count):.0%} (95 % confidence)"
-    return ""
-
-
-def _some(values: list[float]) -> str:
-    return " ".join(f"{value:.3g}" for value in (values if len({*values}) > 1 else values[:1]))
-
-
-def draw(report: dict[str, Any], path: str) -> None:
-    """The error of every sample by artifact, with its limit, as a picture of the same bytes for the same figures."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": report["model"], "svg.fonttype": "none", "font.size": 9}
-    from matplotlib import pyplot
-
-    bars = [(row, output) for row in report["artifacts"] for output in row["outputs"].values() if "wrong" not in output]
-    missing = [row["artifact"] for row in report["artifacts"] if any("wrong" in o for o in row["outputs"].values())]
-    figure, axes = pyplot.subplots(figsize=(max(4.0, 1.3 * len(bars) + 1.5), 3.8), layout="constrained")
-    colours = {"ok": "#2a7f62", "not testable": "#b8860b", "refused": "#b3261e"}
-    for place, (row, output) in enumerate(bars):
-        colour = colours[row["status"]]
-        errors = [max(error, 1e-9) for error in output["errors"]]
-        spread = [place + 0.5 * (index / max(len(errors) - 1, 1) - 0.5) for index in range(len(errors))]
-        axes.scatter(spread, errors, s=14, color=colour, alpha=0.6, linewidths=0)
-        ends = (place - 0.38, place + 0.38)
-        axes.hlines(max(output["relative_l2"], 1e-9), *ends, color=colour)
-        axes.hlines(output["limits"]["relative_l2"], *ends, color="#444444", linestyles="dashed")
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(bars)), [f"{row['artifact']}\n{row['status']}" for row, _ in bars])
-    axes.set_ylabel("relative L2 error, by sample and of all")
-    title = f"{report['model']}: {report['samples']['count']} samples against PyTorch fp32 (dashed: the limit)"
-    axes.set_title(title + (f"\nNaN or infinity: {', '.join(missing)}" if missing else ""), fontsize=9)
-    axes.grid(axis="y", alpha=0.3)
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
+def moment(stamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(stamp))

@@ -22,9 +22,11 @@ from doit.exceptions import BaseFail, TaskError, TaskFailed
 from build_tasks import files, worker
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
-from build_tasks.spec import BUILD, Model
+from build_tasks.spec import BUILD, Model, Spec, Table
 
 NEVER_BUILT = "no record of a build"
+NEVER = object()  # a value that no setting has
+SHA256 = re.compile("[0-9a-f]{64}")
 
 Paths = dict[str, str]
 Settings = dict[str, Any]
@@ -74,7 +76,7 @@ class Stage:
             "name": self.name.partition(":")[2],
             "actions": [(self.run,)],
             # A file of the user's that is missing is this stage's failure to tell, not doit's error.
-            "file_dep": [p for p in self._watched() if p.startswith(f"{BUILD}/") or os.path.exists(p)],
+            "file_dep": [p for p in self.watched() if p.startswith(f"{BUILD}/") or os.path.exists(p)],
             "targets": list(self.outputs.values()),
             "uptodate": [Current(self)],
             "clean": [self.clean],
@@ -87,7 +89,8 @@ class Stage:
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
-    def _watched(self) -> list[str]:
+    def watched(self) -> list[str]:
+        """The files that decide what is built."""
         return [*self.inputs.values(), *self.code]
 
     def _recipe(self) -> dict[str, str]:
@@ -95,34 +98,50 @@ class Stage:
         here = versions(self.tools)
         return here if self.lacking() else {**here, **self.facts()}
 
+    @property
+    def reproducible(self) -> bool:
+        """Whether the same inputs give the same bytes; what is made or measured on a GPU is not."""
+        return self.facts is dict
+
     def changes(self, values: dict[str, Any]) -> list[str]:
         """Why the targets are not the files built from these inputs, with these settings and tools; empty if they are.
 
         values: what `run` returned when the targets were built.
         """
+        return [*self.causes(values), *self.damage(values)]
+
+    def causes(self, values: dict[str, Any], content: Callable[[str], str | None] = digest) -> list[str]:
+        """What is not as it was when the targets were built.
+
+        content: the digest of an input by its path.
+        """
         if "outputs" not in values:
             return [NEVER_BUILT]
-        reasons = []
-        for key in sorted(self.settings.keys() | values["settings"].keys()):
-            before, now = values["settings"].get(key), self.settings.get(key)
-            if before != now:
-                reasons.append(f"{key}: {before!r} -> {now!r}")
-        for tool, now in self._recipe().items():
-            if (before := values["tools"].get(tool)) != now:
-                reasons.append(f"{tool}: {before} -> {now}")
+        reasons = differences(self.model.spec, values["settings"], self.settings)
+        for tool, version in self._recipe().items():
+            if (before := values["tools"].get(tool)) != version:
+                reasons.append(f"{tool}: {before} -> {version}")
         recorded = values["inputs"]
-        watched = self._watched()
+        watched = self.watched()
         for path in sorted(recorded.keys() | set(watched)):
-            before, now = recorded.get(path), digest(path) if path in watched else None
+            before, now = recorded.get(path), content(path) if path in watched else None
             if before != now:
                 reasons.append(f"{path}: {_difference(before, now)}")
         for name, path in self.elsewhere.items():
             if path is not None and digest(path) not in (None, values["elsewhere"].get(name)):
                 reasons.append(f"{name}: changed")
-        for path in self.outputs.values():
-            before, now = values["outputs"].get(path), digest(path)
+        return reasons
+
+    def damage(self, values: dict[str, Any]) -> list[str]:
+        """What has happened to the targets since they were built."""
+        reasons = []
+        for path in self.outputs.values() if "outputs" in values else ():
+            before, now = values["outputs"].get(path), digest(path)  # never None of a target that was built
             if before != now:
-                reasons.append(f"{path}: {_difference(before, now)}")
+                size = values.get("sizes", {}).get(path, 0)
+                left = file_size(path) if now else None
+                truncated = f", truncated to {left} of {size} bytes" if left is not None and left < size else ""
+                reasons.append(f"{path}: {_difference(before, now)}{truncated}")
         return reasons
 
     def run(self) -> dict[str, Any] | BaseFail:
@@ -152,12 +171,13 @@ class Stage:
             if self.light:
                 notes = self.build(*arguments)
             else:
-                notes = worker.call(self.build, *arguments, log=log_of(self.model, self.name))
+                notes = worker.call(self.build, *arguments, log=log_of(self.model, self.name), task=self.name)
             for draft in drafts.values():
                 files.flush(draft)
             if changed := [path for path, before in inputs.items() if digest(path) != before]:
                 raise UserError(f"{', '.join(changed)} changed while being used; nothing was published, run doit again")
             outputs = {path: digest(drafts[name], remember=False) for name, path in self.outputs.items()}
+            sizes = {path: size for name, path in self.outputs.items() if (size := file_size(drafts[name])) is not None}
             for name, path in self.outputs.items():
                 self.place(drafts[name], path)
         return {
@@ -166,11 +186,12 @@ class Stage:
             "settings": self.settings,
             "tools": self._recipe(),
             "outputs": outputs,
+            "sizes": sizes,
             "notes": notes,
         }
 
     def _digests_of_inputs(self) -> dict[str, str]:
-        digests = {path: digest(path) for path in self._watched()}
+        digests = {path: digest(path) for path in self.watched()}
         for path, value in digests.items():
             if value is None:
                 raise UserError(f"{path} does not exist; {self.model.file} asks for it")
@@ -242,6 +263,32 @@ def log_of(model: Model, name: str) -> str:
 def not_here(lacks: str) -> str:
     """The line on a stage that this machine cannot run."""
     return f"cannot be built on this machine, which lacks {lacks}"
+
+
+def differences(spec: Spec, before: Settings, now: Settings, under: str = "") -> list[str]:
+    """What of a stage's settings is another than it was, under the names that the spec has for it where it has one."""
+    reasons = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            reasons += differences(spec, old, new, f"{under}{key}.")
+        elif old != new:
+            name = under + key if under else in_spec(spec, key, new)
+            digests = all(isinstance(value, str) and SHA256.fullmatch(value) for value in (old, new))
+            reasons.append(f"{name}: {_difference(str(old), str(new)) if digests else f'{old!r} -> {new!r}'}")
+    return reasons
+
+
+def in_spec(spec: Spec, key: str, value: Any) -> str:
+    """A stage's key as the spec has it, "onnx.opset"; as it is where that is none, or not the only one."""
+    tables = {name: getattr(spec, name) for name in spec.__struct_fields__}
+    found = [name for name, table in tables.items() if isinstance(table, Table) and getattr(table, key, NEVER) == value]
+    return f"{found[0]}.{key}" if len(found) == 1 and key not in tables else key
+
+
+def file_size(path: str) -> int | None:
+    """In bytes; None of a folder, or of what is not there."""
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def _difference(before: str | None, now: str | None) -> str:

@@ -55,6 +55,7 @@ class Run:
     failed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.out = re.sub(r"^\d\d:\d\d:\d\d ", "", self.out, flags=re.MULTILINE)
         lines = re.findall(r"^([✓✗]) (\S+)(?: +(\S+))?", self.out, re.MULTILINE)
         names = [(mark, f"{stage}:{name}" if name else stage) for mark, stage, name in lines]
         self.ran = sorted(name for mark, name in names if mark == "✓")
@@ -74,7 +75,7 @@ class Project:
     def __init__(self, root: Path):
         self.root = root
         shutil.copytree(ROOT / "build_tasks", root / "build_tasks", ignore=shutil.ignore_patterns("__pycache__"))
-        for file in ("dodo.py", "requirements-tritonserver.txt"):
+        for file in ("dodo.py", "pyproject.toml", "requirements-tritonserver.txt"):
             shutil.copy(ROOT / file, root)
         (root / "models").mkdir()
 
@@ -111,11 +112,48 @@ class Project:
         out, _ = process.communicate(timeout=600)
         return Run(process.returncode, out)
 
+    def terminal(self, *arguments: str, **environment: str) -> str:
+        """As built, on a terminal of 120 columns; all that was written to it."""
+        import fcntl
+        import pty
+        import struct
+        import termios
+
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        known = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
+        process = subprocess.Popen(
+            [DOIT, *arguments], cwd=self.root, env=known, stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                data = os.read(ours, 1 << 16)
+            except OSError:  # of Linux, where the last of the other side has gone
+                break
+            if not data:
+                break
+            shown += data
+        process.wait(timeout=60)
+        os.close(ours)
+        return shown.decode()
+
     def built(self, *arguments: str, **environment: str) -> Run:
         """As doit, for a run that must succeed."""
         run = self.doit(*arguments, **environment)
         assert run.code == 0, run.out
         return run
+
+    def plan(self, *arguments: str, **environment: str) -> dict[str, list[str]]:
+        """What `doit plan` says: the tasks by what shall become of them."""
+        out = self.built("plan", *arguments, **environment).out
+        found: dict[str, list[str]] = {"run": [], "maybe": [], "–": [], "ignored": []}
+        for line in out.splitlines()[:-1]:
+            mark, stage, name, *_ = *line.split(), ""
+            found[mark].append("prune" if stage == "prune" else f"{stage}:{name}")
+        return found
 
     def tree(self, folder: str = "model_repository") -> dict[str, bytes]:
         """Every file below a folder, by path, with its content."""

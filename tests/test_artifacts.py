@@ -270,7 +270,7 @@ def test_prune_removes_what_was_generated_and_nothing_else(tiny: Project) -> Non
     (repository / "linked").symlink_to(tiny / "elsewhere")
     tiny.edit("models/tiny/model.toml", '["torchscript", "onnx"]', '["torchscript"]')
     run = tiny.built()
-    assert run.ran == ["prune", "report:tiny"]
+    assert run.ran == ["prune", "summary:tiny"]
     assert "removing model_repository/tiny_onnx: no spec describes it any more" in run.out
     assert sorted(path.name for path in repository.iterdir()) == ["linked", "mine", "tiny"]
 

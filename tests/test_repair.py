@@ -78,7 +78,7 @@ def test_a_planted_overflow_is_caught_by_the_default_gate(refused: tuple[Project
 
 def test_what_is_refused_is_in_the_report_all_the_same(refused: tuple[Project, Run]) -> None:
     project, run = refused
-    assert "report:planted" in run.ran
+    assert "summary:planted" in run.ran
     (row,) = json.loads((project / "build/planted/accuracy.json").read_text())["artifacts"]
     assert (row["artifact"], row["status"]) == ("fp16 graph", "refused")
     assert row["reason"].startswith("output OUTPUT__0: NaN or infinity")
@@ -123,7 +123,7 @@ def test_the_next_build_uses_the_lock_file(
     project = copy_of(repaired[0])
     run = project.built()
     assert run.ran == sorted(
-        [*(f"{stage}:planted.fp16" for stage in ("precision", "measure", "accuracy")), "report:planted", "rtx:planted"]
+        [*(f"{stage}:planted.fp16" for stage in ("precision", "measure", "accuracy")), "rtx:planted", "summary:planted"]
     )
     assert json.loads((project / "build/planted/model.fp16.onnx.verdict.json").read_text())["status"] == "ok"
     assert project.built().ran == []

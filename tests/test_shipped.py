@@ -55,7 +55,7 @@ def test_clean_builds_in_two_places_under_two_hash_seeds_are_identical(lite0: Pr
 
 
 CHAIN = [
-    *(f"{stage}:{LITE0}" for stage in ("weights", "reference", "torchscript", "onnx", "labels", "report")),
+    *(f"{stage}:{LITE0}" for stage in ("weights", "reference", "torchscript", "onnx", "labels", "summary")),
     f"precision:{LITE0}.fp16",
     *(f"{stage}:{LITE0}{artifact}" for stage in ("measure", "accuracy") for artifact in ("", "_onnx", ".fp16")),
     *(f"{stage}:{LITE0}{format}" for stage in ("config", "client", "publish") for format in ("", "_onnx", "_ensemble")),
@@ -246,8 +246,8 @@ def test_the_list_reads_like_a_table_of_contents(tiny: Project) -> None:
     lines = tiny.built("list").out.splitlines()
     names = [line.split()[0] for line in lines]
     stages = ["weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"]
-    stages += ["measure", "accuracy", "report", "compare", "layers", "preprocess", "config", "client", "publish"]
-    stages += ["container", "check", "smoke", "serve", "tritonserver", "prune"]
+    stages += ["measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"]
+    stages += ["compare", "layers", "container", "check", "smoke", "serve", "tritonserver"]
     assert names == ["made_up", "tiny", *stages]
     assert all(len(line.split()) > 1 for line in lines), "every task has a doc line"
     assert "RANDOM" in lines[0]

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ PUBLISHED_ONNX = "model_repository/tiny_onnx"
 
 MEASURE = ["measure:tiny", "measure:tiny_onnx"]
 JUDGED = ["accuracy:tiny", "accuracy:tiny_onnx"]
-ACCURACY = [*JUDGED, "report:tiny"]
-ACCURACY_ONNX = ["measure:tiny_onnx", "accuracy:tiny_onnx", "report:tiny"]
+ACCURACY = [*JUDGED, "summary:tiny"]
+ACCURACY_ONNX = ["measure:tiny_onnx", "accuracy:tiny_onnx", "summary:tiny"]
 CLIENT = ["client:tiny", "client:tiny_onnx"]
 CONFIG = ["config:tiny", "config:tiny_onnx"]
 PUBLISH = ["publish:tiny", "publish:tiny_onnx"]
@@ -166,7 +166,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
      ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
     ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), ACCURACY),
     ("accuracy.gate of a format", append(SPEC, '[[accuracy.gate]]\nformat = "onnx"\ntop1 = 0.5\n'),
-     ["accuracy:tiny_onnx", "report:tiny"]),
+     ["accuracy:tiny_onnx", "summary:tiny"]),
     ("accuracy.gate of a precision that is not built", append(
         SPEC, '[[accuracy.gate]]\nprecision = "int8"\ntop1 = 0.5\n'
     ), []),
@@ -193,7 +193,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
         f"{stage}:tiny_{model}" for model in ("preprocess", "ensemble") for stage in ("config", "publish")
     ), "client:tiny_ensemble"]),
     ("[engine] without a format that is compiled", append(SPEC, '[engine]\nprecision = "fp32"\n'), []),
-    ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["report:tiny", "prune"]),
+    ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["summary:tiny", "prune"]),
     ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
     # recipes
     ("recipe of weights", append("build_tasks/weights.py"), ["weights:tiny", "weights:other"]),
@@ -201,8 +201,8 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("recipe of torchscript", append("build_tasks/torchscript.py"), ["torchscript:tiny", "torchscript:other"]),
     ("recipe of onnx", append("build_tasks/onnx.py"), ["onnx:tiny"]),
     ("recipe of measure", append("build_tasks/measure.py"), [*MEASURE, "measure:other"]),
-    ("recipe of gate", append("build_tasks/gate.py"), [*ACCURACY, "accuracy:other", "report:other"]),
-    ("recipe of report", append("build_tasks/report.py"), ["report:tiny", "report:other"]),
+    ("recipe of gate", append("build_tasks/gate.py"), [*ACCURACY, "accuracy:other", "summary:other"]),
+    ("recipe of summary", append("build_tasks/summary.py"), ["summary:tiny", "summary:other"]),
     ("recipe of layers and repair, which are on demand", both(
         append("build_tasks/layers.py"), append("build_tasks/repair.py")
     ), []),
@@ -255,6 +255,16 @@ def project_of(folder: Path, spec: str, weights: Path) -> Project:
     return project
 
 
+NOTHING: dict[str, list[str]] = {"run": [], "maybe": [], "–": [], "ignored": []}
+
+
+def assert_foreseen(plan: dict[str, list[str]], ran: list[str], failed: Sequence[str] = ()) -> None:
+    """All that was sure to run did, or stood behind what failed; and nothing ran that was not at least possible."""
+    assert {*ran, *failed} <= {*plan["run"], *plan["maybe"]}
+    if not failed:
+        assert {*plan["run"]} <= {*ran}
+
+
 @pytest.fixture(scope="module")
 def star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
     project = project_of(tmp_path_factory.mktemp("star"), STAR, tiny_weights)
@@ -273,8 +283,11 @@ def test_an_edit_runs_exactly_the_tasks_it_touches(
 ) -> None:
     project = copy_of(star)
     edit(project)
+    plan = project.plan()
     assert project.built().ran == sorted(expected)
+    assert_foreseen(plan, expected)
     assert project.built().ran == [], "the second run has nothing left to do"
+    assert project.plan() == NOTHING
 
 
 # What is compiled, under stand-ins for TensorRT and a GPU (see tests/stand_ins). Without CUDA a plan is not judged and
@@ -393,10 +406,13 @@ def test_an_edit_compiles_exactly_what_it_touches(
     project = copy_of(engine_star)
     edit(project)
     machine = stand_ins.machine(project.root.parent, torch=not without_torch(expected))
+    plan = project.plan(*ENGINE_TASKS, **machine)
     run = project.doit(*ENGINE_TASKS, **machine)
     assert (run.ran, run.failed) == (sorted(expected), sorted(failed)), run.out
+    assert_foreseen(plan, expected, failed)
     if not failed:
         assert project.built(*ENGINE_TASKS, **machine).ran == [], "the second run has nothing left to do"
+        assert project.plan(*ENGINE_TASKS, **machine) == NOTHING
 
 
 @pytest.mark.parametrize(("found", "expected"), [m[1:] for m in MACHINES], ids=[m[0] for m in MACHINES])
@@ -405,7 +421,9 @@ def test_another_machine_compiles_plans_anew_and_nothing_before_them(
 ) -> None:
     project = copy_of(engine_star)
     machine = stand_ins.machine(project.root.parent, torch=False, **found)
+    plan = project.plan(*ENGINE_TASKS, **machine)
     assert project.built(*ENGINE_TASKS, **machine).ran == expected
+    assert_foreseen(plan, expected)
     assert project.built(*ENGINE_TASKS, **machine).ran == []
 
 

@@ -1,0 +1,11 @@
+"""What a model cannot be called: the words that doit knows."""
+
+from doit.doit_cmd import DoitMain
+
+STAGES = (
+    *("weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"),
+    *("measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"),
+    *("container", "layers", "compare", "check", "smoke", "serve", "tritonserver"),
+)
+COMMANDS = (*(command.get_name() for command in DoitMain.DOIT_CMDS), "plan", "new", "report")
+RESERVED = (*STAGES, *COMMANDS)
