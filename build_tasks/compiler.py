@@ -14,6 +14,7 @@ from polygraphy.backend.trt.util import get_trt_logger
 from polygraphy.exception import PolygraphyException
 from polygraphy.mod.trt_importer import lazy_import_trt
 
+from build_tasks import worker
 from build_tasks.compare import INPUT, arranged, onnx_file
 from build_tasks.errors import UserError, first_lines
 
@@ -62,6 +63,25 @@ class Errors(trt.IErrorRecorder):
         return False  # go on, and let the caller decide
 
 
+class Phases(trt.IProgressMonitor):
+    """What the builder is at, for the log and whoever is watching. It has several phases at once, nested."""
+
+    def __init__(self) -> None:
+        trt.IProgressMonitor.__init__(self)
+        self.steps: dict[str, int] = {}
+
+    def phase_start(self, phase: str, parent: str, steps: int) -> None:
+        self.steps[phase] = steps
+        worker.tell(worker.Progress(phase, 0, steps, "steps"))
+
+    def step_complete(self, phase: str, step: int) -> bool:
+        worker.tell(worker.Progress(phase, step + 1, self.steps.get(phase), "steps"))
+        return True  # go on
+
+    def phase_finish(self, phase: str) -> None:
+        print(f"{phase}: {self.steps.pop(phase, 0)} steps", flush=True)
+
+
 def compiled(path: str, settings: Settings, timing_cache: str) -> tuple[bytes, Signature]:
     """The engine of an ONNX graph, and its signature. UserError for what the library refuses.
 
@@ -74,8 +94,9 @@ def compiled(path: str, settings: Settings, timing_cache: str) -> tuple[bytes, S
     builder.error_recorder = errors
     parser = parsed(network, path)
     profile = shapes(network, settings)
+    phases = Phases()  # which the builder only refers to
     try:
-        options = configuration(profile, settings, timing_cache)
+        options = configuration(profile, settings, timing_cache, phases)
         engine = engine_bytes_from_network((builder, network, parser), options, save_timing_cache=timing_cache)
     except PolygraphyException as error:
         raise UserError(plain(errors, error)) from error
@@ -129,7 +150,9 @@ def shapes(network: "trt.INetworkDefinition", settings: Settings) -> dict[str, d
     return profile
 
 
-def configuration(profile: dict[str, dict[str, list[int]]], settings: Settings, timing_cache: str) -> Any:
+def configuration(
+    profile: dict[str, dict[str, list[int]]], settings: Settings, timing_cache: str, phases: Phases
+) -> Any:
     """The loader of the builder's configuration."""
     points = Profile()
     for tensor, shape in profile.items():
@@ -156,14 +179,18 @@ def configuration(profile: dict[str, dict[str, list[int]]], settings: Settings, 
             options["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
         loader = CreateConfig(**options, version_compatible=settings["version_compatible"])
 
-    def tf32(builder: "trt.Builder", network: "trt.INetworkDefinition", config: "trt.IBuilderConfig") -> None:
-        """Said either way: TensorRT's default is on, Polygraphy's off, and it has no option for TensorRT-RTX."""
+    def more(builder: "trt.Builder", network: "trt.INetworkDefinition", config: "trt.IBuilderConfig") -> None:
+        """What Polygraphy has no option for, at least with TensorRT-RTX.
+
+        TF32 is said either way: TensorRT's default is on, Polygraphy's off.
+        """
+        config.progress_monitor = phases
         if settings["precision"] == "tf32":
             config.set_flag(trt.BuilderFlag.TF32)
         else:
             config.clear_flag(trt.BuilderFlag.TF32)
 
-    return PostprocessConfig(loader, tf32)
+    return PostprocessConfig(loader, more)
 
 
 def capabilities(wanted: list[str]) -> list[tuple[int, int]] | None:

@@ -24,7 +24,7 @@ WORKSPACE = "/workspace/models"
 def task(models: list[Model]) -> dict[str, Any]:
     return {
         "actions": [(run, [models])],
-        "doc": "Build the engines in NVIDIA's container (needs Docker and a GPU)",
+        "doc": "On demand: build the engines in NVIDIA's container (needs Docker and a GPU)",
         "io": {"capture": False},
     }
 
@@ -49,7 +49,7 @@ def command(release: str, tasks: list[str]) -> list[str]:
     script = f"python3 -m pip install --user -r requirements-engine.txt && python3 -m doit {shlex.join(tasks)}"
     return [
         *("docker", "run", "--rm", "--gpus", "all"),
-        *("--user", f"{os.getuid()}:{os.getgid()}"),
+        *(("--user", f"{os.getuid()}:{os.getgid()}") if hasattr(os, "getuid") else ()),  # not on Windows
         # The container is an environment of its own: pip shall neither refuse it nor follow its constraints.
         *("--env", "HOME=/tmp", "--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),
         *("--volume", f"{os.getcwd()}:{WORKSPACE}", "--workdir", WORKSPACE),

@@ -59,7 +59,9 @@ def flush(path: str) -> None:
     """Wait until the file, or every file of the folder, is on the disk."""
     inside = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
     for file in inside if os.path.isdir(path) else [path]:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(
+            file, os.O_RDONLY if os.name == "posix" else os.O_RDWR
+        )  # Windows flushes what it may write
         try:
             os.fsync(descriptor)
         finally:

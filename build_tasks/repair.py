@@ -250,4 +250,4 @@ def write(path: str, model: str, tables: dict[str, precision.Locked]) -> None:
 def tell(line: str) -> None:
     """Progress, for whoever is watching."""
     print(line, flush=True)
-    print(f"    {line}", file=worker.terminal, flush=True)
+    worker.tell(f"    {line}")

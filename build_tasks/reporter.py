@@ -6,50 +6,75 @@ is passed over as if `doit ignore` had been told. And it has the last word of a 
 design promises (a task that could not run because another failed is no crash).
 """
 
+import atexit
+import contextlib
+import json
+import os
+import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any, TextIO
 
 from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
+from build_tasks import display, outcome, worker
 from build_tasks.stage import NEVER_BUILT, Stage, not_here
 
-WIDEST = 160  # characters of a reason; `doit info` tells all
+WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
 GROUPS_BY_NAME = ("engine", "rtx")  # to ask for one of these groups is to ask for every engine in it
 
 
 class Reporter:
     """doit's reporter protocol; see doit/reporter.py, ConsoleReporter."""
 
-    desc = "a line when a stage starts and one when it ends"
+    desc = "a line when a stage starts and one when it ends; the models at the end"
 
     def __init__(self, outstream: TextIO, options: dict[str, Any]):
         self.out = outstream
-        self.built = 0
-        self.current = 0
-        self.failed: list[tuple[str, BaseFail]] = []
-        self.blocked: list[str] = []
+        self.ended: dict[str, outcome.Outcome] = {}  # by task, in the order in which they ended
+        self.fails: list[BaseFail] = []
+        self.tasks: dict[str, Any] = {}
+        self.asked_for: set[str] = set()  # the tasks of this run, with all that they need
+        self.selected: set[str] = set()  # the tasks that were named, or stand in DOIT_CONFIG
         self.named: set[str] = set()
-        self.elsewhere: set[str] = set()
-        self.passed_over = 0
         self.aborted: list[str] = []
-        self._lock = threading.Lock()
+        self.width = 0
+        self.display = self.shown()
 
-    def write(self, line: str) -> None:
-        with self._lock:
-            self.out.write(f"{line}\n")
-            self.out.flush()
+    def shown(self) -> display.Nothing:
+        watched = self.out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        return display.Terminal(self.out, self.tally) if watched else display.Lines(self.out)
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self.interrupted)
-        self.named = needed(tasks, [name for name in selected_tasks if tasks[name].actions or name in GROUPS_BY_NAME])
+        self.tasks = tasks
+        self.selected = set(selected_tasks)
+        self.asked_for = outcome.needed(tasks, selected_tasks)
+        self.named = asked(tasks, selected_tasks)
+        self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
         self.told_to_ignore = Globals.dep_manager.status_is_ignore
         Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
+        worker.audience = self.hear
+        atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
+
+    def hear(self, task: str, message: worker.Message) -> None:
+        """What a stage tells while it runs."""
+        if isinstance(message, str):
+            self.display.say(message)
+        else:
+            self.display.get_on(task, message)
+
+    def tally(self) -> str:
+        """Where the run is as a whole, for a terminal."""
+        count = sum(bool(self.tasks[name].actions) for name in self.asked_for)
+        done = sum(bool(self.tasks[name].actions) for name in self.ended)
+        return f"{done} of {count} tasks done"
 
     def pass_over(self, task: Any) -> bool:
         """Whether this machine cannot build what the task stands for, and nobody asked for it by name."""
@@ -61,9 +86,8 @@ class Reporter:
         if not reasons:
             return False
         outdated = "" if reasons == [NEVER_BUILT] else f"outdated ({reasons[0]}), and "
-        self.elsewhere.add(task.name)
-        self.passed_over += 1
-        self.write(f"– {_title(task)} {outdated}{not_here(lacks)}")
+        self.ended[task.name] = outcome.Outcome(outcome.NOT_HERE, reason=f"lacks {lacks}")
+        self.display.say(f"– {self.title(task)} {outdated}{not_here(lacks)}")
         return True
 
     def interrupted(self, number: int, frame: FrameType | None) -> None:
@@ -76,36 +100,60 @@ class Reporter:
         pass
 
     def execute_task(self, task: Any) -> None:
-        if task.actions:
-            self.write(f"  {_title(task)} ... {_cause(task)}".rstrip())
+        if not task.actions:
+            return
+        if not (task.meta or {}).get("stage"):
+            self.display.pause()  # it may write, or run for long
+        last = Globals.dep_manager.get_values(task.name).get("seconds")
+        self.display.begin(task.name, self.title(task), last, _cause(task))
 
     def add_success(self, task: Any) -> None:
         if task.actions:
             remember(Globals.dep_manager)
-            self.built += 1
             seconds = task.values.get("seconds")
-            said = dict(task.values.get("notes", {}))
-            table = said.pop("table", None)
-            notes = ", ".join(f"{key}: {_told(value)}" for key, value in said.items())
-            line = f"✓ {_title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {notes}".rstrip()
-            self.write(f"{line}\n{table}" if table else line)
+            said = task.values.get("notes", {})
+            self.ended[task.name] = outcome.Outcome(outcome.BUILT, seconds, notes=said)
+            notes = ", ".join(f"{key}: {_told(value)}" for key, value in said.items() if key != "table")
+            line = f"✓ {self.title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {notes}".rstrip()
+            self.display.end(task.name)
+            self.display.say(line)
+            self.show_table(task, said)
+
+    def show_table(self, task: Any, notes: dict[str, Any]) -> None:
+        """What is worth more than a line, to whoever asked for this stage by name, built anew or not."""
+        if "table" in notes and not self.selected.isdisjoint((task.name, task.subtask_of)):
+            self.display.show(notes["table"])
 
     def add_failure(self, task: Any, fail: BaseFail) -> None:
-        if isinstance(fail, UnmetDependency):
-            self.blocked += [task.name] if task.actions else []  # a group is its tasks
+        if not task.actions:  # a group is its tasks
             return
-        self.failed.append((task.name, fail))
-        self.write(f"✗ {_title(task)} {_reason(fail)}")
+        self.display.end(task.name)
+        reason = str(fail.get_msg()).strip()
+        if isinstance(fail, UnmetDependency):
+            self.ended[task.name] = outcome.Outcome(outcome.BLOCKED)
+            return
+        self.fails.append(fail)
+        self.ended[task.name] = outcome.Outcome(outcome.FAILED, reason=reason)
+        self.display.say(f"✗ {self.title(task)} {reason}", failure=True)
 
     def skip_uptodate(self, task: Any) -> None:
-        self.current += bool(task.actions)
+        if task.actions:
+            notes = Globals.dep_manager.get_values(task.name).get("notes", {})
+            self.ended[task.name] = outcome.Outcome(outcome.CURRENT, notes=notes)
+            self.show_table(task, notes)
 
     def skip_ignore(self, task: Any) -> None:
-        if task.name in self.elsewhere or not self.elsewhere.isdisjoint(task.task_dep):
-            self.elsewhere.add(task.name)  # said already, or it needs what was
+        if task.name in self.ended:
+            return  # said already
+        if any(self.state(dep) in (outcome.NOT_HERE, outcome.WITHOUT) for dep in task.task_dep):
+            self.ended[task.name] = outcome.Outcome(outcome.WITHOUT)
             return
-        told = self.told_to_ignore(task)
-        self.write(f"! {_title(task)} ignored, {'as `doit ignore` was told' if told else 'since it needs what is'}")
+        reason = "as `doit ignore` was told" if self.told_to_ignore(task) else "since it needs what is"
+        self.ended[task.name] = outcome.Outcome(outcome.IGNORED, reason=reason)
+        self.display.say(f"! {self.title(task)} ignored, {reason}")
+
+    def state(self, task: str) -> str | None:
+        return self.ended[task].state if task in self.ended else None
 
     def cleanup_error(self, exception: BaseFail) -> None:
         sys.stderr.write(exception.get_msg())
@@ -117,30 +165,74 @@ class Reporter:
         pass
 
     def complete_run(self) -> None:
-        counts = {
-            "built": self.built,
-            "up to date": self.current,
-            "not for this machine": self.passed_over,
-            "failed": len(self.failed),
+        self.display.close()
+        self.conclude()
+        if self.fails and not self.aborted:
+            raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.fails) else 2)
+
+    def conclude(self) -> None:
+        """The models, where anything was done, and how many tasks ended how."""
+        if {outcome.BUILT, outcome.FAILED} & {ended.state for ended in self.ended.values()}:
+            models = outcome.rows(self.tasks, self.asked_for, self.ended)
+            if models:
+                width = shutil.get_terminal_size().columns if self.out.isatty() else WIDEST
+                self.display.show(outcome.told(models, width))
+        for line in self.sums():
+            self.display.say(line)
+
+    def sums(self) -> list[str]:
+        counted = {
+            "built": outcome.BUILT,
+            "up to date": outcome.CURRENT,
+            "not for this machine": outcome.NOT_HERE,
+            "failed": outcome.FAILED,
         }
-        self.write(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing to do")
-        if self.blocked:
-            self.write(f"not tried, for want of what failed: {', '.join(self.blocked)}")
-        for message in self.aborted:
-            self.write(message)
-        if self.failed and not self.aborted:
-            raise SystemExit(1 if all(isinstance(fail, TaskFailed) for _, fail in self.failed) else 2)
+        states = [ended.state for ended in self.ended.values()]
+        counts = [f"{states.count(state)} {what}" for what, state in counted.items() if state in states]
+        blocked = [name for name, ended in self.ended.items() if ended.state == outcome.BLOCKED]
+        return [
+            ", ".join(counts) or "nothing to do",
+            *([f"not tried, for want of what failed: {', '.join(blocked)}"] if blocked else []),
+            *self.aborted,
+        ]
+
+    def title(self, task: Any) -> str:
+        stage, _, name = task.name.partition(":")
+        return f"{stage:<12} {name:<{self.width}}"
 
 
-def needed(tasks: dict[str, Any], names: list[str]) -> set[str]:
-    """These tasks, and all that they need."""
-    found: set[str] = set()
-    while names:
-        name = names.pop()
-        if name not in found:
-            found.add(name)
-            names += tasks[name].task_dep
-    return found
+class Quiet(Reporter):
+    """`doit -r quiet`: what failed, and the sums."""
+
+    def shown(self) -> display.Nothing:
+        return display.Failures(self.out)
+
+    def conclude(self) -> None:
+        for line in self.sums():
+            self.out.write(f"{line}\n")
+
+
+class Json(Reporter):
+    """`doit -r json`: one JSON object at the end, alone on standard output."""
+
+    def shown(self) -> display.Nothing:
+        return display.Nothing()
+
+    def initialize(self, tasks: Any, selected_tasks: Any) -> None:
+        super().initialize(tasks, selected_tasks)
+        self.aside = contextlib.redirect_stdout(sys.stderr)  # what tasks print
+        self.aside.__enter__()
+
+    def conclude(self) -> None:
+        self.aside.__exit__(None, None, None)
+        models = outcome.rows(self.tasks, self.asked_for, self.ended)
+        told = {**outcome.as_data(models, self.ended), "aborted": self.aborted}
+        self.out.write(json.dumps(told, indent=1) + "\n")
+
+
+def asked(tasks: dict[str, Any], selected: Iterable[str]) -> set[str]:
+    """The tasks that were asked for by name, stage by stage, and all that they need: not those of a whole model."""
+    return outcome.needed(tasks, [name for name in selected if tasks[name].actions or name in GROUPS_BY_NAME])
 
 
 def remember(dep_manager: Any) -> None:
@@ -156,11 +248,6 @@ def remember(dep_manager: Any) -> None:
     backend._dirty.clear()
 
 
-def _title(task: Any) -> str:
-    stage, _, name = task.name.partition(":")
-    return f"{stage:<12} {name:<28}"
-
-
 def _cause(task: Any) -> str:
     """Why a task runs that has run before: the first reason of its stage's fingerprint."""
     reasons = [reason for check, _, _ in task.uptodate for reason in getattr(check, "reasons", [])]
@@ -174,7 +261,3 @@ def _cause(task: Any) -> str:
 
 def _told(value: object) -> str:
     return f"{value:.1e}" if isinstance(value, float) else str(value)
-
-
-def _reason(fail: BaseFail) -> str:
-    return str(fail.get_msg()).strip()

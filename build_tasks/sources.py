@@ -1,6 +1,5 @@
 """Where weights come from: packages, the Hugging Face hub, downloads, and files put in their place by hand."""
 
-import contextlib
 import hashlib
 import importlib.util
 import os
@@ -94,11 +93,19 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
     """The hub's client keeps its own cache, resumes, and counts a file only when it is whole."""
     from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, tqdm
+
+    class Bar(tqdm):
+        """The client's progress bar, for whoever is watching this stage."""
+
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(*arguments, **{**options, "disable": False})  # although it goes to no terminal
+
+        def display(self, *arguments: Any, **options: Any) -> None:
+            worker.tell(worker.Progress(os.path.basename(file), self.n, self.total, "B"))
 
     try:
-        with contextlib.redirect_stderr(worker.terminal):  # its progress bar
-            return hf_hub_download(repository, file, revision=revision)
+        return hf_hub_download(repository, file, revision=revision, tqdm_class=Bar)
     except LocalEntryNotFoundError as error:  # its own text is general, its cause says why
         raise OSError(f"the Hugging Face hub cannot be reached: {first_lines(error.__cause__ or error)}") from error
     except HfHubHTTPError as error:
@@ -129,27 +136,18 @@ class Download:
 
     def __call__(self, url: str, output_file: str, shelf: Any) -> None:
         import requests
-        from tqdm import tqdm
 
-        pause = 0.1 if worker.terminal.isatty() else 10.0
-        found = hashlib.sha256()
+        found, done, name = hashlib.sha256(), 0, os.path.basename(url.partition("?")[0])
         with requests.get(url, stream=True, timeout=30) as response, open(output_file, "wb") as file:
             if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
                 raise OSError(f"the server answers {response.status_code} {response.reason}")
             response.raise_for_status()
             size = int(response.headers.get("Content-Length", 0)) or None
-            with tqdm(
-                desc=os.path.basename(output_file),
-                total=size,
-                unit="B",
-                unit_scale=True,
-                delay=1,
-                mininterval=pause,
-                file=worker.terminal,
-            ) as bar:
-                for chunk in response.iter_content(1 << 20):
-                    file.write(chunk)
-                    found.update(chunk)
-                    bar.update(len(chunk))
+            worker.tell(worker.Progress(name, 0, size, "B"))
+            for chunk in response.iter_content(1 << 20):
+                file.write(chunk)
+                found.update(chunk)
+                done += len(chunk)
+                worker.tell(worker.Progress(name, done, size, "B"))
         if self.sha256 not in (None, found.hexdigest()):
             raise OSError(f"it has the sha256 {found.hexdigest()}, but the spec expects {self.sha256}")

@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
 
@@ -28,37 +29,80 @@ PRELOAD = [
     "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
     "modelopt.onnx.autocast", "modelopt.onnx.quantization", "matplotlib.pyplot", "rich.table",
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
-    "build_tasks.onnx", "build_tasks.precision", "build_tasks.engine", "build_tasks.measure", "build_tasks.server",
+    "build_tasks.onnx", "build_tasks.onnx_only", "build_tasks.precision", "build_tasks.engine", "build_tasks.measure",
+    "build_tasks.server",
 ]  # fmt: skip
 
 PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
 
-terminal: TextIO = sys.stderr  # in a child: where a person may be watching, while the rest goes to the log
-
 _starting = threading.Lock()
+
+
+class Progress(NamedTuple):
+    """How far a stage is.
+
+    what: the file, the phase.
+    done, total: of it, in `unit`, which is "B" for bytes; no total where it is not known.
+    """
+
+    what: str
+    done: float = 0
+    total: float | None = None
+    unit: str = ""
+
+
+Message = Progress | str  # a line, where it is worth one
+
+
+def nobody(task: str, message: Message) -> None:
+    """Who listens before there is a reporter."""
+
+
+audience: Callable[[str, Message], None] = nobody  # in doit's process: who hears what a stage has to tell
+
+_parent: "Connection | None" = None  # in a child
+_speaking = threading.Lock()  # a library may tell from several threads
+_told = 0.0
+OFTEN = 0.1  # seconds between two messages on progress
+
+
+def tell(message: Message) -> None:
+    """In a stage's process: let whoever is watching know. Of what comes thick and fast, some is passed over."""
+    global _told
+    with _speaking, contextlib.suppress(OSError):  # doit is gone, and this process will be
+        now = time.monotonic()
+        if _parent is None or (isinstance(message, Progress) and now - _told < OFTEN):
+            return
+        _told = now
+        _parent.send(("message", message))
 
 
 class CrashError(Exception):
     """A stage that neither succeeded nor refused; the message ends with where to look."""
 
 
-def call(function: Callable[..., Any], *arguments: object, log: str) -> Any:
+def call(function: Callable[..., Any], *arguments: object, log: str, task: str = "") -> Any:
     """`function(*arguments)` in a child of its own, whose output goes to the file `log`.
 
+    task: on whose behalf the child tells how far it is.
     Raises UserError as the function did, CrashError for everything else.
     """
-    from multiprocessing.connection import wait
-
     os.makedirs(os.path.dirname(log), exist_ok=True)
     if multiprocessing.parent_process() is not None:
         _follow_parent()  # this is a worker of `doit -P process`, which must not outlive doit either
+        hear: Callable[[str, Message], None] = nobody  # whose reporter is in another process
+    else:
+        hear = audience
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = _context().Process(target=_run, args=(sender, log, function, arguments), daemon=True)
-    child.start()
+    with _hash_seed():
+        child.start()  # and the fork server, where it does not run yet
     sender.close()
     try:
-        wait([receiver, child.sentinel])
-        kind, value = receiver.recv() if receiver.poll() else ("death", None)
+        kind, value = _next_word(receiver, child)
+        while kind == "message":
+            hear(task, value)
+            kind, value = _next_word(receiver, child)
     except EOFError:
         kind, value = "death", None
     finally:
@@ -73,26 +117,37 @@ def call(function: Callable[..., Any], *arguments: object, log: str) -> Any:
     raise CrashError(f"{value or _obituary(child.exitcode)}\n{_last_lines(log)}(the whole log: {log})")
 
 
+def _next_word(receiver: "Connection", child: Any) -> tuple[str, Any]:
+    """What a child says next, or that it has ended without a word."""
+    from multiprocessing.connection import wait
+
+    wait([receiver, child.sentinel])
+    word: tuple[str, Any] = receiver.recv() if receiver.poll() else ("death", None)
+    return word
+
+
 def _context() -> Any:
-    """The fork server's context; the server is started by the first call.
-
-    Its hash seed is fixed: the order of sets must not show in an artifact.
-    """
-    from multiprocessing import forkserver
-
+    """How children begin: from a fork server, or, on Windows, as processes that import everything themselves."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *PRELOAD])
+    return context
+
+
+@contextlib.contextmanager
+def _hash_seed() -> Iterator[None]:
+    """What starts Python here starts it with one hash seed: the order of sets must not show in an artifact."""
     with _starting:
-        context.set_forkserver_preload(["__main__", *PRELOAD])
         seed = os.environ.get("PYTHONHASHSEED")
         os.environ["PYTHONHASHSEED"] = "0"
         try:
-            forkserver.ensure_running()
+            yield
         finally:
             if seed is None:
                 del os.environ["PYTHONHASHSEED"]
             else:
                 os.environ["PYTHONHASHSEED"] = seed
-    return context
 
 
 @functools.cache
@@ -104,8 +159,8 @@ def _run(sender: "Connection", log: str, function: Callable[..., Any], arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches doit, and doit ends the child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _follow_parent()
-    global terminal
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    global _parent
+    _parent = sender
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -108,7 +108,7 @@ def test_a_plain_doit_starts_no_container(project: Project, docker: dict[str, st
     small.add(project, "net", formats=PLAN)
     project.doit("list", "--all", **docker)
     listed = project.built("list").out
-    assert "Build the engines in NVIDIA's container" in listed
+    assert "build the engines in NVIDIA's container" in listed
     assert not Path(docker["CALLS"]).exists()
 
 

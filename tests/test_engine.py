@@ -273,7 +273,8 @@ trt = compiler.trt
 profile = {"INPUT__0": {"min": [1, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [4, 3, 8, 8]}}
 builder, network = compiler.create_network(strongly_typed=True)
 network.add_identity(network.add_input("INPUT__0", trt.float32, (-1, 3, 8, 8)))
-config = compiler.configuration(profile, settings, sys.argv[2])(builder, network)
+phases = compiler.Phases()
+config = compiler.configuration(profile, settings, sys.argv[2], phases)(builder, network)
 flags = ("TF32", "REFIT", "STRIP_PLAN", "SPARSE_WEIGHTS", "VERSION_COMPATIBLE")
 print("RESULT", json.dumps({
     "flags": [flag for flag in flags if config.get_flag(getattr(trt.BuilderFlag, flag))],
@@ -446,7 +447,9 @@ def test_a_plan_of_another_machine_stays_up_to_date_where_none_can_be_built(
     assert project.tree() == before
     project.edit("models/net/model.toml", "[engine]", "[engine]\noptimization_level = 1")
     run = project.built(**without_gpu(project))
-    assert refusal(run, "engine:net").split(None, 3)[3] == (f"outdated (optimization_level: 3 -> 1), and {NEITHER}")
+    assert refusal(run, "engine:net").split(None, 3)[3] == (
+        f"outdated (engine.optimization_level: 3 -> 1), and {NEITHER}"
+    )
     assert project.tree() == before, "what was published stays published"
 
 

@@ -288,3 +288,56 @@ def test_build_and_repository_may_be_on_different_file_systems(tiny: Project, bu
 
 if sys.platform != "linux":
     pytestmark = pytest.mark.skip("signals, /dev/shm and RLIMIT_FSIZE as Linux has them")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Where there is no fork (Windows), and no flock
+
+
+NO_FORK = """\
+import multiprocessing
+import sys
+
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+if sys.argv[0].endswith("doit"):  # as files.py finds it on Windows; libraries in children may insist on it
+    sys.modules["fcntl"] = None
+"""
+
+
+@pytest.fixture
+def no_fork(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "no fork").mkdir()
+    (tmp_path / "no fork/sitecustomize.py").write_text(NO_FORK)
+    return {"PYTHONPATH": str(tmp_path / "no fork")}
+
+
+def test_children_that_are_spawned_build_the_same(tiny: Project, built_tiny: Project, no_fork: dict[str, str]) -> None:
+    run = tiny.built("-n", "2", **no_fork)
+    assert "weights:tiny" in run.ran
+    assert tiny.tree() == built_tiny.tree()
+    assert tiny.built(**no_fork).ran == []
+
+
+def test_a_spawned_child_that_crashes_is_a_failed_task(
+    project: Project, tiny_weights: Path, no_fork: dict[str, str]
+) -> None:
+    converted(project, tiny_weights, "import os; print('last words', flush=True); os.abort()")
+    run = project.doit("weights:tiny", **no_fork)
+    assert (run.code, run.failed) == (2, ["weights:tiny"])
+    assert "killed by SIGABRT" in run.out
+    assert "  | last words\n" in run.out
+
+
+def test_an_interrupted_run_leaves_no_spawned_child(
+    project: Project, tiny_weights: Path, no_fork: dict[str, str]
+) -> None:
+    converted(project, tiny_weights, "import time; open('begun', 'w').close(); time.sleep(600)")
+    process = project.start("weights:tiny", **no_fork)
+    deadline = time.monotonic() + 120
+    while not (project / "begun").exists():
+        assert time.monotonic() < deadline, "the converter never began"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert gone(process.pid)

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -312,6 +313,11 @@ class Handler(BaseHTTPRequestHandler):
         elif behaviour == "cut" and not self.server.healthy and body:
             self.begin(200, len(file))
             self.wfile.write(file[: len(file) // 2])  # HTTP/1.0: the connection ends with the answer
+        elif behaviour == "slow" and body:
+            self.begin(200, len(file))
+            for start in range(0, len(file), len(file) // 8):
+                self.wfile.write(file[start : start + len(file) // 8])
+                time.sleep(0.2)
         elif behaviour == "cut-hub" and body:
             self.begin(200, len(file))
         else:
@@ -512,6 +518,16 @@ def test_the_hub_s_reason_is_told(hub: Outcome) -> None:
     assert "Entry Not Found" in hub.refusal("entry")
 
 
+@pytest.mark.parametrize("source", ["{}/slow/model.safetensors", "hf://slow/repository/model.safetensors"])
+def test_a_download_tells_how_far_it_is(tmp_path: Path, server: Server, tiny_weights: Path, source: str) -> None:
+    project = Project(tmp_path / "project")
+    project.model("tiny", spec(source.format(server.url)))
+    shown = project.terminal("weights:tiny", HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=server.url)
+    size = f"{tiny_weights.stat().st_size / 1e6:.1f}"
+    assert re.search(rf"model\.safetensors: \d\.\d of {re.escape(size)} MB, \d\.\d MB/s", shown)
+    assert "✓" in shown
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # What holds of every run
 
@@ -531,6 +547,7 @@ def test_a_run_says_nothing_but_a_line_for_each_start_and_end(name: str, request
     """No bar of a download that takes no time, no warning of a library."""
     found: Outcome = request.getfixturevalue(name)
     known = re.compile(
-        r"  weights +\w+ +\.\.\.( build/\S+: missing)?|[✓✗] weights +\w+ .*|(\d+ [a-z ]+(, |$))+|not tried, .*: weights"
+        r"  weights +\w+ +\.\.\.(, [\d.]+ s last time;)?( build/\S+: missing)?|[✓✗] weights +\w+ .*|"
+        r"(\d+ [a-z ]+(, |$))+|not tried, .*: weights"
     )
     assert [line for line in found.run.out.splitlines() if not known.fullmatch(line)] == []
