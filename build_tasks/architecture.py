@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.compare import arranged, continuous, disagreement, moved_by_an_ulp
+from build_tasks.compare import arranged, continuous, disagreement, fixed_batch, moved_by_an_ulp, onnx_session
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import MODELS, Model, settings
 
@@ -79,12 +79,15 @@ def python_files(model: Model) -> list[str]:
 def create(settings: Settings, weights: str | None = None, exportable: bool = False) -> "torch.nn.Module":
     """The network in inference mode, with the weights of a safetensors file or as the architecture initialises it.
 
+    Of a spec without an architecture it is the ONNX file of weights; without that, a network that cannot be run.
     exportable: timm's variants of layers that old opsets can express.
     """
     import timm
     from safetensors.torch import load_file
 
     architecture = settings["architecture"]
+    if architecture["timm"] is None and architecture["network"] is None:
+        return graph(weights)
     try:
         if architecture["timm"] is not None:
             module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])
@@ -96,6 +99,40 @@ def create(settings: Settings, weights: str | None = None, exportable: bool = Fa
     if weights is not None:
         module.load_state_dict(load_file(weights))
     return module.eval().requires_grad_(False)
+
+
+def graph(path: str | None) -> "torch.nn.Module":
+    """An ONNX file in the place of a network: ONNX Runtime answers, on the CPU, in fp32.
+
+    Where its batch is fixed, batches of any size are cut to it, and the last is filled with repeats.
+    """
+    import numpy as np
+    import torch
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.run = onnx_session(path) if path else None
+            self.batch = fixed_batch(path) if path else None
+
+        def forward(self, batch: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+            assert self.run is not None
+            parts = []
+            for part in batch.split(self.batch or len(batch)):
+                filled = np.resize(part.numpy(), (self.batch or len(part), *part.shape[1:]))
+                answers = [torch.from_numpy(answer) for answer in self.run(filled)]
+                parts.append([_of_images(answer, len(filled))[: len(part)] for answer in answers])
+            return tuple(torch.cat(answers) for answers in zip(*parts, strict=True))
+
+    return Graph().eval()
+
+
+def _of_images(answer: "torch.Tensor", batch: int) -> "torch.Tensor":
+    if answer.ndim == 0 or answer.shape[0] != batch:
+        raise UserError(
+            f"an output has shape {list(answer.shape)} for a batch of {batch}; the batch must be its first dimension"
+        )
+    return answer
 
 
 def served(module: "torch.nn.Module", interface: Settings) -> "torch.nn.Module":

@@ -94,6 +94,14 @@ def onnx_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
     return lambda batch: session.run(None, {INPUT: batch})
 
 
+def fixed_batch(path: str) -> int | None:
+    """The batch of an ONNX artifact, None where it is open."""
+    import onnx
+
+    (image,) = onnx.load(onnx_file(path), load_external_data=False).graph.input
+    return image.type.tensor_type.shape.dim[0].dim_value or None
+
+
 def reduced_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
     """A graph of reduced precision in ONNX Runtime on the CPU, with the rounding that it asks for."""
     import onnx

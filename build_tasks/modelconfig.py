@@ -153,12 +153,18 @@ def _wrong_scalar(field: Any, value: Any) -> str | None:
         return None if isinstance(value, bool) else "bool"
     if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         return None if type(value) in (int, float) and abs(value) < float("inf") else "a finite float"
-    bits = 32 if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 64
-    signed = field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
-    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    lowest, highest = bounds(field)
     if type(value) is int and lowest <= value <= highest:
         return None
-    return f"int{'' if signed else ' >= 0'}{'' if type(value) is not int else f' of {bits} bits'}"
+    bits = (highest - lowest).bit_length()
+    return f"int{' >= 0' if lowest == 0 else ''}{'' if type(value) is not int else f' of {bits} bits'}"
+
+
+def bounds(field: Any) -> tuple[int, int]:
+    """The smallest and the largest number that an integer field of the protobuf holds."""
+    bits = 32 if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 64
+    signed = field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
 def warm_up_file(model: Model, file: str) -> str:

@@ -25,7 +25,7 @@ from build_tasks.compare import (
 )
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import Model, settings
-from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, versions
+from build_tasks.stage import Build, Notes, Paths, Settings, Stage, code_of, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -39,11 +39,18 @@ HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
 
 
 def task(model: Model) -> dict[str, Any]:
-    stage = Stage(
+    inputs = {"model": model.artifact("model.pt"), "weights": model.weights}
+    doc = f"model.onnx: opset {model.spec.onnx.opset}, checked in ONNX Runtime"
+    return stage(model, build, inputs, ()).task(doc=doc, params=overrides.params("onnx"))
+
+
+def stage(model: Model, build: Build, inputs: Paths, code: tuple[str, ...]) -> Stage:
+    """The stage around a `build` that makes model.onnx. code: besides what all of them need."""
+    return Stage(
         name=f"onnx:{model.name}",
         model=model,
         build=build,
-        inputs={"model": model.artifact("model.pt"), "weights": model.artifact("weights.safetensors")},
+        inputs=inputs,
         outputs={
             "model": model.artifact("model.onnx"),
             "signature": model.artifact("model.onnx.signature.json"),
@@ -59,10 +66,7 @@ def task(model: Model) -> dict[str, Any]:
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
-        code=(*code_of("onnx", "architecture", "compare"), *architecture.code_of(model)),
-    )
-    return stage.task(
-        doc=f"model.onnx: opset {model.spec.onnx.opset}, checked in ONNX Runtime", params=overrides.params("onnx")
+        code=(*code_of("onnx", "architecture", "compare"), *code, *architecture.code_of(model)),
     )
 
 
@@ -90,13 +94,22 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             print(f"{exporter} exporter: {refusal}")
             continue
         why = "; ".join(f"since {other} {reason}" for other, reason in refusals.items()) or choice
-        export = {"exporter": exporter, "why": why, "opset": opset(graph), "ir_version": graph.ir_version}
-        signature = {**tensors(graph), "opset": opset(graph), "ir_version": graph.ir_version}
-        for name, record in (("signature", signature), ("export", export), ("tools", versions(TOOLS))):
-            with open(outputs[name], "w", encoding="utf-8") as file:
-                json.dump(record, file, indent=1)
+        describe(graph, outputs, exporter, why)
         return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": error}
     raise UserError("; ".join(f"the {exporter} exporter {reason}" for exporter, reason in refusals.items()))
+
+
+def describe(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None, why: str) -> None:
+    """What is written beside model.onnx: its signature, how it came about, and by which tools."""
+    known = {"opset": opset(graph), "ir_version": graph.ir_version}
+    records = {
+        "signature": {**tensors(graph), **known},
+        "export": {"exporter": exporter, "why": why, **known},
+        "tools": versions(TOOLS),
+    }
+    for name, record in records.items():
+        with open(outputs[name], "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
 
 
 class ExporterRefusedError(Exception):
@@ -219,8 +232,9 @@ def check(
             raise ExporterRefusedError(f"wrote a graph that does not run at {at}: {first_lines(error)}") from error
         worst = max(worst, disagreement(continuous(found), continuous(expected)))
         if not worst <= limit:
+            other = "the source" if script is module else "model.pt"
             raise ExporterRefusedError(
-                f"wrote a graph that differs from model.pt by {worst:.1e} at {at} (limit {limit:.0e})"
+                f"wrote a graph that differs from {other} by {worst:.1e} at {at} (limit {limit:.0e})"
             )
     return worst
 

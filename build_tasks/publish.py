@@ -52,7 +52,7 @@ def task(model: Model, format: str, artifacts: list[str]) -> dict[str, Any]:
         inputs={
             **{file: model.artifact(file) for file in artifacts},
             **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in ABOUT},
-            "weights": model.artifact("weights.safetensors"),
+            "weights": model.weights,
             "config": model.artifact(f"{TRITON_MODELS[format].file}.config.pbtxt"),
             **({"preprocessing.json": model.artifact("preprocessing.json")} if format in FORMATS else {}),
             **({"labels.txt": model.artifact("labels.txt")} if model.spec.labels and format != "preprocess" else {}),

@@ -1,9 +1,10 @@
 """model.toml -> Model, and how a mistake in it is answered: the file, the key, what was expected, what was found."""
 
+import contextlib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_type_hints
 
 from msgspec import Struct, ValidationError, convert
@@ -18,8 +19,11 @@ from build_tasks.spec import (
     TRITON_KEYS,
     UNCONVERTED,
     Accuracy,
+    Architecture,
     Input,
     Model,
+    Onnx,
+    Output,
     Spec,
     settings,
     split_source,
@@ -32,6 +36,7 @@ SERVED_AS_FP32 = ("torchscript", "onnx")
 WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 DEVICES = ("auto", "gpu", "cpu")
+RELEASE = r"2[0-9]\.(0[1-9]|1[0-2])"
 
 SCHEMES = ("hf", "https", "http", "package", "timm", "random")
 
@@ -64,15 +69,17 @@ def _folders() -> list[str]:
         return []
 
 
+def name_mistake(name: str, reserved: Container[str]) -> str | None:
+    """Why a model cannot have a name, None where it can."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        return f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -, and begins with a letter or digit"
+    if name in reserved:
+        return f"{MODELS}/{name}: doit knows a command or stage named {name}; rename the folder"
+    return None
+
+
 def _name_mistakes(folders: list[str], models: list[Model], reserved: set[str]) -> Iterator[str]:
-    for name in folders:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            yield (
-                f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -, "
-                "and begins with a letter or digit"
-            )
-        elif name in reserved:
-            yield f"{MODELS}/{name}: doit knows a command or stage named {name}; rename the folder"
+    yield from filter(None, (name_mistake(name, reserved) for name in folders))
     owner: dict[str, str] = {}
     for model in models:
         for format in (*model.served, *model.around):
@@ -83,15 +90,35 @@ def _name_mistakes(folders: list[str], models: list[Model], reserved: set[str]) 
             owner[triton_name] = f"{what} {format} of {model.file}"
 
 
+def added(name: str, content: bytes, reserved: Iterable[str]) -> Model:
+    """A model that is to come beside those that are there. UserError with a line for every mistake in it."""
+    others = []
+    for folder in _folders():
+        with contextlib.suppress(UserError):  # a mistake in another one is no business of this one's
+            others.append(_read(folder, {}))
+    model = parsed(name, content)
+    if mistakes := list(_name_mistakes([name], [*others, model], set(reserved))):
+        raise UserError("\n".join(mistakes))
+    return model
+
+
 def _read(name: str, overrides: Given) -> Model:
     path = f"{MODELS}/{name}/model.toml"
     try:
         with open(path, "rb") as file:
-            document = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+            content = file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    return parsed(name, content, overrides)
+
+
+def parsed(name: str, content: bytes, overrides: Given | None = None) -> Model:
+    """The model of a model.toml's content. UserError with a line for every mistake in it."""
+    path, overrides = f"{MODELS}/{name}/model.toml", overrides or {}
+    try:
+        document = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
     where = path
     for (table, key), (typed, value) in overrides.items():
         where += f" {typed.removesuffix(' True')}"
@@ -111,11 +138,14 @@ def _read(name: str, overrides: Given) -> Model:
 def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
     """What the types cannot say: (key, expected, found)."""
     spec = model.spec
-    if (spec.architecture.timm is None) == (spec.architecture.network is None):
+    if spec.only_onnx:
+        yield from _only_onnx_mistakes(spec)
+    elif (spec.architecture.timm is None) == (spec.architecture.network is None):
         found = "neither" if spec.architecture.timm is None else "both"
         yield "architecture", "either `timm` or `network`", found
-    if spec.architecture.network is not None and spec.input.shape is None:
-        yield "input.shape", "[channels, height, width], since the network is your own", "nothing"
+    if (spec.architecture.network is not None or spec.only_onnx) and spec.input.shape is None:
+        whose = "it is not asked of an ONNX file" if spec.only_onnx else "the network is your own"
+        yield "input.shape", f"[channels, height, width], since {whose}", "nothing"
     yield from _size_mistakes(spec.input)
     functions = {"architecture.network": spec.architecture.network, "weights.converter": spec.weights.converter}
     for key, value in functions.items():
@@ -152,9 +182,28 @@ def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
     yield from _engine_mistakes(spec, overrides)
 
 
+def _only_onnx_mistakes(spec: Spec) -> Iterator[tuple[str, str, str]]:
+    """What only a PyTorch network can be asked for, where weights.source is an ONNX file."""
+    file = "since weights.source is ONNX"
+    given = {
+        "architecture": (spec.architecture, Architecture(), Architecture.__struct_fields__),
+        "input": (spec.input, Input(), ("format",)),
+        "output": (spec.output, Output(), Output.__struct_fields__),
+        "onnx": (spec.onnx, Onnx(), ("exporter", "opset")),
+    }
+    for table, (found, default, keys) in given.items():
+        for key in keys:
+            if (value := getattr(found, key)) != getattr(default, key):
+                yield f"{table}.{key}", f"nothing, {file}, which is taken as it is", repr(value)
+    if spec.weights.converter is not None:
+        yield "weights.converter", f"nothing, {file}", repr(spec.weights.converter)
+    if "torchscript" in spec.formats:
+        yield "formats", f"no torchscript, {file}, of which PyTorch makes nothing", repr(spec.formats)
+
+
 def _triton_mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
     spec, triton = model.spec, model.spec.triton
-    if not isinstance(model.triton("release"), str) or not re.fullmatch(r"2[0-9]\.(0[1-9]|1[0-2])", model.release):
+    if not isinstance(model.triton("release"), str) or not re.fullmatch(RELEASE, model.release):
         yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(triton["release"])
     elif "onnx" in spec.formats and (reads := releases.onnx(model.release)) and spec.onnx.opset > reads.opset:
         newer = releases.oldest_with(spec.onnx.opset)

@@ -15,7 +15,7 @@ from build_tasks.compare import INPUT, OUTPUT, moved_by_an_ulp
 from build_tasks.spec import Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 
-REFERENCE, MOVED = "pytorch-fp32", "pytorch-fp32, inputs moved by an ulp"  # the runners of reference.json
+RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # of reference.json
 BATCH = 32  # samples that the network sees at once
 
 
@@ -26,7 +26,7 @@ def task(model: Model) -> dict[str, Any]:
         model=model,
         build=build,
         inputs={
-            "weights": model.artifact("weights.safetensors"),
+            "weights": model.weights,
             **{path: path for path in pictures.files(source)},
         },
         outputs={
@@ -40,11 +40,19 @@ def task(model: Model) -> dict[str, Any]:
             "input": architecture.input_settings_of(model),
             "interface": architecture.interface_of(model),
             "samples": source,
+            "reference": model.reference,
         },
-        tools=("torch", "timm", "torchvision", "pillow", "polygraphy"),
+        tools=(
+            "torch",
+            "timm",
+            "torchvision",
+            "pillow",
+            "polygraphy",
+            *(("onnxruntime",) if model.spec.only_onnx else ()),
+        ),
         code=(*code_of("reference", "pictures", "architecture", "compare"), *architecture.code_of(model)),
     )
-    return stage.task(doc="reference.json: what PyTorch answers to the accuracy samples")
+    return stage.task(doc=f"reference.json: what {model.reference} answers to the accuracy samples")
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -65,10 +73,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     exact = batch
     if interface["format"] == "uint8_nhwc":  # there is no ulp of a byte
         exact = architecture.normalised(module, torch.from_numpy(batch), interface).numpy()
-    for runner, seen in ((REFERENCE, batch), (MOVED, moved_by_an_ulp(exact))):
+    runner = RUNNERS[settings["reference"]]
+    for name, seen in ((runner, batch), (f"{runner}, inputs moved by an ulp", moved_by_an_ulp(exact))):
         parts = [architecture.forward(module, part) for part in torch.from_numpy(seen).split(BATCH)]
         answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
-        results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=runner)
+        results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=name)
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)

@@ -4,6 +4,7 @@ The spec is data: reading it executes nothing of the model and imports nothing h
 """
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -44,11 +45,12 @@ UNCONVERTED = ("fp32", "tf32")
 QUANTISED = ("int8", "fp8")
 CONVERTED = ("fp16", "bf16", *QUANTISED)
 
-# Keys of [triton] that are no fields of ModelConfig, and what holds where the spec does not have them.
+# Keys of [triton] that are no fields of ModelConfig, and what holds where the spec does not have them. Comments behind
+# keys, here and below, are what editors and docs/spec.md tell of them (see schema.py).
 TRITON_KEYS: dict[str, Any] = {
     "release": "26.08",  # of Triton, whose server will serve
     "device": "auto",  # "gpu", "cpu", or whichever the server has
-    "keep_versions": 1,  # how many versions stay in the repository
+    "keep_versions": 1,  # versions that stay in the repository
     "provenance": True,  # of each version, as parameters
 }
 
@@ -56,6 +58,7 @@ Positive = Annotated[int, Meta(ge=1)]
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # H, W
 Share = Annotated[float, Meta(ge=0, le=1)]
+Formats = Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)]
 InputFormat = Literal["fp32_nchw", "uint8_nhwc"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
@@ -66,68 +69,76 @@ class Table(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Architecture(Table):
+    """The network; nothing of it where weights.source is an ONNX file, which holds it."""
+
     timm: Text | None = None  # a timm architecture, "efficientnet_b3"
     network: str | None = None  # or a function of the model's own: "network.py:build"
     arguments: dict[str, Any] = {}  # passed to whichever of the two makes the module
 
 
 class Weights(Table):
-    source: Text
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    """Where the network's weights come from; an ONNX file is the network itself."""
+
+    source: Text  # hf://, https://, http://, timm://, package://, random:// and a seed, or a path in the model's folder
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None  # refused if the file has another
     converter: str | None = None  # "convert.py:function", from the file's keys to the network's
 
 
 class Input(Table):
-    """Overrides of the architecture's own preprocessing (timm's data config)."""
+    """What clients send; overrides of the architecture's own preprocessing (timm's data config)."""
 
     format: InputFormat = "fp32_nchw"  # what clients send; uint8_nhwc is scaled, normalised and transposed inside
     shape: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None  # C, H, W
-    min_size: Size | None = None  # with max_size: height and width stay open between the two
-    max_size: Size | None = None
-    mean: list[float] | None = None
-    std: list[Annotated[float, Meta(gt=0)]] | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
-    crop_pct: Annotated[float, Meta(gt=0, le=1)] | None = None
-    crop_mode: Literal["center", "squash", "border"] | None = None
+    min_size: Size | None = None  # H, W; with max_size: height and width stay open between the two
+    max_size: Size | None = None  # H, W
+    mean: list[float] | None = None  # of each channel, of pixels from 0 to 1
+    std: list[Annotated[float, Meta(gt=0)]] | None = None  # likewise
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None  # of resized pictures
+    crop_pct: Annotated[float, Meta(gt=0, le=1)] | None = None  # share of the resized picture that is kept
+    crop_mode: Literal["center", "squash", "border"] | None = None  # how a picture that is not square fits
 
 
 class Output(Table):
     """What clients get, in every format, in the place of the network's one output of (batch, classes)."""
 
-    softmax: bool = False
+    softmax: bool = False  # probabilities
     top_k: Positive | None = None  # the largest values, OUTPUT__0, and their classes, OUTPUT__1
 
 
 class Onnx(Table):
-    exporter: Literal["auto", "torchscript", "dynamo"] = "auto"
-    opset: Annotated[int, Meta(ge=7, le=23)] = 17
+    """The export to ONNX."""
+
+    exporter: Literal["auto", "torchscript", "dynamo"] = "auto"  # of torch; auto: dynamo where the other one fails
+    opset: Annotated[int, Meta(ge=7, le=23)] = 17  # of ONNX's operators
     dynamic_axes: bool = True  # the batch dimension stays open
     batch_size: Positive = 1  # of the example that is exported; the batch itself where dynamic_axes is false
     external_data: bool = False  # weights in a file of their own; always so above 2 GB
 
 
 class Engine(Table):
+    """What TensorRT and TensorRT-RTX compile."""
+
     # the graph that is compiled
-    precision: Precision = "fp16"
+    precision: Precision = "fp16"  # of the graph; tf32 is a flag of the builder
     keep_fp32: list[Text] = []  # operator types, or regular expressions of node names
     keep_io_types: bool = True  # fp32 inputs and outputs, whatever is computed inside; fp16 may have its own
     calibration: Text | None = None  # samples for int8 and fp8, as accuracy.samples, which serve without it
     repair: bool = False  # where the gate fails, find the nodes to leave out of the precision, and lock them
-    # its optimisation profile; see Spec.profile for what is left out
-    min_batch_size: Positive | None = None
-    opt_batch_size: Positive | None = None
-    max_batch_size: Positive | None = None
+    # its optimisation profile
+    min_batch_size: Positive | None = None  # 1 without it; onnx.batch_size in all three where the batch is fixed
+    opt_batch_size: Positive | None = None  # which it is tuned for; at most 8 without it
+    max_batch_size: Positive | None = None  # what is served without it
     # the builder
     workspace: Positive | None = None  # MiB; all of the GPU's memory without it
-    optimization_level: Annotated[int, Meta(ge=0, le=5)] = 3
-    sparse_weights: bool = False
-    refittable: bool = False
+    optimization_level: Annotated[int, Meta(ge=0, le=5)] = 3  # higher: longer builds, perhaps faster engines
+    sparse_weights: bool = False  # kernels for weights of which two in four are zero
+    refittable: bool = False  # its weights can be replaced
     strip_plan: bool = False  # without its weights, which are refitted where it runs
-    profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = "layer_names_only"
+    profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = "layer_names_only"  # of what profilers see
     # TensorRT alone
     compute_capabilities: list[Capability] = []  # a plan for each in one Triton model; of this machine's GPU without it
-    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
-    version_compatible: bool = False
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"  # GPUs besides its own
+    version_compatible: bool = False  # runs with newer versions of TensorRT, too
     timing_cache: Text | None = None  # a file in the model's folder, used and never written; build/ keeps its own
     # TensorRT-RTX alone
     rtx_compute_capabilities: list[Capability] = []  # of the GPUs it shall run on; all that it knows without it
@@ -138,13 +149,13 @@ class Gate(Table):
 
     # of all without it
     format: Literal["torchscript", "onnx", "graph", "tensorrt"] | None = None  # graph: what engines are compiled from
-    precision: Precision | None = None  # model.pt and model.onnx are fp32
+    precision: Precision | None = None  # of the artifact; model.pt and model.onnx are fp32
     output: Text | None = None  # "OUTPUT__0"
     # at most
     relative_l2: Annotated[float, Meta(gt=0, lt=1)] | None = None  # norm of the difference over the reference's
     max_absolute: Annotated[float, Meta(gt=0, lt=1e30)] | None = None  # of any value
     top1_drop: Share | None = None  # of the share of samples that are recognised, where accuracy.truth says what is
-    top5_drop: Share | None = None
+    top5_drop: Share | None = None  # likewise, among the five strongest
     # at least
     cosine: Annotated[float, Meta(ge=-1, le=1)] | None = None  # of the worst sample, as is
     snr: Annotated[float, Meta(ge=-200, le=200)] | None = None  # the signal-to-noise ratio, in dB
@@ -153,20 +164,22 @@ class Gate(Table):
 
 
 class Accuracy(Table):
+    """What artifacts are compared on, and how far off they may be."""
+
     samples: Text | None = None  # a folder of images, .npz or .json in the model's folder; the shipped photographs else
     truth: Text | None = None  # a CSV file of lines `sample,class`, or "folders": each image stands in its class's
-    gate: list[Gate] = []
+    gate: list[Gate] = []  # limits; by precision and the network's own sensitivity without it
     allow_untestable: bool = False  # publish a model whose outputs say nothing about accuracy
 
 
-class Spec(Table):
-    architecture: Architecture
+class Spec(Table, kw_only=True):
+    """A model of the repository."""
+
+    architecture: Architecture = field(default_factory=Architecture)
     weights: Weights
     input: Input = field(default_factory=Input)
     output: Output = field(default_factory=Output)
-    formats: Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)] = field(
-        default_factory=lambda: ["torchscript", "onnx", "tensorrt"]
-    )
+    formats: Formats = field(default_factory=lambda: ["torchscript", "onnx", "tensorrt"])  # what is built
     max_batch_size: Positive = 32  # the largest batch that is served, and that is checked
     ensemble: Literal["torchscript", "onnx", "tensorrt"] | None = None  # pictures in, preprocessed for this format
     labels: Text | None = None  # "imagenet-1k", or a text file in the model's folder, one class per line
@@ -192,6 +205,11 @@ class Spec(Table):
         return [small, large] if small and large else None
 
     @property
+    def only_onnx(self) -> bool:
+        """Whether the source is an ONNX file: there is no PyTorch network, and answers are compared with the file's."""
+        return re.search(r"\.onnx([@?#].*)?$", self.weights.source) is not None
+
+    @property
     def compiled(self) -> bool:
         """Whether any format is an engine."""
         return not set(ENGINES).isdisjoint(self.formats)
@@ -212,6 +230,16 @@ class Model:
 
     def artifact(self, file: str) -> str:
         return f"{BUILD}/{self.name}/{file}"
+
+    @property
+    def weights(self) -> str:
+        """The artifact that holds the weights; of an ONNX file, the network too."""
+        return self.artifact("weights.onnx" if self.spec.only_onnx else "weights.safetensors")
+
+    @property
+    def reference(self) -> str:
+        """What answers to the accuracy samples, so that artifacts can be compared with it."""
+        return "ONNX Runtime" if self.spec.only_onnx else "PyTorch"
 
     def triton_name(self, format: str) -> str:
         return self.name + TRITON_MODELS[format].suffix

@@ -29,7 +29,7 @@ def task(model: Model) -> dict[str, Any]:
         name=f"torchscript:{model.name}",
         model=model,
         build=build,
-        inputs={"weights": model.artifact("weights.safetensors")},
+        inputs={"weights": model.weights},
         outputs={
             "model": model.artifact("model.pt"),
             "signature": model.artifact("model.pt.signature.json"),

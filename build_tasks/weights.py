@@ -5,18 +5,27 @@ hf:// https:// timm:// package:// path random://
 """
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks import architecture, sources
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import MODELS, Model, settings, split_source
-from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
+from build_tasks.stage import Build, Notes, Paths, Settings, Stage, code_of
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
+
 
 def task(model: Model) -> dict[str, Any]:
+    random = "RANDOM weights, for structure tests only" if model.seed is not None else None
+    return stage(model, build, {}, ()).task(doc=random or f"weights.safetensors from {model.spec.weights.source}")
+
+
+def stage(model: Model, build: Build, more: Settings, code: tuple[str, ...]) -> Stage:
+    """The stage around a `build` that takes the source. more, code: besides what all of them need."""
     weights = model.spec.weights
     inputs: Paths = {}
     elsewhere: dict[str, str | None] = {}
@@ -27,23 +36,21 @@ def task(model: Model) -> dict[str, Any]:
         elsewhere["source"] = sources.package_file(rest)
     elif (placed := sources.placed_file(model.name, weights.source)) and os.path.exists(placed):
         inputs["source"] = placed
-    code = (*code_of("weights", "sources", "architecture"), *architecture.code_of(model))
+    code = (*code_of("weights", "sources", "architecture"), *code, *architecture.code_of(model))
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
         code = (*code, *architecture.python_files(model))  # it may import what stands beside it
-    stage = Stage(
+    return Stage(
         name=f"weights:{model.name}",
         model=model,
         build=build,
         inputs=inputs,
         elsewhere=elsewhere,
-        outputs={"weights": model.artifact("weights.safetensors")},
-        settings={**architecture.settings_of(model), "weights": settings(weights)},
+        outputs={"weights": model.weights},
+        settings={**architecture.settings_of(model), "weights": settings(weights), **more},
         tools=("torch", "timm", "safetensors"),
         code=code,
     )
-    random = "RANDOM weights, for structure tests only" if model.seed is not None else None
-    return stage.task(doc=random or f"weights.safetensors from {weights.source}")
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -51,24 +58,27 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     source = settings["weights"]["source"]
     scheme, rest = split_source(source)
-    if scheme == "random":
-        state = random_state(settings, seed=int(rest))
-    else:
-        path = inputs.get("source") or sources.fetch(settings["model"], source, settings["weights"]["sha256"])
-        if "source" in inputs:
-            sources.verify(path, settings["weights"]["sha256"])
-        try:
-            state = read(path)
-        except UserError:
-            if sources.is_download(path):  # a page that asks for a login, say; the next run fetches anew
-                os.remove(path)
-            raise
+    state = random_state(settings, seed=int(rest)) if scheme == "random" else taken(inputs, settings, read)
     if converter := settings["weights"]["converter"]:
         state = converted(state, settings["model"], converter)
     state = matched(state, architecture.create(settings).state_dict(), source)
     save_file(state, outputs["weights"])
     parameters = sum(tensor.numel() for tensor in state.values())
     return {"weights": "RANDOM" if scheme == "random" else source, "parameters": parameters}
+
+
+def taken(inputs: Paths, settings: Settings, read: Callable[[str], T]) -> T:
+    """What `read` makes of the source: a file that is here, or that is fetched; verified."""
+    source, sha256 = settings["weights"]["source"], settings["weights"]["sha256"]
+    path = inputs.get("source") or sources.fetch(settings["model"], source, sha256)
+    if "source" in inputs:
+        sources.verify(path, sha256)
+    try:
+        return read(path)
+    except UserError:
+        if sources.is_download(path):  # a page that asks for a login, say; the next run fetches anew
+            os.remove(path)
+        raise
 
 
 def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":

@@ -40,10 +40,15 @@ def network(line: str) -> str:
     return spec(architecture=line, more="[input]\nshape = [3, 8, 8]")
 
 
+def only_onnx(more: str = "", shape: str = "shape = [3, 8, 8]", formats: str = '["onnx"]', weights: str = "") -> str:
+    return f'formats = {formats}\n[weights]\nsource = "m.onnx"\n{weights}\n[input]\n{shape}\n{more}\n'
+
+
 def rule(lines: str, accuracy: str = "") -> str:
     return spec(more=f"[accuracy]\n{accuracy}\n[[accuracy.gate]]\n{lines}")
 
 
+AS_IT_IS = "expected nothing, since weights.source is ONNX, which is taken as it is"
 GATE = "format, precision, output, relative_l2, max_absolute, top1_drop, top5_drop, cosine, snr, top1, top5"
 TOP = (
     "top level: expected one of architecture, weights, input, output, formats, max_batch_size, ensemble, labels, onnx, "
@@ -100,7 +105,7 @@ MISTAKES = [
         "onnx: expected one of exporter, opset, dynamic_axes, batch_size, external_data, found 'a\\nb'",
     ),
     # Keys that are missing
-    ('[weights]\nsource = "random://0"\n', "top level: expected the key 'architecture', found nothing"),
+    ('[weights]\nsource = "random://0"\n', "architecture: expected either `timm` or `network`, found neither"),
     ('[architecture]\ntimm = "x"\n', "top level: expected the key 'weights', found nothing"),
     (spec(weights=""), "weights: expected the key 'source', found nothing"),
     # Values of another type
@@ -308,6 +313,30 @@ MISTAKES = [
         spec(architecture='network = "n.py:build"'),
         "input.shape: expected [channels, height, width], since the network is your own, found nothing",
     ),
+    # A model that exists only as ONNX
+    (
+        only_onnx(shape=""),
+        "input.shape: expected [channels, height, width], since it is not asked of an ONNX file, found nothing",
+    ),
+    (
+        only_onnx('[architecture]\ntimm = "x"'),
+        f"architecture.timm: {AS_IT_IS}, found 'x'",
+    ),
+    (only_onnx("[architecture]\narguments = { a = 1 }"), f"architecture.arguments: {AS_IT_IS}, found {{'a': 1}}"),
+    (only_onnx("[output]\nsoftmax = true"), f"output.softmax: {AS_IT_IS}, found True"),
+    (only_onnx("[output]\ntop_k = 5"), f"output.top_k: {AS_IT_IS}, found 5"),
+    (only_onnx("[onnx]\nopset = 13"), f"onnx.opset: {AS_IT_IS}, found 13"),
+    (only_onnx('[onnx]\nexporter = "dynamo"'), f"onnx.exporter: {AS_IT_IS}, found 'dynamo'"),
+    (only_onnx(shape='shape = [3, 8, 8]\nformat = "uint8_nhwc"'), f"input.format: {AS_IT_IS}, found 'uint8_nhwc'"),
+    (
+        only_onnx(weights='converter = "c.py:f"'),
+        "weights.converter: expected nothing, since weights.source is ONNX, found 'c.py:f'",
+    ),
+    (
+        only_onnx(formats='["torchscript", "onnx"]'),
+        "formats: expected no torchscript, since weights.source is ONNX, of which PyTorch makes nothing, found "
+        "['torchscript', 'onnx']",
+    ),
     (network('network = "n.py"'), "architecture.network: expected `file.py:function`, found 'n.py'"),
     (
         spec(weights='source = "random://0"\nconverter = "convert.to_timm"'),
@@ -400,24 +429,24 @@ def test_the_spec_that_the_mistakes_were_made_in_is_valid() -> None:
     assert (model.name, model.seed, model.spec.formats) == ("m", 0, ["torchscript", "onnx", "tensorrt"])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            table("engine", f'precision = "{p}"\ncalibration = "pictures"\nkeep_fp32 = ["Conv"]')
-            for p in ("int8", "fp8")
-        ),
-        table("engine", "keep_io_types = false"),
-        rule('format = "graph"\nprecision = "int8"\noutput = "OUTPUT__1"\nrelative_l2 = 0.7\ntop1 = 0\nsnr = 3'),
-        rule("top1_drop = 0.02", 'truth = "folders"'),
-        table("engine", 'compute_capabilities = ["7.5", "12.0"]\nrtx_compute_capabilities = ["7.5", "12.0"]'),
-        table("onnx", "dynamic_axes = false\nbatch_size = 2\n[engine]\nmin_batch_size = 2\nmax_batch_size = 2"),
-        table("input", "shape = [3, 64, 128]\nmin_size = [64, 128]\nmax_size = [64, 128]"),
-        table("triton", 'release = "24.10"'),
-        spec(top='formats = ["rtx"]', more="[engine]\nstrip_plan = true"),
-        spec(top='formats = ["torchscript", "onnx"]', more="[engine]\nstrip_plan = true"),
-    ],
-)
+SOUND = [
+    *(table("engine", f'precision = "{p}"\ncalibration = "pictures"\nkeep_fp32 = ["Conv"]') for p in ("int8", "fp8")),
+    table("engine", "keep_io_types = false"),
+    rule('format = "graph"\nprecision = "int8"\noutput = "OUTPUT__1"\nrelative_l2 = 0.7\ntop1 = 0\nsnr = 3'),
+    rule("top1_drop = 0.02", 'truth = "folders"'),
+    table("engine", 'compute_capabilities = ["7.5", "12.0"]\nrtx_compute_capabilities = ["7.5", "12.0"]'),
+    table("onnx", "dynamic_axes = false\nbatch_size = 2\n[engine]\nmin_batch_size = 2\nmax_batch_size = 2"),
+    table("input", "shape = [3, 64, 128]\nmin_size = [64, 128]\nmax_size = [64, 128]"),
+    table("triton", 'release = "24.10"'),
+    only_onnx("[onnx]\ndynamic_axes = false\nbatch_size = 4\nexternal_data = true"),
+    only_onnx().replace("m.onnx", "hf://owner/repository/onnx/model.onnx@main"),
+    only_onnx().replace("m.onnx", "https://host/model.onnx?download=true"),
+    spec(top='formats = ["rtx"]', more="[engine]\nstrip_plan = true"),
+    spec(top='formats = ["torchscript", "onnx"]', more="[engine]\nstrip_plan = true"),
+]
+
+
+@pytest.mark.parametrize("text", SOUND)
 def test_what_only_looks_like_a_mistake_is_valid(text: str) -> None:
     write("m", text)
     assert [model.name for model in load()] == ["m"]
