@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from build_tasks import machine, metrics, pictures
 from build_tasks.compare import INPUT, OUTPUT, onnx_session, reduced_session
 from build_tasks.digests import digest
-from build_tasks.reference import MOVED, REFERENCE
 from build_tasks.spec import Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, nothing
 
@@ -35,7 +34,7 @@ RUNNERS = {
 def task(model: Model, format: str, file: str) -> dict[str, Any]:
     """Of an artifact that is served."""
     stage = _stage(model, model.served_as(format, file), format, file)
-    return stage.task(doc=f"{file} beside PyTorch on the accuracy samples")
+    return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples")
 
 
 def task_of_graph(model: Model, precision: str) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def task_of_graph(model: Model, precision: str) -> dict[str, Any]:
     file = model.graph_in(precision)
     runner = "onnx" if file == "model.onnx" else "graph"
     stage = _stage(model, model.graph_name(precision), runner, file)
-    return stage.task(doc=f"{file} beside PyTorch on the accuracy samples, in ONNX Runtime")
+    return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples, in ONNX Runtime")
 
 
 def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
@@ -109,8 +108,9 @@ class Reference:
         with open(inputs["names"], encoding="utf-8") as file:
             self.names = file.read().split("\n")[:-1]  # and not at every character that Unicode calls a line's end
         results = RunResults.load(inputs["reference"])
-        self.answers: IterationResult = results[REFERENCE][0]
-        self.moved: IterationResult = results[MOVED][0]
+        self.answers: IterationResult
+        self.moved: IterationResult
+        self.answers, self.moved = (results[index][1][0] for index in range(2))
 
     def measure(
         self, run: Run, smallest: int, largest: int, top_k: int | None, truth: metrics.Truth | None = None

@@ -126,7 +126,8 @@ def _measured(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> 
 def _classes(
     found: "np.ndarray", expected: "np.ndarray", lead: Callable[[int, int, int], float], names: list[str]
 ) -> Measured:
-    """Which samples are put into another class, and how far the reference's lead was; which leave its best five.
+    """Each sample's class by the reference; which samples are put into another, and how far its lead was; which leave
+    its best five.
 
     found, expected: the classes of each sample, strongest first. lead: of a sample's class before another.
     """
@@ -137,7 +138,12 @@ def _classes(
         classes = int(expected[sample, 0]), int(found[sample, 0])
         turned.append([names[sample], *classes, lead(int(sample), *classes)])
     lost = np.flatnonzero((found[:, :5] != expected[:, :1]).all(axis=1))
-    return {"samples": len(found), "turned": turned, "lost": [names[sample] for sample in lost]}
+    return {
+        "samples": len(found),
+        "classes": expected[:, 0].tolist(),
+        "turned": turned,
+        "lost": [names[sample] for sample in lost],
+    }
 
 
 def _lead(values: "np.ndarray", classes: "np.ndarray | None", sample: int, first: int, other: int) -> float:
