@@ -98,11 +98,13 @@ def launch(kind: str, release: str, ports: Ports, address: str, backends: str | 
         gpus = ["--gpus", "all"] if isinstance(machine.gpu(), machine.Gpu) else []
         published = [f"{address}:{port}:{inside}" for port, inside in zip(ports, Ports(), strict=True)]
         # The Python models of ensembles decode with Pillow, which the image does not have.
-        script = f"pip install --quiet pillow; exec tritonserver --model-repository={IN_IMAGE} {shlex.join(STRICT)}"
+        pip = shlex.join(["pip", "install", "--quiet", *re.findall(r"^pillow==\S+", _text(REQUIREMENTS) or "", re.M)])
+        script = f"{pip}; exec tritonserver --model-repository={IN_IMAGE} {shlex.join(STRICT)}"
         command = [
             *("docker", "run", "--rm", "--init", *gpus, "--shm-size", "1g"),
             *(part for mapping in published for part in ("--publish", mapping)),
             *("--volume", f"{os.path.abspath(REPOSITORY)}:{IN_IMAGE}:ro"),
+            *("--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),  # as in container.py
             *(IMAGE.format(release), "bash", "-c", script),
         ]
         return Launch(command, {}, f"Docker's {IMAGE.format(release)}")
@@ -260,7 +262,7 @@ def task() -> dict[str, Any]:
         "actions": [fetch],
         "uptodate": [lambda: _text(f"{CORE}/installed") == _wanted()],
         "io": {"capture": False},
-        "doc": f"Fetch Triton's server core from PyPI -> {CORE}, for check and serve",
+        "doc": f"On demand: fetch Triton's server core from PyPI -> {CORE}, for check and serve",
     }
 
 
