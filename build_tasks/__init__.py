@@ -1,22 +1,27 @@
 """The stages of the build, one module each, and the few rules that they share.
 
 weights, labels, reference, torchscript, onnx, precision, engine      the stages, up to the artifacts
-measure, accuracy, report, config, ensemble, client, publish          … and from there to Triton
+onnx_only                   weights and onnx of a model that exists only as ONNX
+measure, accuracy, summary, config, ensemble, client, publish          … and from there to Triton
 layers, repair              stages on demand: where a graph goes wrong, and what mends it
 container                   the same build in NVIDIA's container
 check, smoke, serve         what Triton's own server says of the repository, and how a running one answers
 tritonserver, asking        that server on this machine, and requests to one
 spec, reading, overrides    what models/<model>/model.toml may say, mistakes in it, and the command line's say
+new, names                  `doit new`, which writes one; what a model cannot be called
 modelconfig                 [triton] of it, by the protobuf that Triton reads
 contradictions, optimisation, releases    what Triton would refuse or pass over, and what its releases can load
 stage, files                what every stage obeys: fingerprints, whole-or-nothing
 worker, server              the child process of a stage, and the end of the server it is forked from
 digests, reporter           what doit is given: a checker of files, and a voice
+report, card, since         `doit report`: a page of all of it, model by model, and what is new on it
+charts, templates/          its pictures, and its markup
 architecture, pictures      what several stages need: the network, and samples for it
 compare, metrics, gate      how an artifact is run, how far off it is, and how far it may be
 effects, tables             what single nodes cost in a precision; tables as text
 machine, compiler           what this machine has for TensorRT; TensorRT and TensorRT-RTX
 sources                     where weights come from
+schema                      the spec for editors and people: models/model.schema.json, docs/spec.md
 python_model/               published as it stands: the Python model of an ensemble, and its preprocessing
 python_backends/            stand-ins for Triton's backends, in its Python backend
 """
