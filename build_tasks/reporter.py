@@ -73,7 +73,7 @@ class Reporter:
     def tally(self) -> str:
         """Where the run is as a whole, for a terminal."""
         count = sum(bool(self.tasks[name].actions) for name in self.asked_for)
-        done = sum(bool(self.tasks[name].actions) for name in self.ended)
+        done = sum(bool(self.tasks[name].actions) for name in list(self.ended))  # which grows in another thread
         return f"{done} of {count} tasks done"
 
     def pass_over(self, task: Any) -> bool:
@@ -102,10 +102,12 @@ class Reporter:
     def execute_task(self, task: Any) -> None:
         if not task.actions:
             return
-        if not (task.meta or {}).get("stage"):
-            self.display.pause()  # it may write, or run for long
-        last = Globals.dep_manager.get_values(task.name).get("seconds")
-        self.display.begin(task.name, self.title(task), last, _cause(task))
+        if (task.meta or {}).get("stage"):
+            last = Globals.dep_manager.get_values(task.name).get("seconds")
+            self.display.begin(task.name, self.title(task), last, _cause(task))
+        else:  # what it runs may write to the terminal itself
+            self.display.pause()
+            self.display.say(f"  {self.title(task).rstrip()} ...")
 
     def add_success(self, task: Any) -> None:
         if task.actions:

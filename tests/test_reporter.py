@@ -128,6 +128,17 @@ def test_a_terminal_with_nothing_to_do_gets_a_line(built_tiny: Project, copy_of:
     assert copy_of(built_tiny).terminal() == "17 up to date\r\n"
 
 
+def test_what_is_no_stage_has_the_terminal_to_itself(
+    built_tiny: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    """Docker, pip and the server write to it as they like."""
+    project = copy_of(built_tiny)
+    project.edit("models/tiny/model.toml", '"torchscript", "onnx"', '"torchscript"')
+    shown = project.terminal("prune")
+    assert "\x1b[?25l" not in shown
+    assert plain(shown).startswith("  prune ...\nremoving model_repository/tiny_onnx: no spec describes it any more\n")
+
+
 def test_a_dumb_terminal_gets_lines(tiny: Project) -> None:
     shown = tiny.terminal("weights:tiny", TERM="dumb")
     assert "\x1b" not in shown
