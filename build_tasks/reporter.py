@@ -61,6 +61,7 @@ class Reporter:
         self.told_to_ignore = Globals.dep_manager.status_is_ignore
         Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
         worker.audience = self.hear
+        worker.stages = {name.partition(":")[0] for name in self.asked_for}
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 
     def hear(self, task: str, message: worker.Message) -> None:

@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 PRELOAD = [
     "torch", "torch.onnx", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
     "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
-    "modelopt.onnx.autocast", "modelopt.onnx.quantization", "matplotlib.pyplot", "rich.table",
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
     "build_tasks.onnx", "build_tasks.onnx_only", "build_tasks.precision", "build_tasks.engine", "build_tasks.measure",
     "build_tasks.server",
 ]  # fmt: skip
+# … and what takes a second or two, and which only these stages need.
+PRELOAD_FOR = {
+    "precision": ["modelopt.onnx.autocast", "modelopt.onnx.quantization"],
+    "summary": ["matplotlib.pyplot", "rich.table"],
+}
+stages: set[str] = set()  # that this run may come to
 
 PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
 
@@ -131,7 +136,8 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *PRELOAD])
+    more = [module for stage, modules in PRELOAD_FOR.items() if stage in stages for module in modules]
+    context.set_forkserver_preload(["__main__", *more, *PRELOAD])
     return context
 
 
