@@ -52,7 +52,7 @@ from build_tasks.errors import UserError
 from build_tasks.names import RESERVED
 from build_tasks.reading import load
 from build_tasks.reporter import Reporter
-from build_tasks.spec import BUILD, CONVERTED, Model
+from build_tasks.spec import BUILD, CONVERTED, RECORDS, Model
 
 # doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
 gc.freeze()
@@ -77,7 +77,7 @@ except OSError as error:
 
 DOIT_CONFIG = {
     "default_tasks": [*(model.name for model in MODELS), "prune"],
-    "dep_file": f"{BUILD}/.doit.sqlite3",
+    "dep_file": RECORDS,
     "backend": "sqlite3",  # two runs at once merge; doit's other backends lose updates
     "check_file_uptodate": ContentChecker,
     "reporter": Reporter,

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from build_tasks import accuracy, charts, gate, pictures, plan, since, summary
+from build_tasks import accuracy, charts, files, gate, pictures, plan, since, summary
 from build_tasks.digests import digest
 from build_tasks.spec import CONVERTED, Model
 from build_tasks.stage import Stage
@@ -82,7 +82,7 @@ def told(step: Any, values: dict[str, Any]) -> dict[str, Any]:
         "seconds": step.seconds,
         "file": output,
         "artifact": kind in ARTIFACTS,
-        "size": _size(output),
+        "size": files.size(output),
         "sha256": digest(output),
         "tools": values.get("tools", {}),
         "lacks": stage.lacking(),
@@ -263,10 +263,3 @@ def _lines(path: str) -> list[str]:
             return file.read().split("\n")[:-1]
     except (OSError, ValueError):
         return []
-
-
-def _size(path: str) -> int | None:
-    """Of a file, or of all in a folder."""
-    if os.path.isdir(path):
-        return sum(os.path.getsize(f"{folder}/{name}") for folder, _, names in os.walk(path) for name in names)
-    return os.path.getsize(path) if os.path.exists(path) else None

@@ -58,16 +58,17 @@ class Digests:
         return listing.hexdigest()
 
     def _read(self, path: str, remember: bool) -> str:
+        remember = remember and self.remembers
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
             young = time.time_ns() - before.st_ctime_ns < TICK_NS
-            if young and remember and self.remembers and before.st_size > WORTH_A_PAUSE:
+            if young and remember and before.st_size > WORTH_A_PAUSE:
                 time.sleep(TICK_NS / 1e9)
                 before = os.fstat(file.fileno())
                 young = time.time_ns() - before.st_ctime_ns < TICK_NS
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
-        if remember and self.remembers and not young and _identity(before) == _identity(after):
+        if remember and not young and _identity(before) == _identity(after):
             self._remember(path, _identity(after), digest)
         return digest
 

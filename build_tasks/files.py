@@ -55,6 +55,13 @@ def locked(folder: str, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+def size(path: str) -> int | None:
+    """In bytes, of a file, or of all in a folder; None where nothing is."""
+    if os.path.isdir(path):
+        return sum(os.path.getsize(f"{folder}/{name}") for folder, _, names in os.walk(path) for name in names)
+    return os.path.getsize(path) if os.path.exists(path) else None
+
+
 def flush(path: str) -> None:
     """Wait until the file, or every file of the folder, is on the disk."""
     inside = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]

@@ -1,12 +1,11 @@
 """How a run ended: for each task, and for each model and format that was asked for, as a table and as JSON."""
 
-import os
 import textwrap
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
-from build_tasks import tables
-from build_tasks.stage import Stage
+from build_tasks import files, tables
+from build_tasks.stage import Stage, stage_of
 
 BUILT, CURRENT, FAILED, BLOCKED = "built", "up to date", "failed", "blocked"
 IGNORED, NOT_HERE, WITHOUT = "ignored", "skipped", "without"  # the last: it needs what is skipped
@@ -51,15 +50,15 @@ def rows(tasks: dict[str, Any], asked_for: Collection[str], ended: dict[str, Out
     tasks: doit's, by name.
     """
     last = [name for kind in ("publish", "rtx") for name in tasks if name in asked_for and name.startswith(f"{kind}:")]
-    models = list(dict.fromkeys(stage_of(tasks[name]).model.name for name in last))
+    stages = {name: stage for name in last if (stage := stage_of(tasks[name]))}
+    models = list(dict.fromkeys(stage.model.name for stage in stages.values()))
     found: list[Row] = []
     counted: set[str] = set()
-    for name in sorted(last, key=lambda name: models.index(stage_of(tasks[name]).model.name)):
-        stage, kind = stage_of(tasks[name]), name.partition(":")[0]
-        theirs = needed(tasks, [name])
+    for name, stage in sorted(stages.items(), key=lambda each: models.index(each[1].model.name)):
+        kind, theirs = name.partition(":")[0], needed(tasks, [name])
         state, reason = became(name, theirs, ended)
-        seconds = [ended[task].seconds or 0 for task in theirs - counted if task in ended]
-        counted |= theirs
+        seconds = [ended[task].seconds or 0 for task in theirs if task in ended and task not in counted]
+        counted.update(theirs)
         found.append(
             Row(
                 model=stage.model.name,
@@ -68,16 +67,11 @@ def rows(tasks: dict[str, Any], asked_for: Collection[str], ended: dict[str, Out
                 state=state,
                 reason=reason,
                 bytes=size(stage, kind),
-                accuracy=accuracy(name, [task for task in tasks if task in theirs], ended),
+                accuracy=accuracy(theirs, ended),
                 seconds=sum(seconds),
             )
         )
     return found
-
-
-def stage_of(task: Any) -> Stage:
-    stage: Stage = task.meta["stage"]
-    return stage
 
 
 def became(name: str, theirs: Iterable[str], ended: dict[str, Outcome]) -> tuple[str, str]:
@@ -92,19 +86,17 @@ def became(name: str, theirs: Iterable[str], ended: dict[str, Outcome]) -> tuple
 
 
 def size(stage: Stage, kind: str) -> int | None:
-    """In bytes, of what a model is served from."""
+    """In bytes, of what a model is served from; None where that is nothing of its own."""
     if kind == "rtx":
         paths = [stage.outputs["engine"]]
+    elif stage.settings["format"] == "ensemble":
+        paths = []
     else:
-        paths = (
-            [] if stage.settings["format"] == "ensemble" else [stage.inputs[file] for file in stage.settings["files"]]
-        )
-    files = [path for path in paths if os.path.isfile(path)]
-    files += [os.path.join(top, name) for path in paths for top, _, names in os.walk(path) for name in names]
-    return sum(os.path.getsize(file) for file in files) if files else None
+        paths = [stage.inputs[file] for file in stage.settings["files"]]
+    return sum(files.size(path) or 0 for path in paths) or None
 
 
-def accuracy(name: str, theirs: list[str], ended: dict[str, Outcome]) -> str | None:
+def accuracy(theirs: list[str], ended: dict[str, Outcome]) -> str | None:
     """What was judged last of what a model is made from: itself, the graph of an engine, the steps of an ensemble."""
     for task in reversed([task for task in theirs if task.startswith("accuracy:")]):
         if notes := ended[task].notes if task in ended else {}:
@@ -112,16 +104,21 @@ def accuracy(name: str, theirs: list[str], ended: dict[str, Outcome]) -> str | N
     return None
 
 
-def needed(tasks: dict[str, Any], names: Iterable[str]) -> set[str]:
-    """These tasks, and all that they need."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += tasks[name].task_dep
-    return found
+def needed(tasks: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """These tasks, and all that they need, each behind what it needs."""
+    seen: set[str] = set()
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in seen:
+            seen.add(name)
+            for dep in tasks[name].task_dep:
+                visit(dep)
+            ordered.append(name)
+
+    for name in names:
+        visit(name)
+    return ordered
 
 
 def told(models: list[Row], width: int) -> str:

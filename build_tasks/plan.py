@@ -10,7 +10,7 @@ gives is not known before it has run; often it is what was there, and the rebuil
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from doit.cmd_base import DoitCmdBase
@@ -18,9 +18,10 @@ from doit.control import TaskControl
 from doit.dependency import Dependency, SqliteDB
 
 from build_tasks.digests import ContentChecker, digest
+from build_tasks.outcome import needed
 from build_tasks.reporter import asked
-from build_tasks.spec import BUILD
-from build_tasks.stage import NEVER_BUILT, Stage, not_here
+from build_tasks.spec import RECORDS
+from build_tasks.stage import NEVER_BUILT, Stage, not_here, stage_of
 
 RUN, MAY_RUN, CURRENT, IGNORED = "run", "may run", "up to date", "ignored"
 NOT_HERE, WITHOUT = "not here", "without"  # the second: it needs what is not for this machine
@@ -50,7 +51,7 @@ def steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> list[Ste
     named = asked(tasks, names)
     found: dict[str, Step] = {}
     made: dict[str, str | None] = {}  # what is going to be written: its digest, None where that cannot be foreseen
-    for name in in_order(tasks, names):
+    for name in needed(tasks, names):
         task = tasks[name]
         left_out = [dep for dep in task.task_dep if dep in found and found[dep].state in (NOT_HERE, WITHOUT, IGNORED)]
         again = False
@@ -61,7 +62,7 @@ def steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> list[Ste
             state, reasons = IGNORED, ["as `doit ignore` was told"]
         else:
             state, reasons, again = judged(task, tasks, records, made)
-        stage: Stage | None = (task.meta or {}).get("stage")
+        stage = stage_of(task)
         values = records.get_values(name)
         if stage and state == RUN and (lacks := stage.lacking()):
             state, reasons = NOT_HERE, [*([] if name in named else outdated(reasons)), not_here(lacks)]
@@ -74,7 +75,7 @@ def steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> list[Ste
 
 def judged(task: Any, tasks: dict[str, Any], records: Any, made: dict[str, str | None]) -> tuple[str, list[str], bool]:
     """What doit will do with a task, why, and whether that gives the bytes again that were there."""
-    stage: Stage | None = (task.meta or {}).get("stage")
+    stage = stage_of(task)
     if stage is None:
         current = not task.actions or records.get_status(task, tasks).status == "up-to-date"
         return CURRENT if current else RUN, [], False
@@ -106,21 +107,6 @@ def outdated(reasons: list[str]) -> list[str]:
     return [] if reasons == [NEVER_BUILT] else [f"outdated ({reasons[0]})"]
 
 
-def in_order(tasks: dict[str, Any], names: Iterable[str]) -> Iterator[str]:
-    """These tasks, each behind what it needs."""
-    seen: set[str] = set()
-
-    def walk(name: str) -> Iterator[str]:
-        if name not in seen:
-            seen.add(name)
-            for dep in tasks[name].task_dep:
-                yield from walk(dep)
-            yield name
-
-    for name in names:
-        yield from walk(name)
-
-
 class Records(SqliteDB):  # type: ignore[misc]  # doit has no types
     """doit's records, read into memory."""
 
@@ -145,7 +131,7 @@ class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
 
     def execute(self, params: Any, args: list[str]) -> Any:
         digest.remembers = False
-        self.dep_manager = Dependency(Records, f"{BUILD}/.doit.sqlite3", checker_cls=ContentChecker)
+        self.dep_manager = Dependency(Records, RECORDS, checker_cls=ContentChecker)
         return super().execute(params, args)
 
     def _execute(self) -> int:

@@ -20,7 +20,7 @@ from build_tasks import files, gate, plan, since
 from build_tasks.card import STATES, Card, card, told
 from build_tasks.errors import hinted
 from build_tasks.spec import BUILD
-from build_tasks.stage import Stage
+from build_tasks.stage import stage_of
 from build_tasks.tables import size
 
 PAGE = f"{BUILD}/report.html"
@@ -37,7 +37,7 @@ class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
 
     def _execute(self, pos_args: list[str]) -> int:
         tasks: dict[str, Any] = TaskControl(self.task_list).tasks
-        models = {stage.model.name: stage.model for stage in map(_stage, tasks.values()) if stage}
+        models = {stage.model.name: stage.model for stage in map(stage_of, tasks.values()) if stage}
         for name in pos_args:
             if name not in models:
                 raise InvalidCommand(f"expected the name of a model, found {hinted(name, models)}")
@@ -56,11 +56,6 @@ class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
         _write(page(cards, before.get("written"), written), since.noted(before, cards, written, [*models]))
         self.outstream.write(f"{PAGE}\n")
         return 0
-
-
-def _stage(task: Any) -> Stage | None:
-    found: Stage | None = (task.meta or {}).get("stage")
-    return found
 
 
 def _write(html: str, snapshot: dict[str, Any]) -> None:

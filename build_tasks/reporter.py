@@ -22,7 +22,7 @@ from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
 from build_tasks import display, outcome, worker
-from build_tasks.stage import NEVER_BUILT, Stage, not_here
+from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
 GROUPS_BY_NAME = ("engine", "rtx")  # to ask for one of these groups is to ask for every engine in it
@@ -55,7 +55,7 @@ class Reporter:
                 signal.signal(number, self.interrupted)
         self.tasks = tasks
         self.selected = set(selected_tasks)
-        self.asked_for = outcome.needed(tasks, selected_tasks)
+        self.asked_for = set(outcome.needed(tasks, selected_tasks))
         self.named = asked(tasks, selected_tasks)
         self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
         self.told_to_ignore = Globals.dep_manager.status_is_ignore
@@ -79,7 +79,7 @@ class Reporter:
 
     def pass_over(self, task: Any) -> bool:
         """Whether this machine cannot build what the task stands for, and nobody asked for it by name."""
-        stage: Stage | None = (task.meta or {}).get("stage")
+        stage = stage_of(task)
         if stage is None or task.name in self.named or not (lacks := stage.lacking()):
             return False
         values = Globals.dep_manager.get_values(task.name)
@@ -103,7 +103,7 @@ class Reporter:
     def execute_task(self, task: Any) -> None:
         if not task.actions:
             return
-        if (task.meta or {}).get("stage"):
+        if stage_of(task):
             last = Globals.dep_manager.get_values(task.name).get("seconds")
             self.display.begin(task.name, self.title(task), last, _cause(task))
         else:  # what it runs may write to the terminal itself
@@ -235,7 +235,7 @@ class Json(Reporter):
 
 def asked(tasks: dict[str, Any], selected: Iterable[str]) -> set[str]:
     """The tasks that were asked for by name, stage by stage, and all that they need: not those of a whole model."""
-    return outcome.needed(tasks, [name for name in selected if tasks[name].actions or name in GROUPS_BY_NAME])
+    return set(outcome.needed(tasks, [name for name in selected if tasks[name].actions or name in GROUPS_BY_NAME]))
 
 
 def remember(dep_manager: Any) -> None:
@@ -254,9 +254,7 @@ def remember(dep_manager: Any) -> None:
 def _cause(task: Any) -> str:
     """Why a task runs that has run before: the first reason of its stage's fingerprint."""
     reasons = [reason for check, _, _ in task.uptodate for reason in getattr(check, "reasons", [])]
-    if reasons == [NEVER_BUILT]:
-        return ""
-    if not reasons:
+    if not reasons or reasons == [NEVER_BUILT]:
         return ""
     first = reasons[0] if len(reasons[0]) <= WIDEST else f"{reasons[0][:WIDEST]} …"
     return first + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field, to_builtins
 MODELS = "models"
 BUILD = "build"
 REPOSITORY = "model_repository"
+RECORDS = f"{BUILD}/.doit.sqlite3"  # doit's, of what was built
 
 
 class Format(NamedTuple):

@@ -255,6 +255,12 @@ def versions(tools: tuple[str, ...]) -> dict[str, str]:
     return {tool: version for tool in tools if (version := installed_version(tool)) is not None}
 
 
+def stage_of(task: Any) -> Stage | None:
+    """The stage that a task of doit's stands for; None of a group, and of what is no stage."""
+    found: Stage | None = (task.meta or {}).get("stage")
+    return found
+
+
 def log_of(model: Model, name: str) -> str:
     """Where the output of a stage's process goes."""
     return model.artifact(f"logs/{name.replace(':', '.')}.log")

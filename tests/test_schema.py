@@ -61,12 +61,18 @@ def test_a_shipped_spec_names_the_schema_and_fits_it(path: Path) -> None:
 BEYOND_JSON = ("snr = nan", "opset = 11.0")
 
 
-@pytest.mark.parametrize("text", [text for text, _ in test_spec.MISTAKES])
+def is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("text", [text for text, _ in test_spec.MISTAKES if is_toml(text)])
 def test_it_finds_what_the_types_forbid(text: str) -> None:
     try:
         spec = msgspec.convert(tomllib.loads(text), Spec)
-    except tomllib.TOMLDecodeError:
-        pytest.skip("no TOML")
     except msgspec.ValidationError:
         assert bool(found(text)) != any(number in text for number in BEYOND_JSON)
     else:
