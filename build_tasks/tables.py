@@ -6,23 +6,20 @@ from collections.abc import Sequence
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", left: Sequence[str] = ()) -> str:
     """Rows under their columns; the first column and those in `left` to the left, the others to the right.
 
-    As wide as it needs to be.
+    As wide as it needs to be. Plain text, since it is also shown where rich is not installed.
     """
-    import io
-
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    grid = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="", show_edge=False)
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 or column in left else "right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*(str(cell).replace("[", "\\[") for cell in row))
-    console = Console(file=io.StringIO(), width=400, no_color=True)
-    console.print(grid)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]  # it is a StringIO
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+    lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lefts = [index == 0 or column in left for index, column in enumerate(columns)]
+    told = [
+        " "
+        + "   ".join(
+            f"{cell:{'<' if left else '>'}{width}}" for cell, width, left in zip(line, widths, lefts, strict=True)
+        )
+        for line in lines
+    ]
+    rule = "─" * (sum(widths) + 3 * len(widths) - 1)
+    return "\n".join(line.rstrip() for line in [*([title] if title else []), told[0], rule, *told[1:]])
 
 
 def size(count: int) -> str:
