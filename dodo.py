@@ -50,8 +50,9 @@ from build_tasks import (
 from build_tasks.digests import ContentChecker, digest
 from build_tasks.errors import UserError
 from build_tasks.names import RESERVED
-from build_tasks.reading import load
+from build_tasks.reading import load, names
 from build_tasks.reporter import Reporter
+from build_tasks.settled import settled
 from build_tasks.spec import BUILD, CONVERTED, RECORDS, Model
 
 # doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
@@ -61,7 +62,8 @@ gc.disable()
 Tasks = Iterator[dict[str, Any]]
 
 try:
-    MODELS = load(reserved=RESERVED, overrides=overrides.given())
+    settled.look(names())
+    MODELS = load(reserved=RESERVED, overrides=overrides.given(), known=settled.serves)
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
@@ -89,6 +91,8 @@ DOIT_CONFIG = {
 
 def task_model() -> Tasks:
     """Everything of one model"""
+    for name in settled.named:
+        yield {"basename": name, "actions": None, "uptodate": [True], "doc": "as it was found up to date"}
     for model in MODELS:
         yield {
             "basename": model.name,
@@ -237,7 +241,8 @@ def task_publish() -> Tasks:
 
 
 def task_prune() -> dict[str, Any]:
-    return publish.prune_task(MODELS)
+    others = (name for serves in settled.serves.values() for name in serves)
+    return publish.prune_task({*others, *(name for model in MODELS for name in model.serves)})
 
 
 def task_compare() -> Tasks:

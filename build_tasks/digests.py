@@ -32,6 +32,7 @@ class Digests:
         self.remembers = True  # on disk; `doit plan` writes nothing
         self._table = table
         self._known: dict[str, tuple[str, str]] | None = None
+        self._listed: dict[str, str] = {}  # folders, as they were when their listing was read
         self._lock = threading.Lock()
 
     def __call__(self, path: str, remember: bool = True) -> str | None:
@@ -44,12 +45,23 @@ class Digests:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if stat.S_ISDIR(status.st_mode):
+            if time.time_ns() - status.st_ctime_ns > TICK_NS:
+                self._listed[path] = _identity(status)
             return self._folder(path, remember)
         identity = _identity(status)
         known = self._load().get(path)
         if known and known[0] == identity:
             return known[1]
         return self._read(path, remember)
+
+    def identity(self, path: str) -> tuple[int, ...] | None:
+        """What was found at a path, as stat told it: device, inode, size, mtime and ctime in ns.
+
+        Of a file, when its digest was computed; of a folder, when its listing was read in this run. None where neither
+        was, or where it was too young to tell whether it changed since.
+        """
+        known = self._listed.get(path) or self._load().get(path, ("",))[0]
+        return tuple(map(int, known.split(":"))) if known else None
 
     def _folder(self, path: str, remember: bool) -> str:
         listing = hashlib.sha256()

@@ -51,10 +51,10 @@ def rows(tasks: dict[str, Any], asked_for: Collection[str], ended: dict[str, Out
     """
     last = [name for kind in ("publish", "rtx") for name in tasks if name in asked_for and name.startswith(f"{kind}:")]
     stages = {name: stage for name in last if (stage := stage_of(tasks[name]))}
-    models = list(dict.fromkeys(stage.model.name for stage in stages.values()))
+    place = {model: index for index, model in enumerate(dict.fromkeys(stage.model.name for stage in stages.values()))}
     found: list[Row] = []
     counted: set[str] = set()
-    for name, stage in sorted(stages.items(), key=lambda each: models.index(each[1].model.name)):
+    for name, stage in sorted(stages.items(), key=lambda each: place[each[1].model.name]):
         kind, theirs = name.partition(":")[0], needed(tasks, [name])
         state, reason = became(name, theirs, ended)
         seconds = [ended[task].seconds or 0 for task in theirs if task in ended and task not in counted]

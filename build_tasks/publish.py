@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from typing import Any
 
 from build_tasks import files, modelconfig, releases
@@ -228,8 +229,8 @@ def copy(source: str, target: str) -> None:
         raise UserError(f"the copy of {source} differs from it; is the disk sound?")
 
 
-def prune_task(models: list[Model]) -> dict[str, Any]:
-    described = {model.triton_name(format) for model in models for format in (*model.served, *model.around)}
+def prune_task(described: Collection[str]) -> dict[str, Any]:
+    """described: the models of Triton's that specs describe."""
     return {
         "actions": [(prune, [described])],
         "uptodate": [lambda: not orphans(described)],
@@ -238,7 +239,7 @@ def prune_task(models: list[Model]) -> dict[str, Any]:
     }
 
 
-def orphans(described: set[str]) -> list[str]:
+def orphans(described: Collection[str]) -> list[str]:
     """Folders of the repository that were generated here, and that no spec describes any more."""
     if not os.path.isdir(REPOSITORY):
         return []
@@ -256,7 +257,7 @@ def is_generated(name: str) -> bool:
         return False
 
 
-def prune(described: set[str]) -> None:
+def prune(described: Collection[str]) -> None:
     for name in orphans(described):
         print(f"removing {REPOSITORY}/{name}: no spec describes it any more", flush=True)
         files.remove(f"{REPOSITORY}/{name}")

@@ -13,7 +13,6 @@ from build_tasks import releases
 from build_tasks.errors import UserError, hinted
 from build_tasks.overrides import Given
 from build_tasks.spec import (
-    AROUND,
     MODELS,
     QUANTISED,
     TRITON_KEYS,
@@ -41,25 +40,38 @@ RELEASE = r"2[0-9]\.(0[1-9]|1[0-2])"
 SCHEMES = ("hf", "https", "http", "package", "timm", "random")
 
 
-def load(reserved: Iterable[str] = (), overrides: Mapping[str, Given] | None = None) -> list[Model]:
+def load(
+    reserved: Iterable[str] = (),
+    overrides: Mapping[str, Given] | None = None,
+    known: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[Model]:
     """All models under models/, by name. UserError with a line for every mistake in any of them.
 
     reserved: names that a model cannot have, because doit knows something else by them.
     overrides: what the command line puts in the place of keys, by model.
+    known: what is not read, since it has not changed: by model, Triton's models and what each is.
     """
-    folders = sorted(f for f in _folders() if os.path.exists(f"{MODELS}/{f}/model.toml"))
+    folders, known = names(), known or {}
     if not folders:
         raise UserError(f"{MODELS}/: there is no model here; a model is a folder with a file model.toml")
     models, mistakes = [], []
     for name in folders:
+        if name in known:
+            continue
         try:
             models.append(_read(name, (overrides or {}).get(name, {})))
         except UserError as error:
             mistakes.append(str(error))
-    mistakes += _name_mistakes(folders, models, set(reserved))
+    serves = {**known, **{model.name: model.serves for model in models}}
+    mistakes += _name_mistakes(folders, serves, set(reserved))
     if mistakes:
         raise UserError("\n".join(mistakes))
     return models
+
+
+def names() -> list[str]:
+    """The models' names, sorted."""
+    return sorted(folder for folder in _folders() if os.path.exists(f"{MODELS}/{folder}/model.toml"))
 
 
 def _folders() -> list[str]:
@@ -78,16 +90,15 @@ def name_mistake(name: str, reserved: Container[str]) -> str | None:
     return None
 
 
-def _name_mistakes(folders: list[str], models: list[Model], reserved: set[str]) -> Iterator[str]:
+def _name_mistakes(folders: list[str], serves: Mapping[str, Mapping[str, str]], reserved: set[str]) -> Iterator[str]:
     yield from filter(None, (name_mistake(name, reserved) for name in folders))
     owner: dict[str, str] = {}
-    for model in models:
-        for format in (*model.served, *model.around):
-            triton_name = model.triton_name(format)
-            what = "the ensemble's" if format in AROUND else "format"
+    for name in sorted(serves):
+        file = f"{MODELS}/{name}/model.toml"
+        for triton_name, what in serves[name].items():
             if triton_name in owner:
-                yield f"{model.file}: {what} {format} is served as {triton_name}, and so is {owner[triton_name]}"
-            owner[triton_name] = f"{what} {format} of {model.file}"
+                yield f"{file}: {what} is served as {triton_name}, and so is {owner[triton_name]}"
+            owner[triton_name] = f"{what} of {file}"
 
 
 def added(name: str, content: bytes, reserved: Iterable[str]) -> Model:
@@ -97,7 +108,7 @@ def added(name: str, content: bytes, reserved: Iterable[str]) -> Model:
         with contextlib.suppress(UserError):  # a mistake in another one is no business of this one's
             others.append(_read(folder, {}))
     model = parsed(name, content)
-    if mistakes := list(_name_mistakes([name], [*others, model], set(reserved))):
+    if mistakes := list(_name_mistakes([name], {m.name: m.serves for m in [*others, model]}, set(reserved))):
         raise UserError("\n".join(mistakes))
     return model
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any, TextIO
@@ -22,6 +23,7 @@ from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
 from build_tasks import display, outcome, worker
+from build_tasks.settled import settled
 from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
@@ -41,6 +43,7 @@ class Reporter:
         self.asked_for: set[str] = set()  # the tasks of this run, with all that they need
         self.selected: set[str] = set()  # the tasks that were named, or stand in DOIT_CONFIG
         self.named: set[str] = set()
+        self.passed_over: dict[str, str] = {}  # what was said of tasks that this machine cannot build
         self.aborted: list[str] = []
         self.width = 0
         self.display = self.shown()
@@ -55,6 +58,8 @@ class Reporter:
                 signal.signal(number, self.interrupted)
         self.tasks = tasks
         self.selected = set(selected_tasks)
+        for line in (line for record in settled.models.values() for line in record.said):
+            self.display.say(line)
         self.asked_for = set(outcome.needed(tasks, selected_tasks))
         self.named = asked(tasks, selected_tasks)
         self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
@@ -88,7 +93,8 @@ class Reporter:
             return False
         outdated = "" if reasons == [NEVER_BUILT] else f"outdated ({reasons[0]}), and "
         self.ended[task.name] = outcome.Outcome(outcome.NOT_HERE, reason=f"lacks {lacks}")
-        self.display.say(f"– {self.title(task)} {outdated}{not_here(lacks)}")
+        self.passed_over[task.name] = f"– {self.title(task)} {outdated}{not_here(lacks)}"
+        self.display.say(self.passed_over[task.name])
         return True
 
     def interrupted(self, number: int, frame: FrameType | None) -> None:
@@ -169,6 +175,7 @@ class Reporter:
 
     def complete_run(self) -> None:
         self.display.close()
+        settled.note(self.tasks, self.ended, self.passed_over)
         self.conclude()
         if self.fails and not self.aborted:
             raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.fails) else 2)
@@ -176,10 +183,11 @@ class Reporter:
     def conclude(self) -> None:
         """The models, where anything was done, and how many tasks ended how."""
         if {outcome.BUILT, outcome.FAILED} & {ended.state for ended in self.ended.values()}:
-            models = outcome.rows(self.tasks, self.asked_for, self.ended)
+            others = (row for record in settled.models.values() for row in record.models)
+            models = [*outcome.rows(self.tasks, self.asked_for, self.ended), *others]
             if models:
                 width = shutil.get_terminal_size().columns if self.out.isatty() else WIDEST
-                self.display.show(outcome.told(models, width))
+                self.display.show(outcome.told(sorted(models, key=lambda row: row.model), width))
         for line in self.sums():
             self.display.say(line)
 
@@ -190,8 +198,10 @@ class Reporter:
             "not for this machine": outcome.NOT_HERE,
             "failed": outcome.FAILED,
         }
-        states = [ended.state for ended in self.ended.values()]
-        counts = [f"{states.count(state)} {what}" for what, state in counted.items() if state in states]
+        states = Counter(ended.state for ended in self.ended.values())
+        for record in settled.models.values():
+            states.update(record.counts)
+        counts = [f"{states[state]} {what}" for what, state in counted.items() if states[state]]
         blocked = [name for name, ended in self.ended.items() if ended.state == outcome.BLOCKED]
         return [
             ", ".join(counts) or "nothing to do",

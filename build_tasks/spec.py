@@ -272,6 +272,12 @@ class Model:
         capabilities = self.spec.engine.compute_capabilities
         return {f"model.sm{c.replace('.', '')}.plan": c for c in capabilities} or {"model.plan": None}
 
+    @property
+    def serves(self) -> dict[str, str]:
+        """Its models of Triton's, by name, and what each is."""
+        formats = {**dict.fromkeys(self.served, "format"), **dict.fromkeys(self.around, "the ensemble's")}
+        return {self.triton_name(format): f"{what} {format}" for format, what in formats.items()}
+
     def files(self, format: str) -> list[str]:
         """The artifacts that are served together as one model of Triton's."""
         return list(self.plans) if format == "tensorrt" else [FORMATS[format].file]

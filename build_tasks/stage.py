@@ -10,6 +10,7 @@ files to files that returns what is worth telling about the result.
 
 import functools
 import importlib.metadata
+import inspect
 import os
 import re
 import time
@@ -124,7 +125,8 @@ class Stage:
         recorded = values["inputs"]
         watched = self.watched()
         for path in sorted(recorded.keys() | set(watched)):
-            before, now = recorded.get(path), content(path) if path in watched else None
+            # Of the project's code, what was imported decides, without another stat of it for each task.
+            before, now = recorded.get(path), (LOADED.get(path) or content(path)) if path in watched else None
             if before != now:
                 reasons.append(f"{path}: {_difference(before, now)}")
         for name, path in self.elsewhere.items():
@@ -210,6 +212,10 @@ class Stage:
 
 class Current:
     """doit's `uptodate` of a stage; `doit info TASK` prints it, and so tells why the task would run."""
+
+    __signature__ = inspect.Signature(
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in ("task", "values")]
+    )  # which doit would work out for each task
 
     def __init__(self, stage: Stage):
         self.stage = stage

@@ -1,5 +1,6 @@
 """A temporary project around the real dodo.py, and the real `doit` in it."""
 
+import compileall
 import os
 import re
 import shutil
@@ -15,6 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads would fight with th
     os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
+
+# A copy of the project comes with its bytecode, as a checkout has it after its first doit.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+compileall.compile_dir(str(ROOT / "build_tasks"), quiet=2)
 DOIT = str(Path(sys.executable).with_name("doit"))
 
 # 0.4 million parameters and 160 x 160 pixels: the real stages in a second each.
@@ -74,7 +79,7 @@ class Project:
 
     def __init__(self, root: Path):
         self.root = root
-        shutil.copytree(ROOT / "build_tasks", root / "build_tasks", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "build_tasks", root / "build_tasks")
         for file in ("dodo.py", "pyproject.toml", "requirements-tritonserver.txt"):
             shutil.copy(ROOT / file, root)
         (root / "models").mkdir()

@@ -234,6 +234,16 @@ def test_listing_and_doing_nothing_import_nothing_heavy(
     assert imported_by(copy_of(built_tiny), *command) == []
 
 
+def test_a_changed_key_of_triton_is_published_without_a_network(
+    built_tiny: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(built_tiny)
+    project.edit("models/tiny/model.toml", "[accuracy]", "[triton]\ninstance_group = [{ count = 2 }]\n\n[accuracy]")
+    assert imported_by(project) == ["google.protobuf"]  # Triton's own, which judges the key
+    for name in ("tiny", "tiny_onnx"):
+        assert "count: 2" in (project / f"model_repository/{name}/config.pbtxt").read_text()
+
+
 @pytest.mark.parametrize("command", [["list"], ["list", "--all", "--status"], ["info", f"engine:{LITE0}"], []])
 def test_engines_that_cannot_be_built_here_make_neither_heavy(
     lite0: Project, copy_of: Callable[[Project], Project], command: list[str]

@@ -1,0 +1,272 @@
+"""A model that a run found up to date as a whole is not judged again before something of it has changed.
+
+    models/<model>/ and below ┐
+    what its tasks read       ├─ as stat saw it ─┐
+    what its tasks made       ┘                  ├─► unchanged? what that run said of the model holds
+    doit's rows on its tasks ────────────────────┤             else its spec is read, and each task judged
+    the tools, this project, the GPU ────────────┘
+
+To judge a model is to parse its spec, to make its fifteen or more tasks, and to ask each for its reasons: milliseconds,
+and with a thousand models seconds. This takes a stat for each of its files. The memory is `build/.settled`; to lose it
+costs time, never correctness.
+
+What is remembered is never newer than what was judged: of a file the identity whose digest was compared, of the
+model's folder and doit's rows what stood there before the spec was read. So whatever changes in between shows as a
+difference the next time. In use where nothing but models is asked for; all other words of doit see all tasks.
+"""
+
+import array
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from build_tasks import files, machine, outcome
+from build_tasks.digests import digest
+from build_tasks.names import RESERVED
+from build_tasks.spec import BUILD, MODELS, RECORDS
+from build_tasks.stage import nothing, stage_of
+
+TABLE = f"{BUILD}/.settled"
+ABSENT = (0, 0, 0, 0, 0)
+PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two: where doit's options may stand
+
+Stamp = tuple[int, ...]
+
+
+class Record(msgspec.Struct, array_like=True):
+    """What is known of a model that is up to date.
+
+    folder: the paths in the model's folder; paths: all others. stamps: what stat says of them, as `stamps` gives it.
+    rows: by task, the row of doit's table that tells what was built.
+    gpu: of this machine, where the model asks for it.
+    serves: Triton's models, and what each is.
+    counts: of the tasks, by how they ended. said: the lines on those that are not for this machine.
+    models: the rows of the table at the end of a run.
+    """
+
+    folder: list[str]
+    folder_stamps: bytes
+    paths: list[str]
+    stamps: bytes
+    rows: dict[str, int | None]
+    gpu: str | None
+    serves: dict[str, str]
+    counts: dict[str, int]
+    said: list[str]
+    models: list[outcome.Row]
+
+
+class Known(msgspec.Struct):
+    world: bytes
+    models: dict[str, Record]
+
+
+class Settled:
+    """The models that need no judgement in this run, by name; and the memory of them."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, Record] = {}
+        self.named: list[str] = []  # those of them that were asked for by name
+        self.apart: dict[str, Record] = {}  # not asked for, and their specs are as they were
+        self._known = Known(b"", {})
+        self._world = b""
+        self._rows: dict[str, int] = {}
+        self._before: dict[str, tuple[list[str], bytes, bytes]] = {}  # of the others: the folder, and that in build/
+
+    @property
+    def serves(self) -> dict[str, dict[str, str]]:
+        """By model whose spec is not read: Triton's models, and what each is."""
+        return {name: record.serves for name, record in (*self.apart.items(), *self.models.items())}
+
+    def look(self, names: Sequence[str], words: Sequence[str] = sys.argv) -> None:
+        """Find them among all models. To be called before a spec is read."""
+        self._known, self._world, self._rows = _read_table(), _world(), _read_rows()
+        asked = asked_for(words, names)
+        if asked is not None and self._known.world == self._world:
+            for name in names:
+                record = self._known.models.get(name)
+                if record is None or stamps(record.folder) != record.folder_stamps:
+                    continue
+                if asked and name not in asked:
+                    self.apart[name] = record
+                elif self._holds(record):
+                    self.models[name] = record
+        self.named = [name for name in self.models if name in (asked or ())]
+        for name in names:
+            if name not in self.models and name not in self.apart:
+                folder = list(_below(f"{MODELS}/{name}"))
+                self._before[name] = folder, stamps(folder), stamps([f"{BUILD}/{name}"])
+
+    def _holds(self, record: Record) -> bool:
+        return (
+            stamps(record.paths) == record.stamps
+            and all(self._rows.get(task) == row for task, row in record.rows.items())
+            and (record.gpu is None or record.gpu == str(machine.gpu()))
+        )
+
+    def note(self, tasks: dict[str, Any], ended: dict[str, outcome.Outcome], said: dict[str, str]) -> None:
+        """Remember the models of which every task was judged in this run, and none is outdated.
+
+        said: the lines on tasks that are not for this machine.
+        """
+        if not digest.remembers or _young():
+            return
+        found = {name: record for name in self._before if (record := self._record(name, tasks, ended, said))}
+        same = self._known.world == self._world
+        if found or not same:
+            stay = {**self.models, **self.apart}
+            with suppress(OSError), files.scratch() as folder:
+                draft = f"{folder}/settled"
+                Path(draft).write_bytes(msgspec.msgpack.encode(Known(self._world, stay | found)))
+                os.replace(draft, TABLE)
+
+    def _record(
+        self, name: str, tasks: dict[str, Any], ended: dict[str, outcome.Outcome], said: dict[str, str]
+    ) -> Record | None:
+        """What there is to remember of a model; None where it is outdated, or cannot be told for sure."""
+        if name not in tasks:
+            return None
+        chain = [task for task in outcome.needed(tasks, [name]) if tasks[task].actions]
+        states = [ended[task].state if task in ended else None for task in chain]
+        stages = [stage for task in chain if (stage := stage_of(tasks[task]))]
+        if not set(states) <= SETTLED or len(stages) != len(chain):
+            return None
+        folder, folder_stamps, built = self._before[name]
+        seen: dict[str, Stamp] = {}
+        for stage, state in zip(stages, states, strict=True):
+            judged = state == outcome.CURRENT
+            for path in (*stage.inputs.values(), *stage.code, *stage.outputs.values()):
+                if not path.startswith("build_tasks/") and not _judged(path, seen, judged):
+                    return None
+            for elsewhere in filter(None, stage.elsewhere.values()):
+                if not _judged(elsewhere, seen, False):
+                    return None
+        paths = sorted(seen.keys() - set(folder))
+        return Record(
+            folder=folder,
+            folder_stamps=folder_stamps,
+            paths=[f"{BUILD}/{name}", *paths],
+            stamps=built + _packed(seen[path] for path in paths),
+            rows={task: self._rows.get(task) for task in chain},
+            gpu=str(machine.gpu()) if any(stage.lacking is not nothing for stage in stages) else None,
+            serves=stages[0].model.serves,
+            counts={state: states.count(state) for state in SETTLED if state in states},
+            said=[said[task] for task in chain if task in said],
+            models=outcome.rows({task: tasks[task] for task in chain}, chain, ended),
+        )
+
+
+SETTLED = {outcome.CURRENT, outcome.NOT_HERE, outcome.WITHOUT}
+
+
+def asked_for(words: Sequence[str], names: Iterable[str]) -> set[str] | None:
+    """The models that a command line names, none where it means all; None where it asks for anything else."""
+    if Path(words[0]).stem not in ("doit", "__main__"):  # as a script, or by `python -m doit`
+        return None
+    given, known = list(words[1:]), set(names)
+    if given[:1] == ["run"]:
+        del given[0]
+    asked = set()
+    while given:
+        word = given.pop(0)
+        if word in known and word not in RESERVED:
+            asked.add(word)
+        elif (word == "-n" and given and given[0].isdecimal()) or (word == "-r" and given[:1] == ["quiet"]):
+            del given[0]
+        else:
+            return None
+    return asked
+
+
+def stamps(paths: Iterable[str]) -> bytes:
+    """What stat says of files: device, inode, size and both times of each."""
+    return _packed(map(_stamp, paths))
+
+
+def _packed(found: Iterable[Stamp]) -> bytes:
+    packed = array.array("q")
+    for stamp in found:
+        packed.extend(stamp)
+    return packed.tobytes()
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ABSENT
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _judged(path: str, seen: dict[str, Stamp], must: bool) -> bool:
+    """Add to `seen` what a path, and all below it, was when it was judged; False where that is not known for sure.
+
+    must: whether it was there.
+    """
+    if path in seen:
+        return True
+    identity = digest.identity(path)
+    if identity is None:
+        if must or os.path.exists(path):
+            return False
+        seen[path] = ABSENT
+        return True
+    seen[path] = identity
+    if os.path.isdir(path):
+        return all(_judged(f"{path}/{name}", seen, True) for name in os.listdir(path) if name != "__pycache__")
+    return True
+
+
+def _below(folder: str) -> Iterator[str]:
+    """A folder, and all that is below it, but what Python leaves there."""
+    yield folder
+    with suppress(OSError):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name == "__pycache__":
+                continue
+            if entry.is_dir():
+                yield from _below(entry.path)
+            else:
+                yield entry.path
+
+
+def _world() -> bytes:
+    """What all models depend on: this project, and whatever distributions are installed, each as stat sees it."""
+    here = os.getcwd()
+    libraries = [path for path in sys.path if path not in ("", here)]
+    about = [path for part in PROJECT for path in (_below(part) if os.path.isdir(part) else [part])]
+    return f"{sys.version}\n{libraries}\n".encode() + stamps([*libraries, *about])
+
+
+def _young() -> bool:
+    """Whether the project may have been edited while it was imported."""
+    newest = max((_stamp(path)[-1] for part in PROJECT for path in _below(part) if os.path.exists(path)), default=0)
+    return time.time_ns() - newest < 2_000_000_000
+
+
+def _read_table() -> Known:
+    try:
+        return msgspec.msgpack.decode(Path(TABLE).read_bytes(), type=Known)
+    except (OSError, msgspec.MsgspecError):
+        return Known(b"", {})
+
+
+def _read_rows() -> dict[str, int]:
+    """The number of each task's row in doit's table: to record a task anew gives it another one."""
+    if not os.path.exists(RECORDS):
+        return {}
+    try:
+        with closing(sqlite3.connect(f"file:{RECORDS}?mode=ro", uri=True, timeout=30)) as records:
+            return dict(records.execute("select task_id, rowid from doit"))
+    except sqlite3.DatabaseError:
+        return {}
+
+
+settled = Settled()
