@@ -35,7 +35,7 @@ class Digests:
         self.remembers = True  # on disk; `doit plan` writes nothing
         self._table = table
         self._known: dict[str, tuple[str, str]] | None = None
-        self._here: dict[str, str] = {}  # identity -> digest; what this process knows, whatever the path becomes
+        self._found: dict[str, str] | None = None  # identity -> digest, whatever the path
         self._lock = threading.Lock()
 
     def __call__(self, path: str, remember: bool = True) -> str | None:
@@ -53,7 +53,7 @@ class Digests:
         known = self._load().get(path)
         if known and known[0] == identity:
             return known[1]
-        if digest := self._here.get(identity):
+        if digest := self._by_identity().get(identity):
             if remember and self.remembers:
                 self._remember(path, identity, digest)
             return digest
@@ -81,7 +81,7 @@ class Digests:
             os.close(descriptor)
         written = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
         if digest and after.st_nlink and not written:
-            self._here[_identity(after)] = digest
+            self._by_identity()[_identity(after)] = digest
             for each in paths:
                 self._remember(each, _identity(after), digest)
 
@@ -93,14 +93,18 @@ class Digests:
         yield
         if digest and before.st_size > WORTH_A_PAUSE and _identity(os.stat(source)) == _identity(before):
             time.sleep(TICK_NS / 1e9)
-            self._here[_identity(os.stat(target))] = digest
+            self._by_identity()[_identity(os.stat(target))] = digest
 
     def _known_of(self, path: str, status: os.stat_result) -> tuple[str | None, list[str]]:
         """The digest of a file, and the paths under which it is remembered: of several links there are others."""
         known, identity = self._load(), _identity(status)
         names = list(known) if status.st_nlink > 1 else [path]
-        paths = [name for name in names if known.get(name, ("",))[0] == identity]
-        return known[paths[0]][1] if paths else self._here.get(identity), paths
+        return self._by_identity().get(identity), [name for name in names if known.get(name, ("",))[0] == identity]
+
+    def _by_identity(self) -> dict[str, str]:
+        if self._found is None:  # where all is known by its path, nobody asks
+            self._found = dict(list(self._load().values()))
+        return self._found
 
     def _folder(self, path: str, remember: bool) -> str:
         listing = hashlib.sha256()
@@ -119,7 +123,7 @@ class Digests:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
         if not young and _identity(before) == _identity(after):
-            self._here[_identity(after)] = digest
+            self._by_identity()[_identity(after)] = digest
             if remember and self.remembers:
                 self._remember(path, _identity(after), digest)
         return digest
