@@ -177,8 +177,8 @@ def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, 
     return seconds, run.stdout
 
 
-def copy_of_project(folder: Path) -> Path:
-    for part in ("build_tasks", "models"):
+def copy_of_project(folder: Path, parts: tuple[str, ...] = ("build_tasks", "models")) -> Path:
+    for part in parts:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dodo.py", folder)
     return folder

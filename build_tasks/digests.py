@@ -3,6 +3,8 @@
 The memory is a small table, `build/.digests.sqlite3`: path -> identity, digest. The identity holds ctime and
 inode besides size and mtime, since an edit can put the mtime back, but not the ctime. Losing the table costs
 time, never correctness.
+
+A file that this process renames, links or copies keeps what is known of it: it is read once.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import sqlite3
 import stat
 import threading
 import time
+from collections.abc import Iterator
 
 from doit.dependency import FileChangedChecker
 
@@ -33,6 +36,7 @@ class Digests:
         self._table = table
         self._known: dict[str, tuple[str, str]] | None = None
         self._listed: dict[str, str] = {}  # folders, as they were when their listing was read
+        self._found: dict[str, str] | None = None  # identity -> digest, whatever the path
         self._lock = threading.Lock()
 
     def __call__(self, path: str, remember: bool = True) -> str | None:
@@ -52,6 +56,10 @@ class Digests:
         known = self._load().get(path)
         if known and known[0] == identity:
             return known[1]
+        if digest := self._by_identity().get(identity):
+            if remember and self.remembers:
+                self._remember(path, identity, digest)
+            return digest
         return self._read(path, remember)
 
     def identity(self, path: str) -> tuple[int, ...] | None:
@@ -63,6 +71,53 @@ class Digests:
         known = self._listed.get(path) or self._load().get(path, ("",))[0]
         return tuple(map(int, known.split(":"))) if known else None
 
+    @contextlib.contextmanager
+    def followed(self, path: str) -> Iterator[None]:
+        """Around what gives a file another ctime and the same content: a name or a mode more, less or other.
+
+        Whoever wrote into it meanwhile has given it another mtime, too: then it is read anew.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY) if os.name == "posix" else None  # Windows renames no open file
+        except OSError:  # nothing, or unreadable
+            descriptor = None
+        if descriptor is None:
+            yield
+            return
+        try:
+            before = os.fstat(descriptor)
+            digest, paths = self._known_of(path, before)
+            yield
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        written = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+        if digest and after.st_nlink and not written:
+            self._by_identity()[_identity(after)] = digest
+            for each in paths:
+                self._remember(each, _identity(after), digest)
+
+    @contextlib.contextmanager
+    def copied(self, source: str, target: str) -> Iterator[None]:
+        """Around a copy that the system makes: while `source` stays what it is, `target` has the same content."""
+        before = os.stat(source)
+        digest, _ = self._known_of(source, before)
+        yield
+        if digest and before.st_size > WORTH_A_PAUSE and _identity(os.stat(source)) == _identity(before):
+            time.sleep(TICK_NS / 1e9)
+            self._by_identity()[_identity(os.stat(target))] = digest
+
+    def _known_of(self, path: str, status: os.stat_result) -> tuple[str | None, list[str]]:
+        """The digest of a file, and the paths under which it is remembered: of several links there are others."""
+        known, identity = self._load(), _identity(status)
+        names = list(known) if status.st_nlink > 1 else [path]
+        return self._by_identity().get(identity), [name for name in names if known.get(name, ("",))[0] == identity]
+
+    def _by_identity(self) -> dict[str, str]:
+        if self._found is None:  # where all is known by its path, nobody asks
+            self._found = dict(list(self._load().values()))
+        return self._found
+
     def _folder(self, path: str, remember: bool) -> str:
         listing = hashlib.sha256()
         for name in sorted({*os.listdir(path)} - {"__pycache__"}):  # which Triton's Python backend leaves behind
@@ -70,18 +125,19 @@ class Digests:
         return listing.hexdigest()
 
     def _read(self, path: str, remember: bool) -> str:
-        remember = remember and self.remembers
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
             young = time.time_ns() - before.st_ctime_ns < TICK_NS
-            if young and remember and before.st_size > WORTH_A_PAUSE:
+            if young and before.st_size > WORTH_A_PAUSE:
                 time.sleep(TICK_NS / 1e9)
                 before = os.fstat(file.fileno())
                 young = time.time_ns() - before.st_ctime_ns < TICK_NS
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
-        if remember and not young and _identity(before) == _identity(after):
-            self._remember(path, _identity(after), digest)
+        if not young and _identity(before) == _identity(after):
+            self._by_identity()[_identity(after)] = digest
+            if remember and self.remembers:
+                self._remember(path, _identity(after), digest)
         return digest
 
     def _connect(self) -> sqlite3.Connection:

@@ -1,9 +1,15 @@
-"""A target is published whole or not at all: scratch folders, and the rename that ends them."""
+"""A target is published whole or not at all: scratch folders, and the rename that ends them.
+
+And it is read and written as seldom as can be: copies share their bytes where the file system can, and whatever is
+renamed, linked or copied here keeps the digest that is known of it (`digest.followed`, `digest.copied`).
+"""
 
 import contextlib
 import errno
 import os
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -16,6 +22,10 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 SCRATCH = f"{BUILD}/.scratch"
+
+# From this size on a copy may be a hard link. A smaller one takes milliseconds, and what people edit is among those.
+LINKED_FROM = 32 << 20  # bytes
+FICLONE = 0x40049409  # of linux/fs.h
 
 
 @contextlib.contextmanager
@@ -30,14 +40,16 @@ def scratch(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
         for name in os.listdir(parent) if fcntl else []:
             if name.startswith(prefix):
                 with contextlib.suppress(OSError), locked(f"{parent}/{name}", wait=False):
-                    shutil.rmtree(f"{parent}/{name}")
+                    discard(f"{parent}/{name}")
         folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
         in_use = contextlib.ExitStack()
         in_use.enter_context(locked(folder))
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # the rest, where one thing would not go
         in_use.close()
 
 
@@ -88,19 +100,31 @@ def replace(source: str, target: str, near: str | None = None) -> None:
         if error.errno != errno.EXDEV:
             raise
         with scratch(near or os.path.dirname(target), prefix=".incoming-") as near:
-            copy = f"{near}/{os.path.basename(target)}"
-            if os.path.isdir(source):
-                shutil.copytree(source, copy, copy_function=shutil.copyfile)
-            else:
-                shutil.copyfile(source, copy)
-            flush(copy)
+            draft = f"{near}/{os.path.basename(target)}"
+            copy(source, draft)
+            flush(draft)
             try:
-                _swap(copy, target)
+                _swap(draft, target)
             except OSError as again:  # a folder of a lower layer, which an overlay cannot rename
                 if again.errno != errno.EXDEV:
                     raise
                 discard(target)
-                os.rename(copy, target)
+                os.rename(draft, target)
+
+
+def copy(source: str, target: str) -> None:
+    """Make `target`, a file or a folder, the same as `source`: in one pass at most, and without one where that can be.
+
+    A clone where the file system knows those (XFS, Btrfs); of a large file a hard link; else a copy by the kernel. A
+    link is the file itself, under another name: so that neither is written into by mistake, both are read-only, as the
+    caches of ccache and DVC are. They are replaced and removed as ever.
+    """
+    if os.path.isdir(source):
+        shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True)
+    else:
+        with digest.copied(source, target):
+            if not (_cloned(source, target) or _linked(source, target)):
+                shutil.copyfile(source, target)
 
 
 def update(source: str, target: str) -> None:
@@ -121,7 +145,42 @@ def update(source: str, target: str) -> None:
     return None
 
 
+def _cloned(source: str, target: str) -> bool:
+    """Whether `target` shares the blocks of `source` until one is written to. Source: man 2 ioctl_ficlone."""
+    if sys.platform != "linux":
+        return False
+    with open(source, "rb") as there, open(target, "wb") as here:
+        try:
+            fcntl.ioctl(here, FICLONE, there.fileno())
+            return True
+        except OSError:
+            os.remove(target)
+            return False
+
+
+def _linked(source: str, target: str) -> bool:
+    """Whether `target` is another name of the large file `source`."""
+    if os.name != "posix" or os.path.getsize(source) < LINKED_FROM:  # Windows does not replace what is read-only
+        return False
+    with digest.followed(source):
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, one without links, one too many; or another user's file
+            return False
+        try:
+            os.chmod(target, stat.S_IMODE(os.stat(target).st_mode) & ~0o222)
+        except OSError:
+            os.remove(target)
+            return False
+    return True
+
+
 def _swap(source: str, target: str) -> None:
+    with digest.followed(source), digest.followed(target):
+        _put(source, target)
+
+
+def _put(source: str, target: str) -> None:
     if not os.path.isdir(target) and not (os.path.isdir(source) and os.path.lexists(target)):
         os.replace(source, target)
     elif not _exchange(source, target):
@@ -164,6 +223,11 @@ def remove(path: str) -> None:
 def discard(path: str) -> None:
     """Remove whatever is at a path."""
     if os.path.isdir(path) and not os.path.islink(path):
+        for folder, _, names in os.walk(path):
+            for file in (f"{folder}/{name}" for name in names):
+                if os.lstat(file).st_nlink > 1:  # what it is elsewhere remains known
+                    discard(file)
         shutil.rmtree(path)
     elif os.path.lexists(path):
-        os.remove(path)
+        with digest.followed(path):
+            os.remove(path)

@@ -13,7 +13,6 @@ And prune: what the specs no longer describe leaves model_repository/.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Collection
 from typing import Any
 
@@ -221,10 +220,7 @@ def told(versions: list[int]) -> str:
 
 def copy(source: str, target: str) -> None:
     """A file, or a folder, that is the same afterwards. UserError where the disk says otherwise."""
-    if os.path.isdir(source):
-        shutil.copytree(source, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(source, target)
+    files.copy(source, target)
     if digest(target, remember=False) != digest(source):
         raise UserError(f"the copy of {source} differs from it; is the disk sound?")
 

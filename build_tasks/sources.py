@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from build_tasks import worker
+from build_tasks.digests import digest
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec import BUILD, MODELS, split_source
 
@@ -42,9 +43,7 @@ def verify(path: str, sha256: str | None) -> None:
     """UserError where the file's digest is not the spec's."""
     if sha256 is None:
         return
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := digest(path, remember=False)) != sha256:
         raise UserError(f"{path} has the sha256 {found}, but the spec expects {sha256}")
 
 

@@ -182,6 +182,8 @@ class Stage:
             sizes = {path: size for name, path in self.outputs.items() if (size := file_size(drafts[name])) is not None}
             for name, path in self.outputs.items():
                 self.place(drafts[name], path)
+        for path in outputs:
+            digest(path)  # known of the draft, and from now on of the target
         return {
             "inputs": inputs,
             "elsewhere": elsewhere,
