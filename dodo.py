@@ -24,6 +24,7 @@ from doit.exceptions import InvalidDodoFile
 
 from build_tasks import (
     accuracy,
+    budget,
     check,
     client,
     config,
@@ -62,6 +63,7 @@ Tasks = Iterator[dict[str, Any]]
 
 try:
     MODELS = load(reserved=RESERVED, overrides=overrides.given())
+    budget.asked()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
