@@ -163,9 +163,9 @@ def _listener() -> Callable[[str, Message], None]:
 def _started(log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> tuple["Connection", Any]:
     """A child, and the connection to it. It does nothing before it is told its share of the cores.
 
-    A fork server that was killed is started anew, and so is one that is killed meanwhile, once.
+    A fork server that was killed is started anew, also if that happens right now.
     """
-    for attempt in range(2):
+    for pause in (0.1, 1.0, None):  # seconds: for a moment, what has been killed still looks alive
         ours, theirs = multiprocessing.Pipe()
         child = _context().Process(target=_run, args=(theirs, log, function, arguments), daemon=True)
         try:
@@ -174,8 +174,11 @@ def _started(log: str, function: Callable[..., Any], arguments: tuple[object, ..
             return ours, child
         except (EOFError, ConnectionError) as error:
             ours.close()
-            if attempt:
-                raise CrashError("the fork server, which stages' processes come from, was killed twice") from error
+            if pause is None:
+                raise CrashError(
+                    "the fork server, which stages' processes come from, is killed again and again"
+                ) from error
+            time.sleep(pause)
         finally:
             theirs.close()
     raise AssertionError

@@ -100,6 +100,7 @@ def test_who_came_first_is_served_first() -> None:
 
 @pytest.mark.parametrize("memory", ["much", "-1", "nan", ""])
 def test_a_budget_that_is_none_is_refused(project: Project, memory: str) -> None:
+    project.model("tiny")
     run = project.doit("list", BUILD_MEMORY=memory)
     assert run.code == 3
     assert run.out.splitlines()[-1].endswith(f"BUILD_MEMORY: expected a number of GB, found {memory!r}")
@@ -189,6 +190,6 @@ def test_a_fork_server_that_is_killed_while_it_starts_is_started_once_more(proje
 def test_a_fork_server_that_never_starts_is_told(project: Project) -> None:
     (project / "never.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     assert (
-        "CrashError: the fork server, which stages' processes come from, was killed twice"
+        "CrashError: the fork server, which stages' processes come from, is killed again and again"
         in calls(project, "never").stderr
     )
