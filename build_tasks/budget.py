@@ -37,10 +37,11 @@ def need(inputs: int, images: int, image: list[int]) -> int:
 class Budget:
     """Bytes that are shared by threads. What does not fit waits; what would never fit runs alone.
 
+    size: without it, what there is when the first one asks.
     Who came first is first served, so that a large request is not kept waiting by small ones for ever.
     """
 
-    def __init__(self, size: float):
+    def __init__(self, size: float = 0):
         self.size = size
         self._held: list[int] = []
         self._queue: deque[object] = deque()
@@ -51,6 +52,7 @@ class Budget:
         """Have so many bytes; `waits` is called where they are not to be had at once."""
         me = object()
         with self._changed:
+            self.size = self.size or available()
             self._queue.append(me)
             try:
                 if not self._fits(me, need):
@@ -85,6 +87,7 @@ def asked() -> float | None:
     return size
 
 
-def of_this_run() -> Budget:
+def available() -> float:
+    """Bytes that the stages of this run may use together."""
     free = limits.memory()
-    return Budget(asked() or (float("inf") if free is None else SHARE * free))
+    return asked() or (math.inf if free is None else SHARE * free)

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
-from build_tasks import budget, display, outcome, worker
+from build_tasks import display, outcome, worker
 from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
@@ -61,7 +61,6 @@ class Reporter:
         self.told_to_ignore = Globals.dep_manager.status_is_ignore
         Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
         worker.audience = self.hear
-        worker.budget = budget.of_this_run()
         worker.stages = {name.partition(":")[0] for name in self.asked_for}
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 

@@ -9,7 +9,6 @@ many children run at once as doit has threads, if they fit into memory; they sha
 
 import contextlib
 import functools
-import math
 import multiprocessing
 import os
 import signal
@@ -42,7 +41,7 @@ PRELOAD_FOR = {
 }
 stages: set[str] = set()  # that this run may come to
 
-budget = Budget(math.inf)  # of all stages that run; a run of doit has one that is as large as its memory
+budget = Budget()  # of all stages that run
 
 PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
 
