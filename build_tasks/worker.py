@@ -45,6 +45,7 @@ budget = Budget()  # of all stages that run
 
 PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
 
+DEATH = ("death", None)  # the last word of a child that had none
 SERVER_GONE = 255  # what multiprocessing says of a child whose fork server died; see its popen_forkserver.py
 # Of what starts Python here: the order of sets must not show in an artifact, nor the number of cores in NumPy's sums.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
@@ -105,19 +106,18 @@ def call(function: Callable[..., Any], *arguments: object, log: str, task: str =
     hear = _listener()
     connection, child = _started(log, function, arguments)
     try:
-        connection.send(share())
+        with contextlib.suppress(ConnectionError):  # it is dead already, as its next word will say
+            connection.send(share())
         kind, value = _next_word(connection, child)
         while kind == "message":
             hear(task, value)
             kind, value = _next_word(connection, child)
-    except (EOFError, ConnectionError):
-        kind, value = "death", None
     finally:
         connection.close()
         child.join(timeout=0 if sys.exc_info()[0] else PATIENCE)
         child.kill()
         child.join()
-        if child.exitcode == SERVER_GONE:  # then nobody knows how the child is
+        if child.exitcode == SERVER_GONE and os.name == "posix":  # then nobody knows how the child is
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
     if kind == "result":
@@ -164,7 +164,8 @@ def _started(log: str, function: Callable[..., Any], arguments: tuple[object, ..
 
     A fork server that was killed is started anew, also if that happens right now.
     """
-    for pause in (0.1, 1.0, None):  # seconds: for a moment, what has been killed still looks alive
+    pauses = [1.0, 0.1]  # seconds, the last first: for a moment, what has been killed still looks alive
+    while True:
         ours, theirs = multiprocessing.Pipe()
         child = _context().Process(target=_run, args=(theirs, log, function, arguments), daemon=True)
         try:
@@ -173,14 +174,13 @@ def _started(log: str, function: Callable[..., Any], arguments: tuple[object, ..
             return ours, child
         except (EOFError, ConnectionError) as error:
             ours.close()
-            if pause is None:
+            if not pauses:
                 raise CrashError(
                     "the fork server, which stages' processes come from, is killed again and again"
                 ) from error
-            time.sleep(pause)
+            time.sleep(pauses.pop())
         finally:
             theirs.close()
-    raise AssertionError
 
 
 def _next_word(connection: "Connection", child: Any) -> tuple[str, Any]:
@@ -188,7 +188,10 @@ def _next_word(connection: "Connection", child: Any) -> tuple[str, Any]:
     from multiprocessing.connection import wait
 
     wait([connection, child.sentinel])
-    word: tuple[str, Any] = connection.recv() if connection.poll() else ("death", None)
+    try:
+        word: tuple[str, Any] = connection.recv() if connection.poll() else DEATH
+    except (EOFError, ConnectionError):
+        return DEATH
     return word
 
 
