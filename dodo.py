@@ -24,6 +24,7 @@ from doit.exceptions import InvalidDodoFile
 
 from build_tasks import (
     accuracy,
+    budget,
     check,
     client,
     config,
@@ -64,6 +65,7 @@ Tasks = Iterator[dict[str, Any]]
 try:
     settled.look(names())
     MODELS = load(reserved=RESERVED, overrides=overrides.given(), known=settled.serves)
+    budget.asked()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 

@@ -108,9 +108,9 @@ def clean_build(folder: Path, runs: int) -> None:
 
     def by_hand() -> float:
         clear(without)
-        # The fork server's hash seed, so that the order of sets is no difference between the two.
+        # The fork server's, so that neither the order of sets nor that of sums is a difference between the two.
         command = [sys.executable, __file__, "--straight", str(without)]
-        return timed(command, without, PYTHONHASHSEED="0")[0]
+        return timed(command, without, PYTHONHASHSEED="0", OPENBLAS_NUM_THREADS="1")[0]
 
     total = compare((f"doit {MODEL}", by_doit), ("straight script", by_hand), runs, CLEAN_BUILD_GOAL)
     found, expected = tree(with_doit / REPOSITORY), tree(without / REPOSITORY)
@@ -218,12 +218,14 @@ def straight(folder: Path) -> None:
         config,
         ensemble,
         labels,
+        limits,
         measure,
         onnx,
         precision,
         publish,
         reference,
         summary,
+        threads,
         torchscript,
         weights,
     )
@@ -236,6 +238,7 @@ def straight(folder: Path) -> None:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         stage.build({**stage.inputs, **elsewhere}, stage.outputs, stage.settings)
 
+    threads.limit(int(limits.cores()))
     model = next(model for model in load() if model.name == MODEL)
     work(weights.task(model))
     work(labels.task(model))

@@ -13,6 +13,7 @@ modelconfig                 [triton] of it, by the protobuf that Triton reads
 contradictions, optimisation, releases    what Triton would refuse or pass over, and what its releases can load
 stage, files                what every stage obeys: fingerprints, whole-or-nothing
 worker, server              the child process of a stage, and the end of the server it is forked from
+limits, budget, threads     how `doit -n` shares memory and cores, and what is recorded depends on neither
 digests, reporter           what doit is given: a checker of files, and a voice
 report, card, since         `doit report`: a page of all of it, model by model, and what is new on it
 charts, templates/          its pictures, and its markup

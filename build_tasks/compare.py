@@ -86,11 +86,16 @@ def onnx_file(path: str) -> str:
     return f"{path}/{os.path.basename(path)}" if os.path.isdir(path) else path
 
 
-def onnx_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
-    """An ONNX artifact in ONNX Runtime on the CPU, as a function from a batch to its outputs."""
+def onnx_session(path: str, cores: int = 1) -> "Callable[[np.ndarray], list[np.ndarray]]":
+    """An ONNX artifact in ONNX Runtime on the CPU, as a function from a batch to its outputs.
+
+    cores: more than one where no answer is recorded; see threads.py.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(onnx_file(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores
+    session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(None, {INPUT: batch})
 
 
@@ -126,6 +131,7 @@ def unoptimised(graph: "onnx.ModelProto") -> "Callable[[np.ndarray], list[np.nda
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         if graph.ByteSize() > LARGEST_MESSAGE:
             source: bytes | str = f"{folder}/model.onnx"

@@ -43,6 +43,7 @@ def task(model: Model) -> dict[str, Any]:
         build=build,
         inputs=inputs_of(model, precision),
         outputs={"layers": model.artifact(f"{model.graph}.layers.json")},
+        images=4 * model.spec.onnx.batch_size,  # of each there is every tensor at once
         settings={"precision": precision},
         tools=("onnx", "onnxruntime"),
         code=code_of("layers", "compare", "tables"),

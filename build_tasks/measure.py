@@ -5,10 +5,10 @@ samples.json ─► artifact ─► Polygraphy: every output, every sample ─�
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks import machine, metrics, pictures
+from build_tasks import machine, metrics, pictures, threads
 from build_tasks.compare import INPUT, OUTPUT, onnx_session, reduced_session
 from build_tasks.digests import digest
 from build_tasks.spec import Model
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BATCH = 8
 
 Run = Callable[["np.ndarray"], "list[np.ndarray]"]
+Each = Callable[[Run, "list[np.ndarray]"], Iterable["list[np.ndarray]"]]  # the answers to batches, in order
 
 # How an artifact is run, and which distributions that takes.
 RUNNERS = {
@@ -65,10 +66,12 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
             **shown,
         },
         outputs={"measured": model.artifact(f"{file}.measured.json")},
+        images=BATCH * threads.AT_ONCE,
         settings={"runner": runner, "truth": truth, "top_k": model.spec.output.top_k},
         tools=RUNNERS[runner],
         code=code_of(
-            *("measure", "metrics", "pictures", "compare", "architecture", "digests"), *(("compiler",) if plan else ())
+            *("measure", "metrics", "pictures", "compare", "architecture", "digests", "threads"),
+            *(("compiler",) if plan else ()),
         ),
         lacking=functools.partial(machine.lacking, model.plans[file]) if plan else nothing,
         facts=machine.facts if plan else dict,
@@ -86,11 +89,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         runners = {"torchscript": torchscript, "onnx": onnx_session, "graph": reduced_session}
         run = runners[settings["runner"]](inputs["model"])
     known = Reference(inputs)
+    each = map if settings["runner"] == "tensorrt" else threads.each  # a GPU is one
     measured = {
         "model": digest(inputs["model"]),  # what the figures are of: who reads them asks for it
         "signature": digest(inputs["signature"]),
         "reference": digest(inputs["reference"]),
-        **known.measure(run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, known.names)),
+        **known.measure(run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, known.names), each),
     }
     with open(outputs["measured"], "w", encoding="utf-8") as file:
         json.dump(measured, file, indent=1, allow_nan=False)
@@ -113,12 +117,18 @@ class Reference:
         self.answers, self.moved = (results[index][1][0] for index in range(2))
 
     def measure(
-        self, run: Run, smallest: int, largest: int, top_k: int | None, truth: metrics.Truth | None = None
+        self,
+        run: Run,
+        smallest: int,
+        largest: int,
+        top_k: int | None,
+        truth: metrics.Truth | None = None,
+        each: Each = map,
     ) -> dict[str, Any]:
         """The figures of an artifact that is run, from a batch to its outputs, by batches of at least and at most."""
         from polygraphy.comparator import IterationResult
 
-        answers = answered(run, self.samples, smallest, largest)
+        answers = answered(run, self.samples, smallest, largest, each)
         found = IterationResult({OUTPUT.format(index): answer for index, answer in enumerate(answers)})
         best = (OUTPUT.format(0), OUTPUT.format(1)) if top_k else None
         return {
@@ -168,14 +178,15 @@ def batch_sizes(signature: dict[str, Any]) -> tuple[int, int]:
     return (1, BATCH) if tensor["shape"][0] == -1 else (tensor["shape"][0], tensor["shape"][0])
 
 
-def answered(run: Run, samples: "np.ndarray", smallest: int, largest: int) -> "list[np.ndarray]":
+def answered(run: Run, samples: "np.ndarray", smallest: int, largest: int, each: Each = map) -> "list[np.ndarray]":
     """The outputs for all samples, in batches that the artifact takes; too small a last one is filled with repeats."""
     import numpy as np
 
     size = min(max(BATCH, smallest), largest)
-    parts = []
-    for start in range(0, len(samples), size):
-        batch = samples[start : start + size]
+
+    def asked(batch: "np.ndarray") -> "list[np.ndarray]":
         filled = np.resize(batch, (max(len(batch), smallest), *batch.shape[1:]))
-        parts.append([answer[: len(batch)] for answer in run(np.ascontiguousarray(filled))])
+        return [answer[: len(batch)] for answer in run(np.ascontiguousarray(filled))]
+
+    parts = each(asked, [samples[start : start + size] for start in range(0, len(samples), size)])
     return [np.concatenate(answers) for answers in zip(*parts, strict=True)]

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from build_tasks import architecture, files, overrides
+from build_tasks import architecture, files, overrides, threads
 from build_tasks.compare import (
     INPUT,
     LARGEST_MESSAGE,
@@ -57,6 +57,7 @@ def stage(model: Model, build: Build, inputs: Paths, code: tuple[str, ...]) -> S
             "export": model.artifact("model.onnx.export.json"),
             "tools": model.artifact("model.onnx.tools.json"),
         },
+        images=max(model.spec.max_batch_size, model.spec.onnx.batch_size),
         settings={
             **architecture.settings_of(model),
             **settings(model.spec.onnx),
@@ -215,7 +216,7 @@ def check(
 
     try:
         onnx.checker.check_model(onnx_file(path), full_check=True)
-        run = onnx_session(path)
+        run = onnx_session(path, threads.share)
     except Exception as error:  # of onnx, or of ONNX Runtime, which have no common base
         raise ExporterRefusedError(f"wrote a graph that is refused: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Of the two that modelopt has: with a handful of pictures the extremes serve convolutions better than entropy does.
 CALIBRATION_METHOD = "max"
+CALIBRATED = 8  # samples: what memory is foreseen for; as many as there are of one's own are in it at once
 
 LOCK = "keep_fp32.lock"  # beside the spec: what `doit repair` found
 
@@ -58,6 +59,7 @@ def task(model: Model, precision: str) -> dict[str, Any]:
         build=build,
         inputs={**inputs_of(model, precision), **locked},
         outputs={"model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")},
+        images=CALIBRATED if precision in QUANTISED else 1,
         settings=settings_of(model, precision),
         tools=tools_of(model, precision),
         code=code_for(model, precision),

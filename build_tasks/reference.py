@@ -7,16 +7,17 @@ The first two are Polygraphy's own files, so that any artifact can be compared o
 answer tells how far the network itself carries the smallest of differences: no artifact can be held to less.
 """
 
+import functools
 import json
 from typing import Any
 
-from build_tasks import architecture, pictures
+from build_tasks import architecture, pictures, threads
 from build_tasks.compare import INPUT, OUTPUT, moved_by_an_ulp
 from build_tasks.spec import Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of
 
 RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # of reference.json
-BATCH = 32  # samples that the network sees at once
+BATCH = 8  # samples that the network sees at once
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def task(model: Model) -> dict[str, Any]:
             "reference": model.artifact("reference.json"),
             "preprocessing": model.artifact("preprocessing.json"),
         },
+        images=BATCH * threads.AT_ONCE,
         settings={
             **architecture.settings_of(model),
             "input": architecture.input_settings_of(model),
@@ -50,7 +52,7 @@ def task(model: Model) -> dict[str, Any]:
             "polygraphy",
             *(("onnxruntime",) if model.spec.only_onnx else ()),
         ),
-        code=(*code_of("reference", "pictures", "architecture", "compare"), *architecture.code_of(model)),
+        code=(*code_of("reference", "pictures", "architecture", "compare", "threads"), *architecture.code_of(model)),
     )
     return stage.task(doc=f"reference.json: what {model.reference} answers to the accuracy samples")
 
@@ -75,7 +77,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         exact = architecture.normalised(module, torch.from_numpy(batch), interface).numpy()
     runner = RUNNERS[settings["reference"]]
     for name, seen in ((runner, batch), (f"{runner}, inputs moved by an ulp", moved_by_an_ulp(exact))):
-        parts = [architecture.forward(module, part) for part in torch.from_numpy(seen).split(BATCH)]
+        batches = torch.from_numpy(seen).split(BATCH)
+        parts = threads.each(functools.partial(architecture.forward, module), batches)
         answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
         results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=name)
     results.save(outputs["reference"])

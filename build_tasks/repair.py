@@ -51,6 +51,7 @@ def task(model: Model) -> dict[str, Any]:
             "signature": model.artifact("model.onnx.signature.json"),
         },
         outputs={"lock": model.source(precision.LOCK)},
+        images=measure.BATCH,
         settings={
             **precision.settings_of(model, engine.precision),
             **gate.settings_of(model, "graph", engine.precision),

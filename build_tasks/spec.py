@@ -206,6 +206,12 @@ class Spec(Table, kw_only=True):
         return [small, large] if small and large else None
 
     @property
+    def largest_image(self) -> list[int]:
+        """(channels, height, width) of the largest input; a guess where the architecture alone knows it."""
+        shape = self.input.shape or [3, 320, 320]
+        return [shape[0], *self.input.max_size] if self.input.max_size else shape
+
+    @property
     def only_onnx(self) -> bool:
         """Whether the source is an ONNX file: there is no PyTorch network, and answers are compared with the file's."""
         return re.search(r"\.onnx([@?#].*)?$", self.weights.source) is not None

@@ -8,6 +8,7 @@ A stage module holds `task(model)`, the doit task, and `build(inputs, outputs, s
 files to files that returns what is worth telling about the result.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -20,7 +21,7 @@ from typing import Any
 
 from doit.exceptions import BaseFail, TaskError, TaskFailed
 
-from build_tasks import files, worker
+from build_tasks import budget, files, worker
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
 from build_tasks.spec import BUILD, Model, Spec, Table
@@ -53,6 +54,7 @@ class Stage:
     light: needs nothing native, and runs in doit's own process.
     lacking: what this machine lacks to run the stage, None if nothing; such a stage is passed over with a word, unless
         it was asked for by name.
+    images: the largest batch that it computes, for what its process may need of memory; see budget.py.
     facts: what else of this machine is part of the recipe, by name; asked where nothing is lacking.
     place: how a draft becomes the target.
     """
@@ -67,6 +69,7 @@ class Stage:
     code: tuple[str, ...]
     elsewhere: dict[str, str | None] = field(default_factory=dict)
     light: bool = False
+    images: int = 0
     lacking: Callable[[], str | None] = nothing
     facts: Callable[[], dict[str, str]] = dict
     place: Callable[[str, str], None] = files.replace
@@ -150,9 +153,10 @@ class Stage:
         """The doit action: build, check, publish the targets; returns what `changes` compares with later."""
         if lacks := self.lacking():
             return TaskFailed(not_here(lacks))
-        started = time.perf_counter()
         try:
-            record = self._run()
+            with contextlib.nullcontext() if self.light else worker.room(self.name, self.memory()):
+                started = time.perf_counter()
+                return {**self._run(), "seconds": round(time.perf_counter() - started, 3)}
         except UserError as error:
             return TaskFailed(str(error))
         except worker.CrashError as error:
@@ -161,7 +165,11 @@ class Stage:
             return TaskFailed(worker.not_installed(error))
         except OSError as error:
             return TaskFailed(str(error))
-        return {**record, "seconds": round(time.perf_counter() - started, 3)}
+
+    def memory(self) -> int:
+        """Bytes that its process may need."""
+        inputs = sum(files.size(path) or 0 for path in self.inputs.values())
+        return budget.need(inputs, self.images, self.model.spec.largest_image)
 
     def _run(self) -> dict[str, Any]:
         inputs = self._digests_of_inputs()

@@ -35,6 +35,7 @@ def task(model: Model) -> dict[str, Any]:
             "signature": model.artifact("model.pt.signature.json"),
             "tools": model.artifact("model.pt.tools.json"),
         },
+        images=model.spec.max_batch_size,
         settings={
             **architecture.settings_of(model),
             "interface": architecture.interface_of(model),

@@ -3,7 +3,8 @@
     doit ──► fork server (torch, timm, onnx … imported) ──► child: one stage, then gone
        ◄──────────────── result, refusal or last words ────────┘
 
-A segfault, an out-of-memory kill or a Ctrl-C ends a child, never the build's state. Twenty models cost one import.
+A segfault, an out-of-memory kill or a Ctrl-C ends a child, never the build's state. Twenty models cost one import. As
+many children run at once as doit has threads, if they fit into memory; they share the cores.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from build_tasks import limits, threads
+from build_tasks.budget import Budget
 from build_tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +41,14 @@ PRELOAD_FOR = {
 }
 stages: set[str] = set()  # that this run may come to
 
+budget = Budget()  # of all stages that run
+
 PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
+
+DEATH = ("death", None)  # the last word of a child that had none
+SERVER_GONE = 255  # what multiprocessing says of a child whose fork server died; see its popen_forkserver.py
+# Of what starts Python here: the order of sets must not show in an artifact, nor the number of cores in NumPy's sums.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
 
 _starting = threading.Lock()
 
@@ -93,28 +103,23 @@ def call(function: Callable[..., Any], *arguments: object, log: str, task: str =
     Raises UserError as the function did, CrashError for everything else.
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
-    if multiprocessing.parent_process() is not None:
-        _follow_parent()  # this is a worker of `doit -P process`, which must not outlive doit either
-        hear: Callable[[str, Message], None] = nobody  # whose reporter is in another process
-    else:
-        hear = audience
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    child = _context().Process(target=_run, args=(sender, log, function, arguments), daemon=True)
-    with _hash_seed():
-        child.start()  # and the fork server, where it does not run yet
-    sender.close()
+    hear = _listener()
+    connection, child = _started(log, function, arguments)
     try:
-        kind, value = _next_word(receiver, child)
+        with contextlib.suppress(ConnectionError):  # it is dead already, as its next word will say
+            connection.send(share())
+        kind, value = _next_word(connection, child)
         while kind == "message":
             hear(task, value)
-            kind, value = _next_word(receiver, child)
-    except EOFError:
-        kind, value = "death", None
+            kind, value = _next_word(connection, child)
     finally:
-        receiver.close()
+        connection.close()
         child.join(timeout=0 if sys.exc_info()[0] else PATIENCE)
         child.kill()
         child.join()
+        if child.exitcode == SERVER_GONE and os.name == "posix":  # then nobody knows how the child is
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
     if kind == "result":
         return value
     if kind == "refusal":
@@ -122,12 +127,71 @@ def call(function: Callable[..., Any], *arguments: object, log: str, task: str =
     raise CrashError(f"{value or _obituary(child.exitcode)}\n{_last_lines(log)}(the whole log: {log})")
 
 
-def _next_word(receiver: "Connection", child: Any) -> tuple[str, Any]:
+@contextlib.contextmanager
+def room(task: str, need: int) -> Iterator[None]:
+    """Have so many bytes of memory for a task's process, which may take waiting."""
+    hear = _listener()
+
+    def waits() -> None:
+        hear(task, f"  {task} waits for memory: it may need {need / 1e9:.1f} of {budget.size / 1e9:.1f} GB")
+
+    with budget.held(need, waits):
+        yield
+
+
+def share() -> int:
+    """The cores of one stage's process. OMP_NUM_THREADS, of whoever started doit, is a bound to it.
+
+    `doit -n` has a thread for each stage that it may run at once, and ends it when there is nothing left for it.
+    """
+    from doit.runner import MThreadRunner
+
+    jobs = sum(isinstance(thread, MThreadRunner.DaemonThread) for thread in threading.enumerate())
+    cores = max(1, int(limits.cores() / max(1, jobs)))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+
+
+def _listener() -> Callable[[str, Message], None]:
+    if multiprocessing.parent_process() is None:
+        return audience
+    _follow_parent()  # this is a worker of `doit -P process`, which must not outlive doit either
+    return nobody  # whose reporter is in another process
+
+
+def _started(log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> tuple["Connection", Any]:
+    """A child, and the connection to it. It does nothing before it is told its share of the cores.
+
+    A fork server that was killed is started anew, also if that happens right now.
+    """
+    pauses = [1.0, 0.1]  # seconds, the last first: for a moment, what has been killed still looks alive
+    while True:
+        ours, theirs = multiprocessing.Pipe()
+        child = _context().Process(target=_run, args=(theirs, log, function, arguments), daemon=True)
+        try:
+            with _environment():
+                child.start()  # and the fork server, where it does not run yet
+            return ours, child
+        except (EOFError, ConnectionError) as error:
+            ours.close()
+            if not pauses:
+                raise CrashError(
+                    "the fork server, which stages' processes come from, is killed again and again"
+                ) from error
+            time.sleep(pauses.pop())
+        finally:
+            theirs.close()
+
+
+def _next_word(connection: "Connection", child: Any) -> tuple[str, Any]:
     """What a child says next, or that it has ended without a word."""
     from multiprocessing.connection import wait
 
-    wait([receiver, child.sentinel])
-    word: tuple[str, Any] = receiver.recv() if receiver.poll() else ("death", None)
+    wait([connection, child.sentinel])
+    try:
+        word: tuple[str, Any] = connection.recv() if connection.poll() else DEATH
+    except (EOFError, ConnectionError):
+        return DEATH
     return word
 
 
@@ -142,18 +206,18 @@ def _context() -> Any:
 
 
 @contextlib.contextmanager
-def _hash_seed() -> Iterator[None]:
-    """What starts Python here starts it with one hash seed: the order of sets must not show in an artifact."""
+def _environment() -> Iterator[None]:
     with _starting:
-        seed = os.environ.get("PYTHONHASHSEED")
-        os.environ["PYTHONHASHSEED"] = "0"
+        before = {name: os.environ.get(name) for name in ENVIRONMENT}
+        os.environ.update(ENVIRONMENT)
         try:
             yield
         finally:
-            if seed is None:
-                del os.environ["PYTHONHASHSEED"]
-            else:
-                os.environ["PYTHONHASHSEED"] = seed
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 @functools.cache
@@ -161,15 +225,16 @@ def _follow_parent() -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
-def _run(sender: "Connection", log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+def _run(connection: "Connection", log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches doit, and doit ends the child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _follow_parent()
     global _parent
-    _parent = sender
+    _parent = connection
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    threads.limit(connection.recv())
     try:
         message: tuple[str, Any] = "result", function(*arguments)
     except UserError as error:
@@ -179,7 +244,7 @@ def _run(sender: "Connection", log: str, function: Callable[..., Any], arguments
     except BaseException as error:  # a SystemExit of a library, too, is a crash of the stage
         traceback.print_exc()
         message = "crash", f"{type(error).__name__}: {error}"
-    sender.send(message)
+    connection.send(message)
     with contextlib.suppress(OSError, ValueError):  # whatever the stage did to them
         sys.stdout.flush()
         sys.stderr.flush()
@@ -203,6 +268,8 @@ def _obituary(exitcode: int | None) -> str:
         name = signal.Signals(-exitcode).name
         hint = ", most likely for want of memory" if name == "SIGKILL" else ""
         return f"the stage's process was killed by {name}{hint}"
+    if exitcode == SERVER_GONE:
+        return "the fork server, which the stage's process came from, was killed; the stage was ended with it"
     return f"the stage's process ended without a word (exit code {exitcode})"
 
 

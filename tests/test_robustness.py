@@ -18,11 +18,11 @@ from conftest import DOIT, OTHER, ROOT, TINY, Project, Run, add_tiny
 CONVERTED = TINY.replace("[accuracy]", 'converter = "convert.py:convert"\n\n[accuracy]')
 
 
-def converted(project: Project, weights: Path, code: str) -> None:
+def converted(project: Project, weights: Path, code: str, name: str = "tiny") -> None:
     """The model `tiny` with a converter that first executes `code`, inside the weights stage's child."""
-    add_tiny(project, weights)
-    (project / "models/tiny/model.toml").write_text(CONVERTED)
-    (project / "models/tiny/convert.py").write_text(f"def convert(state):\n    {code}\n    return dict(state)\n")
+    add_tiny(project, weights, name)
+    (project / f"models/{name}/model.toml").write_text(CONVERTED)
+    (project / f"models/{name}/convert.py").write_text(f"def convert(state):\n    {code}\n    return dict(state)\n")
 
 
 def wait_for(process: "subprocess.Popen[str]", text: str) -> str:

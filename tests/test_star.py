@@ -201,6 +201,9 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("recipe of torchscript", append("build_tasks/torchscript.py"), ["torchscript:tiny", "torchscript:other"]),
     ("recipe of onnx", append("build_tasks/onnx.py"), ["onnx:tiny"]),
     ("recipe of measure", append("build_tasks/measure.py"), [*MEASURE, "measure:other"]),
+    ("recipe of threads", append("build_tasks/threads.py"), [
+        "reference:tiny", "reference:other", *MEASURE, "measure:other"
+    ]),
     ("recipe of gate", append("build_tasks/gate.py"), [*ACCURACY, "accuracy:other", "summary:other"]),
     ("recipe of summary", append("build_tasks/summary.py"), ["summary:tiny", "summary:other"]),
     ("recipe of layers and repair, which are on demand", both(
