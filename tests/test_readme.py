@@ -47,6 +47,7 @@ ELSEWHERE = {
     "pip install -r requirements.txt && doit efficientnet_lite0": "its halves: .ci/run, and above",
     "pip install -r requirements-dev.txt && pytest": ".ci/run",
     "python benchmarks/overhead.py": ".ci/run, in its short form",
+    "python benchmarks/serving.py": ".ci/run, in its short form",
     "tritonserver --model-repository=model_repository": "`doit serve` starts it so",
     "doit tritonserver && doit serve": "its halves: above, and below",
     "doit serve": "below",
