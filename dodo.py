@@ -1,8 +1,8 @@
 """What can be built: from the specs in models/ to a Triton model repository.
 
     weights ──► torchscript ──► onnx ──► precision ──► engine, rtx     build/<model>/
-       │             │           │           │           │
-       └► reference ─┴───────────┴► measure ─┴───────────┘
+       │             │ └► cast   │           │           │
+       └► reference ─┴────┴──────┴► measure ─┴───────────┘
                                        ├─► summary
                                     accuracy
                                        │
@@ -25,6 +25,7 @@ from doit.exceptions import InvalidDodoFile
 from build_tasks import (
     accuracy,
     budget,
+    cast,
     check,
     client,
     config,
@@ -110,6 +111,8 @@ def chain(model: Model) -> Iterator[str]:
     yield from (f"{stage}:{model.name}" for stage in ("weights", "reference"))
     if not model.spec.only_onnx:
         yield f"torchscript:{model.name}"
+    if model.cast:
+        yield f"cast:{model.name}"
     if exported(model):
         yield f"onnx:{model.name}"
     graph = model.graph_name(model.spec.engine.precision)
@@ -163,6 +166,11 @@ def task_reference() -> Tasks:
 def task_torchscript() -> Tasks:
     """Trace and freeze -> model.pt"""
     yield from (torchscript.task(model) for model in MODELS if not model.spec.only_onnx)
+
+
+def task_cast() -> Tasks:
+    """Cast what PyTorch serves -> model.<precision>.pt"""
+    yield from (cast.task(model) for model in MODELS if model.cast)
 
 
 def task_onnx() -> Tasks:

@@ -1,6 +1,6 @@
 """The stages of the build, one module each, and the few rules that they share.
 
-weights, labels, reference, torchscript, onnx, precision, engine      the stages, up to the artifacts
+weights, labels, reference, torchscript, cast, onnx, precision, engine   the stages, up to the artifacts
 onnx_only                   weights and onnx of a model that exists only as ONNX
 measure, accuracy, summary, config, ensemble, client, publish          … and from there to Triton
 layers, repair              stages on demand: where a graph goes wrong, and what mends it
@@ -17,7 +17,7 @@ limits, budget, threads     how `doit -n` shares memory and cores, and what is r
 digests, reporter           what doit is given: a checker of files, and a voice
 report, card, since         `doit report`: a page of all of it, model by model, and what is new on it
 charts, templates/          its pictures, and its markup
-architecture, pictures      what several stages need: the network, and samples for it
+architecture, script, pictures    what several stages need: the network, TorchScript, samples
 compare, metrics, gate      how an artifact is run, how far off it is, and how far it may be
 effects, tables             what single nodes cost in a precision; tables as text
 machine, compiler           what this machine has for TensorRT; TensorRT and TensorRT-RTX

@@ -14,12 +14,10 @@ from build_tasks.errors import UserError
 from build_tasks.spec import QUANTISED, UNCONVERTED, Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, log_of
 
-SERVED_PRECISION = "fp32"  # of model.pt and model.onnx
-
 
 def task(model: Model, format: str, file: str) -> dict[str, Any]:
     """Of an artifact that is served."""
-    precision = model.spec.engine.precision if format == "tensorrt" else SERVED_PRECISION
+    precision = model.precision(format)
     stage = _stage(model, model.served_as(format, file), format, file, precision)
     return stage.task(doc=f"{file} against the gate of {precision}; what fails is not published")
 
@@ -27,7 +25,7 @@ def task(model: Model, format: str, file: str) -> dict[str, Any]:
 def task_of_graph(model: Model) -> dict[str, Any]:
     """Of the graph that engines are compiled from, where it is no artifact that is served."""
     name = model.graph_name(model.spec.engine.precision)
-    precision = model.spec.engine.precision if model.converted else SERVED_PRECISION  # of model.onnx itself
+    precision = model.spec.engine.precision if model.converted else model.precision("onnx")
     stage = _stage(model, name, "graph", model.graph, precision)
     return stage.task(doc=f"{model.graph} against the gate of {precision}; what fails is not compiled")
 
@@ -85,8 +83,11 @@ def margins(measured: dict[str, Any], settings: Settings) -> tuple[str, str]:
 def advice(settings: Settings) -> str:
     """What to try, by what is refused."""
     precision, format, model = settings["precision"], settings["format"], settings["model"]
-    which = f'format = "{format}"' if precision == "fp32" else f'precision = "{precision}"'
+    of_format = precision == "fp32" or format == "torchscript"
+    which = f'format = "{format}"' if of_format else f'precision = "{precision}"'
     rule = f"an [[accuracy.gate]] with {which}"
+    if precision != "fp32" and format == "torchscript":
+        return f"; try another torchscript.precision (fp32 serves model.pt itself), or {rule}"
     if precision in UNCONVERTED or format == "tensorrt":
         return f"; if that is accurate enough for you, say so in {rule}"
     calibrate = "more pictures in engine.calibration, " if precision in QUANTISED else ""

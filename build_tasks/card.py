@@ -31,7 +31,8 @@ STATES = (plan.CURRENT, plan.MAY_RUN, plan.RUN, NOT_BUILT, plan.NOT_HERE, plan.I
 
 # Stages that make an artifact, with what Triton's model of it is called beside the model; None for files that all
 # artifacts share.
-ARTIFACTS = {"weights": None, "labels": None, "reference": None, "repair": None, "torchscript": "", "onnx": "_onnx",
+ARTIFACTS = {"weights": None, "labels": None, "reference": None, "repair": None, "torchscript": "", "cast": "",
+             "onnx": "_onnx",
              "precision": "", "engine": "_trt", "rtx": "_rtx", "preprocess": "_preprocess"}  # fmt: skip
 SHARED = ""  # the lane of those
 

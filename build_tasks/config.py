@@ -26,7 +26,7 @@ DTYPES = {
 LAYOUTS = {"fp32_nchw": "FORMAT_NCHW", "uint8_nhwc": "FORMAT_NHWC"}
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 
-# PyTorch's profiling executor compiles at the second request of a shape, which takes seconds on a GPU.
+# PyTorch's profiling executor compiles at the second request of a shape.
 WARM_UPS = {"torchscript": 2}
 DECODERS = 2  # processes of the Python backend that decode pictures
 
@@ -64,6 +64,8 @@ def settings_of(model: Model, format: str) -> Settings:
         "max_batch_size": model.largest_batch(format),
         "triton": modelconfig.fields(model, format),
         **{key: model.triton(key) for key in ("release", "device", "keep_versions")},
+        # On a GPU every batch size is a shape of its own, and pays at its first requests (see docs/serving.md).
+        "warm_up": model.triton("warm_up") if (format, model.triton("device")) == ("torchscript", "gpu") else None,
         "spec": model.file,
     }
 
@@ -194,11 +196,14 @@ def defaults(config: Any, signature: dict[str, Any], settings: Settings) -> dict
 
 
 def warm_up(config: Any, signature: dict[str, Any], settings: Settings) -> list[dict[str, Any]]:
-    """Requests of the smallest and of the largest batch, before the model is called ready.
+    """Requests of the smallest and of the largest batch, and of those that triton.warm_up tells, before the model is
+    called ready.
 
     Zeros: random data would be any bits, and so NaN and infinity, too.
     """
-    sizes = sorted({signature["smallest_batch"], config.max_batch_size}) if config.max_batch_size else [1]
+    largest = config.max_batch_size
+    every = range(1, min(settings["warm_up"] or 0, largest) + 1)
+    sizes = sorted({signature["smallest_batch"], largest, *every}) if largest else [1]
     tensors = {}
     for tensor in config.input:
         dims = list(tensor.dims)
@@ -208,7 +213,7 @@ def warm_up(config: Any, signature: dict[str, Any], settings: Settings) -> list[
         tensors[tensor.name] = {"data_type": name, "dims": dims, "zero_data": True}
     return [
         {
-            "name": f"batch of {size}" if config.max_batch_size else "fixed batch",
+            "name": f"batch of {size}" if largest else "fixed batch",
             "batch_size": size,  # 1 where the batch is fixed, and stands in the dims
             **({"count": WARM_UPS[settings["format"]]} if settings["format"] in WARM_UPS else {}),
             "inputs": tensors,

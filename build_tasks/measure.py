@@ -26,6 +26,7 @@ Each = Callable[[Run, "list[np.ndarray]"], Iterable["list[np.ndarray]"]]  # the 
 # How an artifact is run, and which distributions that takes.
 RUNNERS = {
     "torchscript": ("torch", "polygraphy"),
+    "cast": ("torch", "polygraphy"),
     "onnx": ("onnxruntime", "polygraphy"),
     "graph": ("onnx", "onnxruntime", "polygraphy"),
     "tensorrt": ("polygraphy",),
@@ -34,7 +35,8 @@ RUNNERS = {
 
 def task(model: Model, format: str, file: str) -> dict[str, Any]:
     """Of an artifact that is served."""
-    stage = _stage(model, model.served_as(format, file), format, file)
+    runner = "cast" if format == "torchscript" and model.cast else format
+    stage = _stage(model, model.served_as(format, file), runner, file)
     return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples")
 
 
@@ -71,7 +73,7 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
         tools=RUNNERS[runner],
         code=code_of(
             *("measure", "metrics", "pictures", "compare", "architecture", "digests", "threads"),
-            *(("compiler",) if plan else ()),
+            *(("compiler",) if plan else ("script",) if runner == "cast" else ()),
         ),
         lacking=functools.partial(machine.lacking, model.plans[file]) if plan else nothing,
         facts=machine.facts if plan else dict,
@@ -86,7 +88,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
         run = compiler.session(inputs["model"], signature)
     else:
-        runners = {"torchscript": torchscript, "onnx": onnx_session, "graph": reduced_session}
+        runners = {"torchscript": torchscript, "cast": cast, "onnx": onnx_session, "graph": reduced_session}
         run = runners[settings["runner"]](inputs["model"])
     known = Reference(inputs)
     each = map if settings["runner"] == "tensorrt" else threads.each  # a GPU is one
@@ -167,6 +169,16 @@ def torchscript(path: str) -> Run:
     from build_tasks import architecture
 
     module = torch.jit.load(path)
+    return lambda batch: [answer.numpy() for answer in architecture.forward(module, torch.from_numpy(batch))]
+
+
+def cast(path: str) -> Run:
+    """model.fp16.pt, say, likewise; with the rounding that a GPU would do."""
+    import torch
+
+    from build_tasks import architecture, script
+
+    module = functools.partial(script.rounding, torch.jit.load(path))
     return lambda batch: [answer.numpy() for answer in architecture.forward(module, torch.from_numpy(batch))]
 
 

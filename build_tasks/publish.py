@@ -28,7 +28,7 @@ PARAMETERS = ("build", "weights", "spec", "tools")  # what of it a server tells
 
 # What of the spec decides an artifact.
 DECIDING = {
-    "torchscript": ("architecture", "weights", "input", "output"),
+    "torchscript": ("architecture", "weights", "input", "output", "torchscript"),
     "onnx": ("architecture", "weights", "input", "output", "onnx"),
     "tensorrt": ("architecture", "weights", "input", "output", "onnx", "engine"),
 }
@@ -82,7 +82,7 @@ ABOUT = ("verdict", "signature", "tools")  # what is written of an artifact, and
 
 def spec_digest(model: Model, format: str) -> str:
     """Of the tables that decide an artifact; comments, limits of accuracy and what is for Triton do not."""
-    tables = settings(model.spec)
+    tables = settings(model.spec) | {"torchscript": settings(model.torchscript)}
     deciding = json.dumps({table: tables[table] for table in DECIDING[format]}, sort_keys=True)
     return hashlib.sha256(deciding.encode()).hexdigest()
 
@@ -153,7 +153,9 @@ def put(provenance: dict[str, Any], folder: str, inputs: Paths, settings: Settin
     """A version's folder, and what it holds into its provenance, which alone is in an ensemble's."""
     os.makedirs(folder)
     for artifact in settings["files"] if settings["format"] != "ensemble" else ():
-        copy(inputs[artifact], folder if settings["format"] == "preprocess" else f"{folder}/{artifact}")
+        # What is cast is told by its config, and by its provenance; Triton looks for model.pt.
+        name = FORMATS["torchscript"].file if settings["format"] == "torchscript" else artifact
+        copy(inputs[artifact], folder if settings["format"] == "preprocess" else f"{folder}/{name}")
     provenance["files"] = contents(folder, remember=False)
     with open(f"{folder}/{PROVENANCE}", "w", encoding="utf-8") as file:
         json.dump(provenance, file, indent=1)

@@ -17,19 +17,19 @@ from build_tasks.spec import (
     QUANTISED,
     TRITON_KEYS,
     UNCONVERTED,
-    Accuracy,
     Architecture,
     Input,
     Model,
     Onnx,
     Output,
     Spec,
+    TorchScript,
     settings,
     split_source,
 )
 
 GATE_FITS = {"format", "precision", "output"}  # keys of a rule of accuracy.gate that say what it is for
-SERVED_AS_FP32 = ("torchscript", "onnx")
+ONE_PRECISION = ("torchscript", "onnx")  # formats that one file is served in
 
 # What timm.create_model would fetch or load by itself.
 WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
@@ -187,7 +187,7 @@ def _mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str, str]]:
             repr(spec.architecture.arguments[argument]),
         )
     yield from _triton_mistakes(model, overrides)
-    yield from _gate_mistakes(spec.accuracy)
+    yield from _gate_mistakes(model)
     if len(set(spec.formats)) != len(spec.formats):
         yield "formats", "each format once", repr(spec.formats)
     yield from _engine_mistakes(spec, overrides)
@@ -200,6 +200,7 @@ def _only_onnx_mistakes(spec: Spec) -> Iterator[tuple[str, str, str]]:
         "architecture": (spec.architecture, Architecture(), Architecture.__struct_fields__),
         "input": (spec.input, Input(), ("format",)),
         "output": (spec.output, Output(), Output.__struct_fields__),
+        "torchscript": (spec.torchscript, TorchScript(), TorchScript.__struct_fields__),
         "onnx": (spec.onnx, Onnx(), ("exporter", "opset")),
     }
     for table, (found, default, keys) in given.items():
@@ -226,9 +227,13 @@ def _triton_mistakes(model: Model, overrides: Given) -> Iterator[tuple[str, str,
         yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
     if not isinstance(model.triton("provenance"), bool):
         yield "triton.provenance", "bool", repr(triton["provenance"])
-    if type(kept := model.triton("keep_versions")) is not int or kept < 1:
-        yield "triton.keep_versions", "int >= 1", repr(kept)
-        return
+    for key in ("warm_up", "keep_versions"):
+        if type(count := model.triton(key)) is not int or count < 1:
+            yield f"triton.{key}", "int >= 1", repr(count)
+            return
+    if "warm_up" in triton and (device != "gpu" or "torchscript" not in spec.formats):
+        expected = 'nothing, since it is for torchscript where triton.device = "gpu"'
+        yield "triton.warm_up", expected, repr(triton["warm_up"])
     if spec.ensemble is not None and spec.ensemble not in spec.formats:
         expected = f"one of the formats, {', '.join(model.served)}" if model.served else "nothing: no format is served"
         yield "ensemble", expected, repr(spec.ensemble)
@@ -258,14 +263,15 @@ def _size_mistakes(size: Input) -> Iterator[tuple[str, str, str]]:
         yield "input", "min_size <= height and width of shape <= max_size", found
 
 
-def _gate_mistakes(accuracy: Accuracy) -> Iterator[tuple[str, str, str]]:
+def _gate_mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
+    accuracy = model.spec.accuracy
     for index, rule in enumerate(accuracy.gate):
         given = {key for key, value in settings(rule).items() if value is not None}
         if not given - GATE_FITS:
             limits = ", ".join(sorted(set(rule.__struct_fields__) - GATE_FITS))
             yield f"accuracy.gate[{index}]", f"a limit: one of {limits}", "none"
-        if rule.format in SERVED_AS_FP32 and rule.precision not in (None, "fp32"):
-            yield f"accuracy.gate[{index}].precision", f"fp32, as {rule.format} is", repr(rule.precision)
+        if rule.format in ONE_PRECISION and rule.precision not in (None, served := model.precision(rule.format)):
+            yield f"accuracy.gate[{index}].precision", f"{served}, as {rule.format} is", repr(rule.precision)
         if accuracy.truth is None and not {"top1_drop", "top5_drop"}.isdisjoint(given):
             yield "accuracy.truth", f"what the samples show, since gate[{index}] limits the loss of accuracy", "nothing"
 

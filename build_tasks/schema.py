@@ -30,6 +30,7 @@ PROTOBUF = "https://github.com/triton-inference-server/common/blob/main/protobuf
 TRITON_TYPES: dict[str, Schema] = {
     "release": {"type": "string", "pattern": f"^{reading.RELEASE}$"},
     "device": {"enum": list(reading.DEVICES)},
+    "warm_up": {"type": "integer", "minimum": 1},
     "keep_versions": {"type": "integer", "minimum": 1},
     "provenance": {"type": "boolean"},
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from doit.exceptions import TaskFailed
 
 from build_tasks import ensemble, gate, measure, pictures, tritonserver
-from build_tasks.accuracy import SERVED_PRECISION, margins
+from build_tasks.accuracy import margins
 from build_tasks.asking import PROTOCOLS, Client
 from build_tasks.check import DECODERS_APART, published
 from build_tasks.compare import relative_error
@@ -155,7 +155,7 @@ def judged(model: Model, format: str, measured: dict[str, Any]) -> dict[str, str
     """The figures of a model. UserError where the gate refuses them."""
     of = model.spec.ensemble if format == "ensemble" else format
     assert of is not None
-    settings = gate.settings_of(model, of, model.spec.engine.precision if of == "tensorrt" else SERVED_PRECISION)
+    settings = gate.settings_of(model, of, model.precision(of))
     # What the samples show is not asked for here: agreement is judged.
     rules = [{key: value for key, value in rule.items() if not key.endswith("_drop")} for rule in settings["gate"]]
     settings |= {"gate": rules, "allow_untestable": True}

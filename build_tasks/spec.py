@@ -51,6 +51,7 @@ CONVERTED = ("fp16", "bf16", *QUANTISED)
 TRITON_KEYS: dict[str, Any] = {
     "release": "26.08",  # of Triton, whose server will serve
     "device": "auto",  # "gpu", "cpu", or whichever the server has
+    "warm_up": 64,  # TorchScript on a GPU is warmed up at every batch up to this one, and at the largest
     "keep_versions": 1,  # versions that stay in the repository
     "provenance": True,  # of each version, as parameters
 }
@@ -61,6 +62,7 @@ Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # H, W
 Share = Annotated[float, Meta(ge=0, le=1)]
 Formats = Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)]
 InputFormat = Literal["fp32_nchw", "uint8_nhwc"]
+MemoryFormat = Literal["contiguous", "channels_last"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
 
@@ -104,6 +106,13 @@ class Output(Table):
 
     softmax: bool = False  # probabilities
     top_k: Positive | None = None  # the largest values, OUTPUT__0, and their classes, OUTPUT__1
+
+
+class TorchScript(Table):
+    """What PyTorch serves: model.pt, or what is cast from it. Inputs and outputs stay as they are."""
+
+    precision: Literal["fp32", "fp16", "bf16"] | None = None  # fp16 without it where triton.device = "gpu", else fp32
+    memory_format: MemoryFormat | None = None  # of images and filters; channels_last without it in fp16 and bf16
 
 
 class Onnx(Table):
@@ -150,7 +159,7 @@ class Gate(Table):
 
     # of all without it
     format: Literal["torchscript", "onnx", "graph", "tensorrt"] | None = None  # graph: what engines are compiled from
-    precision: Precision | None = None  # of the artifact; model.pt and model.onnx are fp32
+    precision: Precision | None = None  # of the artifact; model.onnx is fp32
     output: Text | None = None  # "OUTPUT__0"
     # at most
     relative_l2: Annotated[float, Meta(gt=0, lt=1)] | None = None  # norm of the difference over the reference's
@@ -184,6 +193,7 @@ class Spec(Table, kw_only=True):
     max_batch_size: Positive = 32  # the largest batch that is served, and that is checked
     ensemble: Literal["torchscript", "onnx", "tensorrt"] | None = None  # pictures in, preprocessed for this format
     labels: Text | None = None  # "imagenet-1k", or a text file in the model's folder, one class per line
+    torchscript: TorchScript = field(default_factory=TorchScript)
     onnx: Onnx = field(default_factory=Onnx)
     engine: Engine = field(default_factory=Engine)
     accuracy: Accuracy = field(default_factory=Accuracy)
@@ -284,9 +294,32 @@ class Model:
         formats = {**dict.fromkeys(self.served, "format"), **dict.fromkeys(self.around, "the ensemble's")}
         return {self.triton_name(format): f"{what} {format}" for format, what in formats.items()}
 
+    @property
+    def torchscript(self) -> TorchScript:
+        """[torchscript] with what holds where the spec does not say it. As measured on an H100: docs/serving.md."""
+        asked = self.spec.torchscript
+        precision = asked.precision or ("fp16" if self.triton("device") == "gpu" else "fp32")
+        default: MemoryFormat = "contiguous" if precision == "fp32" else "channels_last"
+        return TorchScript(precision=precision, memory_format=asked.memory_format or default)
+
+    @property
+    def cast(self) -> bool:
+        """Whether PyTorch serves another file than model.pt."""
+        as_it_is = TorchScript(precision="fp32", memory_format="contiguous")
+        return "torchscript" in self.spec.formats and self.torchscript != as_it_is
+
+    def precision(self, format: str) -> str:
+        """Of what is served."""
+        if format == "torchscript":
+            return str(self.torchscript.precision)
+        return self.spec.engine.precision if format == "tensorrt" else "fp32"
+
     def files(self, format: str) -> list[str]:
         """The artifacts that are served together as one model of Triton's."""
-        return list(self.plans) if format == "tensorrt" else [FORMATS[format].file]
+        if format == "tensorrt":
+            return list(self.plans)
+        cast = format == "torchscript" and self.cast
+        return [f"model.{self.torchscript.precision}.pt" if cast else FORMATS[format].file]
 
     def variant(self, plan: str) -> str:
         """Which of several plans a file is, ".sm86"; nothing where it is the only one."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from build_tasks import gate, machine, pictures
 from build_tasks.digests import digest
-from build_tasks.spec import CONVERTED, FORMATS, Model
+from build_tasks.spec import CONVERTED, Model
 from build_tasks.stage import Notes, Paths, Settings, Stage, code_of, installed_version
 from build_tasks.tables import table
 
@@ -26,14 +26,18 @@ class Artifact(NamedTuple):
 
     @property
     def title(self) -> str:
-        served = self.format in ("torchscript", "onnx")
-        return TITLES[self.format] if served else f"{self.precision} {TITLES[self.format]}"
+        exact = self.format in ("torchscript", "onnx") and self.precision == "fp32"
+        return TITLES[self.format] if exact else f"{self.precision} {TITLES[self.format]}"
 
 
 def served(model: Model) -> list[Artifact]:
     """What is judged in this model's chain, as far as it is or can be measured here."""
     precision = model.spec.engine.precision
-    found = [Artifact(format, "fp32", FORMATS[format].file) for format in model.served if format != "tensorrt"]
+    found = [
+        Artifact(format, model.precision(format), *model.files(format))
+        for format in model.served
+        if format != "tensorrt"
+    ]
     if model.graph_apart:
         found.append(Artifact("graph", precision, model.graph))
     for plan, capability in model.plans.items() if "tensorrt" in model.spec.formats else ():

@@ -5,8 +5,6 @@ network ─► reparameterised ─► traced at batch 2 ─► frozen ─► wit
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 TRACED_BATCH = 2  # 1 would let a trace take a dimension of size one for granted
 TOOLS = ("torch", "timm")
-VERSION_RECORDS = {"version", ".data/version"}  # the second for what older PyTorch cannot read; attention, say
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -44,7 +41,7 @@ def task(model: Model) -> dict[str, Any]:
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
-        code=(*code_of("torchscript", "architecture", "compare"), *architecture.code_of(model)),
+        code=(*code_of("torchscript", "script", "architecture", "compare"), *architecture.code_of(model)),
     )
     return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
 
@@ -52,6 +49,8 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
     from timm.utils.model import reparameterize_model
+
+    from build_tasks import script
 
     interface, sizes = settings["interface"], settings["sizes"]
     module = architecture.create(settings, inputs["weights"], exportable=True)
@@ -65,12 +64,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
         except RuntimeError as error:
             raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
-    save(trace, outputs["model"])
+    script.save(trace, outputs["model"])
     errors = check(outputs["model"], module, shape, settings)
-    script = torch.jit.load(outputs["model"])
+    loaded = torch.jit.load(outputs["model"])
     answers = zip(
-        architecture.forward(script, batch),
-        architecture.open_dimensions(script, shape, sizes, interface["format"]),
+        architecture.forward(loaded, batch),
+        architecture.open_dimensions(loaded, shape, sizes, interface["format"]),
         strict=True,
     )
     opened = architecture.height_and_width(interface["format"]) if sizes else ()
@@ -83,26 +82,6 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         with open(outputs[name], "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
     return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
-
-
-def save(trace: "torch.jit.ScriptModule", path: str) -> None:
-    """torch.jit.save without the debug records, which hold stack traces with this machine's paths."""
-    import torch
-
-    draft = f"{path}.draft/{path.rpartition('/')[2]}"  # the archive's records carry the file's stem
-    os.makedirs(os.path.dirname(draft))
-    torch.jit.save(trace, draft)
-    reader = torch._C.PyTorchFileReader(draft)
-    writer = torch._C.PyTorchFileWriter(path)
-    # The version says which meaning the operators have (an integer division, say): it must survive.
-    (version,) = VERSION_RECORDS & {*reader.get_all_records()}
-    writer.set_min_version(int(reader.get_record(version)))
-    for name in reader.get_all_records():
-        if not name.endswith(".debug_pkl") and name not in (version, ".data/serialization_id"):
-            record = reader.get_record(name)
-            writer.write_record(name, record, len(record))
-    writer.write_end_of_file()
-    shutil.rmtree(os.path.dirname(draft))
 
 
 def check(

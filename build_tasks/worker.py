@@ -31,8 +31,8 @@ PRELOAD = [
     "torch", "torch.onnx", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
     "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
-    "build_tasks.onnx", "build_tasks.onnx_only", "build_tasks.precision", "build_tasks.engine", "build_tasks.measure",
-    "build_tasks.server",
+    "build_tasks.script", "build_tasks.cast", "build_tasks.onnx", "build_tasks.onnx_only", "build_tasks.precision",
+    "build_tasks.engine", "build_tasks.measure", "build_tasks.server",
 ]  # fmt: skip
 # … and what takes a second or two, and which only these stages need.
 PRELOAD_FOR = {

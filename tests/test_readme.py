@@ -49,6 +49,7 @@ ELSEWHERE = {
     "python benchmarks/overhead.py": ".ci/run, in its short form",
     "python benchmarks/publishing.py": ".ci/run, in its short form",
     "python benchmarks/scaling.py": ".ci/run, in its short form",
+    "python benchmarks/serving.py": ".ci/run, in its short form",
     "tritonserver --model-repository=model_repository": "`doit serve` starts it so",
     "doit tritonserver && doit serve": "its halves: above, and below",
     "doit serve": "below",

@@ -51,8 +51,8 @@ def rule(lines: str, accuracy: str = "") -> str:
 AS_IT_IS = "expected nothing, since weights.source is ONNX, which is taken as it is"
 GATE = "format, precision, output, relative_l2, max_absolute, top1_drop, top5_drop, cosine, snr, top1, top5"
 TOP = (
-    "top level: expected one of architecture, weights, input, output, formats, max_batch_size, ensemble, labels, onnx, "
-    "engine, accuracy, triton"
+    "top level: expected one of architecture, weights, input, output, formats, max_batch_size, ensemble, labels, "
+    "torchscript, onnx, engine, accuracy, triton"
 )
 ENGINE = (
     "engine: expected one of precision, keep_fp32, keep_io_types, calibration, repair, min_batch_size, "
@@ -145,6 +145,19 @@ MISTAKES = [
     (
         rule('format = "onnx"\nprecision = "fp16"\ntop1 = 1'),
         "accuracy.gate[0].precision: expected fp32, as onnx is, found 'fp16'",
+    ),
+    (
+        rule('format = "torchscript"\nprecision = "bf16"\ntop1 = 1') + '[torchscript]\nprecision = "fp16"\n',
+        "accuracy.gate[0].precision: expected fp16, as torchscript is, found 'bf16'",
+    ),
+    (
+        table("torchscript", 'precision = "int8"'),
+        "torchscript.precision: expected one of fp32, fp16, bf16, found 'int8'",
+    ),
+    (
+        table("torchscript", 'memory_format = "channel_last"'),
+        "torchscript.memory_format: expected one of contiguous, channels_last, found 'channel_last' "
+        "(did you mean 'channels_last'?)",
     ),
     (
         rule("top1_drop = 0.02"),
@@ -325,6 +338,11 @@ MISTAKES = [
     (only_onnx("[architecture]\narguments = { a = 1 }"), f"architecture.arguments: {AS_IT_IS}, found {{'a': 1}}"),
     (only_onnx("[output]\nsoftmax = true"), f"output.softmax: {AS_IT_IS}, found True"),
     (only_onnx("[output]\ntop_k = 5"), f"output.top_k: {AS_IT_IS}, found 5"),
+    (only_onnx('[torchscript]\nprecision = "fp16"'), f"torchscript.precision: {AS_IT_IS}, found 'fp16'"),
+    (
+        only_onnx('[torchscript]\nmemory_format = "contiguous"'),
+        f"torchscript.memory_format: {AS_IT_IS}, found 'contiguous'",
+    ),
     (only_onnx("[onnx]\nopset = 13"), f"onnx.opset: {AS_IT_IS}, found 13"),
     (only_onnx('[onnx]\nexporter = "dynamo"'), f"onnx.exporter: {AS_IT_IS}, found 'dynamo'"),
     (only_onnx(shape='shape = [3, 8, 8]\nformat = "uint8_nhwc"'), f"input.format: {AS_IT_IS}, found 'uint8_nhwc'"),
@@ -490,6 +508,27 @@ def test_a_plan_for_each_compute_capability_has_a_file_of_its_own() -> None:
     [model] = load()
     assert model.files("tensorrt") == ["model.sm86.plan", "model.sm120.plan"]
     assert [model.served_as("tensorrt", file) for file in model.files("tensorrt")] == ["m_trt.sm86", "m_trt.sm120"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "precision", "memory_format", "file"),
+    [
+        ("", "fp32", "contiguous", "model.pt"),
+        ('[triton]\ndevice = "cpu"', "fp32", "contiguous", "model.pt"),
+        ('[triton]\ndevice = "gpu"', "fp16", "channels_last", "model.fp16.pt"),
+        ('[triton]\ndevice = "gpu"\n[torchscript]\nprecision = "fp32"', "fp32", "contiguous", "model.pt"),
+        ('[torchscript]\nprecision = "fp16"\nmemory_format = "contiguous"', "fp16", "contiguous", "model.fp16.pt"),
+        ('[torchscript]\nprecision = "bf16"', "bf16", "channels_last", "model.bf16.pt"),
+        ('[torchscript]\nmemory_format = "channels_last"', "fp32", "channels_last", "model.fp32.pt"),
+    ],
+)
+def test_torchscript_on_a_gpu_is_fp16_unless_the_spec_says_otherwise(
+    lines: str, precision: str, memory_format: str, file: str
+) -> None:
+    write("m", spec(top='formats = ["torchscript"]', more=lines))
+    [model] = load()
+    assert (model.torchscript.precision, model.torchscript.memory_format) == (precision, memory_format)
+    assert (model.files("torchscript"), model.cast) == ([file], file != "model.pt")
 
 
 def test_bytes_that_are_no_text_are_no_valid_toml() -> None:

@@ -11,7 +11,7 @@ from conftest import OTHER, ROOT, TINY, Project
 
 STAR = TINY.replace(
     "[accuracy]",
-    'converter = "convert.py:convert"\n\n[input]\n\n[onnx]\n\n[accuracy]\nsamples = "samples"',
+    'converter = "convert.py:convert"\n\n[input]\n\n[torchscript]\n\n[onnx]\n\n[accuracy]\nsamples = "samples"',
 )
 CONVERTER = "def convert(state):\n    return dict(state)\n"
 
@@ -28,6 +28,7 @@ CONFIG = ["config:tiny", "config:tiny_onnx"]
 PUBLISH = ["publish:tiny", "publish:tiny_onnx"]
 PREPROCESSED = ["reference:tiny", *MEASURE, *ACCURACY, *CLIENT, *PUBLISH]
 SERVED_ONNX = ["config:tiny_onnx", "client:tiny_onnx", "publish:tiny_onnx"]
+CAST = [f"{stage}:tiny" for stage in ("cast", "measure", "accuracy", "summary", "config", "client", "publish")]
 NETWORK = ["weights:tiny", "reference:tiny", "torchscript:tiny", "onnx:tiny"]  # what makes the module
 
 Edit = Callable[[Project], object]
@@ -164,6 +165,9 @@ STARS: list[tuple[str, Edit, list[str]]] = [
      ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
     ("onnx.external_data", key("onnx", "external_data = true"),
      ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
+    ("torchscript.precision", key("torchscript", 'precision = "fp16"'), CAST),
+    ("torchscript.memory_format", key("torchscript", 'memory_format = "channels_last"'), CAST),
+    ("torchscript.precision, the default said", key("torchscript", 'precision = "fp32"'), []),
     ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), ACCURACY),
     ("accuracy.gate of a format", append(SPEC, '[[accuracy.gate]]\nformat = "onnx"\ntop1 = 0.5\n'),
      ["accuracy:tiny_onnx", "summary:tiny"]),
@@ -182,6 +186,8 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("[triton] of one format", append(SPEC, "[triton.onnx]\ninstance_group = [{ count = 2 }]\n"),
      ["config:tiny_onnx", "publish:tiny_onnx"]),
     ("triton.device", append(SPEC, '[triton]\ndevice = "cpu"\n'), [*CONFIG, *PUBLISH]),
+    ("triton.device, a GPU", append(SPEC, '[triton]\ndevice = "gpu"\n'),
+     [*CAST, "config:tiny_onnx", "publish:tiny_onnx"]),
     ("triton.release", append(SPEC, '[triton]\nrelease = "26.07"\n'), CONFIG),
     ("triton.keep_versions", append(SPEC, "[triton]\nkeep_versions = 2\n"), [*CONFIG, *PUBLISH]),
     ("triton.provenance", append(SPEC, "[triton]\nprovenance = false\n"), PUBLISH),

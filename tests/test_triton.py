@@ -120,6 +120,15 @@ WRONG = [
     ),
     # Keys of [triton] itself
     (triton('device = "GPU"'), "triton.device: expected one of auto, gpu, cpu, found 'GPU'"),
+    (triton('device = "gpu"\nwarm_up = 0'), "triton.warm_up: expected int >= 1, found 0"),
+    (
+        triton("warm_up = 8"),
+        'triton.warm_up: expected nothing, since it is for torchscript where triton.device = "gpu", found 8',
+    ),
+    (
+        triton('device = "gpu"\nwarm_up = 8', 'formats = ["onnx"]'),
+        'triton.warm_up: expected nothing, since it is for torchscript where triton.device = "gpu", found 8',
+    ),
     (triton("keep_versions = 0"), "triton.keep_versions: expected int >= 1, found 0"),
     (triton('provenance = "yes"'), "triton.provenance: expected bool, found 'yes'"),
     (
@@ -555,6 +564,26 @@ def test_a_smallest_batch_that_a_request_may_miss_is_said() -> None:
     assert notes["smallest batch"] == "4, below which a request fails (engine.min_batch_size)"
     found = text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
     assert [sample.batch_size for sample in found.model_warmup] == [4, 8]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("lines", "format", "expected"),
+    [
+        ('device = "gpu"', "torchscript", [1, 2, 3, 4, 5, 6, 7, 8]),
+        ('device = "gpu"\nwarm_up = 3', "torchscript", [1, 2, 3, 8]),
+        ('device = "gpu"\nwarm_up = 1', "torchscript", [1, 8]),
+        ('device = "gpu"\n[triton.torchscript]\nmax_batch_size = 3', "torchscript", [1, 2, 3]),
+        ('device = "gpu"', "onnx", [1, 8]),
+        ('device = "cpu"', "torchscript", [1, 8]),
+        ("", "torchscript", [1, 8]),
+    ],
+)
+def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu(lines: str, format: str, expected: list[int]) -> None:
+    more = 'formats = ["torchscript", "onnx"]'
+    found = derived(triton(lines, more), format, tensors(PyTorch="2.14.1"))
+    count = 2 if format == "torchscript" else 0
+    assert [(sample.batch_size, sample.count) for sample in found.model_warmup] == [(size, count) for size in expected]
 
 
 @pytest.mark.usefixtures("folder")
