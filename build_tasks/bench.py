@@ -132,6 +132,8 @@ def asked(
 ) -> dict[str, Any]:
     """The options of the command line, checked, with what holds without them. UserError for what they cannot be."""
     known = [format for format in formats(model) if not url or format in model.served]
+    if not known:
+        raise UserError(f"no format of {model.name} is a model of Triton's")
     wanted = names.split(",") if names else known
     for name in wanted:
         if name not in known:

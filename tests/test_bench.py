@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import small
+import stand_ins
 from conftest import Project, Run
 
 from build_tasks import advice, bench_report, perf_tools, tritonserver
@@ -142,6 +143,20 @@ def test_a_batch_that_fails_does_not_lose_the_others(project: Project) -> None:
     assert all(f"{format}: batch 9 x 1: " in line for format in ("trace", "torchscript", "onnx"))
 
 
+def test_an_engine_that_cannot_be_loaded_costs_its_own_format(project: Project) -> None:
+    """A made-up GPU has no CUDA; the engines are built first, since there is one."""
+    small.add(project, "net", formats='"onnx", "tensorrt", "rtx"')
+    here = stand_ins.machine(project.root.parent)
+    run = project.doit("bench:net", "--formats", "onnx,tensorrt,rtx", *SHORT, **here)
+    assert run.code == 1
+    (found,) = known(project)
+    assert places(found) == [("onnx", b, n) for n in (1, 2) for b in (1, 3)]
+    assert found["machine"]["gpu"] == "NVIDIA RTX A4000"
+    (line,) = [line for line in run.out.splitlines() if line.startswith("✗ bench")]
+    assert re.search(r"tensorrt: TensorRT \S+ cannot load build/net/model.plan here: ", line)
+    assert re.search(r"rtx: TensorRT-RTX \S+ cannot load build/net/model.rtx here: ", line)
+
+
 def test_a_benchmark_that_is_cut_short_leaves_the_last_one(built: Project) -> None:
     built.built("bench:net", *SHORT, "--formats", "onnx")
     before = (built / "build/net/bench.json").read_bytes()
@@ -257,6 +272,17 @@ def test_what_trtexec_prints_is_read() -> None:
     assert found == {"p50_ms": 1.87363, "p99_ms": 2.01, "images_per_s": 4059.19}
     with pytest.raises(UserError, match="trtexec: Error Code 1: Serialization"):
         perf_tools.trtexec_figures("[11/26/2026-09:00:00] [E] Error Code 1: Serialization\n&&&& FAILED", batch=8)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_events_are_what_is_timed_by(project: Project) -> None:
+    small.add(project, "net", formats='"torchscript", "onnx", "tensorrt"')
+    project.built("bench:net", *SHORT)
+    (run,) = known(project)
+    ways = {format: (how["device"], how["timed_by"]) for format, how in run["measured"].items()}
+    assert ways["trace"] == ways["torchscript"] == ways["tensorrt"] == ("cuda", "CUDA events")
+    assert {("tensorrt", 3, 2), ("torchscript", 3, 2)} <= {*places(run)}
+    assert not any("threads" in point for point in run["points"] if point["format"] != "onnx")
 
 
 @pytest.fixture(scope="module")
