@@ -293,8 +293,8 @@ def perf_analyzer(built: Project, tmp_path_factory: pytest.TempPathFactory) -> P
     own name. Two libraries that it wants are in the server's core.
     """
     folder = tmp_path_factory.mktemp("perf_analyzer")
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-    subprocess.run([*download, "tritonclient==2.51.0"], check=True)
+    download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "tritonclient==2.51.0"]
+    subprocess.run([sys.executable, "-m", *download], check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (folder / "binary").write_bytes(archive.read("tritonclient-2.51.0.data/data/bin/perf_analyzer"))
