@@ -10,7 +10,8 @@
                              │         │                               <model>_preprocess, <model>_ensemble
                            client    check, smoke, serve
 
-On demand: layers (where a graph goes wrong), repair (what to keep in fp32), compare (what every precision costs).
+On demand: layers (where a graph goes wrong), repair (what to keep in fp32), compare (what every precision costs),
+bench (how fast everything is).
 
 One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
 """
@@ -24,6 +25,7 @@ from doit.exceptions import InvalidDodoFile
 
 from build_tasks import (
     accuracy,
+    bench,
     budget,
     cast,
     check,
@@ -263,6 +265,11 @@ def task_compare() -> Tasks:
 def task_layers() -> Tasks:
     """On demand: the error after each node of the graph that engines are compiled from"""
     yield from (layers.task(model) for model in MODELS if model.converted)
+
+
+def task_bench() -> Tasks:
+    """On demand: latency and throughput of every format -> bench.json, bench.svg"""
+    yield from map(bench.task, MODELS)
 
 
 def task_container() -> dict[str, Any]:

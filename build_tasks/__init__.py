@@ -4,6 +4,9 @@ weights, labels, reference, torchscript, cast, onnx, precision, engine   the sta
 onnx_only                   weights and onnx of a model that exists only as ONNX
 measure, accuracy, summary, config, ensemble, client, publish          … and from there to Triton
 layers, repair              stages on demand: where a graph goes wrong, and what mends it
+bench, load, contexts       how fast artifacts are: closed loops of batches, on the CPU, the GPU, and engines
+bench_server, perf_tools    … and running servers; NVIDIA's perf_analyzer and trtexec
+bench_report, advice        … compared, told and drawn; what follows for [triton]
 container                   the same build in NVIDIA's container
 check, smoke, serve         what Triton's own server says of the repository, and how a running one answers
 tritonserver, asking        that server on this machine, and requests to one

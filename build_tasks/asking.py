@@ -34,6 +34,10 @@ class Client:
     def ready(self, model: str) -> bool:
         return bool(self._call("is_model_ready", model))
 
+    def release(self) -> str:
+        """The server's version, "2.51.0"."""
+        return str(self._call("get_server_metadata", **self.as_json)["version"])
+
     def tensors(self, model: str) -> Tensors:
         said = self._call("get_model_metadata", model, **self.as_json)
         (tensor,) = said["inputs"]

@@ -257,7 +257,7 @@ def test_the_list_reads_like_a_table_of_contents(tiny: Project) -> None:
     names = [line.split()[0] for line in lines]
     stages = ["weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"]
     stages += ["measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"]
-    stages += ["compare", "layers", "container", "check", "smoke", "serve", "tritonserver"]
+    stages += ["compare", "layers", "bench", "container", "check", "smoke", "serve", "tritonserver"]
     assert names == ["made_up", "tiny", *stages]
     assert all(len(line.split()) > 1 for line in lines), "every task has a doc line"
     assert "RANDOM" in lines[0]
