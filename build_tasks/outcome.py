@@ -9,6 +9,7 @@ from build_tasks.stage import Stage, stage_of
 
 BUILT, CURRENT, FAILED, BLOCKED = "built", "up to date", "failed", "blocked"
 IGNORED, NOT_HERE, WITHOUT = "ignored", "skipped", "without"  # the last: it needs what is skipped
+GROUPS_BY_NAME = ("engine", "rtx")  # to ask for one of these groups is to ask for every engine in it
 COLUMNS = ("model", "format", "size", "error", "time", "state")
 
 
@@ -119,6 +120,11 @@ def needed(tasks: dict[str, Any], names: Iterable[str]) -> list[str]:
     for name in names:
         visit(name)
     return ordered
+
+
+def asked(tasks: dict[str, Any], selected: Iterable[str]) -> set[str]:
+    """The tasks that were asked for by name, stage by stage, and all that they need: not those of a whole model."""
+    return set(needed(tasks, [name for name in selected if tasks[name].actions or name in GROUPS_BY_NAME]))
 
 
 def told(models: list[Row], width: int) -> str:

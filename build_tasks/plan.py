@@ -18,8 +18,7 @@ from doit.control import TaskControl
 from doit.dependency import Dependency, SqliteDB
 
 from build_tasks.digests import ContentChecker, digest
-from build_tasks.outcome import needed
-from build_tasks.reporter import asked
+from build_tasks.outcome import asked, needed
 from build_tasks.spec import RECORDS
 from build_tasks.stage import NEVER_BUILT, Stage, not_here, stage_of
 

@@ -15,19 +15,18 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable
 from types import FrameType
 from typing import Any, TextIO
 
 from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
-from build_tasks import display, outcome, worker
+from build_tasks import display, outcome, plan, worker
 from build_tasks.settled import settled
 from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
-GROUPS_BY_NAME = ("engine", "rtx")  # to ask for one of these groups is to ask for every engine in it
+FORESEEN = 200  # tasks that are judged a second time, which takes less than a needless import
 
 
 class Reporter:
@@ -61,13 +60,20 @@ class Reporter:
         for line in (line for record in settled.models.values() for line in record.said):
             self.display.say(line)
         self.asked_for = set(outcome.needed(tasks, selected_tasks))
-        self.named = asked(tasks, selected_tasks)
+        self.named = outcome.asked(tasks, selected_tasks)
         self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
         self.told_to_ignore = Globals.dep_manager.status_is_ignore
         Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
         worker.audience = self.hear
-        worker.stages = {name.partition(":")[0] for name in self.asked_for}
+        worker.stages = self.to_come()
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
+
+    def to_come(self) -> set[str]:
+        """The stages that may run, for which heavy libraries are then imported; of many tasks simply all."""
+        if len(self.asked_for) > FORESEEN:
+            return {name.partition(":")[0] for name in self.asked_for}
+        steps = plan.steps(self.tasks, self.selected, Globals.dep_manager)
+        return {step.task.partition(":")[0] for step in steps if step.state in (plan.RUN, plan.MAY_RUN)}
 
     def hear(self, task: str, message: worker.Message) -> None:
         """What a stage tells while it runs."""
@@ -241,11 +247,6 @@ class Json(Reporter):
         models = outcome.rows(self.tasks, self.asked_for, self.ended)
         told = {**outcome.as_data(models, self.ended), "aborted": self.aborted}
         self.out.write(json.dumps(told, indent=1) + "\n")
-
-
-def asked(tasks: dict[str, Any], selected: Iterable[str]) -> set[str]:
-    """The tasks that were asked for by name, stage by stage, and all that they need: not those of a whole model."""
-    return set(outcome.needed(tasks, [name for name in selected if tasks[name].actions or name in GROUPS_BY_NAME]))
 
 
 def remember(dep_manager: Any) -> None:

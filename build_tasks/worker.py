@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks import limits, threads
@@ -27,19 +27,26 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 # Imported by the server before its first child; what is not installed is passed over.
-PRELOAD = [
-    "torch", "torch.onnx", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch",
-    "onnx", "onnxslim", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt",
+OWN = [
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
     "build_tasks.script", "build_tasks.cast", "build_tasks.onnx", "build_tasks.onnx_only", "build_tasks.precision",
     "build_tasks.engine", "build_tasks.measure", "build_tasks.server",
 ]  # fmt: skip
-# … and what takes a second or two, and which only these stages need.
-PRELOAD_FOR = {
-    "precision": ["modelopt.onnx.autocast", "modelopt.onnx.quantization"],
-    "summary": ["matplotlib.pyplot", "rich.table"],
+# Before that, what takes a second or two each, for the stages that this run may come to.
+NETWORKS = ("torch", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch")
+GRAPHS = ("torch", "torch.onnx", "onnx", "onnxslim", "onnxruntime")
+RUNS = ("torch", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt")
+CONVERSIONS = ("modelopt.onnx.autocast", "modelopt.onnx.quantization", *GRAPHS, *RUNS)
+PRELOAD = {
+    **dict.fromkeys(("weights", "labels", "torchscript", "preprocess"), NETWORKS),
+    **dict.fromkeys(("reference", "bench"), (*NETWORKS, *RUNS)),
+    **dict.fromkeys(("precision", "repair", "layers"), CONVERSIONS),
+    "cast": ("torch",),
+    "onnx": GRAPHS,
+    "measure": RUNS,
+    "summary": ("matplotlib.pyplot",),
 }
-stages: set[str] = set()  # that this run may come to
+stages: Collection[str] = ()  # that this run may come to
 
 budget = Budget()  # of all stages that run
 
@@ -200,8 +207,8 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    more = [module for stage, modules in PRELOAD_FOR.items() if stage in stages for module in modules]
-    context.set_forkserver_preload(["__main__", *more, *PRELOAD])
+    needed = dict.fromkeys(module for stage in PRELOAD if stage in stages for module in PRELOAD[stage])
+    context.set_forkserver_preload(["__main__", *needed, *OWN])
     return context
 
 

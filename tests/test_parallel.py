@@ -163,7 +163,7 @@ def kill_the_server():
 
 
 if __name__ == "__main__":
-    worker.PRELOAD[:] = sys.argv[1:]
+    worker.OWN[:] = sys.argv[1:]
     print(worker.call(double, 21, log="logs/call.log"))
     kill_the_server()
     print(worker.call(double, 4, log="logs/call.log"))
