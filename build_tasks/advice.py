@@ -27,12 +27,14 @@ Point = dict[str, Any]
 
 NEARLY = 0.95  # of the best throughput
 
+AT_SERVER = "nothing is proposed: a server puts requests into batches itself, and its instances were not varied"
+
 # The backends' own name for the threads of an instance. Sources: README.md of onnxruntime_backend and pytorch_backend.
 THREADS = {"onnx": "intra_op_thread_count", "torchscript": "INTRA_OP_THREAD_COUNT"}
 
 
 class Proposal(NamedTuple):
-    """lines: of TOML, for the spec; none where no point is within the limit."""
+    """lines: of TOML, for the spec; none where no point is within the limit, or at a server."""
 
     lines: list[str]
     reasons: list[str]
@@ -43,8 +45,8 @@ def proposal(
 ) -> Proposal:
     """What follows from the points of one format.
 
-    limit_ms: of the p99 latency. fixed: the batch stands in the artifact. at_server: what was varied is the number of
-    requests at a time, and not that of the instances.
+    limit_ms: of the p99 latency. fixed: the batch stands in the artifact. at_server: what was varied are requests,
+    and neither instances nor the batches that they run.
     """
     within = [point for point in points if limit_ms is None or point["p99_ms"] <= limit_ms]
     if not within:
@@ -55,23 +57,22 @@ def proposal(
         (point for point in within if point["images_per_s"] >= NEARLY * best["images_per_s"]),
         key=lambda point: (point["batch"], point["concurrency"]),
     )
+    if at_server:
+        return Proposal([], [_why(chosen, best, limit_ms), AT_SERVER])
     lines, reasons = [f"[triton.{format}]"], [_why(chosen, best, limit_ms)]
     if not fixed:
         lines.append(f"max_batch_size = {chosen['batch']}")
         if chosen["batch"] == max(point["batch"] for point in points):
             reasons.append("max_batch_size: no larger batch was measured (--batches)")
-    if at_server:
-        reasons.append("instance_group: not varied, since a server's instances are as it was started")
-    else:
-        lines.append(f"instance_group = [{{ count = {chosen['concurrency']} }}]")
-        if 1 < chosen["concurrency"] == max(point["concurrency"] for point in points) and chosen.get("threads") != 1:
-            reasons.append("count: no more instances were measured (--concurrency)")
+    lines.append(f"instance_group = [{{ count = {chosen['concurrency']} }}]")
+    if 1 < chosen["concurrency"] == max(point["concurrency"] for point in points) and chosen.get("threads") != 1:
+        reasons.append("count: no more instances were measured (--concurrency)")
     if not fixed:
         line, reason = queue_delay(chosen, points, limit_ms)
         lines.append(line)
         reasons.append(reason)
     threads = chosen.get("threads", cores)
-    if format in THREADS and threads < cores and not at_server:
+    if format in THREADS and threads < cores:
         lines.append(f"parameters = {{ {THREADS[format]} = {threads} }}")
         reasons.append(f"{THREADS[format]}: each instance was measured with {threads} of {cores} cores")
     return Proposal(lines, reasons)

@@ -150,8 +150,8 @@ def told(run: Run, last: Run | None) -> str:
         ]
         lines.append(f"the last run: {last['date']}{', with ' + ', '.join(changed) if changed else ''}")
     lines += [f"– {reason}" for reason in run["left out"]]
-    for proposal in run["proposals"].values():
-        lines += ["", *proposal["lines"], *(f"# {reason}" for reason in proposal["reasons"])]
+    for format, proposal in run["proposals"].items():
+        lines += ["", *(proposal["lines"] or [f"# {format}"]), *(f"# {reason}" for reason in proposal["reasons"])]
     return "\n".join(lines)
 
 
