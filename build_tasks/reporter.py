@@ -62,10 +62,10 @@ class Reporter:
         self.asked_for = set(outcome.needed(tasks, selected_tasks))
         self.named = outcome.asked(tasks, selected_tasks)
         self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
+        worker.stages = self.to_come()
         self.told_to_ignore = Globals.dep_manager.status_is_ignore
         Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
         worker.audience = self.hear
-        worker.stages = self.to_come()
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 
     def to_come(self) -> set[str]:
