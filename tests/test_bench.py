@@ -18,7 +18,7 @@ import small
 import stand_ins
 from conftest import Project, Run
 
-from build_tasks import advice, bench_report, perf_tools, tritonserver
+from build_tasks import advice, bench_report, machine, perf_tools, tritonserver
 from build_tasks.errors import UserError
 
 SHORT = ("--seconds", "0.05", "--batches", "1,3", "--concurrency", "1,2")
@@ -274,6 +274,7 @@ def test_what_trtexec_prints_is_read() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(machine.lacking() is not None, reason=f"lacks {machine.lacking()}")
 def test_on_a_gpu_events_are_what_is_timed_by(project: Project) -> None:
     small.add(project, "net", formats='"torchscript", "onnx", "tensorrt"')
     project.built("bench:net", *SHORT)

@@ -130,12 +130,12 @@ def run_sequence(tmp_path: Path, weights: Path, seed: int, edits: int) -> None:
     assert project.tree() == clean.tree(), f"seed {seed}: {history}"
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_sequence_of_edits_ends_where_a_clean_build_does(tmp_path: Path, tiny_weights: Path, seed: int) -> None:
     run_sequence(tmp_path, tiny_weights, seed, edits=6)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(10, 30))
+@pytest.mark.parametrize("seed", [2, *range(10, 30)])
 def test_many_sequences_of_edits_end_where_a_clean_build_does(tmp_path: Path, tiny_weights: Path, seed: int) -> None:
     run_sequence(tmp_path, tiny_weights, seed, edits=12)

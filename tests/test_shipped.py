@@ -255,8 +255,8 @@ def test_the_list_reads_like_a_table_of_contents(tiny: Project) -> None:
     tiny.model("made_up", 'formats = ["onnx"]\n[architecture]\ntimm = "test_vit"\n[weights]\nsource = "random://3"\n')
     lines = tiny.built("list").out.splitlines()
     names = [line.split()[0] for line in lines]
-    stages = ["weights", "labels", "reference", "torchscript", "onnx", "repair", "precision", "engine", "rtx"]
-    stages += ["measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"]
+    stages = ["weights", "labels", "reference", "torchscript", "cast", "onnx", "repair", "precision", "engine"]
+    stages += ["rtx", "measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"]
     stages += ["compare", "layers", "bench", "container", "check", "smoke", "serve", "tritonserver"]
     assert names == ["made_up", "tiny", *stages]
     assert all(len(line.split()) > 1 for line in lines), "every task has a doc line"

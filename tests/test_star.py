@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stand_ins
@@ -121,6 +122,19 @@ def fake_version(distribution: str) -> Edit:
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 99\n")
 
     return edit
+
+
+# Rows that differ from others in nothing but the key: in the long form (pytest -m long).
+ALIKE = {
+    *("input.std", "input.interpolation", "input.crop_pct", "input.crop_mode", "torchscript.memory_format"),
+    *("engine.precision, tf32", "engine.keep_io_types", "engine.min_batch_size", "engine.opt_batch_size"),
+    *("engine.workspace", "engine.sparse_weights", "engine.profiling_verbosity"),
+    *("recipe of compiler", "recipe of machine"),
+}
+
+
+def rows(table: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [pytest.param(*row, id=name, marks=[pytest.mark.long] * (name in ALIKE)) for name, *row in table]
 
 
 STARS: list[tuple[str, Edit, list[str]]] = [
@@ -284,7 +298,7 @@ def test_nothing_runs_twice(star: Project) -> None:
     assert star.plan() == {"run": [], "maybe": [], "–": [], "ignored": []}
 
 
-@pytest.mark.parametrize(("edit", "expected"), [s[1:] for s in STARS], ids=[s[0] for s in STARS])
+@pytest.mark.parametrize(("edit", "expected"), rows(STARS))
 def test_an_edit_runs_exactly_the_tasks_it_touches(
     star: Project, copy_of: Callable[[Project], Project], edit: Edit, expected: list[str]
 ) -> None:
@@ -403,9 +417,7 @@ def without_torch(tasks: list[str]) -> bool:
     return needed.isdisjoint(task.partition(":")[0] for task in tasks) and "measure:tiny" not in tasks
 
 
-@pytest.mark.parametrize(
-    ("edit", "expected", "failed"), [s[1:] for s in ENGINE_STARS], ids=[s[0] for s in ENGINE_STARS]
-)
+@pytest.mark.parametrize(("edit", "expected", "failed"), rows(ENGINE_STARS))
 def test_an_edit_compiles_exactly_what_it_touches(
     engine_star: Project, copy_of: Callable[[Project], Project], edit: Edit, expected: list[str], failed: list[str]
 ) -> None:
