@@ -147,7 +147,7 @@ def update(source: str, target: str) -> None:
 
 def _cloned(source: str, target: str) -> bool:
     """Whether `target` shares the blocks of `source` until one is written to. Source: man 2 ioctl_ficlone."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or fcntl is None:
         return False
     with open(source, "rb") as there, open(target, "wb") as here:
         try:
