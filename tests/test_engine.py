@@ -676,6 +676,7 @@ def test_efficientnet_lite0_compiles_in_every_precision(project: Project) -> Non
     assert error("int8") < 0.25
 
 
+@pytest.mark.long
 def test_efficientnet_b3_compiles_in_fp32_and_fp16(project: Project) -> None:
     """Opset 11, as the guide has it; with random weights, since its own are a download."""
     name = "efficientnet_b3"

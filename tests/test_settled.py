@@ -97,7 +97,10 @@ EDITS: dict[str, tuple[Callable[[Project], object], str | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
+ALIKE = {"a label, its time kept", "a missing target", "a folder that is gone", "a touched file", "no records"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in EDITS])
 def test_an_edit_is_seen(pair: Project, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     edit, outdated = EDITS[name]
     edit(pair)

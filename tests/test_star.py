@@ -124,12 +124,18 @@ def fake_version(distribution: str) -> Edit:
     return edit
 
 
-# Rows that differ from others in nothing but the key: in the long form (pytest -m long).
+# Rows that differ from others in nothing but the key, the stage or the file: in the long form (pytest -m long).
 ALIKE = {
     *("input.std", "input.interpolation", "input.crop_pct", "input.crop_mode", "torchscript.memory_format"),
-    *("engine.precision, tf32", "engine.keep_io_types", "engine.min_batch_size", "engine.opt_batch_size"),
-    *("engine.workspace", "engine.sparse_weights", "engine.profiling_verbosity"),
-    *("recipe of compiler", "recipe of machine"),
+    *("labels, the same file elsewhere", "onnx.exporter, the one that had won", "onnx.batch_size under dynamic axes"),
+    *("accuracy.gate of a format", "accuracy.samples, another picture", "triton.device", "triton.provenance"),
+    *(f"recipe of {stage}" for stage in ("labels", "torchscript", "onnx", "threads", "summary", "config", "client")),
+    *("version of onnxslim", "build: model.pt, replaced", "build: reference, truncated"),
+    *("published: model.pt, replaced", "published: labels.txt, same size"),
+    *("engine.precision, tf32", "engine.precision, bf16", "engine.keep_io_types", "engine.calibration"),
+    *("engine.min_batch_size", "engine.opt_batch_size", "engine.workspace", "engine.sparse_weights"),
+    *("engine.profiling_verbosity", "recipe of compiler", "recipe of machine", "version of nvidia-modelopt"),
+    *("build: graph, truncated", "build: model.plan's signature, edited", "build: timing cache, deleted"),
 }
 
 
