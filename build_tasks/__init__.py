@@ -11,6 +11,7 @@ container                   the same build in NVIDIA's container
 check, smoke, serve         what Triton's own server says of the repository, and how a running one answers
 tritonserver, asking        that server on this machine, and requests to one
 spec, reading, overrides    what models/<model>/model.toml may say, mistakes in it, and the command line's say
+foresight, plan             what a run would do with each task; `doit plan`, which tells it
 new, names                  `doit new`, which writes one; what a model cannot be called
 modelconfig                 [triton] of it, by the protobuf that Triton reads
 contradictions, optimisation, releases    what Triton would refuse or pass over, and what its releases can load

@@ -1,6 +1,6 @@
 """What `doit report` tells of one model, as plain data.
 
-    plan.Step of each task ─► told() ─► its state, reasons, artifact, tools ─┐
+    a Step of each task ─► told() ─► its state, reasons, artifact, tools ────┐
     model.*.measured.json  ─► summary.judged() ─► figures and verdicts ──────┴► card()
 
 Whatever is missing or broken in build/ is left out: its stage will run again, and the page says so.
@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from build_tasks import accuracy, charts, files, gate, pictures, plan, since, summary
+from build_tasks import accuracy, charts, files, foresight, gate, pictures, since, summary
 from build_tasks.digests import digest
 from build_tasks.spec import CONVERTED, Model
 from build_tasks.stage import Stage
@@ -27,7 +27,7 @@ THUMBNAIL = 96  # pixels, for 48 of a page on a screen of double density
 
 NOT_BUILT = "not built"  # of a task that will run, or may, and never has
 # Of several tasks together, the state is the last of theirs.
-STATES = (plan.CURRENT, plan.MAY_RUN, plan.RUN, NOT_BUILT, plan.NOT_HERE, plan.IGNORED)
+STATES = (foresight.CURRENT, foresight.MAY_RUN, foresight.RUN, NOT_BUILT, foresight.NOT_HERE, foresight.IGNORED)
 
 # Stages that make an artifact, with what Triton's model of it is called beside the model; None for files that all
 # artifacts share.
@@ -71,8 +71,8 @@ def told(step: Any, values: dict[str, Any]) -> dict[str, Any]:
     stage: Stage = step.stage
     kind, _, name = step.task.partition(":")
     output = stage.outputs.get(kind) or next(iter(stage.outputs.values()))
-    never = step.state in (plan.RUN, plan.MAY_RUN) and not values.get("outputs")
-    state = plan.NOT_HERE if step.state == plan.WITHOUT else NOT_BUILT if never else step.state
+    never = step.state in (foresight.RUN, foresight.MAY_RUN) and not values.get("outputs")
+    state = foresight.NOT_HERE if step.state == foresight.WITHOUT else NOT_BUILT if never else step.state
     return {
         "task": step.task,
         "stage": kind,

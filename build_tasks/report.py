@@ -16,7 +16,7 @@ from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 
-from build_tasks import files, gate, plan, since
+from build_tasks import files, foresight, gate, since
 from build_tasks.card import STATES, Card, card, told
 from build_tasks.errors import hinted
 from build_tasks.spec import BUILD
@@ -45,7 +45,7 @@ class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
         cards = []
         for model in chosen:
             order = {name: place for place, name in enumerate(tasks[model.name].task_dep)}
-            steps = [step for step in plan.steps(tasks, [model.name], self.dep_manager) if step.stage]
+            steps = [step for step in foresight.steps(tasks, [model.name], self.dep_manager) if step.stage]
             steps.sort(key=lambda step: order.get(step.task, len(order)))
             known = [told(step, self.dep_manager.get_values(step.task)) for step in steps]
             cards.append(card(model, tasks, known))

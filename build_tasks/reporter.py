@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
-from build_tasks import display, outcome, plan, worker
+from build_tasks import display, foresight, outcome, worker
 from build_tasks.settled import settled
 from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
@@ -72,8 +72,8 @@ class Reporter:
         """The stages that may run, for which heavy libraries are then imported; of many tasks simply all."""
         if len(self.asked_for) > FORESEEN:
             return {name.partition(":")[0] for name in self.asked_for}
-        steps = plan.steps(self.tasks, self.selected, Globals.dep_manager)
-        return {step.task.partition(":")[0] for step in steps if step.state in (plan.RUN, plan.MAY_RUN)}
+        steps = foresight.steps(self.tasks, self.selected, Globals.dep_manager)
+        return {step.task.partition(":")[0] for step in steps if step.state in (foresight.RUN, foresight.MAY_RUN)}
 
     def hear(self, task: str, message: worker.Message) -> None:
         """What a stage tells while it runs."""
