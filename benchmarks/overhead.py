@@ -174,7 +174,7 @@ def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, 
     seconds = time.perf_counter() - started
     if run.returncode:
         sys.exit(f"{' '.join(command)} failed with exit code {run.returncode}:\n{run.stdout}")
-    return seconds, run.stdout
+    return seconds, re.sub(r"^\d\d:\d\d:\d\d ", "", run.stdout, flags=re.MULTILINE)  # the time before each line
 
 
 def copy_of_project(folder: Path, parts: tuple[str, ...] = ("build_tasks", "models")) -> Path:
