@@ -153,7 +153,7 @@ class Settled:
             folder=folder,
             folder_stamps=folder_stamps,
             paths=[f"{BUILD}/{name}", *paths],
-            stamps=built + _packed(seen[path] for path in paths),
+            stamps=built + _packed([number for path in paths for number in seen[path]]),
             rows={task: self._rows.get(task) for task in chain},
             gpu=str(machine.gpu()) if any(stage.lacking is not nothing for stage in stages) else None,
             serves=stages[0].model.serves,
@@ -187,22 +187,22 @@ def asked_for(words: Sequence[str], names: Iterable[str]) -> set[str] | None:
 
 def stamps(paths: Iterable[str]) -> bytes:
     """What stat says of files: device, inode, size and both times of each."""
-    return _packed(map(_stamp, paths))
+    found: list[int] = []
+    for path in paths:  # of a thousand models some 40,000: a call for each would show
+        try:
+            status = os.stat(path)
+        except OSError:
+            found += ABSENT
+        else:
+            found += (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return _packed(found)
 
 
-def _packed(found: Iterable[Stamp]) -> bytes:
-    packed = array.array("q")
-    for stamp in found:
-        packed.extend(stamp)
-    return packed.tobytes()
-
-
-def _stamp(path: str) -> Stamp:
+def _packed(found: list[int]) -> bytes:
     try:
-        status = os.stat(path)
-    except OSError:
-        return ABSENT
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return array.array("q", found).tobytes()
+    except OverflowError:  # of an inode's number
+        return array.array("q", [number & (1 << 63) - 1 for number in found]).tobytes()
 
 
 def _judged(path: str, seen: dict[str, Stamp], must: bool) -> bool:
@@ -247,8 +247,8 @@ def _world() -> bytes:
 
 def _young() -> bool:
     """Whether the project may have been edited while it was imported."""
-    newest = max((_stamp(path)[-1] for part in PROJECT for path in _below(part) if os.path.exists(path)), default=0)
-    return time.time_ns() - newest < 2_000_000_000
+    there = [path for part in PROJECT for path in _below(part) if os.path.exists(path)]
+    return time.time_ns() - max(os.stat(path).st_ctime_ns for path in there) < 2_000_000_000
 
 
 def _read_table() -> Known:
