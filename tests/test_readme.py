@@ -47,6 +47,7 @@ ELSEWHERE = {
     "pip install -r requirements.txt && doit efficientnet_lite0": "its halves: .ci/run, and above",
     "pip install -r requirements-dev.txt && pytest": ".ci/run",
     "python benchmarks/overhead.py": ".ci/run, in its short form",
+    "python benchmarks/incremental.py": ".ci/run, in its short form",
     "python benchmarks/publishing.py": ".ci/run, in its short form",
     "python benchmarks/scaling.py": ".ci/run, in its short form",
     "python benchmarks/serving.py": ".ci/run, in its short form",
