@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from overhead import DOIT, ROOT, timed
+from overhead import DOIT, copy_of_project, timed
 
 SPEC = """\
 formats = ["torchscript", "onnx"]
@@ -122,8 +122,7 @@ def nothing_to_do(project: Path, *words: str) -> float:
 
 def made(project: Path, count: int) -> Path:
     """A project of that many models, all of which doit takes for built."""
-    shutil.copytree(ROOT / "build_tasks", project / "build_tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "dodo.py", project)
+    copy_of_project(project, parts=("build_tasks",))
     for index in range(count):
         folder = project / f"models/m{index:04}"
         folder.mkdir(parents=True)

@@ -17,13 +17,12 @@ import argparse
 import ctypes
 import os
 import resource
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from overhead import DOIT, REPOSITORY, ROOT, clear, timed, tree
+from overhead import DOIT, REPOSITORY, clear, copy_of_project, timed, tree
 
 NETWORKS = (
     "test_efficientnet", "test_resnet", "test_vit", "test_convnext", "test_byobnet", "test_mambaout", "test_nfnet",
@@ -79,8 +78,7 @@ def main() -> None:
 
 def with_models(project: Path, count: int) -> Path:
     """A copy of the project in which Python may keep its bytecode, with so many models and no others."""
-    shutil.copytree(ROOT / "build_tasks", project / "build_tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "dodo.py", project)
+    copy_of_project(project, parts=("build_tasks",))
     for number in range(count):
         folder = project / f"models/small{number:02}"
         folder.mkdir(parents=True)

@@ -8,11 +8,10 @@ same are compared. Where the tools of the last run were others, that is told bes
 
 import contextlib
 import json
-import os
 import time
 from typing import Any
 
-from build_tasks import advice, files, load, machine, worker
+from build_tasks import advice, files, limits, load, machine, summary, worker
 from build_tasks.errors import UserError
 from build_tasks.spec import Model
 from build_tasks.stage import log_of, versions
@@ -28,8 +27,8 @@ Run = dict[str, Any]
 
 
 def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Whole ones that this process may use."""
+    return max(1, int(limits.cores()))
 
 
 def cpu() -> str:
@@ -170,12 +169,9 @@ def where(run: Run) -> str:
 
 def draw(model: str, run: Run, path: str) -> None:
     """Throughput and latency over the batch, as a picture of the same bytes for the same figures."""
-    import matplotlib
+    from matplotlib import ticker
 
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": model, "svg.fonttype": "none", "font.size": 9}
-    from matplotlib import pyplot, ticker
-
+    pyplot = summary.pyplot(model)
     colours = {
         TRACE: "#666666", "torchscript": "#b3261e", "onnx": "#1f5fa8", "tensorrt": "#2a7f62", TRTEXEC: "#8ac2ab",
         "rtx": "#b8860b",
@@ -214,5 +210,4 @@ def draw(model: str, run: Run, path: str) -> None:
     figure.suptitle(
         f"{model} on {hardware} (x: {'requests at a time' if known['server'] else 'instances'})", fontsize=9
     )
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
+    summary.save(figure, path)

@@ -49,16 +49,33 @@ def measured(inputs: Paths, settings: Settings) -> dict[str, Any]:
         threads = max(settings["cores"] // concurrency, 1)
         loaded = LOADED[settings["format"]](inputs, settings, threads, concurrency)
         share = {"threads": threads} if loaded.device == "cpu" else {}
-        for batch in settings["batches"]:
-            try:
-                filled = resized(samples, batch).astype(loaded.dtype or samples.dtype)
-                found = under_load(loaded.instances, filled, settings["seconds"])
-            except Exception as error:  # each library has its own for want of memory, or of a kernel
-                failed.append(f"batch {batch} x {concurrency}: {first_lines(error)}")
-                break  # larger ones will not fare better
-            points.append({"format": settings["format"], "batch": batch, "concurrency": concurrency, **share, **found})
-            worker.tell(told(points[-1]))
+        batches = samples.astype(loaded.dtype or samples.dtype)
+        # Each library has its own exception for want of memory, or of a kernel.
+        failed += sweep(loaded.instances, batches, settings, share, points, Exception)
     return {"points": points, "device": loaded.device, "timed_by": loaded.timed_by, "failed": failed}
+
+
+def sweep(
+    instances: Sequence[Instance],
+    samples: "np.ndarray",
+    settings: Settings,
+    share: Point,
+    points: list[Point],
+    refused: type[Exception],
+) -> list[str]:
+    """Every batch size with so many instances, into `points`; returns what failed: larger ones are not tried then.
+
+    share: what each point says of its instances. refused: what makes a point fail, and not the whole benchmark.
+    """
+    concurrency = len(instances)
+    for batch in settings["batches"]:
+        try:
+            found = under_load(instances, resized(samples, batch), settings["seconds"])
+        except refused as error:
+            return [f"batch {batch} x {concurrency}: {first_lines(error)}"]
+        points.append({"format": settings["format"], "batch": batch, "concurrency": concurrency, **share, **found})
+        worker.tell(told(points[-1]))
+    return []
 
 
 def resized(samples: "np.ndarray", batch: int) -> "np.ndarray":
@@ -286,12 +303,5 @@ def requests(inputs: Paths, settings: Settings) -> dict[str, Any]:
     points: list[Point] = []
     failed: list[str] = []
     for concurrency in settings["concurrency"]:
-        for batch in settings["batches"]:
-            try:
-                found = under_load([instance] * concurrency, resized(samples, batch), settings["seconds"])
-            except UserError as error:
-                failed.append(f"batch {batch} x {concurrency}: {error}")
-                break
-            points.append({"format": settings["format"], "batch": batch, "concurrency": concurrency, **found})
-            worker.tell(told(points[-1]))
+        failed += sweep([instance] * concurrency, samples, settings, {}, points, UserError)
     return {"points": points, "timed_by": "Triton's client for Python", "failed": failed}

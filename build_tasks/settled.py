@@ -29,13 +29,15 @@ import msgspec
 
 from build_tasks import files, machine, outcome
 from build_tasks.digests import digest
-from build_tasks.names import RESERVED
+from build_tasks.names import COMMANDS, RESERVED
 from build_tasks.spec import BUILD, MODELS, RECORDS
 from build_tasks.stage import nothing, stage_of
 
 TABLE = f"{BUILD}/.settled"
 ABSENT = (0, 0, 0, 0, 0)
 PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two: where doit's options may stand
+
+NOTHING_RUNS = {*COMMANDS} - {"run"}  # all of doit's words but this build no tasks, and judge none for us
 
 Stamp = tuple[int, ...]
 
@@ -87,6 +89,8 @@ class Settled:
 
     def look(self, names: Sequence[str], words: Sequence[str] = sys.argv) -> None:
         """Find them among all models. To be called before a spec is read."""
+        if words[1:2] and words[1] in NOTHING_RUNS:
+            return
         self._known, self._world, self._rows = _read_table(), _world(), _read_rows()
         asked = asked_for(words, names)
         if asked is not None and self._known.world == self._world:
@@ -121,10 +125,10 @@ class Settled:
         found = {name: record for name in self._before if (record := self._record(name, tasks, ended, said))}
         same = self._known.world == self._world
         if found or not same:
-            stay = {**self.models, **self.apart}
+            known = self._known.models if same else {}
             with suppress(OSError), files.scratch() as folder:
                 draft = f"{folder}/settled"
-                Path(draft).write_bytes(msgspec.msgpack.encode(Known(self._world, stay | found)))
+                Path(draft).write_bytes(msgspec.msgpack.encode(Known(self._world, known | found)))
                 os.replace(draft, TABLE)
 
     def _record(
@@ -241,14 +245,18 @@ def _world() -> bytes:
     """What all models depend on: this project, and whatever distributions are installed, each as stat sees it."""
     here = os.getcwd()
     libraries = [path for path in sys.path if path not in ("", here)]
-    about = [path for part in PROJECT for path in (_below(part) if os.path.isdir(part) else [part])]
-    return f"{sys.version}\n{libraries}\n".encode() + stamps([*libraries, *about])
+    return f"{sys.version}\n{libraries}\n".encode() + stamps([*libraries, *_project()])
+
+
+def _project() -> list[str]:
+    """Its files, there or not."""
+    return [path for part in PROJECT for path in _below(part)]
 
 
 def _young() -> bool:
     """Whether the project may have been edited while it was imported."""
-    there = [path for part in PROJECT for path in _below(part) if os.path.exists(path)]
-    return time.time_ns() - max(os.stat(path).st_ctime_ns for path in there) < 2_000_000_000
+    newest = max(os.stat(path).st_ctime_ns for path in _project() if os.path.exists(path))
+    return time.time_ns() - newest < 2_000_000_000
 
 
 def _read_table() -> Known:

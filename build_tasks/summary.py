@@ -209,19 +209,34 @@ def _some(values: list[float]) -> str:
     return " ".join(f"{value:.3g}" for value in (values if len({*values}) > 1 else values[:1]))
 
 
-def draw(summary: dict[str, Any], path: str, reference: str) -> None:
-    """The error of every sample by artifact, with its limit, as a picture of the same bytes for the same figures."""
+def pyplot(salt: str) -> Any:
+    """matplotlib's pyplot, for a picture of the same bytes for the same figures. salt: of the names inside."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": summary["model"], "svg.fonttype": "none", "font.size": 9}
+    matplotlib.rcParams |= {"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 9}
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def save(figure: Any, path: str) -> None:
+    """Such a picture, without the time and the version that made it; closed then."""
+    from matplotlib import pyplot
+
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+
+
+def draw(summary: dict[str, Any], path: str, reference: str) -> None:
+    """The error of every sample by artifact, with its limit."""
     bars = [
         (row, output) for row in summary["artifacts"] for output in row["outputs"].values() if "wrong" not in output
     ]
     missing = [row["artifact"] for row in summary["artifacts"] if any("wrong" in o for o in row["outputs"].values())]
-    figure, axes = pyplot.subplots(figsize=(max(4.0, 1.3 * len(bars) + 1.5), 3.8), layout="constrained")
+    figure, axes = pyplot(summary["model"]).subplots(
+        figsize=(max(4.0, 1.3 * len(bars) + 1.5), 3.8), layout="constrained"
+    )
     colours = {"ok": "#2a7f62", "not testable": "#b8860b", "refused": "#b3261e"}
     for place, (row, output) in enumerate(bars):
         colour = colours[row["status"]]
@@ -237,5 +252,4 @@ def draw(summary: dict[str, Any], path: str, reference: str) -> None:
     title = f"{summary['model']}: {summary['samples']['count']} samples against {reference} (dashed: the limit)"
     axes.set_title(title + (f"\nNaN or infinity: {', '.join(missing)}" if missing else ""), fontsize=9)
     axes.grid(axis="y", alpha=0.3)
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
+    save(figure, path)
