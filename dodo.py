@@ -23,41 +23,43 @@ from typing import Any
 
 from doit.exceptions import InvalidDodoFile
 
-from build_tasks import (
-    accuracy,
-    bench,
-    budget,
-    cast,
-    check,
-    client,
-    config,
-    container,
-    engine,
-    ensemble,
-    labels,
-    layers,
-    measure,
-    onnx,
-    onnx_only,
-    overrides,
-    precision,
-    publish,
-    reference,
-    repair,
-    serve,
-    smoke,
-    summary,
-    torchscript,
-    tritonserver,
-    weights,
-)
+from build_tasks import budget, overrides
 from build_tasks.digests import ContentChecker, digest
 from build_tasks.errors import UserError
+from build_tasks.later import on_demand
 from build_tasks.names import RESERVED
 from build_tasks.reading import load, names
 from build_tasks.reporter import Reporter
 from build_tasks.settled import settled
 from build_tasks.spec import BUILD, CONVERTED, RECORDS, Model
+
+with on_demand():
+    from build_tasks import (
+        accuracy,
+        bench,
+        cast,
+        check,
+        client,
+        config,
+        container,
+        engine,
+        ensemble,
+        labels,
+        layers,
+        measure,
+        onnx,
+        onnx_only,
+        precision,
+        publish,
+        reference,
+        repair,
+        serve,
+        smoke,
+        summary,
+        torchscript,
+        tritonserver,
+        weights,
+    )
 
 # doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
 gc.freeze()
@@ -66,8 +68,9 @@ gc.disable()
 Tasks = Iterator[dict[str, Any]]
 
 try:
-    settled.look(names())
-    MODELS = load(reserved=RESERVED, overrides=overrides.given(), known=settled.serves)
+    NAMES = names()
+    settled.look(NAMES)
+    MODELS = load(reserved=RESERVED, overrides=overrides.given(), known=settled.serves, folders=NAMES)
     budget.asked()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
@@ -162,7 +165,7 @@ def task_labels() -> Tasks:
 
 def task_reference() -> Tasks:
     """What the fp32 network answers to the accuracy samples -> reference.json"""
-    yield from map(reference.task, MODELS)
+    yield from (reference.task(model) for model in MODELS)
 
 
 def task_torchscript() -> Tasks:
@@ -218,12 +221,12 @@ def task_accuracy() -> Tasks:
 
 def task_summary() -> Tasks:
     """Every artifact side by side, with the gate's verdicts -> accuracy.json, accuracy.svg"""
-    yield from map(summary.task, MODELS)
+    yield from (summary.task(model) for model in MODELS)
 
 
 def task_preprocess() -> Tasks:
     """A Python model that prepares encoded pictures, for an ensemble"""
-    yield from map(ensemble.task, ENSEMBLES)
+    yield from (ensemble.task(model) for model in ENSEMBLES)
 
 
 def task_config() -> Tasks:
@@ -269,7 +272,7 @@ def task_layers() -> Tasks:
 
 def task_bench() -> Tasks:
     """On demand: latency and throughput of every format -> bench.json, bench.svg"""
-    yield from map(bench.task, MODELS)
+    yield from (bench.task(model) for model in MODELS)
 
 
 def task_container() -> dict[str, Any]:

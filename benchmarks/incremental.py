@@ -51,6 +51,8 @@ instance_group = [{{ count = 2 }}]
 dynamic_batching = {{ max_queue_delay_microseconds = 100 }}
 """
 CHAIN = ("source", "weights", "model.pt", "model.onnx", "measured", "verdict", "config", "published")
+PUBLISHED = ("config.pbtxt", "preprocessing.json", "1/model", "1/provenance.json")
+CLIENTS = ("http_client.py", "grpc_client.py", "preprocessing.py", "preprocessing.json")
 GOAL = 0.6  # seconds, of 1000 models
 
 Side = tuple[str, Callable[[], float]]
@@ -151,9 +153,10 @@ def prepare(project: Path) -> None:
     stages = [(task, stage) for task in tasks if (stage := stage_of(task))]
     for task, stage in stages:
         for name, path in stage.outputs.items():
-            if name == "folder":  # of a published model
-                os.makedirs(f"{path}/1")
-                for file in ("config.pbtxt", "preprocessing.json", "1/model", "1/provenance.json"):
+            if name == "folder":  # of a published model, or of its clients
+                published = path.startswith("model_repository/")
+                os.makedirs(f"{path}/1" if published else path)
+                for file in PUBLISHED if published else CLIENTS:
                     Path(path, file).write_text(f"{task.name} {file}\n", encoding="utf-8")
             else:
                 os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -127,6 +127,16 @@ def copy(source: str, target: str) -> None:
                 shutil.copyfile(source, target)
 
 
+def link(source: str, target: str) -> bool:
+    """Whether `target` could become another name of the file `source`."""
+    with digest.followed(source):
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, one without links, one too many; or another user's file
+            return False
+    return True
+
+
 def update(source: str, target: str) -> None:
     """Make the folder `target` like `source`, entry by entry, and leave alone what is equal.
 
@@ -163,9 +173,7 @@ def _linked(source: str, target: str) -> bool:
     if os.name != "posix" or os.path.getsize(source) < LINKED_FROM:  # Windows does not replace what is read-only
         return False
     with digest.followed(source):
-        try:
-            os.link(source, target)
-        except OSError:  # another file system, one without links, one too many; or another user's file
+        if not link(source, target):
             return False
         try:
             os.chmod(target, stat.S_IMODE(os.stat(target).st_mode) & ~0o222)

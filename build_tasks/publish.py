@@ -109,7 +109,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         version = max(same)
     else:
         version = max([*kept, *gone, 0]) + several or 1
-        put(new, f"{folder}/{version}", inputs, settings)
+        put(new, version, inputs, folder, settings)
         kept[version] = new
     staying = sorted(kept)[-settings["keep_versions"] :]
     for other in staying:
@@ -149,13 +149,17 @@ def checked(inputs: Paths, settings: Settings) -> list[list[dict[str, Any]]]:
     return known
 
 
-def put(provenance: dict[str, Any], folder: str, inputs: Paths, settings: Settings) -> None:
-    """A version's folder, and what it holds into its provenance, which alone is in an ensemble's."""
+def put(provenance: dict[str, Any], version: int, inputs: Paths, folder: str, settings: Settings) -> None:
+    """A version, below `folder`, and what it holds into its provenance, which alone is in an ensemble's."""
+    folder = f"{folder}/{version}"
     os.makedirs(folder)
     for artifact in settings["files"] if settings["format"] != "ensemble" else ():
         # What is cast is told by its config, and by its provenance; Triton looks for model.pt.
         name = FORMATS["torchscript"].file if settings["format"] == "torchscript" else artifact
-        copy(inputs[artifact], folder if settings["format"] == "preprocess" else f"{folder}/{name}")
+        if settings["format"] == "preprocess":  # a folder
+            copy(inputs[artifact], folder)
+        else:
+            copy(inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}")
     provenance["files"] = contents(folder, remember=False)
     with open(f"{folder}/{PROVENANCE}", "w", encoding="utf-8") as file:
         json.dump(provenance, file, indent=1)
@@ -220,9 +224,15 @@ def told(versions: list[int]) -> str:
     return ", ".join(map(str, versions))
 
 
-def copy(source: str, target: str) -> None:
-    """A file, or a folder, that is the same afterwards. UserError where the disk says otherwise."""
-    files.copy(source, target)
+def copy(source: str, target: str, published: str | None = None) -> None:
+    """A file, or a folder, that is the same afterwards. UserError where the disk says otherwise.
+
+    published: what may be that file already, and then only needs the new name besides its own, which goes with its
+    folder: so another config.pbtxt writes no artifact again.
+    """
+    same = published is not None and digest(published) == digest(source)
+    if not (same and published and files.link(published, target)):
+        files.copy(source, target)
     if digest(target, remember=False) != digest(source):
         raise UserError(f"the copy of {source} differs from it; is the disk sound?")
 

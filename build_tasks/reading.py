@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import tomllib
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_type_hints
 
 from msgspec import Struct, ValidationError, convert
@@ -44,14 +44,16 @@ def load(
     reserved: Iterable[str] = (),
     overrides: Mapping[str, Given] | None = None,
     known: Mapping[str, Mapping[str, str]] | None = None,
+    folders: Sequence[str] | None = None,
 ) -> list[Model]:
     """All models under models/, by name. UserError with a line for every mistake in any of them.
 
+    folders: what `names` said.
     reserved: names that a model cannot have, because doit knows something else by them.
     overrides: what the command line puts in the place of keys, by model.
     known: what is not read, since it has not changed: by model, Triton's models and what each is.
     """
-    folders, known = names(), known or {}
+    folders, known = names() if folders is None else folders, known or {}
     if not folders:
         raise UserError(f"{MODELS}/: there is no model here; a model is a folder with a file model.toml")
     models, mistakes = [], []
@@ -90,7 +92,9 @@ def name_mistake(name: str, reserved: Container[str]) -> str | None:
     return None
 
 
-def _name_mistakes(folders: list[str], serves: Mapping[str, Mapping[str, str]], reserved: set[str]) -> Iterator[str]:
+def _name_mistakes(
+    folders: Sequence[str], serves: Mapping[str, Mapping[str, str]], reserved: set[str]
+) -> Iterator[str]:
     yield from filter(None, (name_mistake(name, reserved) for name in folders))
     owner: dict[str, str] = {}
     for name in sorted(serves):

@@ -44,6 +44,7 @@ class Reporter:
         self.named: set[str] = set()
         self.passed_over: dict[str, str] = {}  # what was said of tasks that this machine cannot build
         self.aborted: list[str] = []
+        self.foreseen = False  # which stages may run, for which heavy libraries are then imported
         self.width = 0
         self.display = self.shown()
 
@@ -62,18 +63,24 @@ class Reporter:
         self.asked_for = set(outcome.needed(tasks, selected_tasks))
         self.named = outcome.asked(tasks, selected_tasks)
         self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
-        worker.stages = self.to_come()
+        worker.stages = {name.partition(":")[0] for name in self.asked_for}
+        self.told_status = Globals.dep_manager.get_status
+        Globals.dep_manager.get_status = self.status
         self.told_to_ignore = Globals.dep_manager.status_is_ignore
         Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
         worker.audience = self.hear
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 
-    def to_come(self) -> set[str]:
-        """The stages that may run, for which heavy libraries are then imported; of many tasks simply all."""
-        if len(self.asked_for) > FORESEEN:
-            return {name.partition(":")[0] for name in self.asked_for}
-        steps = foresight.steps(self.tasks, self.selected, Globals.dep_manager)
-        return {step.task.partition(":")[0] for step in steps if step.state in (foresight.RUN, foresight.MAY_RUN)}
+    def status(self, task: Any, tasks: Any, get_log: bool = False) -> Any:
+        """doit's get_status. Before the first stage that needs a process, it is foreseen which other stages may run."""
+        found = self.told_status(task, tasks, get_log)
+        if found.status == "run" and not self.foreseen and (stage := stage_of(task)) and not stage.light:
+            self.foreseen = True
+            if len(self.asked_for) <= FORESEEN:
+                steps = foresight.steps(self.tasks, self.selected, Globals.dep_manager)
+                to_come = [step for step in steps if step.state in (foresight.RUN, foresight.MAY_RUN)]
+                worker.stages = {step.task.partition(":")[0] for step in to_come}
+        return found
 
     def hear(self, task: str, message: worker.Message) -> None:
         """What a stage tells while it runs."""

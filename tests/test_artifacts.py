@@ -262,6 +262,26 @@ def test_another_scheduler_takes_the_place_of_dynamic_batching(tiny: Project) ->
     assert config(tiny, "tiny").WhichOneof("scheduling_choice") is None
 
 
+def test_another_config_writes_no_artifact_again(tiny: Project) -> None:
+    """What is published and unchanged stays the file that it is, also to a server that looks at times."""
+    tiny.built()
+    artifact, config = (tiny / "model_repository/tiny" / name for name in ("1/model.pt", "config.pbtxt"))
+    before, good = artifact.stat(), artifact.read_bytes()
+    tiny.edit("models/tiny/model.toml", "[accuracy]", "[triton]\ninstance_group = [{ count = 2 }]\n\n[accuracy]")
+    assert "publish:tiny" in tiny.built().ran
+    now = artifact.stat()
+    assert "count: 2" in config.read_text()
+    assert (now.st_ino, now.st_mtime_ns, now.st_mode) == (before.st_ino, before.st_mtime_ns, before.st_mode)
+    assert now.st_nlink == 1, "the folder that went has taken its name along"
+    assert tiny.built().ran == []
+    with open(artifact, "r+b") as file:
+        file.write(b"damaged")
+    tiny.edit("models/tiny/model.toml", "count = 2", "count = 3")
+    assert "publish:tiny" in tiny.built().ran
+    assert artifact.read_bytes() == good
+    assert "count: 3" in config.read_text()
+
+
 def test_prune_removes_what_was_generated_and_nothing_else(tiny: Project) -> None:
     tiny.built()
     repository = tiny / "model_repository"

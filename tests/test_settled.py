@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import DOIT, OTHER, TINY, Project, add_tiny
 
+from build_tasks import settled
 from build_tasks.settled import Settled, asked_for
 
 WITH_ENGINE = TINY.replace('"onnx"]', '"onnx", "tensorrt"]')
@@ -44,12 +46,12 @@ def known(project: Project, monkeypatch: pytest.MonkeyPatch, *words: str) -> tup
 
     As seen from the project, with the search path of its doit.
     """
-    settled = Settled()
+    found = Settled()
     with monkeypatch.context() as patch:
         patch.chdir(project.root)
         patch.setattr("sys.path", [str(project.root), *SEARCHED])
-        settled.look(sorted(os.listdir(project / "models")), ["doit", *words])
-    return set(settled.models), set(settled.apart)
+        found.look(sorted(os.listdir(project / "models")), ["doit", *words])
+    return set(found.models), set(found.apart)
 
 
 def search_path() -> list[str]:
@@ -112,6 +114,27 @@ def test_an_edit_is_seen(pair: Project, monkeypatch: pytest.MonkeyPatch, name: s
     assert (outdated in run.ran) if outdated else (run.ran == [])
     settle(pair)
     assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where there are children of this kind")
+def test_a_child_looks_at_half_of_many(pair: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("build_tasks.settled.WORTH_A_CHILD", 2)
+    monkeypatch.setattr("build_tasks.limits.cores", lambda: 2.0)
+    assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+    for changed, same in (("tiny", "other"), ("other", "tiny")):  # the first half is looked at here
+        os.utime(pair / f"build/{changed}/model.pt")
+        assert known(pair, monkeypatch)[0] == {same}
+        settle(pair)
+        assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+    here, look = os.getpid(), settled._is_unchanged
+
+    def dies_in_a_child(record: settled.Record) -> bool:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return look(record)
+
+    monkeypatch.setattr("build_tasks.settled._is_unchanged", dies_in_a_child)
+    assert known(pair, monkeypatch)[0] == {"other"}, "of what the child had to look at, nothing is known"
 
 
 def test_what_is_ignored_is_told_at_every_run(pair: Project) -> None:

@@ -6,7 +6,9 @@ Where a GPU is, it is hidden, so that the runs are the same on every machine.
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,8 +196,6 @@ HEAVY = (
 
 def imported_by(project: Project, *command: str) -> list[str]:
     """Which heavy modules doit imports for a command in its own process."""
-    import subprocess
-
     heavy = (*HEAVY, *(() if nvidia_driver() else ("pynvml",)))
     program = (
         "import sys; from doit.doit_cmd import DoitMain; "
@@ -214,6 +214,26 @@ def imported_by(project: Project, *command: str) -> list[str]:
     _, told, names = run.stdout.partition("HEAVY")
     assert told, run.stdout
     return names.split()
+
+
+def test_doing_nothing_runs_no_module_of_a_stage(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(built_tiny)
+    time.sleep(2.1)  # of a project that was edited a moment ago nothing is remembered
+    stages = [f"build_tasks.{name}" for name in ("weights", "torchscript", "onnx", "engine", "bench")]
+    program = (
+        "import sys; from doit.doit_cmd import DoitMain; sys.argv[0] = 'doit'; DoitMain().run(sys.argv[1:]); "
+        f"print('RUN', *(name for name in {stages!r} if 'task' in vars(sys.modules[name])))"
+    )
+
+    def run_by(*command: str) -> list[str]:
+        told = [sys.executable, "-c", program, *command]
+        run = subprocess.run(told, cwd=project.root, stdout=subprocess.PIPE, text=True, check=True)
+        return run.stdout.rpartition("RUN")[2].split()
+
+    assert run_by() == stages, "with this search path it is judged once"
+    assert run_by() == []
+    assert run_by("tiny") == []
+    assert run_by("list") == stages
 
 
 def nvidia_driver() -> bool:
