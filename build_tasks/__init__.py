@@ -18,7 +18,7 @@ contradictions, optimisation, releases    what Triton would refuse or pass over,
 stage, files                what every stage obeys: fingerprints, whole-or-nothing
 worker, server              the child process of a stage, and the end of the server it is forked from
 limits, budget, threads     how `doit -n` shares memory and cores, and what is recorded depends on neither
-settled                     models that a run found up to date, and that are not judged again before they change
+settled, later              what is not judged again before it changes, and not imported before it is used
 digests, reporter           what doit is given: a checker of files, and a voice
 report, card, since         `doit report`: a page of all of it, model by model, and what is new on it
 charts, templates/          its pictures, and its markup

@@ -17,7 +17,7 @@ ASKED_BY_DOIT = "create_doit_tasks"  # see doit/loader.py, _get_task_creators
 
 
 @contextmanager
-def on_demand() -> Iterator[None]:
+def lazily() -> Iterator[None]:
     """What is imported from this package in here runs when something of it is used. To be used before any thread."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)

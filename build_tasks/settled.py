@@ -87,6 +87,7 @@ class Settled:
         self.models: dict[str, Record] = {}
         self.named: list[str] = []  # those of them that were asked for by name
         self.apart: dict[str, Record] = {}  # not asked for, and their specs are as they were
+        self.models_only = False  # are asked for
         self._known = Known(b"", b"", {})
         self._world = b""
         self._recorded = b""
@@ -106,6 +107,7 @@ class Settled:
         recorded = self._recorded != self._known.recorded  # anything, since then
         self._rows = _read_rows() if recorded else {}
         asked = asked_for(words, names)
+        self.models_only = asked is not None
         if asked is not None and self._known.world == self._world:
             records = {name: record for name in names if (record := self._known.models.get(name))}
             wanted = {name: record for name, record in records.items() if not asked or name in asked}

@@ -219,7 +219,7 @@ def imported_by(project: Project, *command: str) -> list[str]:
 def test_doing_nothing_runs_no_module_of_a_stage(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(built_tiny)
     time.sleep(2.1)  # of a project that was edited a moment ago nothing is remembered
-    stages = [f"build_tasks.{name}" for name in ("weights", "torchscript", "onnx", "engine", "bench")]
+    stages = [f"build_tasks.{name}" for name in ("weights", "onnx", "measure", "accuracy", "bench", "check")]
     program = (
         "import sys; from doit.doit_cmd import DoitMain; sys.argv[0] = 'doit'; DoitMain().run(sys.argv[1:]); "
         f"print('RUN', *(name for name in {stages!r} if 'task' in vars(sys.modules[name])))"
@@ -230,7 +230,7 @@ def test_doing_nothing_runs_no_module_of_a_stage(built_tiny: Project, copy_of: C
         run = subprocess.run(told, cwd=project.root, stdout=subprocess.PIPE, text=True, check=True)
         return run.stdout.rpartition("RUN")[2].split()
 
-    assert run_by() == stages, "with this search path it is judged once"
+    assert run_by() == stages[:4], "with this search path it is judged once"
     assert run_by() == []
     assert run_by("tiny") == []
     assert run_by("list") == stages
