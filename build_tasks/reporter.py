@@ -64,23 +64,32 @@ class Reporter:
         self.named = outcome.asked(tasks, selected_tasks)
         self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
         worker.stages = {name.partition(":")[0] for name in self.asked_for}
-        self.told_status = Globals.dep_manager.get_status
-        Globals.dep_manager.get_status = self.status
-        self.told_to_ignore = Globals.dep_manager.status_is_ignore
-        Globals.dep_manager.status_is_ignore = lambda task: self.told_to_ignore(task) or self.pass_over(task)
+        records = Globals.dep_manager
+        self.told_status, records.get_status = records.get_status, self.status
+        self.told_to_ignore, records.status_is_ignore = records.status_is_ignore, self.ignores
         worker.audience = self.hear
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 
     def status(self, task: Any, tasks: Any, get_log: bool = False) -> Any:
-        """doit's get_status. Before the first stage that needs a process, it is foreseen which other stages may run."""
+        """doit's get_status; before the first stage that needs a process, it is foreseen which others may follow."""
         found = self.told_status(task, tasks, get_log)
         if found.status == "run" and not self.foreseen and (stage := stage_of(task)) and not stage.light:
             self.foreseen = True
             if len(self.asked_for) <= FORESEEN:
-                steps = foresight.steps(self.tasks, self.selected, Globals.dep_manager)
-                to_come = [step for step in steps if step.state in (foresight.RUN, foresight.MAY_RUN)]
-                worker.stages = {step.task.partition(":")[0] for step in to_come}
+                worker.stages = self.to_come()
         return found
+
+    def to_come(self) -> set[str]:
+        """The stages that may run."""
+        records = Globals.dep_manager
+        records.status_is_ignore = self.told_to_ignore  # to look ahead says nothing
+        steps = foresight.steps(self.tasks, self.selected, records)
+        records.status_is_ignore = self.ignores
+        return {step.task.partition(":")[0] for step in steps if step.state in (foresight.RUN, foresight.MAY_RUN)}
+
+    def ignores(self, task: Any) -> bool:
+        """doit's status_is_ignore."""
+        return self.told_to_ignore(task) or self.pass_over(task)
 
     def hear(self, task: str, message: worker.Message) -> None:
         """What a stage tells while it runs."""
