@@ -38,7 +38,6 @@ class Digests:
         self._listed: dict[str, str] = {}  # folders, as they were when their listing was read
         self._found: dict[str, str] | None = None  # identity -> digest, whatever the path
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
 
     def __call__(self, path: str, remember: bool = True, status: os.stat_result | None = None) -> str | None:
         """sha256 of the content, in hex; of names and contents for a folder. None where nothing is there.
@@ -142,25 +141,12 @@ class Digests:
                 self._remember(path, _identity(after), digest)
         return digest
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """The table, for one thread at a time. It stays open, but not after an error."""
-        try:
-            if self._connection is None:
-                os.makedirs(os.path.dirname(self._table), exist_ok=True)
-                self._connection = sqlite3.connect(
-                    self._table, timeout=30, isolation_level=None, check_same_thread=False
-                )
-                self._connection.execute("pragma synchronous = off")
-                self._connection.execute(
-                    "create table if not exists digests (path text primary key, identity text, digest text)"
-                )
-            yield self._connection
-        except BaseException:
-            if self._connection:
-                self._connection.close()
-                self._connection = None
-            raise
+    def _connect(self) -> sqlite3.Connection:
+        os.makedirs(os.path.dirname(self._table), exist_ok=True)
+        connection = sqlite3.connect(self._table, timeout=30, isolation_level=None)
+        connection.execute("pragma synchronous = off")
+        connection.execute("create table if not exists digests (path text primary key, identity text, digest text)")
+        return connection
 
     def _load(self) -> dict[str, tuple[str, str]]:
         with self._lock:
@@ -168,7 +154,7 @@ class Digests:
                 self._known = {}
             if self._known is None:
                 try:
-                    with self._opened() as table:
+                    with contextlib.closing(self._connect()) as table:
                         rows = table.execute("select path, identity, digest from digests")
                         self._known = {path: (identity, digest) for path, identity, digest in rows}
                 except (sqlite3.DatabaseError, OSError) as error:
@@ -183,7 +169,7 @@ class Digests:
         with (
             self._lock,
             contextlib.suppress(sqlite3.DatabaseError, OSError, UnicodeEncodeError),  # the last: a name of another age
-            self._opened() as table,
+            contextlib.closing(self._connect()) as table,
         ):
             table.execute("insert or replace into digests values (?, ?, ?)", (path, identity, digest))
 

@@ -634,6 +634,7 @@ def shipped(project: Project, name: str, *replacements: tuple[str, str]) -> None
         project.edit(f"models/{name}/model.toml", old, new)
 
 
+@pytest.mark.long
 def test_efficientnet_lite0_compiles_in_every_precision(project: Project) -> None:
     name = "efficientnet_lite0"
     only_rtx = ('labels = "imagenet-1k"', 'formats = ["rtx"]\nmax_batch_size = 2')

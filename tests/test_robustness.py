@@ -95,8 +95,15 @@ def test_a_task_that_waits_for_a_failed_one_makes_no_crash_of_it(project: Projec
     assert "not tried, for want of what failed: " in run.out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("jobs", [[], ["-n", "2"]], ids=["serial", "parallel"])
+@pytest.mark.parametrize(
+    ("number", "code", "jobs"),
+    [
+        pytest.param(signal.SIGINT, 130, [], id="serial, SIGINT"),
+        pytest.param(signal.SIGTERM, 143, ["-n", "2"], id="parallel, SIGTERM"),
+        pytest.param(signal.SIGTERM, 143, [], id="serial, SIGTERM", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 130, ["-n", "2"], id="parallel, SIGINT", marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupt_ends_the_run_in_order(tiny: Project, number: int, code: int, jobs: list[str]) -> None:
     process = tiny.start(*jobs)
     seen = wait_for(process, "  torchscript  tiny")
@@ -240,7 +247,13 @@ def test_two_runs_at_once_end_in_one_good_repository(tiny: Project, built_tiny: 
     assert tiny.tree() == built_tiny.tree()
 
 
-@pytest.mark.parametrize("jobs", [["-n", "2"], ["-n", "2", "-P", "process"]], ids=["threads", "processes"])
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        pytest.param(["-n", "2"], id="threads"),
+        pytest.param(["-n", "2", "-P", "process"], id="processes", marks=pytest.mark.long),
+    ],
+)
 def test_parallel_builds_equal_serial_ones(tiny: Project, built_tiny: Project, jobs: list[str]) -> None:
     tiny.model("other", OTHER)
     tiny.built(*jobs)
@@ -311,6 +324,7 @@ def no_fork(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path / "no fork")}
 
 
+@pytest.mark.long
 def test_children_that_are_spawned_build_the_same(tiny: Project, built_tiny: Project, no_fork: dict[str, str]) -> None:
     run = tiny.built("-n", "2", **no_fork)
     assert "weights:tiny" in run.ran

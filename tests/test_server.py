@@ -217,7 +217,7 @@ def weights_of(project: Project, name: str, seed: int) -> None:
     save_file(layers.state_dict(), project / f"models/{name}/weights.safetensors")
 
 
-@pytest.mark.parametrize("provenance", [True, False])
+@pytest.mark.parametrize("provenance", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_new_version_does_not_disturb_the_one_that_is_served(
     one_of_them: One, serving: Serving, provenance: bool
 ) -> None:

@@ -126,6 +126,14 @@ def fake_version(distribution: str) -> Edit:
 
 # Rows that differ from others in nothing but the key, the stage or the file: in the long form (pytest -m long).
 ALIKE = {
+    *(
+        "what the converter does",
+        "architecture.arguments",
+        "output",
+        "torchscript.precision",
+        "build: weights, same size",
+    ),
+    *("onnx.exporter, the other", "onnx.dynamic_axes", "onnx.external_data", "recipe of weights", "recipe of gate"),
     *("input.std", "input.interpolation", "input.crop_pct", "input.crop_mode", "torchscript.memory_format"),
     *("labels, the same file elsewhere", "onnx.exporter, the one that had won", "onnx.batch_size under dynamic axes"),
     *("accuracy.gate of a format", "accuracy.samples, another picture", "triton.device", "triton.provenance"),
