@@ -16,10 +16,9 @@ bench (how fast everything is).
 One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
 """
 
-import functools
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from doit.exceptions import InvalidDodoFile
@@ -261,49 +260,31 @@ def task_prune() -> dict[str, Any]:
     return publish.prune_task({*others, *(name for model in MODELS for name in model.serves)})
 
 
-def on_demand(creator: Callable[[], Any]) -> Callable[[], Any]:
-    """Of what no model needs nothing is made, or imported, where nothing but models is asked for."""
-    return functools.wraps(creator)(lambda: None) if settled.models_only else creator
+if not settled.models_only:  # what no model needs is not made, or imported, where nothing but models is asked for
 
+    def task_compare() -> Tasks:
+        """On demand: what every precision would cost -> precisions.json, precisions.svg"""
+        yield from (summary.task_of_precisions(model) for model in MODELS if model.spec.compiled)
 
-@on_demand
-def task_compare() -> Tasks:
-    """On demand: what every precision would cost -> precisions.json, precisions.svg"""
-    yield from (summary.task_of_precisions(model) for model in MODELS if model.spec.compiled)
+    def task_layers() -> Tasks:
+        """On demand: the error after each node of the graph that engines are compiled from"""
+        yield from (layers.task(model) for model in MODELS if model.converted)
 
+    def task_bench() -> Tasks:
+        """On demand: latency and throughput of every format -> bench.json, bench.svg"""
+        yield from (bench.task(model) for model in MODELS)
 
-@on_demand
-def task_layers() -> Tasks:
-    """On demand: the error after each node of the graph that engines are compiled from"""
-    yield from (layers.task(model) for model in MODELS if model.converted)
+    def task_container() -> dict[str, Any]:
+        return container.task(MODELS)
 
+    def task_check() -> dict[str, Any]:
+        return check.task(MODELS)
 
-@on_demand
-def task_bench() -> Tasks:
-    """On demand: latency and throughput of every format -> bench.json, bench.svg"""
-    yield from (bench.task(model) for model in MODELS)
+    def task_smoke() -> dict[str, Any]:
+        return smoke.task(MODELS)
 
+    def task_serve() -> dict[str, Any]:
+        return serve.task(MODELS)
 
-@on_demand
-def task_container() -> dict[str, Any]:
-    return container.task(MODELS)
-
-
-@on_demand
-def task_check() -> dict[str, Any]:
-    return check.task(MODELS)
-
-
-@on_demand
-def task_smoke() -> dict[str, Any]:
-    return smoke.task(MODELS)
-
-
-@on_demand
-def task_serve() -> dict[str, Any]:
-    return serve.task(MODELS)
-
-
-@on_demand
-def task_tritonserver() -> dict[str, Any]:
-    return tritonserver.task()
+    def task_tritonserver() -> dict[str, Any]:
+        return tritonserver.task()

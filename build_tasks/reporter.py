@@ -1,19 +1,21 @@
 """What doit says while it runs, and three duties that only a reporter can do.
 
 A reporter hears of every success right after doit has noted it: here it is written to disk at once, so that a kill
-loses nothing. It hears what was asked for before anything runs: here what this machine cannot build, and nobody named,
-is passed over as if `doit ignore` had been told. And it has the last word of a run: here the exit code becomes what the
-design promises (a task that could not run because another failed is no crash).
+loses nothing that took time. It hears what was asked for before anything runs: here what this machine cannot build, and
+nobody named, is passed over as if `doit ignore` had been told. And it has the last word of a run: here the exit code
+becomes what the design promises (a task that could not run because another failed is no crash).
 """
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from types import FrameType
 from typing import Any, TextIO
@@ -26,6 +28,7 @@ from build_tasks.settled import settled
 from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
+SOON = 0.1  # seconds
 FORESEEN = 200  # tasks that are judged a second time, which takes less than a needless import
 
 
@@ -44,6 +47,7 @@ class Reporter:
         self.named: set[str] = set()
         self.passed_over: dict[str, str] = {}  # what was said of tasks that this machine cannot build
         self.aborted: list[str] = []
+        self.noted = 0.0  # when doit's table was last written, by time.monotonic
         self.foreseen = False  # which stages may run, for which heavy libraries are then imported
         self.width = 0
         self.display = self.shown()
@@ -140,7 +144,7 @@ class Reporter:
 
     def add_success(self, task: Any) -> None:
         if task.actions:
-            remember(Globals.dep_manager)
+            self.note(task)
             seconds = task.values.get("seconds")
             said = task.values.get("notes", {})
             self.ended[task.name] = outcome.Outcome(outcome.BUILT, seconds, notes=said)
@@ -149,6 +153,13 @@ class Reporter:
             self.display.end(task.name)
             self.display.say(line)
             self.show_table(task, said)
+
+    def note(self, task: Any) -> None:
+        """Write what doit knows to disk; of tasks of a few milliseconds one after the other, not after each."""
+        light, now = (stage := stage_of(task)) is not None and stage.light, time.monotonic()
+        if not light or now - self.noted > SOON:
+            remember(Globals.dep_manager)
+            self.noted = now
 
     def show_table(self, task: Any, notes: dict[str, Any]) -> None:
         """What is worth more than a line, to whoever asked for this stage by name, built anew or not."""
@@ -199,6 +210,7 @@ class Reporter:
         self.display.close()
         settled.note(self.tasks, self.ended, self.passed_over)
         self.conclude()
+        gc.freeze()  # see dodo.py; what was imported since is no garbage either
         if self.fails and not self.aborted:
             raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.fails) else 2)
 

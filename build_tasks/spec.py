@@ -5,7 +5,6 @@ The spec is data: reading it executes nothing of the model and imports nothing h
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field, to_builtins
@@ -232,8 +231,7 @@ class Spec(Table, kw_only=True):
         return not set(ENGINES).isdisjoint(self.formats)
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Struct, frozen=True):
     name: str
     spec: Spec
 

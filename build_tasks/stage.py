@@ -16,9 +16,9 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from doit.exceptions import BaseFail, TaskError, TaskFailed
 
 from build_tasks import budget, files, worker
@@ -41,8 +41,7 @@ def nothing() -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True):
     """One step of one model's chain.
 
     inputs, outputs: paths by the name that `build` knows them under; relative to the project.
@@ -67,7 +66,7 @@ class Stage:
     settings: Settings
     tools: tuple[str, ...]
     code: tuple[str, ...]
-    elsewhere: dict[str, str | None] = field(default_factory=dict)
+    elsewhere: dict[str, str | None] = {}  # a new one each, as msgspec has it
     light: bool = False
     images: int = 0
     lacking: Callable[[], str | None] = nothing
