@@ -16,6 +16,7 @@ bench (how fast everything is).
 One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
 """
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -62,8 +63,8 @@ with lazily():
     )
 
 # doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
-gc.freeze()
 gc.disable()
+atexit.register(gc.freeze)
 
 Tasks = Iterator[dict[str, Any]]
 

@@ -127,12 +127,18 @@ def copy(source: str, target: str) -> None:
                 shutil.copyfile(source, target)
 
 
-def link(source: str, target: str) -> bool:
-    """Whether `target` could become another name of the file `source`."""
+def link(source: str, target: str, read_only: bool = False) -> bool:
+    """Whether `target` could become another name of the file `source`, and both read-only if that is asked for."""
     with digest.followed(source):
         try:
             os.link(source, target)
         except OSError:  # another file system, one without links, one too many; or another user's file
+            return False
+        try:
+            if read_only:
+                os.chmod(target, stat.S_IMODE(os.stat(target).st_mode) & ~0o222)
+        except OSError:
+            os.remove(target)
             return False
     return True
 
@@ -169,18 +175,8 @@ def _cloned(source: str, target: str) -> bool:
 
 
 def _linked(source: str, target: str) -> bool:
-    """Whether `target` is another name of the large file `source`."""
-    if os.name != "posix" or os.path.getsize(source) < LINKED_FROM:  # Windows does not replace what is read-only
-        return False
-    with digest.followed(source):
-        if not link(source, target):
-            return False
-        try:
-            os.chmod(target, stat.S_IMODE(os.stat(target).st_mode) & ~0o222)
-        except OSError:
-            os.remove(target)
-            return False
-    return True
+    """Whether `target` is another name of the large file `source`. Windows does not replace what is read-only."""
+    return os.name == "posix" and os.path.getsize(source) >= LINKED_FROM and link(source, target, read_only=True)
 
 
 def _swap(source: str, target: str) -> None:

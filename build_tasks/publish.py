@@ -230,8 +230,7 @@ def copy(source: str, target: str, published: str | None = None) -> None:
     published: what may be that file already, and then only needs the new name besides its own, which goes with its
     folder: so another config.pbtxt writes no artifact again.
     """
-    same = published is not None and digest(published) == digest(source)
-    if not (same and published and files.link(published, target)):
+    if published is None or digest(published) != digest(source) or not files.link(published, target):
         files.copy(source, target)
     if digest(target, remember=False) != digest(source):
         raise UserError(f"the copy of {source} differs from it; is the disk sound?")

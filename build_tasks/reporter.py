@@ -8,7 +8,6 @@ becomes what the design promises (a task that could not run because another fail
 
 import atexit
 import contextlib
-import gc
 import json
 import os
 import shutil
@@ -210,7 +209,6 @@ class Reporter:
         self.display.close()
         settled.note(self.tasks, self.ended, self.passed_over)
         self.conclude()
-        gc.freeze()  # see dodo.py; what was imported since is no garbage either
         if self.fails and not self.aborted:
             raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.fails) else 2)
 

@@ -104,8 +104,7 @@ class Settled:
         if words[1:2] and words[1] in NOTHING_RUNS:
             return
         self._known, self._world, self._recorded = _read_table(), _world(), _recorded()
-        recorded = self._recorded != self._known.recorded  # anything, since then
-        self._rows = _read_rows() if recorded else {}
+        self._rows = {} if self._same_rows else _read_rows()
         asked = asked_for(words, names)
         self.models_only = asked is not None
         if asked is not None and self._known.world == self._world:
@@ -123,29 +122,33 @@ class Settled:
             if name not in self.models and name not in self.apart:
                 folder = list(_below(f"{MODELS}/{name}"))
                 self._before[name] = folder, stamps(folder), stamps([f"{BUILD}/{name}"])
-        if self._before and not recorded:
+        if self._before and self._same_rows:
             self._rows = _read_rows()
 
     def _holds(self, record: Record) -> bool:
         """Whether what is no file of a record's is as it was."""
         return self._recorded_as(record) and (record.gpu is None or record.gpu == str(machine.gpu()))
 
+    @property
+    def _same_rows(self) -> bool:
+        """Whether nothing was recorded between what is remembered and this run's start."""
+        return self._recorded == self._known.recorded
+
     def _recorded_as(self, record: Record) -> bool:
-        return self._recorded == self._known.recorded or all(
-            self._rows.get(task) == row for task, row in record.rows.items()
-        )
+        return self._same_rows or all(self._rows.get(task) == row for task, row in record.rows.items())
 
     def note(self, tasks: dict[str, Any], ended: dict[str, outcome.Outcome], said: dict[str, str]) -> None:
         """Remember the models of which every task was judged in this run, and none is outdated.
 
         said: the lines on tasks that are not for this machine.
         """
-        if not digest.remembers or _young():
+        moved = not self._same_rows and self._recorded == _recorded()  # and nothing was recorded in this run
+        if not (self._before or moved) or not digest.remembers or _young():
             return
         found = {name: record for name in self._before if (record := self._record(name, tasks, ended, said))}
         same = self._known.world == self._world
         known = self._known.models.items() if same else ()
-        if found or not same or self._known.recorded != self._recorded == _recorded():  # the last: nothing since
+        if found or not same or moved:
             models = {name: record for name, record in known if self._recorded_as(record)} | found
             with suppress(OSError), files.scratch() as folder:
                 draft = f"{folder}/settled"
