@@ -7,6 +7,7 @@ time, never correctness.
 A file that this process renames, links or copies keeps what is known of it: it is read once.
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -37,6 +38,7 @@ class Digests:
         self._known: dict[str, tuple[str, str]] | None = None
         self._listed: dict[str, str] = {}  # folders, as they were when their listing was read
         self._found: dict[str, str] | None = None  # identity -> digest, whatever the path
+        self._unsaved: dict[str, tuple[str, str]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, path: str, remember: bool = True, status: os.stat_result | None = None) -> str | None:
@@ -165,13 +167,21 @@ class Digests:
             return self._known
 
     def _remember(self, path: str, identity: str, digest: str) -> None:
-        self._load()[path] = identity, digest
-        with (
-            self._lock,
-            contextlib.suppress(sqlite3.DatabaseError, OSError, UnicodeEncodeError),  # the last: a name of another age
-            contextlib.closing(self._connect()) as table,
-        ):
-            table.execute("insert or replace into digests values (?, ?, ?)", (path, identity, digest))
+        self._load()[path] = self._unsaved[path] = identity, digest
+
+    def save(self) -> None:
+        """Write what is new into the table: all at once, since a transaction for each file would show."""
+        with self._lock, contextlib.suppress(sqlite3.DatabaseError, OSError):
+            rows = [(path, *known) for path, known in self._unsaved.items()]
+            self._unsaved.clear()
+            if not rows:
+                return
+            with contextlib.closing(self._connect()) as table:
+                table.execute("begin")
+                for row in rows:
+                    with contextlib.suppress(UnicodeEncodeError):  # a name of another age
+                        table.execute("insert or replace into digests values (?, ?, ?)", row)
+                table.execute("commit")
 
 
 def _identity(status: os.stat_result) -> str:
@@ -179,6 +189,7 @@ def _identity(status: os.stat_result) -> str:
 
 
 digest = Digests()
+atexit.register(digest.save)
 
 
 class ContentChecker(FileChangedChecker):  # type: ignore[misc]  # doit has no types

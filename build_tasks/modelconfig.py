@@ -109,7 +109,7 @@ def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mist
             what = "Triton's ModelConfig" if not path else f"{descriptor.name}: {', '.join(known)}"
             yield path, f"fields of {what}", hinted(name, known)
             continue
-        entry = field.message_type is not None and field.message_type.GetOptions().map_entry
+        entry = _is_map(field.message_type)
         if entry:
             if not isinstance(value, dict):
                 yield where, "a table", repr(value)
@@ -143,6 +143,11 @@ def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mist
         both = [field.name for field in choice.fields if field.name in given]
         if len(both) > 1:
             yield path, f"one of {' and '.join(both)}", "both"
+
+
+def _is_map(descriptor: Any) -> bool:
+    """Whether a field of this type, None of a scalar, is a map. To ask for options loads the protobuf of protobufs."""
+    return descriptor is not None and descriptor.has_options and descriptor.GetOptions().map_entry
 
 
 def _wrong_scalar(field: Any, value: Any) -> str | None:

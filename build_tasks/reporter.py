@@ -23,6 +23,7 @@ from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
 from build_tasks import display, foresight, outcome, worker
+from build_tasks.digests import digest
 from build_tasks.settled import settled
 from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
@@ -158,6 +159,7 @@ class Reporter:
         light, now = (stage := stage_of(task)) is not None and stage.light, time.monotonic()
         if not light or now - self.noted > SOON:
             remember(Globals.dep_manager)
+            digest.save()
             self.noted = now
 
     def show_table(self, task: Any, notes: dict[str, Any]) -> None:

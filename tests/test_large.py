@@ -197,11 +197,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(files, "digest", Digests())
     Path("a").write_bytes(bytes(files.LINKED_FROM))
     files.digest("a")
+    files.digest.save()
     return tmp_path
 
 
 def known(path: str) -> bool:
     """Whether the digest of a file is there for this process and for the next, without reading it."""
+    files.digest.save()
     return all(table._known_of(path, os.stat(path))[0] for table in (files.digest, Digests()))
 
 
@@ -276,4 +278,5 @@ def test_where_the_file_system_clones_the_two_stay_apart(cloning: Path, monkeypa
     assert files.digest._known_of("b", os.stat("b"))[0] == digest
     overwrite(Path("b"))
     assert files.digest("b") != digest
+    files.digest.save()
     assert Digests()("a") == digest
