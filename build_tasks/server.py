@@ -9,4 +9,5 @@ import gc
 import os
 
 gc.freeze()
+gc.enable()  # which `preload` had stopped
 atexit.register(os._exit, 0)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OWN = [
     "build_tasks.weights", "build_tasks.labels", "build_tasks.reference", "build_tasks.torchscript",
     "build_tasks.script", "build_tasks.cast", "build_tasks.onnx", "build_tasks.onnx_only", "build_tasks.precision",
-    "build_tasks.engine", "build_tasks.measure", "build_tasks.server",
+    "build_tasks.engine", "build_tasks.measure",
 ]  # fmt: skip
 # Before that, what takes a second or two each, for the stages that this run may come to.
 NETWORKS = ("torch", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch")
@@ -208,7 +208,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     needed = dict.fromkeys(module for stage in PRELOAD if stage in stages for module in PRELOAD[stage])
-    context.set_forkserver_preload(["__main__", *needed, *OWN])
+    context.set_forkserver_preload(["__main__", "build_tasks.preload", *needed, *OWN, "build_tasks.server"])
     return context
 
 
