@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from overhead import DOIT, copy_of_project, timed
+from overhead import DOIT, copy_of_project, interpreter, timed
 
 SPEC = """\
 formats = ["torchscript", "onnx"]
@@ -69,6 +69,7 @@ def main() -> None:
     if arguments.prepare:
         prepare(arguments.prepare)
         return
+    print(interpreter())
     for count in arguments.models or ([1, 20] if arguments.short else [1, 100, 1000]):
         with tempfile.TemporaryDirectory(prefix="incremental-") as folder:
             measure(Path(folder), count, arguments.runs or (3 if arguments.short else 10), arguments.largest)

@@ -56,10 +56,16 @@ def main() -> None:
     if arguments.straight:
         straight(arguments.straight)
     else:
+        print(interpreter(), end="\n\n")
         with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
             no_op(Path(folder), runs, arguments.short)
             print()
             clean_build(Path(folder), max(1, runs // 4))
+
+
+def interpreter() -> str:
+    """Which Python this is: most of what is measured is its start, and one is built to be faster than another."""
+    return f"Python {sys.version}"
 
 
 def no_op(folder: Path, runs: int, short: bool) -> None:
