@@ -24,7 +24,7 @@ from doit.exceptions import BaseFail, TaskError, TaskFailed
 from build_tasks import budget, files, worker
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
-from build_tasks.spec import BUILD, Model, Spec, Table
+from build_tasks.spec import BUILD, Model, Table
 
 NEVER_BUILT = "no record of a build"
 NEVER = object()  # a value that no setting has
@@ -120,7 +120,7 @@ class Stage(msgspec.Struct, frozen=True):
         """
         if "outputs" not in values:
             return [NEVER_BUILT]
-        reasons = differences(self.model.spec, values["settings"], self.settings)
+        reasons = differences(self.model, values["settings"], self.settings)
         for tool, version in self._recipe().items():
             if (before := values["tools"].get(tool)) != version:
                 reasons.append(f"{tool}: {before} -> {version}")
@@ -286,23 +286,24 @@ def not_here(lacks: str) -> str:
     return f"cannot be built on this machine, which lacks {lacks}"
 
 
-def differences(spec: Spec, before: Settings, now: Settings, under: str = "") -> list[str]:
+def differences(model: Model, before: Settings, now: Settings, under: str = "") -> list[str]:
     """What of a stage's settings is another than it was, under the names that the spec has for it where it has one."""
     reasons = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            reasons += differences(spec, old, new, f"{under}{key}.")
+            reasons += differences(model, old, new, f"{under}{key}.")
         elif old != new:
-            name = under + key if under else in_spec(spec, key, new)
+            name = under + key if under else in_spec(model, key, new)
             digests = all(isinstance(value, str) and SHA256.fullmatch(value) for value in (old, new))
             reasons.append(f"{name}: {_difference(str(old), str(new)) if digests else f'{old!r} -> {new!r}'}")
     return reasons
 
 
-def in_spec(spec: Spec, key: str, value: Any) -> str:
+def in_spec(model: Model, key: str, value: Any) -> str:
     """A stage's key as the spec has it, "onnx.opset"; as it is where that is none, or not the only one."""
-    tables = {name: getattr(spec, name) for name in spec.__struct_fields__}
+    tables = {name: getattr(model.spec, name) for name in model.spec.__struct_fields__}
+    tables["torchscript"] = model.torchscript  # with its defaults, which may be those of another table
     found = [name for name, table in tables.items() if isinstance(table, Table) and getattr(table, key, NEVER) == value]
     return f"{found[0]}.{key}" if len(found) == 1 and key not in tables else key
 

@@ -60,6 +60,18 @@ def test_a_key_of_the_spec_is_told_as_the_spec_has_it(built: Project) -> None:
     ), out
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ('[torchscript]\nprecision = "bf16"', "torchscript.precision: 'fp32' -> 'bf16'; "),
+        ('[triton]\ndevice = "gpu"', "precision: 'fp32' -> 'fp16'; "),  # which engine.precision is all the time
+    ],
+)
+def test_a_key_of_another_table_is_not_blamed(built: Project, keys: str, told: str) -> None:
+    built.edit("models/tiny/model.toml", "[accuracy]", f"{keys}\n\n[accuracy]")
+    assert f" s  {told}" in line(built.built("plan").out, "accuracy:tiny")
+
+
 def test_a_changed_source_is_told_by_its_digests(built: Project) -> None:
     with (built / "models/tiny/labels.txt").open("a") as file:
         file.write("one more\n")
