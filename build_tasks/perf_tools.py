@@ -81,18 +81,11 @@ def server_point(
     line += ["--concurrency-range", str(concurrency)]
     line += ["--shape", f"{INPUT}:{','.join(map(str, shape))}"] if shape else []
     # The first requests of a batch size are the warm-up. They tell how long a window must be, too.
-    first = report([*line, "--request-count", str(3 * concurrency)], f"{folder}/first.csv")
+    first = longer_report([*line, "--request-count"], 3 * concurrency, f"{folder}/first.csv")
     window = max(seconds / WINDOWS, ROOM * float(first["p99 latency"]) / 1e6)
     # Windows as unlike as they may be: how much a figure wavers is told by the comparison with the last run.
     line += ["--max-trials", str(WINDOWS), "--stability-percentage", "1000000", "--percentile", "99"]
-    for longer in LONGER:
-        try:
-            interval = round(longer * window * 1e3)
-            found = report([*line, "--measurement-interval", str(interval)], f"{folder}/perf.csv")
-            break
-        except UserError as error:
-            if not any(said in str(error) for said in NONE_FOUND) or longer == LONGER[-1]:
-                raise
+    found = longer_report([*line, "--measurement-interval"], window * 1e3, f"{folder}/perf.csv")
     return {
         "p50_ms": float(found["p50 latency"]) / 1e3,
         "p99_ms": float(found["p99 latency"]) / 1e3,
@@ -100,6 +93,20 @@ def server_point(
         "queue_ms": float(found["Server Queue"]) / 1e3,
         "compute_ms": float(found["Server Compute Infer"]) / 1e3,
     }
+
+
+def longer_report(line: list[str], size: float, path: str) -> dict[str, str]:
+    """As `report`, of a measurement that is longer where perf_analyzer finds no request in it.
+
+    size: of the measurement, in the unit of the option that the line ends with.
+    """
+    for longer in LONGER[:-1]:
+        try:
+            return report([*line, str(round(longer * size))], path)
+        except UserError as error:
+            if not any(said in str(error) for said in NONE_FOUND):
+                raise
+    return report([*line, str(round(LONGER[-1] * size))], path)
 
 
 def report(line: list[str], path: str) -> dict[str, str]:

@@ -358,6 +358,24 @@ def test_perf_analyzer_is_told_what_it_cannot_know(
         assert point["images_per_s"] * point["p50_ms"] / 1e3 == pytest.approx(point["batch"], rel=0.9)
 
 
+@pytest.mark.parametrize("option", ["--request-count", "--measurement-interval"])
+def test_where_perf_analyzer_finds_no_request_it_measures_longer(
+    built: Project, url: str, perf_analyzer: Path, tmp_path: Path, option: str
+) -> None:
+    """The real one, but that its first measurement of a kind says what it says under load."""
+    script = tmp_path / "perf_analyzer"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *{option}*) echo "$*" >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 1 ] || '
+        f"{{ echo failed to find the requested model version; exit 1; }};; esac\n"
+        f'exec {perf_analyzer}/perf_analyzer "$@"\n'
+    )
+    script.chmod(0o755)
+    run = at_server(built, url, tmp_path, "net", "--batches", "1", "--concurrency", "1", "--formats", "onnx")
+    assert run.code == 0, run.out
+    asked = [int(line.split(f"{option} ")[1].split()[0]) for line in (tmp_path / "asked").read_text().splitlines()]
+    assert asked[1] == pytest.approx(4 * asked[0], abs=2)
+
+
 def test_without_it_the_client_for_python_measures(built: Project, url: str) -> None:
     run = built.doit("bench:net", "--url", url, *SHORT, "--formats", "onnx")
     assert run.code == 0, run.out
