@@ -1,16 +1,22 @@
 """A temporary project around the real dodo.py, and the real `doit` in it."""
 
 import compileall
+import contextlib
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.forkserver import ForkServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from build_tasks import worker
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads would fight with those of the other workers
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -74,8 +80,31 @@ def refusal(run: Run, task: str, marks: str = "✗") -> str:
     return line
 
 
+def variables() -> dict[str, str]:
+    """What a fork server takes from its environment."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+VARIABLES = variables()
+
+
+@functools.cache
+def fork_server() -> str:
+    """The address of the one that tests share, which ends with this process. See warm.py."""
+    server: Any = ForkServer()
+    server.set_forkserver_preload(["imported"])
+    modules = dict.fromkeys(module for needed in worker.PRELOAD.values() for module in needed)
+    with contextlib.chdir(ROOT / "tests"), pytest.MonkeyPatch.context() as patch:
+        for name, value in {**worker.ENVIRONMENT, "IMPORTED": " ".join(modules)}.items():
+            patch.setenv(name, value)
+        server.ensure_running()
+    return str(server._forkserver_address)
+
+
 class Project:
     """A copy of the project in a folder of its own."""
+
+    cold = False  # each doit starts its own fork server
 
     def __init__(self, root: Path):
         self.root = root
@@ -102,8 +131,12 @@ class Project:
         (self / path).write_text(text.replace(old, new, 1))
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """Stages come from a fork server that runs already, unless that shows."""
+        command = [DOIT, *arguments]
+        if not (self.cold or environment or variables() != VARIABLES):
+            command = [sys.executable, str(ROOT / "tests/warm.py"), fork_server(), *command]
         return subprocess.Popen(
-            [DOIT, *arguments],
+            command,
             cwd=self.root,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
@@ -212,3 +245,13 @@ def copy_of(tmp_path: Path) -> Callable[[Project], Project]:
         return copy
 
     return copied
+
+
+COLD = ("test_parallel", "test_robustness", "test_shipped")  # about processes, or about all that a user's doit does
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cold(request: pytest.FixtureRequest) -> Iterator[None]:
+    Project.cold = request.module.__name__ in COLD
+    yield
+    Project.cold = False
