@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.forkserver import ForkServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -80,12 +81,7 @@ def refusal(run: Run, task: str, marks: str = "✗") -> str:
     return line
 
 
-def variables() -> dict[str, str]:
-    """What a fork server takes from its environment."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-
-
-VARIABLES = variables()
+VARIABLES = dict(os.environ)  # before what tests import has added to them, as timm does
 
 
 @functools.cache
@@ -94,9 +90,8 @@ def fork_server() -> str:
     server: Any = ForkServer()
     server.set_forkserver_preload(["imported"])
     modules = dict.fromkeys(module for needed in worker.PRELOAD.values() for module in needed)
-    with contextlib.chdir(ROOT / "tests"), pytest.MonkeyPatch.context() as patch:
-        for name, value in {**worker.ENVIRONMENT, "IMPORTED": " ".join(modules)}.items():
-            patch.setenv(name, value)
+    environment = {**VARIABLES, **worker.ENVIRONMENT, "IMPORTED": " ".join(modules)}
+    with contextlib.chdir(ROOT / "tests"), patch.dict(os.environ, environment, clear=True):
         server.ensure_running()
     return str(server._forkserver_address)
 
@@ -133,12 +128,12 @@ class Project:
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         """Stages come from a fork server that runs already, unless that shows."""
         command = [DOIT, *arguments]
-        if not (self.cold or environment or variables() != VARIABLES):
+        if not (self.cold or environment):
             command = [sys.executable, str(ROOT / "tests/warm.py"), fork_server(), *command]
         return subprocess.Popen(
             command,
             cwd=self.root,
-            env={**os.environ, **environment},
+            env={**VARIABLES, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -159,7 +154,7 @@ class Project:
 
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        known = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
+        known = {**VARIABLES, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
         process = subprocess.Popen(
             [DOIT, *arguments], cwd=self.root, env=known, stdin=theirs, stdout=theirs, stderr=theirs,
             start_new_session=True,
