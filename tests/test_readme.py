@@ -56,7 +56,7 @@ ELSEWHERE = {
     "doit serve": "below",
     "doit smoke --url localhost:8000": "below",
     "doit bench:efficientnet_lite0": "tests/test_bench.py, with a smaller model",
-    "pytest -n 0 -m long": "by hand, it takes 20 minutes",
+    "pytest -m long": "by hand, it takes 10 minutes",
     "python tests/buildah.py": "by hand, as root; docs/docker.md shows what it prints",
     "pytest -n 0 -m gpu": "nowhere yet, as the README says",
 }
