@@ -65,6 +65,7 @@ with lazily():
 # doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
 gc.disable()
 atexit.register(gc.freeze)
+atexit.register(digest.save)
 
 Tasks = Iterator[dict[str, Any]]
 

@@ -7,7 +7,6 @@ time, never correctness.
 A file that this process renames, links or copies keeps what is known of it: it is read once.
 """
 
-import atexit
 import contextlib
 import hashlib
 import os
@@ -167,7 +166,9 @@ class Digests:
             return self._known
 
     def _remember(self, path: str, identity: str, digest: str) -> None:
-        self._load()[path] = self._unsaved[path] = identity, digest
+        known = self._load()
+        with self._lock:
+            known[path] = self._unsaved[path] = identity, digest
 
     def save(self) -> None:
         """Write what is new into the table: all at once, since a transaction for each file would show."""
@@ -189,7 +190,6 @@ def _identity(status: os.stat_result) -> str:
 
 
 digest = Digests()
-atexit.register(digest.save)
 
 
 class ContentChecker(FileChangedChecker):  # type: ignore[misc]  # doit has no types

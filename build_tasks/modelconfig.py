@@ -109,8 +109,7 @@ def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mist
             what = "Triton's ModelConfig" if not path else f"{descriptor.name}: {', '.join(known)}"
             yield path, f"fields of {what}", hinted(name, known)
             continue
-        entry = _is_map(field.message_type)
-        if entry:
+        if _is_map(field.message_type):
             if not isinstance(value, dict):
                 yield where, "a table", repr(value)
                 continue

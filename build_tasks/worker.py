@@ -207,9 +207,13 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    needed = dict.fromkeys(module for stage in PRELOAD if stage in stages for module in PRELOAD[stage])
-    context.set_forkserver_preload(["__main__", "build_tasks.preload", *needed, *OWN, "build_tasks.server"])
+    context.set_forkserver_preload(["__main__", "build_tasks.preload", *heavy(stages), *OWN, "build_tasks.server"])
     return context
+
+
+def heavy(stages: Collection[str]) -> list[str]:
+    """What takes long to import for these stages, each once."""
+    return list(dict.fromkeys(module for stage in PRELOAD if stage in stages for module in PRELOAD[stage]))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.forkserver import ForkServer
 from pathlib import Path
@@ -89,8 +89,7 @@ def fork_server() -> str:
     """The address of the one that tests share, which ends with this process. See warm.py."""
     server: Any = ForkServer()
     server.set_forkserver_preload(["imported"])
-    modules = dict.fromkeys(module for needed in worker.PRELOAD.values() for module in needed)
-    environment = {**VARIABLES, **worker.ENVIRONMENT, "IMPORTED": " ".join(modules)}
+    environment = {**VARIABLES, **worker.ENVIRONMENT, "IMPORTED": " ".join(worker.heavy(worker.PRELOAD))}
     with contextlib.chdir(ROOT / "tests"), patch.dict(os.environ, environment, clear=True):
         server.ensure_running()
     return str(server._forkserver_address)
@@ -246,7 +245,5 @@ COLD = ("test_parallel", "test_robustness", "test_shipped")  # about processes, 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def cold(request: pytest.FixtureRequest) -> Iterator[None]:
+def cold(request: pytest.FixtureRequest) -> None:
     Project.cold = request.module.__name__ in COLD
-    yield
-    Project.cold = False
