@@ -24,7 +24,7 @@ from typing import Any
 
 from doit.exceptions import InvalidDodoFile
 
-from build_tasks import budget, overrides
+from build_tasks import budget, limits, overrides
 from build_tasks.digests import ContentChecker, digest
 from build_tasks.errors import UserError
 from build_tasks.later import lazily
@@ -84,6 +84,8 @@ ALL = [*SERVED, *((model, format) for model in ENSEMBLES for format in model.aro
 try:
     if digest.remembers:  # `doit plan` writes nothing
         os.makedirs(BUILD, exist_ok=True)
+        if not os.path.exists(RECORDS) and (said := limits.full_disk(BUILD)):  # which doit would call corrupted
+            raise InvalidDodoFile(said)
 except OSError as error:
     raise InvalidDodoFile(f"{BUILD}/: {error.strerror}") from error
 

@@ -120,7 +120,10 @@ def copy(source: str, target: str) -> None:
     caches of ccache and DVC are. They are replaced and removed as ever.
     """
     if os.path.isdir(source):
-        shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True)
+        try:
+            shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True)
+        except shutil.Error as error:  # of each file, where it was and should have gone, and why not
+            raise OSError(error.args[0][0][2]) from error
     else:
         with digest.copied(source, target):
             if not (_cloned(source, target) or _linked(source, target)):

@@ -1,11 +1,19 @@
-"""What of this machine a build may use: cores and memory, by affinity and by the control groups that it runs in."""
+"""What of this machine a build may use: cores and memory, by affinity and by its control groups; and its disks."""
 
 import contextlib
+import errno
 import math
 import os
+import re
+import shutil
 from collections.abc import Iterator
 
+from build_tasks.errors import UserError, first_lines
+
 GROUPS = "/sys/fs/cgroup"
+
+FULL = 1 << 16  # bytes; what ran out of space has filled all but a fraction of what it wrote last
+NO_SPACE = re.compile("|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))))  # libraries quote it in their errors
 
 
 def cores() -> float:
@@ -32,6 +40,28 @@ def memory() -> int | None:
                 used = int(_read(f"{group}/{usage}")) - _table(f"{group}/memory.stat").get(cached, 0)
                 free.append(int(_read(f"{group}/{limit}")) - used)
     return max(0, min(free)) if free else None
+
+
+def full_disk(*folders: str) -> str | None:
+    """What is to be said of the first of these folders whose disk is full."""
+    for folder in filter(os.path.isdir, folders):
+        disk = shutil.disk_usage(folder)
+        if disk.free < FULL:
+            return f"no space is left on the disk of {folder}/ ({disk.total / 1e6:,.1f} MB in all)"
+    return None
+
+
+@contextlib.contextmanager
+def space(*folders: str) -> Iterator[None]:
+    """Raises UserError for what fails here for want of space: a library may call that SIGABRT, or nothing at all."""
+    try:
+        yield
+    except Exception as error:
+        if said := full_disk(*folders):
+            raise UserError(f"{said}: {first_lines(error)}") from error
+        if NO_SPACE.search(str(error)):
+            raise UserError(first_lines(error)) from error
+        raise
 
 
 def _quotas() -> Iterator[float]:

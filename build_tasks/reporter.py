@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -22,9 +23,10 @@ from typing import Any, TextIO
 from doit.exceptions import BaseFail, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
-from build_tasks import display, foresight, outcome, worker
+from build_tasks import display, foresight, limits, outcome, worker
 from build_tasks.digests import digest
 from build_tasks.settled import settled
+from build_tasks.spec import BUILD, RECORDS
 from build_tasks.stage import NEVER_BUILT, not_here, stage_of
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
@@ -71,6 +73,8 @@ class Reporter:
         records = Globals.dep_manager
         self.told_status, records.get_status = records.get_status, self.status
         self.told_to_ignore, records.status_is_ignore = records.status_is_ignore, self.ignores
+        self.told_to_forget, records.remove_success = records.remove_success, self.forget
+        self.told_to_close, records.close = records.close, self.close
         worker.audience = self.hear
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 
@@ -158,9 +162,24 @@ class Reporter:
         """Write what doit knows to disk; of tasks of a few milliseconds one after the other, not after each."""
         light, now = (stage := stage_of(task)) is not None and stage.light, time.monotonic()
         if not light or now - self.noted > SOON:
-            remember(Globals.dep_manager)
+            with contextlib.suppress(sqlite3.OperationalError):  # the disk is full; see `close`
+                remember(Globals.dep_manager)
             digest.save()
             self.noted = now
+
+    def forget(self, task: Any) -> None:
+        """doit's remove_success, of a task that failed. On a full disk its old record stays, and fits it no more."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self.told_to_forget(task)
+
+    def close(self) -> None:
+        """doit's close, its last chance to write what it knows."""
+        try:
+            self.told_to_close()
+        except sqlite3.OperationalError as error:
+            reason = f"{limits.full_disk(BUILD) or error}; what was built last is not recorded, and will be built again"
+            self.fails.append(TaskFailed(reason))
+            self.display.say(f"✗ {RECORDS}: {reason}", failure=True)
 
     def show_table(self, task: Any, notes: dict[str, Any]) -> None:
         """What is worth more than a line, to whoever asked for this stage by name, built anew or not."""

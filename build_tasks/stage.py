@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 from doit.exceptions import BaseFail, TaskError, TaskFailed
 
-from build_tasks import budget, files, worker
+from build_tasks import budget, files, limits, worker
 from build_tasks.digests import digest
 from build_tasks.errors import UserError
-from build_tasks.spec import BUILD, Model, Table
+from build_tasks.spec import BUILD, REPOSITORY, Model, Table
 
 NEVER_BUILT = "no record of a build"
 NEVER = object()  # a value that no setting has
@@ -173,7 +173,7 @@ class Stage(msgspec.Struct, frozen=True):
     def _run(self) -> dict[str, Any]:
         inputs = self._digests_of_inputs()
         elsewhere = {name: path and digest(path) for name, path in self.elsewhere.items()}
-        with files.scratch() as folder:
+        with files.scratch() as folder, limits.space(BUILD, REPOSITORY):
             drafts = {name: f"{folder}/{os.path.basename(path)}" for name, path in self.outputs.items()}
             present = {name: path for name, path in self.elsewhere.items() if path is not None}
             arguments = ({**self.inputs, **present}, drafts, self.settings)

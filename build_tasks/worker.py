@@ -242,18 +242,19 @@ def _run(connection: "Connection", log: str, function: Callable[..., Any], argum
     _follow_parent()
     global _parent
     _parent = connection
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    threads.limit(connection.recv())
     try:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        threads.limit(connection.recv())
         message: tuple[str, Any] = "result", function(*arguments)
     except UserError as error:
         message = "refusal", str(error)
     except ModuleNotFoundError as error:
         message = "refusal", not_installed(error)
     except BaseException as error:  # a SystemExit of a library, too, is a crash of the stage
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the disk is full, say
+            traceback.print_exc()
         message = "crash", f"{type(error).__name__}: {error}"
     connection.send(message)
     with contextlib.suppress(OSError, ValueError):  # whatever the stage did to them
