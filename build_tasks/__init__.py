@@ -17,7 +17,7 @@ modelconfig                 [triton] of it, by the protobuf that Triton reads
 contradictions, optimisation, releases    what Triton would refuse or pass over, and what its releases can load
 stage, files                what every stage obeys: fingerprints, whole-or-nothing
 worker, preload, server     the child process of a stage; the beginning and the end of what it is forked from
-limits, budget, threads     how `doit -n` shares memory and cores, and what is recorded depends on neither
+limits, budget, threads     how `doit -n` shares memory and cores, on which no record depends; and a full disk
 settled, later              what is not judged again before it changes, and not imported before it is used
 digests, reporter           what doit is given: a checker of files, and a voice
 report, card, since         `doit report`: a page of all of it, model by model, and what is new on it

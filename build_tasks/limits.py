@@ -57,10 +57,11 @@ def space(*folders: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        reason = first_lines(error)  # without the end of the log, which a crash has below it
         if said := full_disk(*folders):
-            raise UserError(f"{said}: {first_lines(error)}") from error
-        if NO_SPACE.search(str(error)):
-            raise UserError(first_lines(error)) from error
+            raise UserError(f"{said}: {reason}") from error
+        if NO_SPACE.search(reason):
+            raise UserError(reason) from error
         raise
 
 

@@ -162,7 +162,7 @@ class Reporter:
         """Write what doit knows to disk; of tasks of a few milliseconds one after the other, not after each."""
         light, now = (stage := stage_of(task)) is not None and stage.light, time.monotonic()
         if not light or now - self.noted > SOON:
-            with contextlib.suppress(sqlite3.OperationalError):  # the disk is full; see `close`
+            with contextlib.suppress(sqlite3.OperationalError):  # a full disk, say; see `close`
                 remember(Globals.dep_manager)
             digest.save()
             self.noted = now

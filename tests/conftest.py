@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.forkserver import ForkServer
 from pathlib import Path
@@ -109,6 +109,13 @@ class Project:
 
     def __truediv__(self, path: str) -> Path:
         return self.root / path
+
+    def copy(self, root: Path, ignore: Callable[[Any, list[str]], Any] | None = None) -> "Project":
+        """What is built here is up to date there: timestamps are kept."""
+        copy = Project.__new__(Project)
+        copy.root = root
+        shutil.copytree(self.root, root, copy_function=shutil.copy2, ignore=ignore)
+        return copy
 
     def model(self, name: str, spec: str = TINY, **files: str) -> Path:
         """A model with this spec; `files` are further files of its folder, name_py for name.py."""
@@ -230,15 +237,25 @@ def add_tiny(project: Project, weights: Path, name: str = "tiny") -> None:
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Project], Project]:
-    """Copies of a built project that are up to date: timestamps are kept."""
+    """A copy of a built project, for one test."""
+    return lambda original: original.copy(tmp_path / "copy")
 
-    def copied(original: Project) -> Project:
-        copy = Project.__new__(Project)
-        copy.root = tmp_path / "copy"
-        shutil.copytree(original.root, copy.root, copy_function=shutil.copy2)
-        return copy
 
-    return copied
+@contextlib.contextmanager
+def mounted(folder: Path, *what: str, lazily: bool = False) -> Iterator[Path]:
+    """A file system at a new folder, of what `mount` takes. The test is skipped where nobody may do that.
+
+    lazily: it ends with the last process in it, not at once.
+    """
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", *what, folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", *(["--lazy"] if lazily else []), folder], check=True)
 
 
 COLD = ("test_parallel", "test_robustness", "test_shipped")  # about processes, or about all that a user's doit does

@@ -360,9 +360,7 @@ def cpu_side(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def with_plan(cpu_side: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """… and of which the plan is built, too, with a hand-written verdict, since nothing here can run it."""
-    project = Project.__new__(Project)
-    project.root = tmp_path_factory.mktemp("with_plan") / "project"
-    shutil.copytree(cpu_side.root, project.root, copy_function=shutil.copy2)
+    project = cpu_side.copy(tmp_path_factory.mktemp("with_plan") / "project")
     run = project.built("engine:net", "config:net_trt", **gpu(project))
     assert run.ran == ["config:net_trt", "engine:net"]
     return project

@@ -4,13 +4,13 @@ import compileall
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, Run, add_tiny
+from conftest import Project, Run, add_tiny, mounted
 
-from build_tasks import files
+from build_tasks import files, limits, worker
 
 if sys.platform != "linux":
     pytestmark = pytest.mark.skip("a file system in memory, as Linux has it")
@@ -18,31 +18,17 @@ if sys.platform != "linux":
 LARGE = 100_000  # kB
 
 
-class Disk:
-    """A file system of its own, in memory."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def leave(self, free: int) -> None:
-        """Make it so large that so many kB are free."""
-        size = shutil.disk_usage(self.folder).used // 1024 + free
-        subprocess.run(["mount", "-o", f"remount,size={size}k", self.folder], check=True)
-
-
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={LARGE}k", "none", str(folder)]
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system can be mounted here: {error}")
-    try:
-        yield Disk(folder)
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, in memory. multiprocessing's resource tracker, in it, ends a moment after its doit."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", f"size={LARGE}k", "none", lazily=True) as folder:
+        yield folder
+
+
+def leave(disk: Path, free: int) -> None:
+    """Make it so large that so many kB are free."""
+    size = shutil.disk_usage(disk).used // 1024 + free
+    subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
 
 
 def complaints(run: Run) -> list[str]:
@@ -60,47 +46,50 @@ BRIEF = [0, 1600, 7500]
 
 
 @pytest.mark.parametrize("free", [*BRIEF, *(pytest.param(free, marks=pytest.mark.long) for free in BUILDS)])
-def test_a_build_that_fills_the_disk(disk: Disk, free: int, built_tiny: Project, tiny_weights: Path) -> None:
-    project, expected = Project(disk.folder / "project"), built_tiny.tree()
+def test_a_build_that_fills_the_disk(disk: Path, free: int, built_tiny: Project, tiny_weights: Path) -> None:
+    project, expected = Project(disk / "project"), built_tiny.tree()
     add_tiny(project, tiny_weights)
     compileall.compile_file(str(project / "dodo.py"), quiet=2)  # which Python 3.11 would cut short: troubleshooting.md
-    disk.leave(free)
+    leave(disk, free)
     said = complaints(project.doit())
     assert said or free >= 8000
     published = project.tree()
-    for model in {Path(path).parts[0] for path in published}:
-        whole = {path: content for path, content in expected.items() if path.startswith(f"{model}/")}
-        assert {path: content for path, content in published.items() if path.startswith(f"{model}/")} == whole
-    disk.leave(LARGE)
+    models = {Path(path).parts[0] for path in published}
+    assert published == {path: content for path, content in expected.items() if Path(path).parts[0] in models}
+    leave(disk, LARGE)
     project.built()
     assert project.tree() == expected
 
 
-def test_the_record_of_what_was_built_does_not_fit(
-    disk: Disk, built_tiny: Project, copy_of: Callable[[Project], Project]
-) -> None:
+def test_the_record_of_what_was_built_does_not_fit(disk: Path, built_tiny: Project) -> None:
     """A few kB are left, for config.pbtxt, the published folder, or doit's table."""
-    project = copy_of(built_tiny)
-    shutil.copytree(project.root, disk.folder / "project", copy_function=shutil.copy2)
-    project.root = disk.folder / "project"
+    project = built_tiny.copy(disk / "project")
     project.built()
     failed = set()
     for count, free in enumerate([0, 4, 8, 16, 24, 32, 64], start=2):
         spec = project / "models/tiny/model.toml"
         spec.write_text(spec.read_text().partition("[[triton")[0] + f"[[triton.instance_group]]\ncount = {count}\n")
-        disk.leave(free)
+        leave(disk, free)
         failed |= {line.split()[1].rstrip(":") for line in complaints(project.doit("tiny"))}
-        disk.leave(LARGE)
+        leave(disk, LARGE)
         project.built()
         assert b"count: %d" % count in project.tree()["tiny/config.pbtxt"]
     assert failed == {"config", "publish", "build/.doit.sqlite3"}
 
 
-def test_a_folder_that_does_not_fit_is_refused_in_one_line(disk: Disk, tmp_path: Path) -> None:
+def test_a_folder_that_does_not_fit_is_refused_in_one_line(disk: Path, tmp_path: Path) -> None:
     source = tmp_path / "model.onnx"
     source.mkdir()
     for name in ("model.onnx", "model.onnx.data"):
         (source / name).write_bytes(b"weights" * 10_000)
-    disk.leave(8)
+    leave(disk, 8)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: .*$"):
-        files.copy(str(source), str(disk.folder / "copy"))
+        files.copy(str(source), str(disk / "copy"))
+
+
+def test_a_crash_for_want_of_space_elsewhere_keeps_the_end_of_its_log(tmp_path: Path) -> None:
+    """As where /tmp is full: of a crash without a reason, its log is all there is."""
+    said = "the stage's process was killed by SIGABRT\n  | write: No space left on device\n(the whole log: a.log)"
+    with pytest.raises(worker.CrashError) as crash, limits.space(str(tmp_path)):
+        raise worker.CrashError(said)
+    assert str(crash.value) == said

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, Run
+from conftest import Project, Run, mounted
 
 from build_tasks import files
 from build_tasks.digests import Digests
@@ -251,19 +251,15 @@ def test_a_file_with_as_many_names_as_can_be_is_copied(here: Path) -> None:
 @pytest.fixture
 def cloning(tmp_path: Path) -> Iterator[Path]:
     """A file system that clones: XFS in a file."""
-    image, folder = tmp_path / "image", tmp_path / "xfs"
-    folder.mkdir()
+    image = tmp_path / "image"
     image.touch()
     os.truncate(image, 400 << 20)
     try:
         subprocess.run(["mkfs.xfs", "-q", image], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", image, folder], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no XFS can be mounted here: {error}")
-    try:
+        pytest.skip(f"no XFS can be made here: {error}")
+    with mounted(tmp_path / "xfs", "-o", "loop", str(image)) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_where_the_file_system_clones_the_two_stay_apart(cloning: Path, monkeypatch: pytest.MonkeyPatch) -> None:

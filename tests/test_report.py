@@ -253,9 +253,7 @@ def test_a_layer_without_a_number_is_drawn_at_the_top() -> None:
 @pytest.fixture(scope="module")
 def hostile(built_tiny: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with a turn for the worse: names that are markup, a spec that was edited, a model that is not built."""
-    project = Project.__new__(Project)
-    project.root = tmp_path_factory.mktemp("hostile") / "project"
-    shutil.copytree(built_tiny.root, project.root, copy_function=shutil.copy2)
+    project = built_tiny.copy(tmp_path_factory.mktemp("hostile") / "project")
     samples = project / "models/tiny/samples"
     samples.mkdir()
     for place, path in enumerate(sorted((ROOT / "build_tasks/samples").glob("*.jpg"))):

@@ -6,7 +6,6 @@ with the same libraries, in that. What the core checks, schedules, warms up and 
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -48,12 +47,8 @@ def one_of_them(all_of_them: Project, tmp_path: Path) -> Callable[[str], Project
     """A copy of the project with one model; the core is shared by a link."""
 
     def copied(name: str) -> Project:
-        copy = Project.__new__(Project)
-        copy.root = tmp_path / "copy"
-        shutil.copytree(
-            all_of_them.root,
-            copy.root,
-            copy_function=shutil.copy2,
+        copy = all_of_them.copy(
+            tmp_path / "copy",
             ignore=lambda folder, names: [
                 entry
                 for entry in names
