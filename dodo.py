@@ -24,41 +24,39 @@ from typing import Any
 
 from doit.exceptions import InvalidDodoFile
 
-from build_tasks import budget, limits, overrides
-from build_tasks.digests import ContentChecker, digest
+from build_tasks.doit_plugin.lazy_imports import lazily
+from build_tasks.doit_plugin.noop_cache import noop_cache
+from build_tasks.doit_plugin.reporter import Reporter
+from build_tasks.doit_plugin.reserved_names import RESERVED
 from build_tasks.errors import UserError
-from build_tasks.later import lazily
-from build_tasks.names import RESERVED
-from build_tasks.reading import load, names
-from build_tasks.reporter import Reporter
-from build_tasks.settled import settled
-from build_tasks.spec import BUILD, CONVERTED, RECORDS, Model
+from build_tasks.formats import artifacts
+from build_tasks.paths import BUILD, STATE_DB
+from build_tasks.runtime import memory_budget, resources
+from build_tasks.runtime.digests import ContentChecker, digest
+from build_tasks.spec import overrides
+from build_tasks.spec.loader import load, names
+from build_tasks.spec.model import REDUCED_PRECISIONS, Model
 
 with lazily():
-    from build_tasks import (
+    from build_tasks.bench import task as bench
+    from build_tasks.serving import check, container, serve, smoke, triton_server
+    from build_tasks.stages import (
         accuracy,
-        bench,
         cast,
-        check,
         client,
         config,
-        container,
         engine,
-        ensemble,
         labels,
         layers,
         measure,
         onnx,
-        onnx_only,
         precision,
+        preprocess,
         publish,
         reference,
         repair,
-        serve,
-        smoke,
         summary,
         torchscript,
-        tritonserver,
         weights,
     )
 
@@ -71,27 +69,27 @@ Tasks = Iterator[dict[str, Any]]
 
 try:
     NAMES = names()
-    settled.look(NAMES)
-    MODELS = load(reserved=RESERVED, overrides=overrides.given(), known=settled.serves, folders=NAMES)
-    budget.asked()
+    noop_cache.look(NAMES)
+    MODELS = load(reserved=RESERVED, overrides=overrides.from_command_line(), known=noop_cache.serves, folders=NAMES)
+    memory_budget.from_environment()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
-SERVED = [(model, format) for model in MODELS for format in model.served]
+SERVED = [(model, format) for model in MODELS for format in model.served_formats]
 ENSEMBLES = [model for model in MODELS if model.spec.ensemble]
-ALL = [*SERVED, *((model, format) for model in ENSEMBLES for format in model.around)]
+ALL = [*SERVED, *((model, format) for model in ENSEMBLES for format in model.ensemble_parts)]
 
 try:
     if digest.remembers:  # `doit plan` writes nothing
         os.makedirs(BUILD, exist_ok=True)
-        if not os.path.exists(RECORDS) and (said := limits.full_disk(BUILD)):  # which doit would call corrupted
+        if not os.path.exists(STATE_DB) and (said := resources.full_disk(BUILD)):  # which doit would call corrupted
             raise InvalidDodoFile(said)
 except OSError as error:
     raise InvalidDodoFile(f"{BUILD}/: {error.strerror}") from error
 
 DOIT_CONFIG = {
     "default_tasks": [*(model.name for model in MODELS), "prune"],
-    "dep_file": RECORDS,
+    "dep_file": STATE_DB,
     "backend": "sqlite3",  # two runs at once merge; doit's other backends lose updates
     "check_file_uptodate": ContentChecker,
     "reporter": Reporter,
@@ -103,7 +101,7 @@ DOIT_CONFIG = {
 
 def task_model() -> Tasks:
     """Everything of one model"""
-    for name in settled.named:
+    for name in noop_cache.named:
         yield {"basename": name, "actions": None, "uptodate": [True], "doc": "as it was found up to date"}
     for model in MODELS:
         yield {
@@ -118,9 +116,9 @@ def task_model() -> Tasks:
 def chain(model: Model) -> Iterator[str]:
     """The tasks of a model in the order in which they are told; what needs what follows from their files."""
     yield from (f"{stage}:{model.name}" for stage in ("weights", "reference"))
-    if not model.spec.only_onnx:
+    if not model.spec.from_onnx:
         yield f"torchscript:{model.name}"
-    if model.cast:
+    if model.is_cast:
         yield f"cast:{model.name}"
     if exported(model):
         yield f"onnx:{model.name}"
@@ -128,21 +126,21 @@ def chain(model: Model) -> Iterator[str]:
     if model.converted:
         yield from [f"repair:{model.name}"] if model.spec.engine.repair else []
         yield f"precision:{graph}"
-    if model.graph_apart:
+    if model.graph_gated_separately:
         yield from (f"{stage}:{graph}" for stage in ("measure", "accuracy"))
     if "rtx" in model.spec.formats:
         yield f"rtx:{model.name}"
     if model.spec.labels:
         yield f"labels:{model.name}"
-    for format in model.served:
+    for format in model.served_formats:
         if format == "tensorrt":
-            yield from (f"engine:{model.name}{model.variant(plan)}" for plan in model.plans)
+            yield from (f"engine:{model.name}{model.plan_suffix(plan)}" for plan in model.plans)
         for file in model.files(format):
-            yield from (f"{stage}:{model.served_as(format, file)}" for stage in ("measure", "accuracy"))
+            yield from (f"{stage}:{model.artifact_task_name(format, file)}" for stage in ("measure", "accuracy"))
         yield from around(model, format)
-    if model.around:
+    if model.ensemble_parts:
         yield f"preprocess:{model.name}"
-    for format in model.around:
+    for format in model.ensemble_parts:
         yield from around(model, format)
     yield f"summary:{model.name}"
 
@@ -154,12 +152,12 @@ def around(model: Model, format: str) -> list[str]:
 
 
 def exported(model: Model) -> bool:
-    return "onnx" in model.spec.formats or model.spec.compiled
+    return "onnx" in model.spec.formats or model.spec.has_engine
 
 
 def task_weights() -> Tasks:
     """Fetch, verify and convert weights -> weights.safetensors"""
-    yield from (onnx_only.weights_task(model) if model.spec.only_onnx else weights.task(model) for model in MODELS)
+    yield from (weights.task(model) for model in MODELS)
 
 
 def task_labels() -> Tasks:
@@ -174,18 +172,17 @@ def task_reference() -> Tasks:
 
 def task_torchscript() -> Tasks:
     """Trace and freeze -> model.pt"""
-    yield from (torchscript.task(model) for model in MODELS if not model.spec.only_onnx)
+    yield from (torchscript.task(model) for model in MODELS if not model.spec.from_onnx)
 
 
 def task_cast() -> Tasks:
     """Cast what PyTorch serves -> model.<precision>.pt"""
-    yield from (cast.task(model) for model in MODELS if model.cast)
+    yield from (cast.task(model) for model in MODELS if model.is_cast)
 
 
 def task_onnx() -> Tasks:
     """Export, slim and check -> model.onnx"""
-    for model in filter(exported, MODELS):
-        yield onnx_only.task(model) if model.spec.only_onnx else onnx.task(model)
+    yield from (onnx.task(model) for model in filter(exported, MODELS))
 
 
 def task_repair() -> Tasks:
@@ -195,7 +192,7 @@ def task_repair() -> Tasks:
 
 def task_precision() -> Tasks:
     """Cast or quantise -> model.<precision>.onnx"""
-    yield from (precision.task(model, p) for model in MODELS if model.spec.compiled for p in CONVERTED)
+    yield from (precision.task(model, p) for model in MODELS if model.spec.has_engine for p in REDUCED_PRECISIONS)
 
 
 def task_engine() -> Tasks:
@@ -211,15 +208,15 @@ def task_rtx() -> Tasks:
 def task_measure() -> Tasks:
     """Run each artifact on the accuracy samples, beside the reference"""
     for model in MODELS:
-        apart = {model.spec.engine.precision} if model.graph_apart else set()
-        precisions = apart | set(CONVERTED if model.spec.compiled else ())
+        apart = {model.spec.engine.precision} if model.graph_gated_separately else set()
+        precisions = apart | set(REDUCED_PRECISIONS if model.spec.has_engine else ())
         yield from (measure.task_of_graph(model, p) for p in sorted(precisions))
     yield from (measure.task(model, format, file) for model, format in SERVED for file in model.files(format))
 
 
 def task_accuracy() -> Tasks:
     """Judge what was measured by the gate; what fails is not compiled, and not published"""
-    yield from (accuracy.task_of_graph(model) for model in MODELS if model.graph_apart)
+    yield from (accuracy.task_of_graph(model) for model in MODELS if model.graph_gated_separately)
     yield from (accuracy.task(model, format, file) for model, format in SERVED for file in model.files(format))
 
 
@@ -230,29 +227,31 @@ def task_summary() -> Tasks:
 
 def task_preprocess() -> Tasks:
     """A Python model that prepares encoded pictures, for an ensemble"""
-    yield from (ensemble.task(model) for model in ENSEMBLES)
+    yield from (preprocess.task(model) for model in ENSEMBLES)
 
 
 def task_config() -> Tasks:
     """Derive config.pbtxt from the artifact and [triton] of the spec"""
     for model, format in ALL:
         if format == "ensemble":
-            yield ensemble.config_task(model, ensemble.artifacts(model, format))
+            yield config.ensemble_task(model, artifacts.artifacts_of(model, format))
         else:
-            yield config.task(model, format, ensemble.artifacts(model, format))
+            yield config.task(model, format, artifacts.artifacts_of(model, format))
 
 
 def task_client() -> Tasks:
     """Write examples of clients, over HTTP and gRPC"""
     yield from (
-        client.task(model, format, ensemble.artifacts(model, format)) for model, format in ALL if format != "preprocess"
+        client.task(model, format, artifacts.artifacts_of(model, format))
+        for model, format in ALL
+        if format != "preprocess"
     )
 
 
 def task_publish() -> Tasks:
     """Put artifact, config.pbtxt and labels into model_repository/"""
     for model, format in ALL:
-        task = publish.task(model, format, ensemble.artifacts(model, format))
+        task = publish.task(model, format, artifacts.artifacts_of(model, format))
         if format == "ensemble":  # which is complete with its steps alone
             steps = ("preprocess", *filter(None, [model.spec.ensemble]))
             task["task_dep"] = [f"publish:{model.triton_name(step)}" for step in steps]
@@ -260,15 +259,15 @@ def task_publish() -> Tasks:
 
 
 def task_prune() -> dict[str, Any]:
-    others = (name for serves in settled.serves.values() for name in serves)
-    return publish.prune_task({*others, *(name for model in MODELS for name in model.serves)})
+    others = (name for serves in noop_cache.serves.values() for name in serves)
+    return publish.prune_task({*others, *(name for model in MODELS for name in model.triton_models)})
 
 
-if not settled.models_only:  # what no model needs is not made, or imported, where nothing but models is asked for
+if not noop_cache.models_only:  # what no model needs is not made, or imported, where nothing but models is asked for
 
     def task_compare() -> Tasks:
         """On demand: what every precision would cost -> precisions.json, precisions.svg"""
-        yield from (summary.task_of_precisions(model) for model in MODELS if model.spec.compiled)
+        yield from (summary.task_of_precisions(model) for model in MODELS if model.spec.has_engine)
 
     def task_layers() -> Tasks:
         """On demand: the error after each node of the graph that engines are compiled from"""
@@ -291,4 +290,4 @@ if not settled.models_only:  # what no model needs is not made, or imported, whe
         return serve.task(MODELS)
 
     def task_tritonserver() -> dict[str, Any]:
-        return tritonserver.task()
+        return triton_server.task()

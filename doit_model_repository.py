@@ -13,7 +13,11 @@ from typing import Any
 from doit.cmd_base import Command
 from doit.reporter import JsonReporter, ZeroReporter
 
-COMMANDS = {"Plan": "plan", "New": "new", "Report": "report"}  # class -> its module in build_tasks
+COMMANDS = {
+    "Plan": "doit_plugin.plan_command",
+    "New": "doit_plugin.new_command",
+    "Report": "report.command",
+}  # class -> its module in build_tasks
 
 
 class Unavailable(Command):  # type: ignore[misc]  # doit has no types
@@ -57,7 +61,7 @@ class Json:
 def _reporter(name: str, otherwise: type) -> type:
     """The class in the checkout; of a dodo.py of another project, doit's own nearest."""
     try:
-        found: type = getattr(_module("reporter"), name)
+        found: type = getattr(_module("doit_plugin.reporter"), name)
     except ModuleNotFoundError:
         return otherwise
     return found

@@ -1,7 +1,7 @@
 """What a doit with nothing to do costs, by the number of models, beside other build systems.
 
 this project    N models of 15 tasks each, all up to date: the first run judges every task and remembers each model as
-                a whole, later ones look whether its files are as they were (build_tasks/settled.py); one by its name
+                a whole, later ones look whether its files are as they were (build_tasks/doit_plugin/noop_cache.py); one by its name
 plain doit      N chains of 7 tasks, a file to a file each, with doit's own md5 checker
 ninja, DVC, snakemake
                 the same chains, where they are on the PATH: pip install ninja dvc snakemake, in an environment of their
@@ -144,13 +144,14 @@ def prepare(project: Path) -> None:
     from doit.loader import load_tasks
 
     import dodo
-    from build_tasks.digests import ContentChecker, digest
-    from build_tasks.outcome import needed
-    from build_tasks.stage import stage_of, versions
+    from build_tasks.doit_plugin.task_graph import required_tasks
+    from build_tasks.runtime.digests import ContentChecker, digest
+    from build_tasks.runtime.distributions import versions
+    from build_tasks.runtime.stage import stage_of
 
     control = TaskControl(load_tasks(vars(dodo)))
     control.process(dodo.DOIT_CONFIG["default_tasks"])
-    tasks = [control.tasks[name] for name in needed(control.tasks, control.selected_tasks)]
+    tasks = [control.tasks[name] for name in required_tasks(control.tasks, control.selected_tasks)]
     stages = [(task, stage) for task in tasks if (stage := stage_of(task))]
     for task, stage in stages:
         for name, path in stage.outputs.items():
@@ -166,7 +167,7 @@ def prepare(project: Path) -> None:
     records = Dependency(SqliteDB, dodo.DOIT_CONFIG["dep_file"], checker_cls=ContentChecker)
     for task, stage in stages:
         task.values = {
-            "inputs": {path: digest(path) for path in stage.watched()},
+            "inputs": {path: digest(path) for path in stage.dependency_paths()},
             "elsewhere": {},
             "settings": stage.settings,
             "tools": versions(stage.tools),

@@ -34,6 +34,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from build_tasks.formats import artifacts
+
 ROOT = Path(__file__).resolve().parent.parent
 DOIT = str(Path(sys.executable).with_name("doit"))
 
@@ -218,33 +220,32 @@ def straight(folder: Path) -> None:
     """
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    from build_tasks import (
+    from build_tasks.runtime import resources, threads
+    from build_tasks.spec.loader import load
+    from build_tasks.stages import (
         accuracy,
         client,
         config,
-        ensemble,
         labels,
-        limits,
         measure,
         onnx,
         precision,
+        preprocess,
         publish,
         reference,
         summary,
-        threads,
         torchscript,
         weights,
     )
-    from build_tasks.reading import load
 
     def work(task: dict[str, Any]) -> None:
         stage = task["meta"]["stage"]
-        elsewhere = {name: path for name, path in stage.elsewhere.items() if path is not None}
+        elsewhere = {name: path for name, path in stage.external_inputs.items() if path is not None}
         for path in stage.outputs.values():
             os.makedirs(os.path.dirname(path), exist_ok=True)
         stage.build({**stage.inputs, **elsewhere}, stage.outputs, stage.settings)
 
-    threads.limit(int(limits.cores()))
+    threads.limit(int(resources.cores()))
     model = next(model for model in load() if model.name == MODEL)
     work(weights.task(model))
     work(labels.task(model))
@@ -261,13 +262,13 @@ def straight(folder: Path) -> None:
         work(config.task(model, format, files))
         work(client.task(model, format, files))
         work(publish.task(model, format, files))
-    work(ensemble.task(model))
-    for format in model.around:
-        files = ensemble.artifacts(model, format)
+    work(preprocess.task(model))
+    for format in model.ensemble_parts:
+        files = artifacts.artifacts_of(model, format)
         if format == "preprocess":
             work(config.task(model, format, files))
         else:
-            work(ensemble.config_task(model, files))
+            work(config.ensemble_task(model, files))
             work(client.task(model, format, files))
         work(publish.task(model, format, files))
     work(summary.task(model))

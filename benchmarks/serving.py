@@ -2,7 +2,7 @@
 
 plain          torch.jit.trace of timm's network in fp32, as it stands
 ours           the same network as `doit` publishes it for a GPU: traced and frozen on the CPU, cast to fp16 inside,
-               channels last, fp32 between it and its clients (build_tasks/script.py), saved, and loaded anew
+               channels last, fp32 between it and its clients (build_tasks/formats/torchscript_graph.py), saved, and loaded anew
 torch.compile  timm's network in fp16 and channels last, compiled for each batch (what Triton's batching cannot serve)
 
 Every figure is images per second. A batch lies on the GPU in fp32 NCHW, as Triton hands it over; each way runs it until
@@ -37,7 +37,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from build_tasks import script  # noqa: E402  # of the project, which is no package that is installed
+from build_tasks.formats import torchscript_graph  # noqa: E402  # of the project, which is no package that is installed
 
 MODELS = ("efficientnet_b3", "resnet50")
 BATCHES = (1, 8, 16, 32, 64, 128)
@@ -94,7 +94,7 @@ def compared(name: str, batches: list[int], device: str, arguments: argparse.Nam
         plain, ours = made(network, shape, Path(folder))
         sides: dict[str, Run] = {"plain": torch.jit.load(plain, device), "ours": torch.jit.load(ours, device)}
         if device == "cpu":  # PyTorch's fp16 there is for checks
-            sides["ours"] = functools.partial(script.rounding, sides["ours"])
+            sides["ours"] = functools.partial(torchscript_graph.rounding, sides["ours"])
         compiled = None if arguments.no_compile else half(network, device)
         network.to(device)
         print(f"{name} at {' x '.join(map(str, shape[1:]))}")
@@ -153,9 +153,9 @@ def made(network: torch.nn.Module, shape: tuple[int, int, int], folder: Path) ->
         trace = torch.jit.trace(network, batch, check_trace=False)
         for path, module in ((plain, trace), (exact, torch.jit.freeze(trace))):
             Path(path).parent.mkdir()
-            script.save(module, path)
+            torchscript_graph.save(module, path)
     Path(ours).parent.mkdir()
-    script.save(script.cast(exact, "fp16", "channels_last"), ours)
+    torchscript_graph.save(torchscript_graph.cast(exact, "fp16", "channels_last"), ours)
     return plain, ours
 
 
@@ -235,7 +235,7 @@ def first_requests(path: str, shape: list[int], sizes: list[int], warm: list[int
     """Seconds of the warm-up; milliseconds of the first three requests and of a tenth, by batch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = torch.jit.load(path, device)
-    run = module if device == "cuda" else functools.partial(script.rounding, module)
+    run = module if device == "cuda" else functools.partial(torchscript_graph.rounding, module)
 
     def request(size: int) -> float:
         batch = torch.randn(size, *shape, device=device)

@@ -1,0 +1,70 @@
+"""plan: `doit plan`, which tells what `doit` would do now, why, and how long that took last time; it writes nothing"""
+
+import os
+import sqlite3
+from typing import Any
+
+from doit.cmd_base import DoitCmdBase
+from doit.control import TaskControl
+from doit.dependency import Dependency, SqliteDB
+
+from build_tasks.doit_plugin.dry_run import CURRENT, IGNORED, MAY_RUN, NOT_HERE, RUN, Step, plan_steps
+from build_tasks.paths import STATE_DB
+from build_tasks.runtime.digests import ContentChecker, digest
+
+
+class Records(SqliteDB):  # type: ignore[misc]  # doit has no types
+    """doit's records, read into memory."""
+
+    def _sqlite3(self, name: str) -> Any:
+        memory = super()._sqlite3(":memory:")
+        if os.path.exists(name):
+            source = sqlite3.connect(f"file:{name}?mode=ro", uri=True)
+            source.backup(memory)
+            source.close()
+        return memory
+
+
+class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
+    """The command."""
+
+    doc_purpose = "what would run, why, and how long it took last time; builds nothing"
+    doc_usage = "[TASK ...] [its options]"
+    doc_description = (
+        "A task that runs may rewrite its targets as they were; what reads them then does not run, and is shown as "
+        "`maybe`. Options behind a task, such as --engine_precision, are those of `doit run`."
+    )
+
+    def execute(self, params: Any, args: list[str]) -> Any:
+        digest.remembers = False
+        self.dep_manager = Dependency(Records, STATE_DB, checker_cls=ContentChecker)
+        return super().execute(params, args)
+
+    def _execute(self) -> int:
+        control = TaskControl(self.task_list)
+        control.process(self.sel_tasks)
+        self.outstream.write(told(plan_steps(control.tasks, control.selected_tasks, self.dep_manager)))
+        return 0
+
+
+MARKS = {RUN: "run", MAY_RUN: "maybe", NOT_HERE: "–", IGNORED: "ignored"}
+
+
+def told(plan: list[Step]) -> str:
+    """A line for each task that is not up to date, and the sums."""
+    shown = [(MARKS[step.state], *step.task.partition(":")[::2], step) for step in plan if step.state in MARKS]
+    widths = [max((len(line[column]) for line in shown), default=0) for column in range(3)]
+    text = ""
+    for *cells, step in shown:
+        title = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        seconds = "" if step.state in (NOT_HERE, IGNORED) or step.seconds is None else f"{step.seconds:.1f} s"
+        text += f"{title} {seconds:>8}  {'; '.join(step.reasons)}".rstrip() + "\n"
+    sums = []
+    for state, what in ((RUN, "to run"), (MAY_RUN, "that may run"), (NOT_HERE, "not for this machine")):
+        if group := [step for step in plan if step.state == state]:
+            known = [step.seconds for step in group if step.seconds is not None]
+            unknown = f", and {len(group) - len(known)} never timed" if len(known) < len(group) else ""
+            time = f" (about {sum(known):.1f} s{unknown})" if known and state != NOT_HERE else ""
+            sums.append(f"{len(group)} {what}{time}")
+    current = sum(step.state == CURRENT for step in plan)
+    return text + ", ".join([*sums, *([f"{current} up to date"] if current else [])] or ["nothing to do"]) + "\n"

@@ -1,0 +1,44 @@
+"""Which artifacts a Triton model is served from, and their signatures."""
+
+import json
+import os
+from typing import Any
+
+from build_tasks.formats import artifacts
+from build_tasks.runtime import hardware
+from build_tasks.runtime.stage import Paths
+from build_tasks.spec.model import Model
+from build_tasks.triton.platforms import ENSEMBLE_MODELS
+
+PREPROCESS_FOLDER = "preprocess"  # the folder that the version of <model>_preprocess holds
+
+
+def artifacts_of(model: Model, format: str) -> list[str]:
+    """What a model of Triton's is made of, as far as it can be here; of the ensemble, what its steps are."""
+    of = model.spec.ensemble
+    if format in ENSEMBLE_MODELS:
+        return [PREPROCESS_FOLDER, *(artifacts.present_artifacts(model, of) if format == "ensemble" and of else [])]
+    return artifacts.present_artifacts(model, format)
+
+
+def present_artifacts(model: Model, format: str) -> list[str]:
+    """The artifacts that a model of Triton's is served from now.
+
+    Of several plans those that exist, or that this machine can build: a second GPU adds its plan and keeps the first.
+    """
+    artifacts = model.files(format)
+    if len(artifacts) == 1:
+        return artifacts
+    capability = model.plans
+    here = [
+        file
+        for file in artifacts
+        if os.path.exists(model.artifact(file)) or not hardware.missing_requirements(capability[file])
+    ]
+    return here or artifacts
+
+
+def read_signature(inputs: Paths) -> dict[str, Any]:
+    with open(inputs["signature"], encoding="utf-8") as file:
+        signature: dict[str, Any] = json.load(file)
+    return signature

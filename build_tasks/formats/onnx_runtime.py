@@ -1,0 +1,105 @@
+"""ONNX graphs in ONNX Runtime on the CPU."""
+
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from build_tasks.formats.onnx_files import LARGEST_MESSAGE, numpy_dtype, onnx_file
+from build_tasks.tensors import INPUT
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+
+def onnx_session(path: str, cores: int = 1) -> "Callable[[np.ndarray], list[np.ndarray]]":
+    """An ONNX artifact in ONNX Runtime on the CPU, as a function from a batch to its outputs.
+
+    cores: more than one where no answer is recorded; see threads.py.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores
+    session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(None, {INPUT: batch})
+
+
+def reduced_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
+    """A graph of reduced precision in ONNX Runtime on the CPU, with the rounding that it asks for."""
+    import onnx
+
+    return session_without_optimizations(emulate_on_cpu(onnx.load(onnx_file(path))))
+
+
+def emulate_on_cpu(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The graph, or one that ONNX Runtime can run on a CPU with the same rounding."""
+    return emulate_bf16(graph) if computes_bf16(graph) else graph
+
+
+def session_without_optimizations(graph: "onnx.ModelProto") -> "Callable[[np.ndarray], list[np.ndarray]]":
+    """A graph in ONNX Runtime on the CPU as it stands, as a function from a batch to its outputs.
+
+    ONNX Runtime's optimisations are off. On a CPU they take casts to fp16 and back for nothing, and of 1.32 they
+    fold Q/DQ pairs with fp16 scales wrongly (relative error 2.0 for one of 0.36).
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        if graph.ByteSize() > LARGEST_MESSAGE:
+            source: bytes | str = f"{folder}/model.onnx"
+            onnx.save(graph, f"{folder}/model.onnx", save_as_external_data=True, location="model.onnx.data")
+        else:
+            source = graph.SerializeToString()
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    (wanted,) = (numpy_dtype(tensor) for tensor in graph.graph.input)
+    return lambda batch: session.run(None, {INPUT: batch.astype(wanted)})
+
+
+def computes_bf16(graph: "onnx.ModelProto") -> bool:
+    import onnx
+
+    return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer)
+
+
+def emulate_bf16(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The same graph with its bf16 arithmetic done in fp32, and every result rounded to bf16.
+
+    ONNX Runtime has no bf16 kernels for CPUs. A GPU's matrix units, too, multiply bf16 and add up in fp32.
+    """
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    bf16 = TensorProto.BFLOAT16
+
+    def widened(tensor: TensorProto) -> TensorProto:
+        if tensor.data_type != bf16:
+            return tensor
+        return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+    typed = onnx.shape_inference.infer_shapes(graph).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*typed.value_info, *typed.output, *typed.input)}
+    nodes = []
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                attribute.t.CopyFrom(widened(attribute.t))
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == bf16:
+                attribute.i = TensorProto.FLOAT
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if types.get(name) == bf16:
+                node.output[index] = f"{name}.exact"
+                nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.bf16"], to=bf16))
+                nodes.append(helper.make_node("Cast", [f"{name}.bf16"], [name], to=TensorProto.FLOAT))
+    initializers = [widened(tensor) for tensor in graph.graph.initializer]
+    del graph.graph.node[:], graph.graph.initializer[:], graph.graph.value_info[:]
+    graph.graph.node.extend(nodes)
+    graph.graph.initializer.extend(initializers)
+    return graph

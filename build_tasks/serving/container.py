@@ -1,0 +1,72 @@
+"""container: the engines of all models, built in NVIDIA's container over this checkout
+
+    docker run --gpus all … tensorrt:<release>-py3   pip install -r requirements-engine.txt && doit publish:NAME_trt …
+
+The image of a Triton release has the TensorRT that this release serves with. Nothing else is outdated there, since
+what is not installed cannot make an artifact stale.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+from typing import Any
+
+from doit.exceptions import TaskFailed
+
+from build_tasks.spec.model import Model
+
+# Source: the TensorRT container's page and the framework support matrix; its releases are numbered as Triton's.
+IMAGE = "nvcr.io/nvidia/tensorrt:{}-py3"
+WORKSPACE = "/workspace/models"
+
+
+def task(models: list[Model]) -> dict[str, Any]:
+    return {
+        "actions": [(run, [models])],
+        "doc": "On demand: build the engines in NVIDIA's container (needs Docker and a GPU)",
+        "io": {"capture": False},
+    }
+
+
+def commands(models: list[Model]) -> list[list[str]]:
+    """The command line of each release that a spec names, with the tasks of the models that it will serve.
+
+    They are named, so that a container that sees no GPU is a failure.
+    """
+    releases: dict[str, list[str]] = {}
+    for model in models:
+        if "tensorrt" in model.spec.formats:
+            releases.setdefault(model.release, []).append(f"publish:{model.triton_name('tensorrt')}")
+    return [command(release, tasks) for release, tasks in sorted(releases.items())]
+
+
+def command(release: str, tasks: list[str]) -> list[str]:
+    """`docker run` for some tasks.
+
+    It runs as the user who called, so that what it writes is his; pip then installs into the home that it is given.
+    """
+    script = f"python3 -m pip install --user -r requirements-engine.txt && python3 -m doit {shlex.join(tasks)}"
+    return [
+        *("docker", "run", "--rm", "--gpus", "all"),
+        *(("--user", f"{os.getuid()}:{os.getgid()}") if hasattr(os, "getuid") else ()),  # not on Windows
+        # The container is an environment of its own: pip shall neither refuse it nor follow its constraints.
+        *("--env", "HOME=/tmp", "--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),
+        *("--volume", f"{os.getcwd()}:{WORKSPACE}", "--workdir", WORKSPACE),
+        *(IMAGE.format(release), "bash", "-c", script),
+    ]
+
+
+def run(models: list[Model]) -> TaskFailed | None:
+    """doit's action: show the command lines, and run them one after the other."""
+    if not (lines := commands(models)):
+        print("no model has the format tensorrt")
+    for line in lines:
+        print(f"+ {shlex.join(line)}", flush=True)
+        if shutil.which(line[0]) is None:
+            return TaskFailed(
+                "there is no docker here; run the line above where there is, with NVIDIA's container toolkit"
+            )
+        if code := subprocess.run(line, check=False).returncode:
+            return TaskFailed(f"docker ended with exit code {code}")
+    return None

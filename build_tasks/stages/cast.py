@@ -1,0 +1,100 @@
+"""cast: model.pt -> model.<precision>.pt, which PyTorch serves, and its signature
+
+    fp32 NCHW ─► cast, channels last ─► the frozen trace in fp16 ─► cast ─► fp32      clients see no difference
+
+model.pt stays what is exported to ONNX, and what needs no cast is served from it. The numbers are the gate's to judge,
+on pictures and with the rounding of a GPU (see script.py); here only the form is compared.
+"""
+
+import json
+from typing import Any
+
+from build_tasks.errors import UserError, first_lines
+from build_tasks.formats import pytorch_network
+from build_tasks.runtime.distributions import versions
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.spec.model import Model, settings
+
+TOOLS = ("torch",)
+BATCHES = (1, 3)  # that are tried; that every other one fits is what the trace was checked for
+
+
+def task(model: Model) -> dict[str, Any]:
+    (file,) = model.files("torchscript")
+    stage = Stage(
+        name=f"cast:{model.name}",
+        model=model,
+        build=build,
+        inputs={
+            "trace": model.artifact("model.pt"),
+            "trace's signature": model.artifact("model.pt.signature.json"),
+            "trace's tools": model.artifact("model.pt.tools.json"),
+        },
+        outputs={
+            "model": model.artifact(file),
+            "signature": model.artifact(f"{file}.signature.json"),
+            "tools": model.artifact(f"{file}.tools.json"),
+        },
+        peak_batch=max(BATCHES),
+        settings={
+            "torchscript": settings(model.torchscript),
+            "format": model.spec.input.format,
+            "shape": model.spec.input.shape,
+            "sizes": model.spec.sizes,
+        },
+        tools=TOOLS,
+        code=source_files(
+            "stages.cast", "formats.torchscript_graph", "formats.pytorch_network", "verification.tolerance"
+        ),
+    )
+    return stage.task(doc=f"{file}: {model.torchscript.precision}, {model.torchscript.memory_format}")
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import torch
+
+    from build_tasks.formats import torchscript_graph
+
+    with open(inputs["trace's signature"], encoding="utf-8") as file:
+        signature = json.load(file)
+    with open(inputs["trace's tools"], encoding="utf-8") as file:
+        tools = json.load(file)
+    wanted, format = settings["torchscript"], settings["format"]
+    answers = [tensor["dtype"] for tensor in signature["outputs"]]
+    try:
+        torchscript_graph.save(
+            torchscript_graph.cast(inputs["trace"], **wanted, answers=answers, format=format), outputs["model"]
+        )
+        check(inputs["trace"], outputs["model"], signature["inputs"][0]["shape"], settings)
+    except RuntimeError as error:
+        raise UserError(
+            f"the trace does not run in {wanted['precision']}: {first_lines(error)}; "
+            'with torchscript.precision = "fp32" model.pt is served as it is'
+        ) from error
+    for name, record in (
+        ("signature", {**signature, "PyTorch": torch.__version__.partition("+")[0]}),
+        ("tools", {**tools, **versions(TOOLS)}),
+    ):
+        with open(outputs[name], "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+    return {**wanted, "batches": list(BATCHES)}
+
+
+def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
+    """RuntimeError where what was cast answers in another form than the trace, at any of the sizes of the spec."""
+    import torch
+
+    from build_tasks.formats import torchscript_graph
+
+    exact, loaded = torch.jit.load(trace), torch.jit.load(path)
+    channels_last = settings["format"] == "uint8_nhwc"
+    traced = (dims[3], dims[1], dims[2]) if channels_last else (dims[1], dims[2], dims[3])
+    shape = tuple(settings["shape"] or traced)
+    for size in pytorch_network.open_shapes(shape, settings["sizes"]):
+        for count in BATCHES:
+            batch = pytorch_network.example_input(size, count, settings["format"])
+            expected = pytorch_network.forward(exact, batch)
+            found = pytorch_network.forward(lambda batch: torchscript_graph.rounding(loaded, batch), batch)
+            forms = [[(answer.dtype, answer.shape) for answer in each] for each in (found, expected)]
+            if forms[0] != forms[1]:
+                raise RuntimeError(f"at batch {count} it answers {forms[0]}, and the trace {forms[1]}")

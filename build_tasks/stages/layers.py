@@ -1,0 +1,45 @@
+"""layers: where a graph of reduced precision goes wrong -> model.<precision>.onnx.layers.json
+
+    model.onnx ──────────────┐
+    model.<precision>.onnx ──┴► ONNX Runtime, every tensor marked ─► the error after each node, worst first
+
+On demand (`doit layers:NAME`), and by the accuracy stage for a graph that it refuses.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from build_tasks.formats.layer_errors import compare_layers, first_jump, format_layers, inputs_of
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.spec import overrides
+from build_tasks.spec.model import Model
+
+if TYPE_CHECKING:
+    pass
+
+
+def task(model: Model) -> dict[str, Any]:
+    precision = model.spec.engine.precision
+    stage = Stage(
+        name=f"layers:{model.name}",
+        model=model,
+        build=build,
+        inputs=inputs_of(model, precision),
+        outputs={"layers": model.artifact(f"{model.graph}.layers.json")},
+        peak_batch=4 * model.spec.onnx.batch_size,  # of each there is every tensor at once
+        settings={"precision": precision},
+        tools=("onnx", "onnxruntime"),
+        code=source_files("stages.layers", "verification.tolerance", "text_table"),
+    )
+    return stage.task(doc=f"The error after each node of {model.graph}", params=overrides.params("layers"))
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    report = compare_layers(inputs["model.onnx"], inputs["graph"], inputs["samples"], settings["precision"])
+    with open(outputs["layers"], "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1, allow_nan=False)
+    return {
+        "nodes": f"{len(report['layers'])} compared, {report['not compared']} not",
+        "first": first_jump(report) or "no jump",
+        "table": format_layers(report["layers"]),
+    }

@@ -1,0 +1,149 @@
+"""measure: an artifact on the accuracy samples, beside the reference -> model.*.measured.json
+
+samples.json ─► artifact ─► Polygraphy: every output, every sample ─► figures, without a judgement (see accuracy.py)
+"""
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+from build_tasks.formats.onnx_runtime import onnx_session, reduced_session
+from build_tasks.runtime import hardware, threads
+from build_tasks.runtime.digests import digest
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing, source_files
+from build_tasks.spec.model import Model
+from build_tasks.verification import accuracy_samples, metrics
+from build_tasks.verification.reference_outputs import BATCH, Reference, Run, batch_sizes
+
+if TYPE_CHECKING:
+    pass
+
+
+# How an artifact is run, and which distributions that takes.
+RUNNERS = {
+    "torchscript": ("torch", "polygraphy"),
+    "cast": ("torch", "polygraphy"),
+    "onnx": ("onnxruntime", "polygraphy"),
+    "graph": ("onnx", "onnxruntime", "polygraphy"),
+    "tensorrt": ("polygraphy",),
+}
+
+
+def task(model: Model, format: str, file: str) -> dict[str, Any]:
+    """Of an artifact that is served."""
+    runner = "cast" if format == "torchscript" and model.is_cast else format
+    stage = _stage(model, model.artifact_task_name(format, file), runner, file)
+    return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples")
+
+
+def task_of_graph(model: Model, precision: str) -> dict[str, Any]:
+    """Of a graph that engines are compiled from, where it is no artifact that is served."""
+    file = model.graph_file(precision)
+    runner = "onnx" if file == "model.onnx" else "graph"
+    stage = _stage(model, model.graph_name(precision), runner, file)
+    return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples, in ONNX Runtime")
+
+
+def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
+    plan = runner == "tensorrt"
+    truth = model.spec.accuracy.truth
+    shown = {
+        **({"truth": model.source(truth)} if truth and truth != accuracy_samples.FOLDERS else {}),
+        **({"labels": model.artifact("labels.txt")} if truth and model.spec.labels else {}),
+    }
+    return Stage(
+        name=f"measure:{name}",
+        model=model,
+        build=build,
+        inputs={
+            "model": model.artifact(file),
+            "signature": model.artifact(f"{file}.signature.json"),
+            "samples": model.artifact("samples.json"),
+            "names": model.artifact("samples.txt"),
+            "reference": model.artifact("reference.json"),
+            **shown,
+        },
+        outputs={"measured": model.artifact(f"{file}.measured.json")},
+        peak_batch=BATCH * threads.AT_ONCE,
+        settings={"runner": runner, "truth": truth, "top_k": model.spec.output.top_k},
+        tools=RUNNERS[runner],
+        code=source_files(
+            "stages.measure",
+            "verification.metrics",
+            "verification.accuracy_samples",
+            "verification.tolerance",
+            "formats.pytorch_network",
+            "runtime.digests",
+            "runtime.threads",
+            *(("formats.tensorrt",) if plan else ("formats.torchscript_graph",) if runner == "cast" else ()),
+        ),
+        missing_requirements=functools.partial(hardware.missing_requirements, model.plans[file])
+        if plan
+        else nothing_missing,
+        host_fingerprint=hardware.host_fingerprint if plan else dict,
+    )
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    with open(inputs["signature"], encoding="utf-8") as file:
+        signature = json.load(file)
+    if settings["runner"] == "tensorrt":
+        from build_tasks.formats import tensorrt
+
+        run = tensorrt.session(inputs["model"], signature)
+    else:
+        runners = {"torchscript": torchscript, "cast": cast, "onnx": onnx_session, "graph": reduced_session}
+        run = runners[settings["runner"]](inputs["model"])
+    known = Reference(inputs)
+    each = map if settings["runner"] == "tensorrt" else threads.each  # a GPU is one
+    measured = {
+        "model": digest(inputs["model"]),  # what the figures are of: who reads them asks for it
+        "signature": digest(inputs["signature"]),
+        "reference": digest(inputs["reference"]),
+        **known.measure(run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, known.names), each),
+    }
+    with open(outputs["measured"], "w", encoding="utf-8") as file:
+        json.dump(measured, file, indent=1, allow_nan=False)
+    return told(measured)
+
+
+def told(measured: dict[str, Any]) -> Notes:
+    """What is worth a line: the largest error, and the classes that change."""
+    outputs = measured["outputs"].values()
+    if wrong := [output["wrong"] for output in outputs if "wrong" in output]:
+        return {"wrong": wrong[0]}
+    notes: Notes = {"error": max(output["relative_l2"] for output in outputs)}
+    for output in outputs:
+        if "turned" in output:
+            notes.setdefault("top-1", f"{output['samples'] - len(output['turned'])} of {output['samples']}")
+    return notes
+
+
+def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth | None:
+    if settings["truth"] is None:
+        return None
+    labels = None
+    if "labels" in inputs:
+        with open(inputs["labels"], encoding="utf-8") as file:
+            labels = file.read().splitlines()
+    return accuracy_samples.truth(inputs.get("truth", accuracy_samples.FOLDERS), names, labels)
+
+
+def torchscript(path: str) -> Run:
+    """model.pt as a function from a batch to its outputs."""
+    import torch
+
+    from build_tasks.formats import pytorch_network
+
+    module = torch.jit.load(path)
+    return lambda batch: [answer.numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch))]
+
+
+def cast(path: str) -> Run:
+    """model.fp16.pt, say, likewise; with the rounding that a GPU would do."""
+    import torch
+
+    from build_tasks.formats import pytorch_network, torchscript_graph
+
+    module = functools.partial(torchscript_graph.rounding, torch.jit.load(path))
+    return lambda batch: [answer.numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch))]

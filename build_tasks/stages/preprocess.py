@@ -1,0 +1,103 @@
+"""ensemble: encoded pictures in, scores out -> <model>_preprocess, in Triton's Python backend, and <model>_ensemble
+
+    IMAGE (JPEG, PNG) ──► <model>_preprocess ──► INPUT__0 ──► <model>_onnx, say ──► OUTPUT__0
+                              as timm does it
+
+The Python model is proven before it is published: to the bit what timm's transform makes of the accuracy samples (of
+the shipped photographs, where those are tensors).
+"""
+
+import json
+import os
+import shutil
+from typing import Any
+
+from build_tasks.errors import UserError
+from build_tasks.formats import pytorch_network
+from build_tasks.formats.artifacts import PREPROCESS_FOLDER
+from build_tasks.runtime.digests import digest
+from build_tasks.runtime.distributions import versions
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.spec.model import Model
+from build_tasks.tensors import IMAGE, INPUT
+from build_tasks.verification import accuracy_samples
+
+TOOLS = ("timm", "torchvision", "pillow", "numpy")
+
+
+def task(model: Model) -> dict[str, Any]:
+    """Of the Python model."""
+    samples = model.spec.accuracy.samples
+    source = (
+        model.source(samples)
+        if samples and not samples.endswith(accuracy_samples.TENSORS)
+        else accuracy_samples.SHIPPED
+    )
+    stage = Stage(
+        name=f"preprocess:{model.name}",
+        model=model,
+        build=build,
+        inputs={
+            "preprocessing": model.artifact("preprocessing.json"),
+            **{path: path for path in accuracy_samples.files(source)},
+        },
+        outputs={
+            "model": model.artifact(PREPROCESS_FOLDER),
+            "signature": model.artifact(f"{PREPROCESS_FOLDER}.signature.json"),
+            "verdict": model.artifact(f"{PREPROCESS_FOLDER}.verdict.json"),
+            "tools": model.artifact(f"{PREPROCESS_FOLDER}.tools.json"),
+        },
+        settings={"spec": model.file},
+        tools=TOOLS,
+        code=source_files(
+            "stages.preprocess",
+            "formats.pytorch_network",
+            "verification.accuracy_samples",
+            "runtime.digests",
+            "triton.preprocess_model.model",
+            "triton.preprocess_model.preprocessing",
+        ),
+    )
+    return stage.task(doc=f"The Python model {model.triton_name('preprocess')}, to the bit as timm's transform")
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import numpy as np
+    from PIL.Image import open as open_image
+
+    from build_tasks.triton.preprocess_model.preprocessing import preprocess
+
+    with open(inputs["preprocessing"], encoding="utf-8") as file:
+        preprocessing = json.load(file)
+    channels, *_ = preprocessing["input_size"]
+    if channels != 3:
+        raise UserError(f"{settings['spec']}: ensemble: pictures have 3 channels, and the network takes {channels}")
+    known = {key: value for key, value in preprocessing.items() if key not in ("format", "steps")}
+    transform = pytorch_network.transform(known, preprocessing["format"])
+    paths = [path for name, path in inputs.items() if name == path]
+    for path in paths:
+        with open(path, "rb") as file, open_image(path) as image:
+            expected, found = transform(image.convert("RGB")).numpy(), preprocess(file.read(), preprocessing)
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype) or not np.array_equal(found, expected):
+            raise UserError(
+                f"{path}: the Python model does not do what timm's transform does: {preprocessing['steps']}"
+            )
+    os.makedirs(outputs["model"])
+    for name in ("model.py", "preprocessing.py"):
+        shutil.copyfile(f"build_tasks/triton/preprocess_model/{name}", f"{outputs['model']}/{name}")
+    shutil.copyfile(inputs["preprocessing"], f"{outputs['model']}/preprocessing.json")
+    signature = {
+        "inputs": [{"name": IMAGE, "dtype": "bytes", "shape": [-1, 1]}],
+        "outputs": [{"name": INPUT, "dtype": str(expected.dtype), "shape": [-1, *expected.shape]}],
+    }
+    for name, record in (("signature", signature), ("tools", versions(TOOLS))):
+        with open(outputs[name], "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+    verdict = {
+        "model": digest(outputs["model"], remember=False),
+        "signature": digest(outputs["signature"], remember=False),
+        "status": "ok",
+    }
+    with open(outputs["verdict"], "w", encoding="utf-8") as file:
+        json.dump(verdict, file, indent=1)
+    return {"pictures": len(paths), "difference from timm": 0}

@@ -1,0 +1,102 @@
+"""reference: the fp32 PyTorch network on the accuracy samples -> samples.json, reference.json
+
+    samples ─► timm's transform ─► samples.json ─► eager network ─► reference.json
+                    └─► preprocessing.json              └ once more, with every input value moved by an ulp
+
+The first two are Polygraphy's own files, so that any artifact can be compared on any machine, without torch. The second
+answer tells how far the network itself carries the smallest of differences: no artifact can be held to less.
+"""
+
+import functools
+import json
+from typing import Any
+
+from build_tasks.formats import pytorch_network
+from build_tasks.runtime import threads
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.spec.model import Model
+from build_tasks.tensors import INPUT, OUTPUT
+from build_tasks.verification import accuracy_samples
+from build_tasks.verification.tolerance import perturb_one_ulp
+
+RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # of reference.json
+BATCH = 8  # samples that the network sees at once
+
+
+def task(model: Model) -> dict[str, Any]:
+    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else accuracy_samples.SHIPPED
+    stage = Stage(
+        name=f"reference:{model.name}",
+        model=model,
+        build=build,
+        inputs={
+            "weights": model.weights,
+            **{path: path for path in accuracy_samples.files(source)},
+        },
+        outputs={
+            "samples": model.artifact("samples.json"),
+            "names": model.artifact("samples.txt"),
+            "reference": model.artifact("reference.json"),
+            "preprocessing": model.artifact("preprocessing.json"),
+        },
+        peak_batch=BATCH * threads.AT_ONCE,
+        settings={
+            **pytorch_network.settings_of(model),
+            "input": pytorch_network.input_settings_of(model),
+            "interface": pytorch_network.interface_of(model),
+            "samples": source,
+            "reference": model.reference,
+        },
+        tools=(
+            "torch",
+            "timm",
+            "torchvision",
+            "pillow",
+            "polygraphy",
+            *(("onnxruntime",) if model.spec.from_onnx else ()),
+        ),
+        code=(
+            *source_files(
+                "stages.reference",
+                "verification.accuracy_samples",
+                "formats.pytorch_network",
+                "verification.tolerance",
+                "runtime.threads",
+            ),
+            *pytorch_network.user_source_files(model),
+        ),
+    )
+    return stage.task(doc=f"reference.json: what {model.reference} answers to the accuracy samples")
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import torch
+    from polygraphy.comparator import RunResults
+    from polygraphy.json import save_json
+
+    interface = settings["interface"]
+    module = pytorch_network.wrap_for_serving(pytorch_network.create(settings, inputs["weights"]), interface)
+    preprocessing = pytorch_network.data_config(module, settings["input"])
+    transform = pytorch_network.transform(preprocessing, interface["format"])
+    paths = [path for name, path in inputs.items() if name == path]
+    names, batch = accuracy_samples.load(
+        settings["samples"], paths, lambda: transform, tuple(preprocessing["input_size"]), interface["format"]
+    )
+    save_json([{INPUT: batch}], outputs["samples"])
+    results = RunResults()
+    exact = batch
+    if interface["format"] == "uint8_nhwc":  # there is no ulp of a byte
+        exact = pytorch_network.normalize_input(module, torch.from_numpy(batch), interface).numpy()
+    runner = RUNNERS[settings["reference"]]
+    for name, seen in ((runner, batch), (f"{runner}, inputs moved by an ulp", perturb_one_ulp(exact))):
+        batches = torch.from_numpy(seen).split(BATCH)
+        parts = threads.each(functools.partial(pytorch_network.forward, module), batches)
+        answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
+        results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=name)
+    results.save(outputs["reference"])
+    with open(outputs["names"], "w", encoding="utf-8") as file:
+        file.writelines(f"{name}\n" for name in names)
+    with open(outputs["preprocessing"], "w", encoding="utf-8") as file:
+        steps = str(pytorch_network.timm_transform(preprocessing, interface["format"])).splitlines()
+        json.dump({"format": interface["format"], **preprocessing, "steps": steps}, file, indent=1)
+    return {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}

@@ -1,0 +1,130 @@
+"""torchscript: weights.safetensors -> model.pt, model.pt.signature.json
+
+network ─► reparameterised ─► traced at batch 2 ─► frozen ─► without debug records ─► checked at batches 1, 2, 3, max
+                                                                                      and at the sizes of the spec
+"""
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from build_tasks.errors import UserError
+from build_tasks.formats import pytorch_network
+from build_tasks.runtime.distributions import versions
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.spec.model import Model
+from build_tasks.tensors import INPUT, OUTPUT
+from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
+
+if TYPE_CHECKING:
+    import torch
+
+TRACED_BATCH = 2  # 1 would let a trace take a dimension of size one for granted
+TOOLS = ("torch", "timm")
+
+
+def task(model: Model) -> dict[str, Any]:
+    stage = Stage(
+        name=f"torchscript:{model.name}",
+        model=model,
+        build=build,
+        inputs={"weights": model.weights},
+        outputs={
+            "model": model.artifact("model.pt"),
+            "signature": model.artifact("model.pt.signature.json"),
+            "tools": model.artifact("model.pt.tools.json"),
+        },
+        peak_batch=model.spec.max_batch_size,
+        settings={
+            **pytorch_network.settings_of(model),
+            "interface": pytorch_network.interface_of(model),
+            "shape": model.spec.input.shape,
+            "sizes": model.spec.sizes,
+            "max_batch_size": model.spec.max_batch_size,
+        },
+        tools=TOOLS,
+        code=(
+            *source_files(
+                "stages.torchscript", "formats.torchscript_graph", "formats.pytorch_network", "verification.tolerance"
+            ),
+            *pytorch_network.user_source_files(model),
+        ),
+    )
+    return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import torch
+    from timm.utils.model import reparameterize_model
+
+    from build_tasks.formats import torchscript_graph
+
+    interface, sizes = settings["interface"], settings["sizes"]
+    module = pytorch_network.create(settings, inputs["weights"], exportable=True)
+    shape = pytorch_network.input_shape(module, settings["shape"])
+    slim = pytorch_network.wrap_for_serving(reparameterize_model(module), interface)
+    module = pytorch_network.wrap_for_serving(module, interface)
+    batch = pytorch_network.example_input(shape, TRACED_BATCH, interface["format"])
+    with torch.inference_mode(False), torch.no_grad():
+        slim(batch)  # what a network computes only once must not end up in the trace
+        try:
+            trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
+        except RuntimeError as error:
+            raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
+    torchscript_graph.save(trace, outputs["model"])
+    errors = check(outputs["model"], module, shape, settings)
+    loaded = torch.jit.load(outputs["model"])
+    answers = zip(
+        pytorch_network.forward(loaded, batch),
+        pytorch_network.open_dimensions(loaded, shape, sizes, interface["format"]),
+        strict=True,
+    )
+    opened = pytorch_network.height_and_width(interface["format"]) if sizes else ()
+    signature = {
+        "inputs": [tensor(INPUT, batch, opened)],
+        "outputs": [tensor(OUTPUT.format(index), *answer) for index, answer in enumerate(answers)],
+        "PyTorch": torch.__version__.partition("+")[0],
+    }
+    for name, record in (("signature", signature), ("tools", versions(TOOLS))):
+        with open(outputs[name], "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+    return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
+
+
+def check(
+    path: str, module: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings
+) -> dict[tuple[int, ...], float]:
+    """The relative error of model.pt against the module, by (batch, *shape). UserError where it is too large."""
+    import torch
+
+    loaded = torch.jit.load(path)
+    sizes = pytorch_network.open_shapes(shape, settings["sizes"])[1:]
+    limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, TRACED_BATCH))
+    errors = {}
+    for size, *rest in (
+        *((batch, *shape) for batch in sorted({1, 2, 3, settings["max_batch_size"]})),
+        *((TRACED_BATCH, *other) for other in sizes),
+    ):
+        at = f"batch {size}" + (f" of {rest[1]}x{rest[2]}" if sizes else "")
+        batch = pytorch_network.example_input(
+            (rest[0], rest[1], rest[2]), size, settings["interface"]["format"], seed=size
+        )
+        expected = [answer.numpy() for answer in pytorch_network.forward(module, batch)]
+        try:
+            found = [answer.numpy() for answer in pytorch_network.forward(loaded, batch)]
+        except (RuntimeError, UserError) as error:  # it refuses the batch, or answers for another one
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
+        off = errors[size, *rest] = max_relative_error(float_outputs(found), float_outputs(expected))
+        if not off <= limit:
+            raise UserError(
+                f"at {at} the trace differs from the network by {off:.1e} (limit {limit:.0e}): "
+                "does its forward depend on values, or on random numbers?"
+            )
+    return errors
+
+
+def tensor(name: str, value: "torch.Tensor", opened: Iterable[int]) -> dict[str, Any]:
+    """A tensor of a signature; the batch is open, and so are some dimensions more. dtype as NumPy names it."""
+    shape = [-1 if axis in (0, *opened) else length for axis, length in enumerate(value.shape)]
+    return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}

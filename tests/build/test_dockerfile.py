@@ -1,0 +1,48 @@
+"""The Dockerfile, docker-bake.hcl, the CI example and the guide agree with each other, and with the project.
+
+What the Dockerfile builds is shown by tests/buildah.py.
+"""
+
+import re
+
+import yaml  # type: ignore[import-untyped]
+from tests.support.project import ROOT
+
+from build_tasks.spec.model import TRITON_KEYS
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+BAKE = (ROOT / "docker-bake.hcl").read_text()
+EXAMPLE = (ROOT / "docs/github-actions.yml").read_text()
+GUIDE = (ROOT / "docs/docker.md").read_text()
+
+ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
+STAGES = re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE)
+TARGETS = re.findall(r'^target "(\S+)"', BAKE, re.MULTILINE)
+
+
+def test_the_context_holds_what_is_copied_and_nothing_else() -> None:
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    copied = {source.removesuffix("*") for line in lines for source in line.split()}
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore
+    assert {line.removeprefix("!") for line in ignore if line.startswith("!")} == copied
+
+
+def test_defaults_are_the_same_everywhere() -> None:
+    assert ARGUMENTS["TRITON_RELEASE"] == TRITON_KEYS["release"]
+    assert dict(re.findall(r'^variable "(\w+)" \{.*\n +default = "(.+)"$', BAKE, re.MULTILINE)) == {
+        **ARGUMENTS,
+        "IMAGE": "triton-models",
+    }
+
+
+def test_targets_of_bake_are_stages() -> None:
+    assert set(re.findall(r'^ +target += "(\S+)"$', BAKE, re.MULTILINE)) <= set(STAGES)
+    assert set(re.findall(r'^ +contexts = \{ (\S+) = "model_repository" \}$', BAKE, re.MULTILINE)) <= set(STAGES)
+
+
+def test_the_guide_and_the_example_build_what_there_is() -> None:
+    jobs = yaml.safe_load(EXAMPLE)["jobs"]
+    steps = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    asked = re.findall(r"buildx bake(?: --\S+)* ([a-z-]+)", "\n".join([*steps, GUIDE]))
+    assert set(asked) == {*TARGETS} - {"stages", "triton"}  # which is the default

@@ -1,0 +1,137 @@
+"""Every command of the README is run, or is run by something that is named; every link of the docs leads somewhere."""
+
+import re
+import shlex
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from tests.support.project import ROOT, Project
+
+README = (ROOT / "README.md").read_text()
+WORDS = "doit|pip|python|pytest|tritonserver"
+
+# Command -> exit code, and what it says. In this order, in one project, without a GPU, Docker and the hub.
+RUN: dict[str, tuple[int, str]] = {
+    "doit plan": (0, "to run"),
+    "doit plan efficientnet_lite0": (0, "25 to run"),
+    "doit efficientnet_lite0": (0, "25 built, 1 not for this machine"),
+    "doit list": (0, "efficientnet_lite0 "),
+    "doit list --all --status": (0, "U weights:efficientnet_lite0"),
+    "doit help plan": (0, "doit plan [TASK"),
+    "doit help onnx:efficientnet_lite0": (0, "--opset_version"),
+    "doit info onnx:efficientnet_lite0": (0, "up-to-date"),
+    "doit onnx:efficientnet_lite0": (0, "3 up to date"),
+    "doit compare:efficientnet_lite0": (0, "int8 graph"),
+    "doit layers:efficientnet_lite0": (0, "✓ layers"),
+    "doit repair:efficientnet_lite0": (0, "✓ repair"),
+    "doit report": (0, "build/report.html"),
+    "doit clean TASK": (0, "removing build/efficientnet_lite0/accuracy.svg"),
+    "doit forget TASK": (0, "forgetting summary:efficientnet_lite0"),
+    "doit": (1, "put the file at models/efficientnet_b3/model.safetensors"),
+    "doit -n 2": (1, "put the file at models/efficientnet_b3/model.safetensors"),
+    "doit -r quiet": (1, "1 failed"),
+    "doit -r json": (1, '"models"'),
+    "doit onnx:efficientnet_b3 --opset_version 13 --dynamic_axes --batch_size 8": (1, "✗ weights"),
+    "doit engine:efficientnet_b3 --engine_precision FP32 --min_engine_batch_size 1 --opt_engine_batch_size 16 "
+    "--max_engine_batch_size 64": (1, "✗ weights"),
+    "doit container": (1, "there is no docker here; run the line above where there is"),
+    "doit tritonserver": (0, "✓ tritonserver"),
+    "doit check": (0, "efficientnet_lite0_preprocess: ok, 7 pictures prepared"),
+    "doit new mine --architecture resnet50": (0, "models/mine/model.toml"),
+}
+
+# Command -> where else it is run.
+ELSEWHERE = {
+    "pip install -r requirements.txt && doit efficientnet_lite0": "its halves: .ci/run, and above",
+    "pip install -r requirements-dev.txt && pytest": ".ci/run",
+    "python benchmarks/overhead.py": ".ci/run, in its short form",
+    "python benchmarks/incremental.py": ".ci/run, in its short form",
+    "python benchmarks/publishing.py": ".ci/run, in its short form",
+    "python benchmarks/scaling.py": ".ci/run, in its short form",
+    "python benchmarks/serving.py": ".ci/run, in its short form",
+    "tritonserver --model-repository=model_repository": "`doit serve` starts it so",
+    "doit tritonserver && doit serve": "its halves: above, and below",
+    "doit serve": "below",
+    "doit smoke --url localhost:8000": "below",
+    "doit bench:efficientnet_lite0": "tests/bench/test_bench.py, with a smaller model",
+    "pytest -m long": "by hand, it takes 10 minutes",
+    "python tests/buildah.py": "by hand, as root; docs/docker.md shows what it prints",
+    "pytest -n 0 -m gpu": "nowhere yet, as the README says",
+}
+
+
+def commands(text: str) -> set[str]:
+    """What a reader may copy: lines of code, and code in a sentence."""
+    quoted = re.findall(rf"`((?:{WORDS})\b[^`]*)`", re.sub(r"\s+", " ", text))
+    lines = re.findall(rf"^(?:    |\$ )((?:{WORDS})\b.*)$", text, re.MULTILINE)
+    return {command for command in (*quoted, *lines) if command not in WORDS.split("|")} | {"doit"}
+
+
+def test_no_command_of_the_readme_is_forgotten() -> None:
+    assert commands(README) == {*RUN, *ELSEWHERE}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("readme") / "project")
+    for model in ("efficientnet_lite0", "efficientnet_b3"):
+        shutil.copytree(ROOT / f"models/{model}", project / f"models/{model}")
+    shutil.copy(ROOT / "models/model.schema.json", project / "models")
+    (project / "no docker").mkdir()
+    for tool in ("doit", "python", "python3"):
+        (project / f"no docker/{tool}").symlink_to(shutil.which(tool) or "")
+    return project
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_does_what_the_readme_says(project: Project, command: str) -> None:
+    code, said = RUN[command]
+    words = shlex.split(command.replace("TASK", "summary:efficientnet_lite0"))[1:]
+    here = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PATH": f"{project.root}/no docker:/bin"}
+    run = project.doit(*words, **here)
+    assert (run.code, said in run.out) == (code, True), run.out
+    assert "Traceback" not in run.out
+
+
+def test_a_server_over_it_answers_within_the_gate(project: Project) -> None:
+    server = project.start("serve", "--server", "core")
+    try:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if "serving: HTTP 127.0.0.1:8000" in line:
+                break
+        run = project.built("smoke", "--url", "localhost:8000")
+        assert run.out.count(" ok") == 8, "four models, two protocols"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    assert server.returncode == 130
+
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https:)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_page_is_linked() -> None:
+    linked = {link for page in PAGES for link in re.findall(r"\]\((?:docs/)?([\w.-]+\.md)", page.read_text())}
+    assert {page.name for page in PAGES} - {"README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_commands_of_the_docs_exist(page: Path, project: Project) -> None:
+    """Each names a command, a stage, or one of the models that ship; NAME and the like stand for any."""
+    known = set(re.findall(r"^  doit ([\w-]+) +", project.built("help").out, re.MULTILINE))
+    known |= {line.split()[0] for line in project.built("list").out.splitlines()}
+    for command in commands(page.read_text()):
+        for part in command.split(" && "):
+            words = shlex.split(part)
+            first = words[1] if len(words) > 1 else ""
+            if words[0] == "doit" and re.match("[a-z]", first):  # and no option, nor NAME or TASK
+                assert first.partition(":")[0] in {*known, "mine"}, f"{page.name}: {command}"

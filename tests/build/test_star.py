@@ -1,0 +1,507 @@
+"""The star test: edit this, and exactly these tasks run; after that, nothing does."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import fakes
+from tests.support.project import CONVERTER, OTHER, ROOT, TINY, Project
+
+STAR = TINY.replace(
+    "[accuracy]",
+    'converter = "convert.py:convert"\n\n[input]\n\n[torchscript]\n\n[onnx]\n\n[accuracy]\nsamples = "samples"',
+)
+
+SPEC = "models/tiny/model.toml"
+PUBLISHED = "model_repository/tiny"
+PUBLISHED_ONNX = "model_repository/tiny_onnx"
+
+MEASURE = ["measure:tiny", "measure:tiny_onnx"]
+JUDGED = ["accuracy:tiny", "accuracy:tiny_onnx"]
+ACCURACY = [*JUDGED, "summary:tiny"]
+ACCURACY_ONNX = ["measure:tiny_onnx", "accuracy:tiny_onnx", "summary:tiny"]
+CLIENT = ["client:tiny", "client:tiny_onnx"]
+CONFIG = ["config:tiny", "config:tiny_onnx"]
+PUBLISH = ["publish:tiny", "publish:tiny_onnx"]
+PREPROCESSED = ["reference:tiny", *MEASURE, *ACCURACY, *CLIENT, *PUBLISH]
+SERVED_ONNX = ["config:tiny_onnx", "client:tiny_onnx", "publish:tiny_onnx"]
+CAST = [f"{stage}:tiny" for stage in ("cast", "measure", "accuracy", "summary", "config", "client", "publish")]
+NETWORK = ["weights:tiny", "reference:tiny", "torchscript:tiny", "onnx:tiny"]  # what makes the module
+
+Edit = Callable[[Project], object]
+
+
+def spec(old: str, new: str) -> Edit:
+    return lambda p: p.edit(SPEC, old, new)
+
+
+def key(table: str, line: str) -> Edit:
+    """Add a key to a table of the spec."""
+    return spec(f"[{table}]\n", f"[{table}]\n{line}\n")
+
+
+def both(first: Edit, second: Edit) -> Edit:
+    def edit(project: Project) -> None:
+        first(project)
+        second(project)
+
+    return edit
+
+
+def rename(old: str, new: str) -> Edit:
+    return lambda p: (p / old).rename(p / new)
+
+
+def append(path: str, text: str = "\n# edited\n") -> Edit:
+    return lambda p: (p / path).write_text((p / path).read_text() + text)
+
+
+def write(path: str, text: str) -> Edit:
+    return lambda p: (p / path).write_text(text)
+
+
+def delete(path: str) -> Edit:
+    return lambda p: (p / path).unlink()
+
+
+def truncate(path: str) -> Edit:
+    return lambda p: os.truncate(p / path, (p / path).stat().st_size // 2)
+
+
+def corrupt(path: str) -> Edit:
+    """Flip a byte in the middle, in place: same size, later mtime."""
+
+    def edit(project: Project) -> None:
+        data = bytearray((project / path).read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        (project / path).write_bytes(data)
+
+    return edit
+
+
+def replace(path: str) -> Edit:
+    """Put another file of the same size, mtime and mode in its place."""
+
+    def edit(project: Project) -> None:
+        file = project / path
+        status = file.stat()
+        draft = file.with_suffix(".draft")
+        draft.write_bytes(bytes(status.st_size))
+        os.utime(draft, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.replace(draft, file)
+        assert file.stat().st_mtime_ns == status.st_mtime_ns
+
+    return edit
+
+
+def scale_a_weight(project: Project) -> None:
+    """Change one value of the source weights: the classifier's first bias."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = project / "models/tiny/weights.safetensors"
+    state = load_file(path)
+    state["classifier.bias"] = state["classifier.bias"] + torch.eye(1000)[0]
+    save_file(state, path)
+
+
+def other_picture(project: Project) -> None:
+    shutil.copy(ROOT / "build_tasks/verification/photographs/rocket.jpg", project / "models/tiny/samples/coffee.jpg")
+
+
+def fake_version(distribution: str) -> Edit:
+    """Metadata of another version, ahead of the installed one on the path."""
+
+    def edit(project: Project) -> None:
+        folder = project / f"{distribution}-99.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 99\n")
+
+    return edit
+
+
+# Rows that differ from others in nothing but the key, the stage or the file: in the long form (pytest -m long).
+ALIKE = {
+    *(
+        "what the converter does",
+        "architecture.arguments",
+        "output",
+        "torchscript.precision",
+        "build: weights, same size",
+    ),
+    *("onnx.exporter, the other", "onnx.dynamic_axes", "onnx.external_data", "recipe of weights", "recipe of gate"),
+    *("input.std", "input.interpolation", "input.crop_pct", "input.crop_mode", "torchscript.memory_format"),
+    *("labels, the same file elsewhere", "onnx.exporter, the one that had won", "onnx.batch_size under dynamic axes"),
+    *("accuracy.gate of a format", "accuracy.samples, another picture", "triton.device", "triton.provenance"),
+    *(f"recipe of {stage}" for stage in ("labels", "torchscript", "onnx", "threads", "summary", "config", "client")),
+    *("version of onnxslim", "build: model.pt, replaced", "build: reference, truncated"),
+    *("published: model.pt, replaced", "published: labels.txt, same size"),
+    *("engine.precision, tf32", "engine.precision, bf16", "engine.keep_io_types", "engine.calibration"),
+    *("engine.min_batch_size", "engine.opt_batch_size", "engine.workspace", "engine.sparse_weights"),
+    *("engine.profiling_verbosity", "recipe of compiler", "recipe of machine", "version of nvidia-modelopt"),
+    *("build: graph, truncated", "build: model.plan's signature, edited", "build: timing cache, deleted"),
+}
+
+
+def rows(table: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [pytest.param(*row, id=name, marks=[pytest.mark.long] * (name in ALIKE)) for name, *row in table]
+
+
+STARS: list[tuple[str, Edit, list[str]]] = [
+    # weights
+    ("a value of the weights", scale_a_weight, [*NETWORK, *MEASURE, *ACCURACY, *PUBLISH]),
+    ("the weights, touched", lambda p: os.utime(p / "models/tiny/weights.safetensors"), []),
+    ("weights.source, the same file elsewhere", both(
+        rename("models/tiny/weights.safetensors", "models/tiny/w.safetensors"),
+        spec("weights.safetensors", "w.safetensors"),
+    ), ["weights:tiny", *PUBLISH]),  # with another provenance
+    ("a comment in the converter", append("models/tiny/convert.py"), ["weights:tiny"]),
+    ("what the converter does", lambda p: p.edit(
+        "models/tiny/convert.py", "dict(state)", "{k: v * 2 if 'classifier' in k else v for k, v in state.items()}"
+    ), [*NETWORK, *MEASURE, *ACCURACY, *PUBLISH]),
+    ("a file of the model that nothing names", write("models/tiny/notes.txt", "mine"), []),
+    # labels
+    ("a label", lambda p: p.edit("models/tiny/labels.txt", "class 7\n", "class seven\n"),
+     ["labels:tiny", *CONFIG, *CLIENT, *PUBLISH]),
+    ("labels, the same file elsewhere", both(
+        rename("models/tiny/labels.txt", "models/tiny/names.txt"), spec("labels.txt", "names.txt")
+    ), ["labels:tiny"]),
+    # spec
+    ("a comment in the spec", append(SPEC), []),
+    ("max_batch_size", spec("max_batch_size = 4", "max_batch_size = 5"),
+     ["torchscript:tiny", "onnx:tiny", *CONFIG, *PUBLISH]),
+    ("architecture.arguments", key("architecture", "arguments = { drop_rate = 0.5 }"), [*NETWORK, *PUBLISH]),
+    ("input.shape", key("input", "shape = [3, 128, 128]"),
+     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *CONFIG, *CLIENT,
+      *PUBLISH]),
+    ("input.mean", key("input", "mean = [0.5, 0.5, 0.5]"), PREPROCESSED),
+    ("input.std", key("input", "std = [0.5, 0.5, 0.5]"), PREPROCESSED),
+    ("input.interpolation", key("input", 'interpolation = "bilinear"'), PREPROCESSED),
+    ("input.crop_pct", key("input", "crop_pct = 0.5"), PREPROCESSED),
+    ("input.crop_mode", key("input", 'crop_mode = "squash"'), PREPROCESSED),
+    ("onnx.opset", key("onnx", "opset = 16"), ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
+    ("onnx.exporter, the one that had won", key("onnx", 'exporter = "torchscript"'),
+     ["onnx:tiny", "publish:tiny_onnx"]),
+    ("onnx.exporter, the other", key("onnx", 'exporter = "dynamo"\nopset = 18'),
+     ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
+    ("onnx.batch_size under dynamic axes", key("onnx", "batch_size = 2"), ["onnx:tiny", "publish:tiny_onnx"]),
+    ("onnx.dynamic_axes", key("onnx", "dynamic_axes = false"),
+     ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
+    ("onnx.external_data", key("onnx", "external_data = true"),
+     ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
+    ("torchscript.precision", key("torchscript", 'precision = "fp16"'), CAST),
+    ("torchscript.memory_format", key("torchscript", 'memory_format = "channels_last"'), CAST),
+    ("torchscript.precision, the default said", key("torchscript", 'precision = "fp32"'), []),
+    ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), ACCURACY),
+    ("accuracy.gate of a format", append(SPEC, '[[accuracy.gate]]\nformat = "onnx"\ntop1 = 0.5\n'),
+     ["accuracy:tiny_onnx", "summary:tiny"]),
+    ("accuracy.gate of a precision that is not built", append(
+        SPEC, '[[accuracy.gate]]\nprecision = "int8"\ntop1 = 0.5\n'
+    ), []),
+    ("accuracy.truth", both(
+        write("models/tiny/truth.csv", "chelsea.jpg,285\n"), key("accuracy", 'truth = "truth.csv"')
+    ), [*MEASURE, *ACCURACY]),
+    ("accuracy.allow_untestable", spec("allow_untestable = true", "allow_untestable = false"), ACCURACY),
+    ("accuracy.samples, one more", lambda p: shutil.copy(
+        ROOT / "build_tasks/verification/photographs/rocket.jpg", p / "models/tiny/samples"
+    ), ["reference:tiny", *MEASURE, *ACCURACY]),
+    ("accuracy.samples, another picture", other_picture, ["reference:tiny", *MEASURE, *ACCURACY]),
+    ("[triton]", append(SPEC, "[triton]\ninstance_group = [{ count = 2 }]\n"), [*CONFIG, *PUBLISH]),
+    ("[triton] of one format", append(SPEC, "[triton.onnx]\ninstance_group = [{ count = 2 }]\n"),
+     ["config:tiny_onnx", "publish:tiny_onnx"]),
+    ("triton.device", append(SPEC, '[triton]\ndevice = "cpu"\n'), [*CONFIG, *PUBLISH]),
+    ("triton.device, a GPU", append(SPEC, '[triton]\ndevice = "gpu"\n'),
+     [*CAST, "config:tiny_onnx", "publish:tiny_onnx"]),
+    ("triton.release", append(SPEC, '[triton]\nrelease = "26.07"\n'), CONFIG),
+    ("triton.keep_versions", append(SPEC, "[triton]\nkeep_versions = 2\n"), [*CONFIG, *PUBLISH]),
+    ("triton.provenance", append(SPEC, "[triton]\nprovenance = false\n"), PUBLISH),
+    ("output", append(SPEC, "[output]\nsoftmax = true\n"),
+     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *PUBLISH]),
+    ("input.format", key("input", 'format = "uint8_nhwc"'),
+     ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *CONFIG, *CLIENT, *PUBLISH]),
+    ("ensemble", spec("max_batch_size = 4", 'max_batch_size = 4\nensemble = "onnx"'), ["preprocess:tiny", *(
+        f"{stage}:tiny_{model}" for model in ("preprocess", "ensemble") for stage in ("config", "publish")
+    ), "client:tiny_ensemble"]),
+    ("[engine] without a format that is compiled", append(SPEC, '[engine]\nprecision = "fp32"\n'), []),
+    ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["summary:tiny", "prune"]),
+    ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
+    # recipes
+    ("recipe of weights", append("build_tasks/stages/weights.py"), ["weights:tiny", "weights:other"]),
+    ("recipe of labels", append("build_tasks/stages/labels.py"), ["labels:tiny"]),
+    ("recipe of torchscript", append("build_tasks/stages/torchscript.py"), ["torchscript:tiny", "torchscript:other"]),
+    ("recipe of onnx", append("build_tasks/stages/onnx.py"), ["onnx:tiny"]),
+    ("recipe of measure", append("build_tasks/stages/measure.py"), [*MEASURE, "measure:other"]),
+    ("recipe of threads", append("build_tasks/runtime/threads.py"), [
+        "reference:tiny", "reference:other", *MEASURE, "measure:other"
+    ]),
+    ("recipe of gate", append("build_tasks/verification/gate.py"), [*ACCURACY, "accuracy:other", "summary:other"]),
+    ("recipe of summary", append("build_tasks/stages/summary.py"), ["summary:tiny", "summary:other"]),
+    ("recipe of layers and repair, which are on demand", both(
+        append("build_tasks/stages/layers.py"), append("build_tasks/stages/repair.py")
+    ), []),
+    ("recipe of config", append("build_tasks/stages/config.py"), [*CONFIG, "config:other"]),
+    ("recipe of client", append("build_tasks/stages/client.py"), [*CLIENT, "client:other"]),
+    ("recipe of publish", append("build_tasks/stages/publish.py"), [*PUBLISH, "publish:other"]),
+    ("a rule that no artifact depends on", append("build_tasks/doit_plugin/reporter.py"), []),
+    # tools
+    ("version of onnxslim", fake_version("onnxslim"), ["onnx:tiny", "publish:tiny_onnx"]),
+    ("version of tritonclient", fake_version("tritonclient"), [*CONFIG, "config:other"]),
+    ("version of a package that no stage uses", fake_version("pytest"), []),
+    # targets in build/
+    ("build: weights, same size", corrupt("build/tiny/weights.safetensors"), ["weights:tiny"]),
+    ("build: model.pt, deleted", delete("build/tiny/model.pt"), ["torchscript:tiny"]),
+    ("build: model.pt, replaced", replace("build/tiny/model.pt"), ["torchscript:tiny"]),
+    ("build: model.onnx, truncated", truncate("build/tiny/model.onnx"), ["onnx:tiny"]),
+    ("build: reference, truncated", truncate("build/tiny/reference.json"), ["reference:tiny"]),
+    ("build: config.pbtxt, edited", append("build/tiny/model.pt.config.pbtxt"), ["config:tiny"]),
+    ("build: figures, edited", append("build/tiny/model.onnx.measured.json"), ["measure:tiny_onnx"]),
+    ("build: verdict, deleted", delete("build/tiny/model.onnx.verdict.json"), ["accuracy:tiny_onnx"]),
+    ("build: deleted as a whole", both(
+        lambda p: shutil.rmtree(p / "build/tiny"), lambda p: shutil.rmtree(p / PUBLISHED)
+    ), [*NETWORK, "labels:tiny", *MEASURE, *ACCURACY, *CONFIG, *CLIENT, "publish:tiny"]),
+    # targets in model_repository/
+    ("published: model.pt, deleted", delete(f"{PUBLISHED}/1/model.pt"), ["publish:tiny"]),
+    ("published: model.pt, replaced", replace(f"{PUBLISHED}/1/model.pt"), ["publish:tiny"]),
+    ("published: model.onnx, truncated", truncate(f"{PUBLISHED_ONNX}/1/model.onnx"), ["publish:tiny_onnx"]),
+    ("published: labels.txt, same size", corrupt(f"{PUBLISHED}/labels.txt"), ["publish:tiny"]),
+    ("published: config.pbtxt, edited", append(f"{PUBLISHED}/config.pbtxt"), ["publish:tiny"]),
+    ("published: a file too many", write(f"{PUBLISHED}/1/model.bak", "x"), ["publish:tiny"]),
+    ("published: what Python leaves beside a model that is served", both(
+        lambda p: (p / f"{PUBLISHED}/1/__pycache__").mkdir(), write(f"{PUBLISHED}/1/__pycache__/model.pyc", "x")
+    ), []),
+    ("published: the folder, deleted", lambda p: shutil.rmtree(p / PUBLISHED_ONNX), ["publish:tiny_onnx"]),
+    ("published: a neighbour made by hand", both(
+        lambda p: (p / "model_repository/mine").mkdir(), write("model_repository/mine/config.pbtxt", 'name: "mine"\n')
+    ), []),
+]  # fmt: skip
+
+
+def project_of(folder: Path, spec: str, weights: Path) -> Project:
+    """A project with the model `tiny` of this spec, and all that the spec names beside it."""
+    project = Project(folder / "project")
+    labels = "".join(f"class {index}\n" for index in range(1000))
+    model = project.model("tiny", spec, convert_py=CONVERTER, labels_txt=labels)
+    shutil.copy(weights, model)
+    (model / "samples").mkdir()
+    for picture in ("brick.jpg", "camera.jpg", "chelsea.jpg", "coffee.jpg", "grass.jpg"):
+        shutil.copy(ROOT / f"build_tasks/verification/photographs/{picture}", model / "samples")
+    return project
+
+
+def assert_foreseen(plan: dict[str, list[str]], ran: list[str], failed: Sequence[str] = ()) -> None:
+    """All that was sure to run did, or stood behind what failed; and nothing ran that was not at least possible."""
+    assert {*ran, *failed} <= {*plan["run"], *plan["maybe"]}
+    if not failed:
+        assert {*plan["run"]} <= {*ran}
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
+    project = project_of(tmp_path_factory.mktemp("star"), STAR, tiny_weights)
+    project.model("other", OTHER)
+    project.built()
+    return project
+
+
+def test_nothing_runs_twice(star: Project) -> None:
+    assert star.built().ran == []
+    assert star.plan() == {"run": [], "maybe": [], "–": [], "ignored": []}
+
+
+@pytest.mark.parametrize(("edit", "expected"), rows(STARS))
+def test_an_edit_runs_exactly_the_tasks_it_touches(
+    star: Project, copy_of: Callable[[Project], Project], edit: Edit, expected: list[str]
+) -> None:
+    project = copy_of(star)
+    edit(project)
+    plan = project.plan()
+    assert project.built().ran == sorted(expected)
+    assert_foreseen(plan, expected)
+    assert project.built().ran == [], "the second run has nothing left to do"
+
+
+# What is compiled, under stand-ins for TensorRT and a GPU (see tests/stand_ins). Without CUDA a plan is not judged and
+# not published, so that its chain is asked for up to its config.
+ENGINE_STAR = STAR.replace('formats = ["torchscript", "onnx"]', 'formats = ["torchscript", "onnx", "tensorrt", "rtx"]')
+ENGINE_STAR += """
+[[accuracy.gate]]
+precision = "int8"
+top1 = 0
+top5 = 0
+
+[[accuracy.gate]]
+precision = "fp8"
+top1 = 0
+top5 = 0
+
+[engine]
+"""
+ENGINE_TASKS = ["engine:tiny", "rtx:tiny", "config:tiny_trt", *PUBLISH]
+
+COMPILED = ["engine:tiny", "rtx:tiny"]
+SIGNED = [*COMPILED, "config:tiny_trt"]  # the signature is another one, too
+
+
+def converted(precision: str) -> list[str]:
+    return [f"{stage}:tiny.{precision}" for stage in ("precision", "measure", "accuracy")]
+
+
+ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
+    # the graph
+    ("engine.precision, fp32", key("engine", 'precision = "fp32"'), SIGNED, []),
+    ("engine.precision, tf32", key("engine", 'precision = "tf32"'), SIGNED, []),
+    ("engine.precision, bf16", key("engine", 'precision = "bf16"'), [*converted("bf16"), *SIGNED], []),
+    ("engine.precision, int8", key("engine", 'precision = "int8"'), [*converted("int8"), *SIGNED], []),
+    ("engine.precision, fp8, which this GPU lacks", key("engine", 'precision = "fp8"'),
+     [*converted("fp8"), "rtx:tiny"], ["engine:tiny"]),
+    ("engine.keep_fp32", key("engine", 'keep_fp32 = ["Gemm"]'),
+     [*converted("fp16"), *COMPILED], []),
+    ("engine.keep_io_types", key("engine", "keep_io_types = false"), [*converted("fp16"), *SIGNED], []),
+    ("engine.calibration", key("engine", 'precision = "int8"\ncalibration = "samples"'),
+     [*converted("int8"), *SIGNED], []),
+    ("accuracy.gate of the precision", append(SPEC, '[[accuracy.gate]]\nprecision = "fp16"\nrelative_l2 = 0.04\n'),
+     ["accuracy:tiny.fp16"], []),
+    ("engine.repair, where the gate holds", key("engine", "repair = true"), ["repair:tiny", "precision:tiny.fp16"], []),
+    ("a lock file for another precision", write("models/tiny/keep_fp32.lock", "[int8]\nkeep_fp32 = []\n"),
+     ["precision:tiny.fp16"], []),
+    # the profile
+    ("engine.min_batch_size", key("engine", "min_batch_size = 2"), SIGNED, []),
+    ("engine.opt_batch_size", key("engine", "opt_batch_size = 2"), SIGNED, []),
+    ("engine.max_batch_size", key("engine", "max_batch_size = 7"), SIGNED, []),
+    ("engine.max_batch_size, the default said", key("engine", "max_batch_size = 4"), [], []),
+    ("input.min_size and max_size", key(
+        "input", "shape = [3, 160, 160]\nmin_size = [128, 128]\nmax_size = [192, 192]"
+    ), ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *JUDGED, *CONFIG, *PUBLISH, *converted("fp16"),
+        *SIGNED], []),
+    # the builder
+    ("engine.workspace", key("engine", "workspace = 1024"), COMPILED, []),
+    ("engine.optimization_level", key("engine", "optimization_level = 1"), COMPILED, []),
+    ("engine.sparse_weights", key("engine", "sparse_weights = true"), COMPILED, []),
+    ("engine.refittable", key("engine", "refittable = true"), [], COMPILED),
+    ("engine.profiling_verbosity", key("engine", 'profiling_verbosity = "detailed"'), COMPILED, []),
+    # TensorRT alone
+    ("engine.hardware_compatibility", key("engine", 'hardware_compatibility = "ampere_plus"'), ["engine:tiny"], []),
+    ("engine.version_compatible", key("engine", "version_compatible = true"), [], ["engine:tiny"]),
+    ("engine.timing_cache", both(write("models/tiny/timing.cache", ""), key("engine", 'timing_cache = "timing.cache"')),
+     ["engine:tiny"], []),
+    # TensorRT-RTX alone
+    ("engine.rtx_compute_capabilities", key("engine", 'rtx_compute_capabilities = ["8.6"]'), ["rtx:tiny"], []),
+    # recipes and tools
+    ("recipe of precision", append("build_tasks/stages/precision.py"), ["precision:tiny.fp16"], []),
+    ("recipe of engine", append("build_tasks/stages/engine.py"), COMPILED, []),
+    ("recipe of compiler", append("build_tasks/formats/tensorrt.py"), COMPILED, []),
+    ("recipe of machine", append("build_tasks/runtime/hardware.py"), COMPILED, []),
+    ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny.fp16"], []),
+    ("version of polygraphy", fake_version("polygraphy"),
+     ["reference:tiny", *MEASURE, "measure:tiny.fp16", *COMPILED], []),
+    ("version of TensorRT-RTX", fake_version("tensorrt_rtx_cu13"), ["rtx:tiny"], []),
+    # targets in build/
+    ("build: graph, truncated", truncate("build/tiny/model.fp16.onnx"), ["precision:tiny.fp16"], []),
+    ("build: verdict of the graph, deleted", delete("build/tiny/model.fp16.onnx.verdict.json"),
+     ["accuracy:tiny.fp16"], []),
+    ("build: model.plan, replaced", replace("build/tiny/model.plan"), ["engine:tiny"], []),
+    ("build: model.plan's signature, edited", append("build/tiny/model.plan.signature.json"), ["engine:tiny"], []),
+    ("build: model.rtx, same size", corrupt("build/tiny/model.rtx"), ["rtx:tiny"], []),
+    ("build: timing cache, deleted", lambda p: shutil.rmtree(p / "build/.timing"), [], []),
+]  # fmt: skip
+
+# What a plan depends on besides its inputs; TensorRT-RTX and all before them depend on none of it.
+MACHINES: list[tuple[str, dict[str, str], list[str]]] = [
+    ("another GPU of the same kind", {"gpus": "NVIDIA RTX A6000, 8.6"}, ["config:tiny_trt", "engine:tiny"]),
+    ("another compute capability", {"gpus": "NVIDIA RTX A4000, 8.9"}, ["config:tiny_trt", "engine:tiny"]),
+    ("another TensorRT", {"tensorrt": "11.2.1"}, ["config:tiny_trt", "engine:tiny"]),
+    ("a second GPU", {"gpus": f"{fakes.GPU}; NVIDIA L4, 8.9"}, []),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine_star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
+    project = project_of(tmp_path_factory.mktemp("engine_star"), ENGINE_STAR, tiny_weights)
+    project.built(*ENGINE_TASKS, **fakes.machine(project.root.parent))
+    return project
+
+
+def without_torch(tasks: list[str]) -> bool:
+    """Whether a run of these tasks can be spared the import of torch, and be shown not to need it."""
+    needed = {"weights", "reference", "torchscript", "onnx", "repair", "precision"}
+    return needed.isdisjoint(task.partition(":")[0] for task in tasks) and "measure:tiny" not in tasks
+
+
+@pytest.mark.parametrize(("edit", "expected", "failed"), rows(ENGINE_STARS))
+def test_an_edit_compiles_exactly_what_it_touches(
+    engine_star: Project, copy_of: Callable[[Project], Project], edit: Edit, expected: list[str], failed: list[str]
+) -> None:
+    project = copy_of(engine_star)
+    edit(project)
+    machine = fakes.machine(project.root.parent, torch=not without_torch(expected))
+    plan = project.plan(*ENGINE_TASKS, **machine)
+    run = project.doit(*ENGINE_TASKS, **machine)
+    assert (run.ran, run.failed) == (sorted(expected), sorted(failed)), run.out
+    assert_foreseen(plan, expected, failed)
+    if not failed:
+        assert project.built(*ENGINE_TASKS, **machine).ran == [], "the second run has nothing left to do"
+
+
+@pytest.mark.parametrize(("found", "expected"), [m[1:] for m in MACHINES], ids=[m[0] for m in MACHINES])
+def test_another_machine_compiles_plans_anew_and_nothing_before_them(
+    engine_star: Project, copy_of: Callable[[Project], Project], found: dict[str, str], expected: list[str]
+) -> None:
+    project = copy_of(engine_star)
+    machine = fakes.machine(project.root.parent, torch=False, **found)
+    plan = project.plan(*ENGINE_TASKS, **machine)
+    assert project.built(*ENGINE_TASKS, **machine).ran == expected
+    assert_foreseen(plan, expected)
+    assert project.built(*ENGINE_TASKS, **machine).ran == []
+
+
+def test_compute_capabilities_are_a_plan_each(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
+    """The task is called after the plan then; what stands before it is left alone."""
+    project = copy_of(engine_star)
+    machine = fakes.machine(project.root.parent, torch=False)
+    key("engine", 'compute_capabilities = ["8.6"]')(project)
+    tasks = ["engine", *ENGINE_TASKS[1:]]
+    assert project.built(*tasks, **machine).ran == ["config:tiny_trt", "engine:tiny.sm86"]
+    assert project.built(*tasks, **machine).ran == []
+
+
+def test_what_cuda_sees_first_is_the_gpu_of_a_plan(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(engine_star)
+    machine = fakes.machine(project.root.parent, torch=False, gpus=f"NVIDIA L4, 8.9; {fakes.GPU}")
+    assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="1,0", **machine).ran == []
+    assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="GPU-1a", **machine).ran == []
+    run = project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="0", **machine)
+    assert run.ran == ["config:tiny_trt", "engine:tiny"]
+    assert "GPU: NVIDIA RTX A4000 -> NVIDIA L4" in run.out
+
+
+def test_other_pictures_calibrate_anew(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(engine_star)
+    machine = fakes.machine(project.root.parent)
+    key("engine", 'precision = "int8"')(project)
+    project.built("rtx:tiny", **machine)
+    (project / "models/tiny/pictures").mkdir()
+    shutil.copy(ROOT / "build_tasks/verification/photographs/rocket.jpg", project / "models/tiny/pictures")
+    key("engine", 'calibration = "pictures"')(project)
+    assert project.built("rtx:tiny", **machine).ran == sorted([*converted("int8"), "rtx:tiny"])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("version_compatible = true", "Unable to load library: libnvinfer_lean.so"),
+        ("refittable = true", "CHECK(status == CUDA_SUCCESS) failed"),
+        ("workspace = 1", "no tactics to implement the operation within workspace limit"),
+    ],
+)
+def test_of_several_errors_the_builders_own_is_told(
+    engine_star: Project, copy_of: Callable[[Project], Project], line: str, reason: str
+) -> None:
+    """The first are of CUDA, which is tried and not there; the last says why there is no engine."""
+    project = copy_of(engine_star)
+    key("engine", line)(project)
+    run = project.doit("engine:tiny", **fakes.machine(project.root.parent, torch=False))
+    assert run.failed == ["engine:tiny"]
+    assert reason in run.out

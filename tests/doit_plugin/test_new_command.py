@@ -1,0 +1,188 @@
+"""`doit new`: specs that load, say what timm says, and build; and what is refused, without a trace."""
+
+import importlib.metadata
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from build_tasks.doit_plugin.new_command import New
+from build_tasks.spec.loader import parsed
+from tests.support.project import OTHER, ROOT, Project
+
+Doit = Callable[..., tuple[int, str]]
+
+VERSION = importlib.metadata.version("timm")
+SCHEMA = json.loads((ROOT / "models/model.schema.json").read_text())
+
+
+@pytest.fixture
+def doit_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doit:
+    """The command in this process, in an empty project: timm takes seconds to import."""
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+
+    def run(*words: str) -> tuple[int, str]:
+        code = New().parse_execute(list(words))
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def spec_of(path: Path) -> dict[str, Any]:
+    """The spec that was written; it fits the schema, also with every key that it only suggests."""
+    text = path.read_text()
+    assert text.startswith("#:schema ../model.schema.json\n")
+    for toml in (text, uncommented(text)):
+        jsonschema.validate(tomllib.loads(toml), SCHEMA, jsonschema.Draft7Validator)
+    return tomllib.loads(text)
+
+
+def uncommented(text: str) -> str:
+    return re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+
+
+def test_an_architecture_comes_with_its_own_preprocessing_weights_and_labels(project: Project) -> None:
+    out = project.built("new", "b3", "--architecture", "efficientnet_b3").out
+    assert out.splitlines() == [
+        "wrote models/b3/model.toml",
+        "next: `doit plan b3` tells what will run, `doit b3` builds it",
+    ]
+    assert spec_of(project / "models/b3/model.toml") == {
+        "labels": "imagenet-1k",
+        "architecture": {"timm": "efficientnet_b3.ra2_in1k"},
+        "weights": {"source": "timm://efficientnet_b3.ra2_in1k"},
+        "input": {
+            "shape": [3, 288, 288],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+        },
+        **{table: {} for table in ("onnx", "engine", "accuracy", "triton")},
+    }
+    text = (project / "models/b3/model.toml").read_text()
+    assert "timm tests it at 320 x 320" in text
+    assert "put the file at models/b3/model.safetensors" in text
+    assert "b3 " in project.built("list").out
+
+
+def test_what_it_suggests_are_the_defaults(doit_new: Doit) -> None:
+    """Nothing changes by taking a line that names a default out of its comment."""
+    assert doit_new("m", "--architecture", "resnet18.a1_in1k")[0] == 0
+    text = Path("models/m/model.toml").read_text()
+    bare = re.sub(r"^(ensemble|samples|opt_batch_size) = .*\n", "", uncommented(text), flags=re.MULTILINE)
+    ours, theirs = (parsed("m", toml.encode()) for toml in (text, bare))
+    assert theirs.spec.triton == {"release": ours.release, "device": ours.triton("device")}
+    theirs.spec.triton.clear()
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "comment"),
+    [
+        ("resnet50.tv_in1k", {"timm": "resnet50.tv_in1k", "source": "timm://resnet50.tv_in1k"}, "resnet50.tv_in1k of"),
+        (
+            "resnetv2_50x1_bit.goog_in21k",
+            {"timm": "resnetv2_50x1_bit.goog_in21k", "labels": None, "interpolation": "bilinear"},
+            "21843 classes",
+        ),
+        ("coatnet_0_224", {"source": "random://0"}, "timm has no pretrained weights of it"),
+        ("vit_base_patch16_224", {"mean": [0.5] * 3, "crop_pct": 0.9}, "license of the weights: apache-2.0"),
+    ],
+)
+def test_what_timm_has_of_an_architecture(
+    doit_new: Doit, architecture: str, keys: dict[str, object], comment: str
+) -> None:
+    code, out = doit_new("--architecture", architecture, "m")
+    assert code == 0, out
+    spec = spec_of(Path("models/m/model.toml"))
+    found = {**spec, **spec["architecture"], **spec["weights"], **spec["input"]}
+    assert {key: found.get(key) for key in keys} == keys
+    assert comment in Path("models/m/model.toml").read_text()
+    assert ("RANDOM" in out) == (keys.get("source") == "random://0")
+
+
+def test_a_new_model_builds(project: Project) -> None:
+    project.built("new", "small", "--architecture", "test_efficientnet", "--weights", "random://0")
+    project.edit("models/small/model.toml", '# formats = ["torchscript", "onnx", "tensorrt"]', 'formats = ["onnx"]')
+    project.edit("models/small/model.toml", "# max_batch_size = 32", "max_batch_size = 2")
+    assert "publish:small_onnx" in project.built("small").ran
+    labels = (project / "model_repository/small_onnx/labels.txt").read_text().splitlines()
+    assert len(labels) == 1000
+    assert project.built("small").ran == []
+
+
+USAGE = "expected: doit new NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE"
+NAME = "a model's name is made of letters, digits, _ and -, and begins with a letter or digit"
+
+REFUSED = [
+    ("", USAGE),
+    ("m", USAGE),
+    ("--architecture resnet18", USAGE),
+    ("m n --architecture resnet18", USAGE),
+    ("m -a resnet18 --from-onnx m.onnx", USAGE),
+    ("m -w random://0 --from-onnx m.onnx", USAGE),
+    ("there -a resnet18", "models/there exists already"),
+    ("onnx -a resnet18", "models/onnx: doit knows a command or stage named onnx; rename the folder"),
+    ("new -a resnet18", "models/new: doit knows a command or stage named new; rename the folder"),
+    ("a.b -a resnet18", f"models/a.b: {NAME}"),
+    ("../m -a resnet18", f"models/../m: {NAME}"),
+    (
+        "m -a efficentnet_b3",
+        f"--architecture: expected an architecture of timm {VERSION}, found 'efficentnet_b3' "
+        "(did you mean 'efficientnet_b3'?)",
+    ),
+    (
+        "m -a efficientnet_b3.in1k",
+        "--architecture: expected one of efficientnet_b3.ra2_in1k, found 'efficientnet_b3.in1k' "
+        "(did you mean 'efficientnet_b3.ra2_in1k'?)",
+    ),
+    (
+        "m -a coatnet_0_224.in1k",
+        "--architecture: expected coatnet_0_224, which has no tags, found 'coatnet_0_224.in1k'",
+    ),
+    (
+        "m -a resnet18 -w gopher://host/file",
+        "models/m/model.toml: weights.source: expected one of hf://, https://, http://, package://, timm://, random:// "
+        "or a path, found 'gopher://'",
+    ),
+    (
+        "there_onnx -a resnet18",
+        "models/there_onnx/model.toml: format torchscript is served as there_onnx, and so is format onnx of "
+        "models/there/model.toml",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line"), REFUSED, ids=[arguments or "nothing" for arguments, _ in REFUSED])
+def test_it_refuses_with_one_line_and_leaves_nothing(doit_new: Doit, arguments: str, line: str) -> None:
+    Path("models/there").mkdir()
+    Path("models/there/model.toml").write_text(OTHER.replace('["torchscript"]', '["onnx"]'))
+    assert doit_new(*arguments.split()) == (3, f"ERROR: {line}\n")
+    assert [str(path) for path in Path("models").rglob("*")] == ["models/there", "models/there/model.toml"]
+
+
+def test_a_mistake_in_another_spec_is_no_hindrance(doit_new: Doit) -> None:
+    Path("models/broken").mkdir()
+    Path("models/broken/model.toml").write_text("formats = 3")
+    assert doit_new("m", "--architecture", "resnet18")[0] == 0
+    assert Path("models/m/model.toml").exists()
+
+
+def test_what_doit_says_of_it(project: Project) -> None:
+    """It is doit's word, by the entry point; its help needs no model, and a refusal is doit's exit code."""
+    out = project.built("help", "new").out
+    assert "doit new NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE" in " ".join(
+        out.split()
+    )
+    refused = project.doit("new", "a.b", "--architecture", "resnet18")
+    assert (refused.code, refused.out) == (3, f"ERROR: models/a.b: {NAME}\n")
+    assert project.tree("models") == {}

@@ -1,0 +1,215 @@
+"""A model of which nothing has changed is not judged again; whatever changes is seen as by a doit that judges all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from build_tasks.doit_plugin import noop_cache
+from build_tasks.doit_plugin.noop_cache import NoopCache, requested_models
+from tests.support.project import DOIT, OTHER, TINY, Project, add_tiny
+
+WITH_ENGINE = TINY.replace('"onnx"]', '"onnx", "tensorrt"]')
+
+
+@pytest.fixture(scope="module")
+def settled_pair(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
+    """A project with two models, built and then found up to date."""
+    project = Project(tmp_path_factory.mktemp("settled") / "project")
+    add_tiny(project, tiny_weights)
+    project.model("other", OTHER)
+    project.built()
+    return project
+
+
+@pytest.fixture
+def pair(settled_pair: Project, copy_of: Callable[[Project], Project]) -> Project:
+    project = copy_of(settled_pair)
+    settle(project)
+    return project
+
+
+def settle(project: Project) -> None:
+    """Let a run find all up to date. What was edited in the last two seconds might still change under it."""
+    time.sleep(2.1)
+    assert project.built().ran == []
+
+
+def known(project: Project, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[set[str], set[str]]:
+    """The models that the next doit would not judge; those whose specs it would not read, since others are asked for.
+
+    As seen from the project, with the search path of its doit.
+    """
+    found = NoopCache()
+    with monkeypatch.context() as patch:
+        patch.chdir(project.root)
+        patch.setattr("sys.path", [str(project.root), *SEARCHED])
+        found.look(sorted(os.listdir(project / "models")), ["doit", *words])
+    return set(found.models), set(found.apart)
+
+
+def search_path() -> list[str]:
+    """Of the script doit, the project's folder apart."""
+    code = "import sys; print(*sys.path[1:], sep='\\n')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [os.path.dirname(DOIT), *run.stdout.splitlines()]
+
+
+SEARCHED = search_path()
+
+
+def test_what_was_found_up_to_date_is_not_judged_again(pair: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known(pair, monkeypatch) == ({"tiny", "other"}, set())
+    assert known(pair, monkeypatch, "tiny") == ({"tiny"}, {"other"})
+    assert pair.built().out == pair.built("publish:tiny", "tiny", "other", "prune").out  # the second judges
+
+
+def stamp_kept(path: Path, data: bytes) -> None:
+    """Write in place, and put the time of the last change back."""
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    stamp_kept(path, bytes(data))
+
+
+EDITS: dict[str, tuple[Callable[[Project], object], str | None]] = {
+    "a key": (lambda p: p.edit("models/tiny/model.toml", "= 4", "= 3"), "torchscript:tiny"),
+    "a label, its time kept": (lambda p: flipped(p / "models/tiny/labels.txt"), "labels:tiny"),
+    "a target": (lambda p: flipped(p / "build/tiny/model.onnx"), "onnx:tiny"),
+    "a missing target": (lambda p: (p / "build/tiny/model.pt.measured.json").unlink(), "measure:tiny"),
+    "a published file": (lambda p: flipped(p / "model_repository/tiny/1/model.pt"), "publish:tiny"),
+    "a file too many": (lambda p: (p / "model_repository/tiny_onnx/1/more").touch(), "publish:tiny_onnx"),
+    "a folder that is gone": (lambda p: shutil.rmtree(p / "model_repository/tiny"), "publish:tiny"),
+    "forget": (lambda p: p.built("forget", "labels:tiny"), "labels:tiny"),
+    "no records": (lambda p: (p / "build/.doit.sqlite3").unlink(), "weights:tiny"),
+    "the project's code": (lambda p: p.edit("build_tasks/stages/labels.py", "\n", "\n# \n"), "labels:tiny"),
+    "a touched file": (lambda p: os.utime(p / "models/tiny/labels.txt"), None),
+    "a file beside the spec": (lambda p: (p / "models/tiny/notes.txt").touch(), None),
+}
+
+
+ALIKE = {"a label, its time kept", "a missing target", "a folder that is gone", "a touched file", "no records"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in EDITS])
+def test_an_edit_is_seen(pair: Project, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    edit, outdated = EDITS[name]
+    edit(pair)
+    everything = name in ("no records", "the project's code")
+    assert known(pair, monkeypatch)[0] == (set() if everything else {"other"})
+    expected = pair.plan()["run"]
+    run = pair.built()
+    assert set(expected) <= set(run.ran)
+    assert (outdated in run.ran) if outdated else (run.ran == [])
+    settle(pair)
+    assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where there are children of this kind")
+def test_a_child_looks_at_half_of_many(pair: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("build_tasks.doit_plugin.noop_cache.WORTH_A_CHILD", 2)
+    monkeypatch.setattr("build_tasks.runtime.resources.cores", lambda: 2.0)
+    assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+    for changed, same in (("tiny", "other"), ("other", "tiny")):  # the first half is looked at here
+        os.utime(pair / f"build/{changed}/model.pt")
+        assert known(pair, monkeypatch)[0] == {same}
+        settle(pair)
+        assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+    here, look = os.getpid(), noop_cache._is_unchanged
+
+    def dies_in_a_child(record: noop_cache.Record) -> bool:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return look(record)
+
+    monkeypatch.setattr("build_tasks.doit_plugin.noop_cache._is_unchanged", dies_in_a_child)
+    assert known(pair, monkeypatch)[0] == {"other"}, "of what the child had to look at, nothing is known"
+
+
+def test_what_is_ignored_is_told_at_every_run(pair: Project) -> None:
+    pair.built("ignore", "labels:tiny")
+    for _ in range(3):
+        assert "! labels" in pair.built().out
+
+
+def test_an_installed_distribution_makes_all_be_judged(pair: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = pair.root.parent / "libraries"
+    libraries.mkdir()
+    environment = {"PYTHONPATH": str(libraries)}
+    assert pair.built(**environment).ran == []
+    monkeypatch.setattr("test_settled.SEARCHED", [SEARCHED[0], str(libraries), *SEARCHED[1:]])
+    assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+    (libraries / "onnx-99.dist-info").mkdir()
+    (libraries / "onnx-99.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: onnx\nVersion: 99\n")
+    assert known(pair, monkeypatch)[0] == set()
+    assert any("onnx: " in line and "-> 99" in line for line in pair.built("plan", **environment).out.splitlines())
+
+
+def test_the_table_at_the_end_has_all_models(pair: Project) -> None:
+    pair.edit("models/other/model.toml", "= 2", "= 3")
+    out = pair.built().out
+    table = out[out.index("─") :]
+    assert [line.split()[0] for line in table.splitlines()[1:-1]] == ["other", "tiny", "tiny_onnx"]
+    sums = out.splitlines()[-1]
+    assert pair.built().out.splitlines()[-1] == f"{sum(int(n) for n in sums.split() if n.isdecimal())} up to date"
+
+
+def test_the_mistakes_of_other_models_are_told(pair: Project, tmp_path: Path) -> None:
+    pair.model("tiny_onnx", OTHER)
+    told = pair.doit("other")
+    assert told.code == 3
+    assert "format torchscript is served as tiny_onnx, and so is format onnx of models/tiny/model.toml" in told.out
+    shutil.rmtree(pair / "models/tiny_onnx")
+    pair.edit("models/tiny/model.toml", "formats", "formts")
+    assert pair.doit("other").code == 3
+
+
+def test_a_model_without_a_spec_leaves_the_repository(pair: Project) -> None:
+    shutil.rmtree(pair / "models/tiny")
+    assert "removing model_repository/tiny:" in pair.built().out
+    assert sorted(os.listdir(pair / "model_repository")) == ["other"]
+
+
+def test_what_is_not_for_this_machine_is_told_at_every_run(project: Project, tiny_weights: Path) -> None:
+    add_tiny(project, tiny_weights)
+    (project / "models/tiny/model.toml").write_text(WITH_ENGINE)
+    project.built("accuracy:tiny.fp16")
+    project.built()
+    judged = project.built()
+    if "– engine" not in judged.out:
+        pytest.skip("this machine has TensorRT and a GPU")
+    settle(project)
+    assert project.built().out == judged.out
+    asked = project.doit("engine:tiny")
+    assert asked.code == 1, asked.out
+
+
+@pytest.mark.parametrize(
+    ("words", "models"),
+    [
+        ("doit", set()),
+        ("/bin/doit run", set()),
+        ("doit/__main__.py -n 2 a", {"a"}),
+        ("doit -r quiet a b", {"a", "b"}),
+        ("doit onnx:a", None),
+        ("doit a --always-execute", None),
+        ("doit -a", None),
+        ("doit -r json", None),
+        ("doit list", None),
+        ("doit -n", None),
+        ("pytest", None),
+    ],
+)
+def test_in_use_where_nothing_but_models_is_asked_for(words: str, models: set[str] | None) -> None:
+    assert requested_models(words.split(), ["a", "b"]) == models

@@ -1,0 +1,173 @@
+"""What a person sees while it runs and at its end, on a terminal and in a log; and what a machine gets."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import tiny_network
+from tests.support.project import DOIT, OTHER, Project, Run
+
+TIME = re.compile(r"\d\d:\d\d:\d\d ")
+ROW = re.compile(r"^ (\S+) +(torchscript|onnx|tensorrt|rtx) +(\S+ [kM]?B|-) +(.+?) +(\S+) s +(.+)$", re.MULTILINE)
+
+
+def plain(text: str) -> str:
+    """A terminal's text without what moves its cursor and colours it."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", text)
+
+
+def table(run: Run) -> dict[str, tuple[str, ...]]:
+    """Format, size, error and state of each model, by its name, as the end of a run tells them."""
+    return {f"{name} {format}": (size, error, state) for name, format, size, error, _, state in ROW.findall(run.out)}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
+    """A model that is built, one that is refused, and an engine that is not for this machine."""
+    project = Project(tmp_path_factory.mktemp("reporter") / "project")
+    tiny_network.add(project, "good", formats='"torchscript", "onnx", "tensorrt", "rtx"')
+    bad = tiny_network.add(project, "bad", formats='"torchscript", "onnx"') / "model.toml"
+    bad.write_text(f'{bad.read_text()}\n[[accuracy.gate]]\nformat = "onnx"\nmax_absolute = 1e-30\n')
+    return project, project.doit(CUDA_VISIBLE_DEVICES="")
+
+
+def test_the_end_is_a_table_of_models_and_formats(mixed: tuple[Project, Run]) -> None:
+    _, run = mixed
+    rows = table(run)
+    assert list(rows) == ["bad torchscript", "bad_onnx onnx", "good torchscript", "good_onnx onnx", "good_trt tensorrt",
+                          "good rtx"]  # fmt: skip
+    size, error, state = rows["good_onnx onnx"]
+    assert re.fullmatch(r"\d\.\d kB", size)
+    assert state == "built"
+    assert re.fullmatch(r"\S+e-\d\d, limit 1\.0e-04", error)
+    assert rows["bad torchscript"][2] == "built"
+    assert rows["bad_onnx onnx"][1:] == ("-", rows["bad_onnx onnx"][2])
+    assert rows["bad_onnx onnx"][2].startswith("failed: accuracy:bad_onnx: output OUTPUT__0: max")
+    assert rows["good_trt tensorrt"][2].startswith("skipped: lacks TensorRT 10 or newer")
+    assert float(re.findall(r"^ good +torchscript.* (\S+) s", run.out, re.MULTILINE)[0]) > 0
+
+
+def test_a_run_with_nothing_to_do_has_no_table(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
+    run = copy_of(built_tiny).built()
+    assert run.out.splitlines() == ["17 up to date"]
+
+
+def test_without_a_terminal_every_line_has_the_time(mixed: tuple[Project, Run]) -> None:
+    root, _ = mixed
+    (root / "build/good/model.onnx").unlink()
+    out, _ = root.start("good", CUDA_VISIBLE_DEVICES="").communicate(timeout=300)
+    lines, _, end = out.partition(" model")
+    assert [line for line in lines.splitlines() if not TIME.match(line)] == []
+    assert TIME.match(end.splitlines()[-1])
+    assert re.search(r"^\S+   onnx +good +\.\.\., \d+\.\d s last time; build/good/model.onnx: missing$", out, re.M)
+
+
+def test_quiet_tells_what_fails_and_the_sums(mixed: tuple[Project, Run]) -> None:
+    root, _ = mixed
+    run = root.doit("-r", "quiet", "bad")
+    assert run.code == 1
+    failure, sums, blocked = run.out.splitlines()
+    assert failure.startswith("✗ accuracy")
+    assert sums.endswith("1 failed")
+    assert (
+        blocked == "not tried, for want of what failed: publish:bad_onnx, summary:bad" or "publish:bad_onnx" in blocked
+    )
+
+
+def test_json_is_one_object_with_all_models_and_tasks(mixed: tuple[Project, Run]) -> None:
+    root, _ = mixed
+    process = root.start("-r", "json", CUDA_VISIBLE_DEVICES="")
+    out, _ = process.communicate(timeout=300)
+    told = json.loads(out)
+    assert process.returncode == 1
+    models = {f"{row['name']} {row['format']}": row for row in told["models"]}
+    assert models["good_onnx onnx"]["state"] in ("built", "up to date")
+    assert models["good_onnx onnx"]["bytes"] == (root / "build/good/model.onnx").stat().st_size
+    assert models["good_trt tensorrt"]["state"] == "skipped"
+    assert models["bad_onnx onnx"]["state"] == "failed"
+    assert told["tasks"]["accuracy:bad_onnx"]["reason"].startswith("output OUTPUT__0")
+    assert told["tasks"]["publish:bad_onnx"]["state"] == "blocked"
+    assert told["aborted"] == []
+
+
+def test_json_has_standard_output_for_itself(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
+    """What tasks print, here prune, goes to standard error."""
+    project = copy_of(built_tiny)
+    project.edit("models/tiny/model.toml", '"torchscript", "onnx"', '"torchscript"')
+    run = subprocess.run([DOIT, "-r", "json"], cwd=project.root, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(run.stdout)["tasks"]["prune"]["state"] == "built"
+    assert "removing model_repository/tiny_onnx: no spec describes it any more" in run.stderr
+
+
+def test_a_terminal_shows_what_runs_and_for_how_long(tiny: Project) -> None:
+    first = tiny.terminal("weights:tiny")
+    assert first.endswith("1 built\r\n")
+    (tiny / "build/tiny/weights.safetensors").unlink()
+    again = tiny.terminal("weights:tiny")
+    shown = plain(again)
+    assert re.search(r"weights +tiny.* \d+\.\d s \(last time \d+\.\d s\)", shown)
+    assert "build/tiny/weights.safetensors: missing" in shown
+    assert "0 of 1 tasks done" in shown
+    assert re.search(r"✓ weights +tiny +\d+\.\d s  weights: weights\.safetensors", shown)
+    assert again.rindex("\x1b[?25h") > again.rindex("\x1b[?25l"), "the cursor is back"
+
+
+def test_two_stages_at_once_share_the_terminal(tiny: Project) -> None:
+    """Each frame begins where the last one did: two displays at once would each count its own lines."""
+    tiny.model("other", OTHER)
+    shown = tiny.terminal("-n", "2", "weights")
+    assert shown.count("\x1b[?25l") == 1, "one display"
+    assert re.search(r"weights +tiny[^\n]*\n[^\n]*weights +other[^\n]*\n[^\n]*0 of 2 tasks done", plain(shown)) or (
+        re.search(r"weights +other[^\n]*\n[^\n]*weights +tiny[^\n]*\n[^\n]*0 of 2 tasks done", plain(shown))
+    )
+
+
+def test_a_terminal_with_nothing_to_do_gets_a_line(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
+    assert copy_of(built_tiny).terminal() == "17 up to date\r\n"
+
+
+def test_what_is_no_stage_has_the_terminal_to_itself(
+    built_tiny: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    """Docker, pip and the server write to it as they like."""
+    project = copy_of(built_tiny)
+    project.edit("models/tiny/model.toml", '"torchscript", "onnx"', '"torchscript"')
+    shown = project.terminal("prune")
+    assert "\x1b[?25l" not in shown
+    assert plain(shown).startswith("  prune ...\nremoving model_repository/tiny_onnx: no spec describes it any more\n")
+
+
+def test_a_dumb_terminal_gets_lines(tiny: Project) -> None:
+    shown = tiny.terminal("weights:tiny", TERM="dumb")
+    assert "\x1b" not in shown
+    assert TIME.match(shown)
+
+
+def test_an_engine_tells_its_phases(mixed: tuple[Project, Run]) -> None:
+    """To its log here, since these builds take no time; what `tell` sends is shown as a download's bytes are."""
+    root, _ = mixed
+    log = (root / "build/good/logs/rtx.good.log").read_text()
+    assert re.search(r"^.+: [1-9]\d* steps$", log, re.MULTILINE)
+
+
+def test_a_crash_shows_the_end_of_its_log_and_where_that_is(tiny: Project) -> None:
+    tiny.edit("models/tiny/model.toml", "[accuracy]", 'converter = "convert.py:convert"\n\n[accuracy]')
+    tiny.edit("models/tiny/model.toml", "\n\nconverter", "\nconverter")
+    (tiny / "models/tiny/convert.py").write_text(
+        "import os\ndef convert(state):\n    print('on the way', flush=True)\n    os.abort()\n"
+    )
+    run = tiny.doit("weights:tiny")
+    assert run.code == 2
+    assert "  | on the way\n" in run.out
+    assert "(the whole log: build/tiny/logs/weights.tiny.log)" in run.out
+
+
+def test_a_table_is_shown_to_whoever_asks_for_it(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(built_tiny)
+    shown = project.built("summary:tiny")
+    assert shown.ran == []
+    assert "relative L2" in shown.out
+    assert "relative L2" not in project.built("tiny").out

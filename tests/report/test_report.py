@@ -1,0 +1,369 @@
+"""doit report: one page of all that is known, and what a reader sees of it in a real browser."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import ImageStat
+
+from build_tasks.report import charts, snapshot_diff
+from tests.report import browser
+from tests.support.project import OTHER, ROOT, Project
+
+PAGE = "build/report.html"
+HOSTILE = "<script>document.title='owned'</script> & \"so\" `on`"
+
+
+class Words(HTMLParser):
+    """What is on a page, without its markup; headings and the texts of SVG, too."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.found.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.found))
+
+
+def reported(project: Project, *names: str, **environment: str) -> Words:
+    assert project.built("report", *names, **environment).out == f"{PAGE}\n"
+    return Words((project / PAGE).read_text())
+
+
+@pytest.fixture
+def built(built_tiny: Project, copy_of: Callable[[Project], Project]) -> Project:
+    return copy_of(built_tiny)
+
+
+def test_nothing_is_built_by_a_report_of_nothing(project: Project) -> None:
+    project.model("other", OTHER.replace('"torchscript"', '"torchscript", "tensorrt"'))
+    page = reported(project, CUDA_VISIBLE_DEVICES="")
+    assert "other_trt model.plan not here" in page.text
+    assert "This machine lacks TensorRT" in page.text
+    assert "random weights" in page.text
+    assert "tasks never ran; doit other runs them" in page.text
+    assert "up to date" not in page.text
+    assert not (project / "build/other").exists()
+
+
+def test_what_is_built_is_shown(built: Project) -> None:
+    page = reported(built)
+    for words in (
+        "tiny_onnx model.onnx up to date",  # the overview
+        "TorchScript ok",
+        "build/tiny/model.pt",
+        "input INPUT__0 float32 any × 3 × 160 × 160",
+        'platform: "onnxruntime_onnx"',
+        "torch 2.",
+        "brick.jpg class",
+        "This is the first report of this model.",
+    ):
+        assert words in page.text, words
+    titles = re.findall(r"<title>(\S+): up to date, took [\d.]+ s</title>", (built / PAGE).read_text())
+    assert {"weights:tiny", "onnx:tiny", "measure:tiny_onnx", "publish:tiny"} <= set(titles)
+    pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 7
+    assert all(source.startswith("data:image/webp;base64,") for source in pictures)
+
+
+def test_a_model_that_exists_only_as_onnx_is_compared_with_that(built: Project) -> None:
+    spec = 'formats = ["onnx"]\n[weights]\nsource = "network.onnx"\n[input]\nshape = [3, 160, 160]\n'
+    folder = built.model("only", f"{spec}mean = [0, 0, 0]\nstd = [1, 1, 1]\n")
+    shutil.copy(built / "build/tiny/model.onnx", folder / "network.onnx")
+    built.built("only")
+    page = reported(built, "only")
+    assert "sample ONNX Runtime ONNX" in page.text
+    assert "PyTorch" not in page.text
+    assert "weights.onnx up to date" in page.text
+
+
+def test_the_state_of_a_spec_that_was_edited_is_told_with_its_reason(built: Project) -> None:
+    built.edit("models/tiny/model.toml", "max_batch_size = 4", "max_batch_size = 5")
+    page = reported(built)
+    assert re.search(r"torchscript:tiny \S*max_batch_size: 4 -> 5", page.text)
+    assert "if model.pt" in page.text
+    assert "5" not in (built / "model_repository/tiny/config.pbtxt").read_text().split("max_batch_size: ")[1][:1]
+
+
+def test_the_next_report_tells_what_has_changed(built: Project) -> None:
+    reported(built)
+    assert "Nothing has changed." in reported(built).text
+    built.edit("models/tiny/model.toml", "[accuracy]", "[onnx]\nopset = 16\n\n[accuracy]")
+    built.built()
+    snapshot = json.loads((built / snapshot_diff.SNAPSHOT).read_text())
+    snapshot["models"]["tiny"]["tools"] |= {"onnxslim": "0.0.1", "abandoned": "1.0"}
+    del snapshot["models"]["tiny"]["files"]["build/tiny/labels.txt"]
+    (built / snapshot_diff.SNAPSHOT).write_text(json.dumps(snapshot))
+    page = reported(built)
+    assert re.search(r"build/tiny/model\.onnx : sha256 \w{8}… → \w{8}…", page.text)
+    assert re.search(r"onnxslim : 0\.0\.1 → [1-9.]*", page.text)
+    assert "abandoned : gone" in page.text
+    assert "build/tiny/labels.txt : new" in page.text
+    assert "build/tiny/model.pt :" not in page.text
+    assert "Nothing has changed." in reported(built).text
+
+
+def test_differences_in_words() -> None:
+    then: snapshot_diff.Facts = {
+        "files": {"a": ["1" * 64, 10], "b": ["2" * 64, 1]},
+        "errors": {"a": 1.3e-6, "b": 2e-3},
+        "verdicts": {"a": "ok"},
+        "tools": {"onnx": "1"},
+        "seconds": {"fast": 0.1, "slow": 10.0, "much": 4.0},
+    }
+    now: snapshot_diff.Facts = {
+        "files": {"a": ["3" * 64, 12], "b": ["2" * 64, 1]},
+        "errors": {"a": 2.2e-6, "b": 2.0001e-3},
+        "verdicts": {"a": "refused"},
+        "tools": {"onnx": "2"},
+        "seconds": {"fast": 0.9, "slow": 11.0, "much": 9.0},
+    }
+    before = {"models": {"m": then}}
+    assert snapshot_diff.changes(before, "m", now) == [
+        ("a", "sha256 11111111… → 33333333…, 10 → 12 bytes"),
+        ("a", "error 1.3e-06 → 2.2e-06"),
+        ("a", "ok → refused"),
+        ("onnx", "1 → 2"),
+        ("much", "4.0 s → 9.0 s"),
+    ]
+    assert snapshot_diff.changes(before, "m", then) == []
+    assert snapshot_diff.changes(before, "other", now) is None
+    assert snapshot_diff.changes({"models": {"m": {"files": {}}}}, "m", now) is None
+
+
+def test_a_report_of_one_model_keeps_what_is_known_of_the_others(built: Project) -> None:
+    built.model("other", OTHER)
+    reported(built)
+    page = reported(built, "other")
+    assert "models/tiny/model.toml" not in page.text
+    assert "Nothing has changed." in page.text
+    shutil.rmtree(built / "models/other")
+    assert json.loads((built / snapshot_diff.SNAPSHOT).read_text())["models"].keys() == {"tiny", "other"}
+    reported(built, "tiny")
+    assert json.loads((built / snapshot_diff.SNAPSHOT).read_text())["models"].keys() == {"tiny"}
+
+
+def test_a_model_that_there_is_not_is_a_mistake(built: Project) -> None:
+    run = built.doit("report", "tinny")
+    assert run.code == 3
+    assert "found 'tinny' (did you mean 'tiny'?)" in run.out
+    assert not (built / PAGE).exists()
+
+
+def test_a_sample_that_changes_its_class_comes_first(built: Project) -> None:
+    path = built / "build/tiny/model.onnx.measured.json"
+    measured = json.loads(path.read_text())
+    output = measured["outputs"]["OUTPUT__0"]
+    assert len(output["classes"]) == output["samples"] == 7
+    output["turned"] = [["rocket.jpg", output["classes"][6], 3, 0.25]]
+    path.write_text(json.dumps(measured))
+    page = reported(built)
+    assert "1 of 7 samples change their class" in page.text
+    assert re.search(r"ONNX rocket\.jpg class \d+ class \d+ same \S+ ≠ class 3 was behind by 0\.25 RMS", page.text)
+
+
+def test_an_output_without_numbers_is_refused_in_words(built: Project) -> None:
+    path = built / "build/tiny/model.onnx.measured.json"
+    measured = json.loads(path.read_text())
+    measured["outputs"]["OUTPUT__0"] = {"wrong": "NaN or infinity in 3 of 7000 values"}
+    path.write_text(json.dumps(measured))
+    page = reported(built)
+    assert "ONNX refused NaN or infinity in 3 of 7000 values" in page.text
+    assert re.search(r"tiny_onnx model\.onnx run \S+ MB refused – –", page.text)
+
+
+def test_figures_of_another_artifact_are_not_shown(built: Project) -> None:
+    (built / "build/tiny/model.onnx").write_bytes(b"another")
+    (built / "build/tiny/model.pt.measured.json").write_text("{")
+    (built / "build/tiny/model.pt.signature.json").write_text("[]")
+    (built / snapshot_diff.SNAPSHOT).write_text("[]")
+    page = reported(built)
+    assert "Nothing was measured of what is there now" in page.text
+    assert re.search(r"measure:tiny build/tiny/model\.pt\.measured\.json: sha256 \w{8} -> \w{8}", page.text)
+
+
+def test_a_report_is_written_whole_or_not_at_all(built: Project) -> None:
+    reported(built)
+    before = (built / PAGE).read_bytes(), (built / snapshot_diff.SNAPSHOT).read_bytes()
+    with (built / "build_tasks/report/templates/report.html.j2").open("a") as template:
+        template.write("{{ nobody }}")
+    run = built.doit("report")
+    assert run.code != 0
+    assert before == ((built / PAGE).read_bytes(), (built / snapshot_diff.SNAPSHOT).read_bytes())
+    assert list((built / "build/.scratch").iterdir()) == []
+
+
+# From here on: how it looks.
+
+
+def test_lines_pass_behind_no_box() -> None:
+    needs = {
+        "weights": set(), "reference": {"weights"}, "torchscript": {"weights"}, "onnx": {"torchscript"},
+        "labels": set(), "measure": {"torchscript", "reference", "weights"}, "config": {"torchscript", "labels"},
+        "measure_onnx": {"onnx", "reference"}, "config_onnx": {"onnx", "labels"}, "publish": {"measure", "config"},
+        "publish_onnx": {"measure_onnx", "config_onnx", "labels"},
+    }  # fmt: skip
+    shared = dict.fromkeys(("weights", "labels", "reference"), "")
+    lanes = {name: shared.get(name, "onnx" if "onnx" in name else "torchscript") for name in needs}
+    layout = charts.layered(needs, lanes)
+    places = {box.name: box for box in layout.boxes}
+    assert all(places[need].x < places[name].x for name, mine in needs.items() for need in mine)
+    assert len({(box.x, box.y) for box in layout.boxes}) == len(needs)
+    assert len(layout.lines) == sum(map(len, needs.values())) - 2  # what is needed by way of something else
+    for line in layout.lines:
+        x1, y1, left, *_, right, y2, x2 = map(int, re.findall(r"\d+", line))
+        for box in layout.boxes:
+            for start, end, y in ((x1, left, y1), (right, x2, y2)):
+                assert not (box.y <= y <= box.y + charts.BOX[1] and start < box.x + charts.BOX[0] and box.x < end), line
+
+
+def test_every_sample_is_in_a_bar_of_a_histogram() -> None:
+    errors = [0.0, 1e-12, 3e-7, 3.1e-7, 2e-3]
+    chart = charts.histogram(errors, 1e-2, [*errors, 1e-2])
+    assert [bar.told.split()[0] for bar in chart.bars] == ["2", "2", "1"]
+    assert all(0 <= bar.x < bar.x + bar.width <= chart.width for bar in chart.bars)
+    assert chart.bars[-1].x < chart.limit
+
+
+def test_a_layer_without_a_number_is_drawn_at_the_top() -> None:
+    layers = [
+        {"node": "b", "operator": "Exp", "place": 2, "error": None},
+        {"node": "a", "operator": "Conv", "place": 1, "error": 1e-4},
+    ]
+    first, second = charts.curve(layers, "a").points
+    assert (first.kind, second.kind) == ("jump", "lost")
+    assert second.y < first.y
+    assert "NaN or infinity" in second.told
+
+
+@pytest.fixture(scope="module")
+def hostile(built_tiny: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with a turn for the worse: names that are markup, a spec that was edited, a model that is not built."""
+    project = built_tiny.copy(tmp_path_factory.mktemp("hostile") / "project")
+    samples = project / "models/tiny/samples"
+    samples.mkdir()
+    for place, path in enumerate(sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))):
+        shutil.copy(path, samples / f"<img src=x onerror=alert({place})>&.jpg")
+    labels = project / "models/tiny/labels.txt"
+    labels.write_text("".join(f"{HOSTILE} {place}\n" for place in range(1000)))
+    project.edit("models/tiny/model.toml", "[accuracy]", '[accuracy]\nsamples = "samples"')
+    project.built()
+    project.model("other", OTHER)
+    project.edit("models/tiny/model.toml", "max_batch_size = 4", "max_batch_size = 3")
+    project.built("report")
+    return project / PAGE
+
+
+def test_names_are_text_and_nothing_comes_from_elsewhere(hostile: Path) -> None:
+    html = hostile.read_text()
+    page = Words(html)
+    assert HOSTILE in page.text
+    assert "<img src=x onerror=alert(3)>&.jpg" in page.text
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "link", "iframe", "object", "base"} & set(tags)
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/webp")), attributes
+    assert not re.search(r"url\(|@import", html)
+    (policy,) = [a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+needs_browser = pytest.mark.skipif(
+    not (browser.CHROMIUM and browser.CHROMEDRIVER),
+    reason="no Chromium here: apt-get install chromium chromium-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser.chromium() as driver:
+        yield driver
+
+
+# What a browser makes of colours: every text with what it stands on, and the contrast of the two.
+# Source: WCAG 2.2, success criterion 1.4.3, and "relative luminance" there.
+CONTRASTS = """
+const parsed = colour => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+const luminance = colour => parsed(colour).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const opaque = colour => parsed(colour).length < 4 || parsed(colour)[3] === 1;
+const ground = element => {
+    for (let one = element; one && element.ownerSVGElement; one = one.previousElementSibling)
+        if (one.matches("rect.box, rect.lane")) return getComputedStyle(one).fill;
+    for (let one = element; one; one = one.parentElement) {
+        const colour = getComputedStyle(one).backgroundColor;
+        if (opaque(colour)) return colour;
+    }
+};
+const found = [];
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || element.matches("title, style")) continue;
+    const style = getComputedStyle(element);
+    const pair = [element.ownerSVGElement ? style.fill : style.color, ground(element)];
+    const [low, high] = pair.map(luminance).sort((a, b) => a - b);
+    found.push([(high + 0.05) / (low + 0.05), texts.currentNode.data.trim(), ...pair]);
+}
+return found;
+"""
+
+# What a screen reader would stumble over.
+MISTAKES = """
+const all = selector => [...document.querySelectorAll(selector)];
+const level = element => Number(element.tagName[1]);
+const headings = all("h1, h2, h3, h4");
+return [
+    ...all("html:not([lang]), img:not([alt]), thead th:not([scope]), tbody th:not([scope])"),
+    ...all("[tabindex='0']:not(pre):not([aria-label])"),
+    ...all("svg:not([aria-label])"),
+    ...all("[id]").filter(e => all(`[id="${e.id}"]`).length > 1),
+    ...all("a[href^='#']").filter(e => !document.getElementById(e.getAttribute("href").slice(1))),
+    ...all("[aria-labelledby]").filter(e => !document.getElementById(e.getAttribute("aria-labelledby"))),
+    ...headings.filter((e, i) => i && level(e) > level(headings[i - 1]) + 1),
+    ...all("h1").slice(1),
+].map(e => e.outerHTML.slice(0, 120));
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", browser.SCHEMES)
+@pytest.mark.parametrize("width", [400, 1600])
+def test_a_reader_sees_all_of_it(hostile: Path, chromium: Any, scheme: str, width: int) -> None:
+    browser.show(chromium, hostile, scheme, width)
+    assert browser.complaints(chromium) == []
+    assert browser.requests(chromium) == [hostile.absolute().as_uri()]
+    assert chromium.title.endswith("report")
+    chromium.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert chromium.execute_script("return document.documentElement.scrollWidth") == width
+    assert chromium.execute_script("return [...document.images].every(one => one.naturalWidth > 0)")
+    contrasts = chromium.execute_script(CONTRASTS)
+    assert len(contrasts) > 200
+    assert [found for found in contrasts if found[0] < 4.5] == []
+    assert chromium.execute_script(MISTAKES) == []
+
+
+@needs_browser
+def test_light_and_dark_are_two_looks(hostile: Path, chromium: Any) -> None:
+    brightness = {}
+    for scheme in browser.SCHEMES:
+        browser.show(chromium, hostile, scheme, 1280)
+        brightness[scheme] = ImageStat.Stat(browser.picture(chromium, 1280, 900).convert("L")).mean[0]
+    assert brightness["light"] > 200 > 60 > brightness["dark"]

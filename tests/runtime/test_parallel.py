@@ -1,0 +1,195 @@
+"""`doit -n`: stages share the cores and the memory, and what dies takes nothing else with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from build_tasks.runtime import resources
+from build_tasks.runtime.memory_budget import Budget
+from tests.support.processes import converted, gone, wait_for
+from tests.support.project import Project, Run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="cores, memory and processes as Linux has them")
+
+# What a converter may do in the weights stage's process, on one line; {0} is the model's name, {1} how many there are.
+MEET = (
+    "import glob, time; open('here.{0}', 'w').close(); "
+    "[time.sleep(0.05) for _ in range(2400) if len(glob.glob('here.*')) < {1}]"
+)
+NOTE = "import torch; open('threads.{0}', 'w').write(str(torch.get_num_threads()))"
+STAY = (
+    "import time; start = time.monotonic(); time.sleep(0.5); "
+    "open('span.{0}', 'w').write(f'{{start}} {{time.monotonic()}}')"
+)
+
+
+def stages(project: Project, weights: Path, *lines: str, models: int = 2) -> list[str]:
+    """The weights stages of some models, each with a converter of these lines."""
+    names = ["abcdefgh"[index] for index in range(models)]
+    for name in names:
+        code = "\n    ".join(line.format(name, models) for line in lines)
+        converted(project, weights, code, name)
+    return [f"weights:{name}" for name in names]
+
+
+def found(project: Project, what: str) -> list[str]:
+    return [path.read_text() for path in sorted(project.root.glob(f"{what}.*"))]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_cores_are_shared(project: Project, tiny_weights: Path, jobs: int) -> None:
+    tasks = stages(project, tiny_weights, MEET, NOTE, models=jobs)
+    project.built("-n", str(jobs), *tasks, OMP_NUM_THREADS="64")
+    assert found(project, "threads") == [str(max(1, int(resources.cores() / jobs)))] * jobs
+
+
+def test_whoever_wants_fewer_threads_gets_fewer(project: Project, tiny_weights: Path) -> None:
+    project.built(*stages(project, tiny_weights, NOTE, models=1), OMP_NUM_THREADS="1")
+    assert found(project, "threads") == ["1"]
+
+
+def test_figures_do_not_depend_on_the_cores(tiny: Project, built_tiny: Project) -> None:
+    """PyTorch's and ONNX Runtime's answers do."""
+    tiny.built(OMP_NUM_THREADS="3" if os.environ.get("OMP_NUM_THREADS") == "1" else "1")
+    for file in ("reference.json", "model.pt.measured.json", "model.onnx.measured.json"):
+        assert (tiny / f"build/tiny/{file}").read_bytes() == (built_tiny / f"build/tiny/{file}").read_bytes()
+
+
+def at_once(project: Project) -> int:
+    """How many of the stages were at work together, at most."""
+    spans = [tuple(map(float, text.split())) for text in found(project, "span")]
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
+
+
+@pytest.mark.parametrize(("memory", "together"), [("0.01", 1), ("0.7", 2), ("100", 3)])
+def test_no_more_run_at_once_than_fit(project: Project, tiny_weights: Path, memory: str, together: int) -> None:
+    """In 0.7 GB there is room for two; in 10 MB for none, and then one runs alone."""
+    tasks = stages(project, tiny_weights, *([MEET] if together == 3 else []), STAY, models=3)
+    run = project.built("-n", "3", *tasks, BUILD_MEMORY=memory)
+    assert at_once(project) == together
+    assert ("waits for memory" in run.out) is (together < 3)
+
+
+def test_who_came_first_is_served_first() -> None:
+    """A large request between small ones gets its turn, and alone."""
+    budget, order = Budget(10), list[str]()
+
+    def stage(name: str, need: int) -> None:
+        with budget.held(need, lambda: None):
+            order.append(name)
+            time.sleep(0.05)
+
+    with budget.held(5, lambda: None):
+        threads = []
+        for name, need in (("small", 5), ("large", 99), ("later", 1)):
+            threads.append(threading.Thread(target=stage, args=(name, need)))
+            threads[-1].start()
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join(timeout=10)
+    assert order == ["small", "large", "later"]
+    with budget.held(10, lambda: pytest.fail("it is all free again")):
+        pass
+
+
+@pytest.mark.parametrize("memory", ["much", "-1", "nan", ""])
+def test_a_budget_that_is_none_is_refused(project: Project, memory: str) -> None:
+    project.model("tiny")
+    run = project.doit("list", BUILD_MEMORY=memory)
+    assert run.code == 3
+    assert run.out.splitlines()[-1].endswith(f"BUILD_MEMORY: expected a number of GB, found {memory!r}")
+
+
+def test_an_interrupt_ends_a_stage_that_waits_for_memory(project: Project, tiny_weights: Path) -> None:
+    tasks = stages(project, tiny_weights, "import time; time.sleep(600)")
+    process = project.start("-n", "2", *tasks, BUILD_MEMORY="0.01")
+    wait_for(process, "waits for memory")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert gone(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("victim", "failed", "said"),
+    [
+        ("os.getpid()", ["weights:a"], "killed by SIGKILL"),
+        (
+            "os.getppid()",
+            ["weights:a", "weights:b"],
+            "the fork server, which the stage's process came from, was killed",
+        ),
+    ],
+    ids=["a child", "the fork server"],
+)
+def test_a_kill_fails_what_it_hits_and_the_rest_goes_on(
+    project: Project, tiny_weights: Path, victim: str, failed: list[str], said: str
+) -> None:
+    """While two run. b stays until a has died; c and d have not begun."""
+    tasks = stages(project, tiny_weights, "pass", models=4)
+    kill = f"import os, signal, time; time.sleep(0.5); os.kill({victim}, signal.SIGKILL); time.sleep(600)"
+    converted(project, tiny_weights, f"{MEET.format('a', 2)}; {kill}", "a")
+    converted(project, tiny_weights, f"{MEET.format('b', 2)}; time.sleep(3)", "b")
+    process = project.start("-n", "2", *tasks)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 2, out
+    run = Run(process.returncode, out)
+    assert (run.failed, run.ran) == (failed, [task for task in tasks if task not in failed])
+    assert out.count(said) == len(failed), out
+    assert gone(process.pid)
+
+
+CALLS = """\
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+
+from build_tasks import worker
+
+
+def double(number):
+    return 2 * number
+
+
+def kill_the_server():
+    os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    worker.OWN[:] = sys.argv[1:]
+    print(worker.call(double, 21, log="logs/call.log"))
+    kill_the_server()
+    print(worker.call(double, 4, log="logs/call.log"))
+"""
+
+
+def calls(project: Project, *preload: str) -> "subprocess.CompletedProcess[str]":
+    (project / "calls.py").write_text(CALLS)
+    command = [sys.executable, "calls.py", *preload]
+    return subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_fork_server_that_was_killed_is_started_anew(project: Project) -> None:
+    assert calls(project).stdout.split() == ["42", "8"]
+
+
+def test_a_fork_server_that_is_killed_while_it_starts_is_started_once_more(project: Project) -> None:
+    (project / "once.py").write_text(
+        "import os\nif not os.path.exists('seen'): open('seen', 'w'); os.kill(os.getpid(), 9)\n"
+    )
+    assert calls(project, "once").stdout.split() == ["42", "8"]
+
+
+def test_a_fork_server_that_never_starts_is_told(project: Project) -> None:
+    (project / "never.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    assert (
+        "CrashError: the fork server, which stages' processes come from, is killed again and again"
+        in calls(project, "never").stderr
+    )

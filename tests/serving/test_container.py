@@ -1,0 +1,208 @@
+"""`doit container`, up to a Docker of our own; and what runs inside: doit over the same checkout, without torch."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import fakes, tiny_network
+from tests.support.project import ROOT, Project, Run
+
+PLAN = '"torchscript", "onnx", "tensorrt"'
+
+# Records how it was called, and then does what the variable says.
+DOCKER = """\
+#!{python}
+import json, os, subprocess, sys
+
+with open(os.environ["CALLS"], "a") as file:
+    print(json.dumps(sys.argv), file=file)
+if "INSIDE" in os.environ:  # run what the container would, in the environment that it would have
+    inside = {{**os.environ, **json.loads(os.environ["INSIDE"])}}
+    sys.exit(subprocess.run(["bash", "-c", sys.argv[-1]], env=inside).returncode)
+sys.exit(int(os.environ.get("EXIT_CODE", "0")))
+"""
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> dict[str, str]:
+    """A folder with a stand-in for docker in front of the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text(DOCKER.format(python=sys.executable))
+    (folder / "docker").chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls.jsonl")}
+
+
+def calls(docker: dict[str, str]) -> list[list[str]]:
+    return [json.loads(line) for line in Path(docker["CALLS"]).read_text().splitlines()]
+
+
+def line(project: Project, release: str, *models: str) -> list[str]:
+    tasks = " ".join(f"publish:{model}_trt" for model in models)
+    return [
+        *("run", "--rm", "--gpus", "all"),
+        *("--user", f"{os.getuid()}:{os.getgid()}"),
+        *("--env", "HOME=/tmp", "--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),
+        *("--volume", f"{project.root}:/workspace/models", "--workdir", "/workspace/models"),
+        f"nvcr.io/nvidia/tensorrt:{release}-py3",
+        *("bash", "-c"),
+        f"python3 -m pip install --user -r requirements-engine.txt && python3 -m doit {tasks}",
+    ]
+
+
+def test_docker_is_run_as_shown(project: Project, docker: dict[str, str]) -> None:
+    tiny_network.add(project, "net", formats=PLAN)
+    tiny_network.add(project, "no_plan")
+    run = project.built("container", **docker)
+    ((_, *arguments),) = calls(docker)
+    assert arguments == line(project, "26.08", "net"), "of the models with a plan"
+    assert f"+ {shlex.join(['docker', *arguments])}" in run.out.splitlines()
+
+
+def test_models_are_built_in_the_container_of_their_tritons_release(project: Project, docker: dict[str, str]) -> None:
+    for name, release in (("a", "25.03"), ("b", None), ("c", "25.03")):
+        folder = tiny_network.add(project, name, formats=PLAN)
+        if release:
+            (folder / "model.toml").write_text(
+                (folder / "model.toml").read_text() + f'[triton]\nrelease = "{release}"\n'
+            )
+    run = project.built("container", **docker)
+    assert [arguments for _, *arguments in calls(docker)] == [
+        line(project, "25.03", "a", "c"),
+        line(project, "26.08", "b"),
+    ]
+    assert len([shown for shown in run.out.splitlines() if shown.startswith("+ docker")]) == 2
+
+
+def test_the_containers_failure_is_ours(project: Project, docker: dict[str, str]) -> None:
+    tiny_network.add(project, "net", formats=PLAN)
+    run = project.doit("container", EXIT_CODE="125", **docker)
+    assert run.code == 1
+    assert "docker ended with exit code 125" in run.out
+
+
+def test_without_docker_the_line_is_shown_to_be_run_elsewhere(project: Project, tmp_path: Path) -> None:
+    tiny_network.add(project, "net", formats=PLAN)
+    (tmp_path / "empty").mkdir()
+    run = project.doit("container", PATH=str(tmp_path / "empty"))
+    assert run.code == 1
+    assert "there is no docker here; run the line above where there is" in run.out
+    assert f"+ {shlex.join(['docker', *line(project, '26.08', 'net')])}" in run.out.splitlines()
+
+
+def test_without_a_plan_there_is_nothing_to_run(project: Project, docker: dict[str, str]) -> None:
+    tiny_network.add(project, "net")
+    project.built("container", **docker)
+    assert not Path(docker["CALLS"]).exists()
+
+
+def test_a_plain_doit_starts_no_container(project: Project, docker: dict[str, str]) -> None:
+    tiny_network.add(project, "net", formats=PLAN)
+    project.doit("list", "--all", **docker)
+    listed = project.built("list").out
+    assert "build the engines in NVIDIA's container" in listed
+    assert not Path(docker["CALLS"]).exists()
+
+
+# Inside.
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment of requirements-engine.txt, and TensorRT: what NVIDIA's container has after pip."""
+    import tensorrt_rtx  # type: ignore[import-untyped]
+
+    folder = tmp_path_factory.mktemp("container")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-r", str(ROOT / "requirements-engine.txt")], check=True)
+    (site,) = (folder / "venv/lib").glob("python*/site-packages")
+    for package in ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_rtx_libs"):
+        (site / package).symlink_to(Path(tensorrt_rtx.__file__).parent.parent / package)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project of which everything is built that needs no GPU."""
+    project = Project(tmp_path_factory.mktemp("checkout") / "project")
+    shutil.copy(ROOT / "requirements-engine.txt", project.root)
+    tiny_network.add(project, "tiny", formats=PLAN)
+    run = project.built(**fakes.machine(project.root.parent, tensorrt=None, gpus=None))
+    assert "engine:tiny" not in run.ran
+    return project
+
+
+def doit_inside(inside: Path, project: Project, *arguments: str) -> Run:
+    run = subprocess.run(
+        [inside / "venv/bin/python", "-m", "doit", *arguments],
+        cwd=project.root,
+        env={**os.environ, **fakes.machine(inside)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return Run(run.returncode, run.stdout)
+
+
+ABSENT = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "modelopt", "safetensors", "PIL")
+
+
+def test_the_container_has_none_of_torch(inside: Path) -> None:
+    program = (
+        "import importlib.util as u; "
+        f"print([name for name in {ABSENT!r} if u.find_spec(name)], bool(u.find_spec('polygraphy')))"
+    )
+    run = subprocess.run([inside / "venv/bin/python", "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[] True"
+
+
+def test_in_the_container_nothing_is_stale_but_the_engines(
+    inside: Path, checkout: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(checkout)
+    run = doit_inside(inside, project, "engine:tiny")
+    assert (run.code, run.ran, run.failed) == (0, ["engine:tiny"], []), run.out
+    assert doit_inside(inside, project, "engine:tiny").ran == []
+    run = doit_inside(inside, project)
+    assert run.ran == ["client:tiny_trt", "config:tiny_trt"]
+    assert run.failed == ["measure:tiny_trt"], "it runs the plan, which takes CUDA"
+    assert run.code == 1
+    assert re.search(r"TensorRT \S+ cannot run build/tiny/model.plan, which TensorRT \S+ built for NVIDIA RTX", run.out)
+    published = sorted(path.name for path in (project / "model_repository").iterdir())
+    assert published == ["tiny", "tiny_onnx"]
+    outside = project.doit(**fakes.machine(project.root.parent, tensorrt=None, gpus=None))
+    assert (outside.code, outside.ran, outside.failed) == (0, [], []), "and outside all of it is up to date"
+
+
+def test_doit_container_builds_the_plan_from_end_to_end(
+    inside: Path, checkout: Project, copy_of: Callable[[Project], Project], docker: dict[str, str]
+) -> None:
+    """Docker apart, all of it runs: pip over requirements-engine.txt, then doit, in that environment.
+
+    measure:tiny_trt fails there for want of CUDA, and its exit code is that of `doit container`.
+    """
+    project = copy_of(checkout)
+    (inside / "bin").mkdir(exist_ok=True)
+    python3 = inside / "bin/python3"
+    # In a virtual environment pip knows no --user; its requirements are there already.
+    python = shlex.quote(str(inside / "venv/bin/python"))
+    python3.write_text(f'#!/bin/bash\nexec {python} "${{@/--user/--disable-pip-version-check}}"\n')
+    python3.chmod(0o755)
+    environment = {**fakes.machine(inside), "PATH": f"{inside / 'bin'}:{os.environ['PATH']}"}
+    run = project.doit("container", INSIDE=json.dumps(environment), **docker)
+    assert "engine:tiny" in run.ran, run.out
+    assert "measure:tiny_trt" in run.failed
+    assert run.code == 1
+    assert "docker ended with exit code " in run.out
+    assert (project / "build/tiny/model.plan").exists()
+    assert "Requirement already satisfied: doit==0.37.0" in run.out

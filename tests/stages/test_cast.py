@@ -1,0 +1,255 @@
+"""What PyTorch serves in another precision: cast from model.pt, judged, and the same to its clients."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_tasks.formats import torchscript_graph
+from tests.support.project import TINY, Project, refusal
+
+SPEC = TINY.replace(', "onnx"', "").replace('labels = "labels.txt"\n', "").replace("= 4", "= 3")
+SMALL = "[input]\nshape = [3, 64, 64]\n"
+HALF = '[torchscript]\nprecision = "fp16"\n'
+
+MODELS = {
+    "plain": SMALL,
+    "last": SMALL + '[torchscript]\nmemory_format = "channels_last"\n',
+    "on_gpu": SMALL + '[triton]\ndevice = "gpu"\n',
+    "open": (
+        f"{SMALL}min_size = [64, 64]\nmax_size = [96, 64]\n"
+        '[torchscript]\nprecision = "bf16"\nmemory_format = "contiguous"\n'
+    ),
+    "from_bytes": f'{SMALL}format = "uint8_nhwc"\n[output]\nsoftmax = true\ntop_k = 3\n{HALF}',
+}
+
+# A network that is not cast as it stands: where fp32 is asked for by the number of the type, in a function of its own.
+NETWORK = """\
+import torch
+from torch import nn
+
+
+@torch.jit.script
+def scaled(x: torch.Tensor, times: int) -> torch.Tensor:
+    for _ in range(times):
+        x = x.to(torch.float32) * torch.ones(x.shape, dtype=torch.float32)
+    return x
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        mean = scaled(self.norm(self.conv(x)), 6).view(x.shape[0], 6, -1).mean(dim=2)
+        return {answer}
+
+
+def build():
+    return Network()
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> tuple[Project, Any]:
+    project = Project(tmp_path_factory.mktemp("cast") / "project")
+    for name, lines in MODELS.items():
+        shutil.copy(tiny_weights, project.model(name, SPEC + lines))
+    return project, project.doit()
+
+
+def loaded(project: Project, path: str) -> Any:
+    return torch.jit.load(project / "build" / path)
+
+
+def constants(module: Any) -> list[torch.Tensor]:
+    module.eval()
+    torch._C._jit_pass_inline(module.graph)
+    found = module.graph.findAllNodes("prim::Constant")
+    return [c.t("value") for c in found if c.hasAttribute("value") and c.kindOf("value") == "t"]
+
+
+def row(project: Project, name: str) -> dict[str, Any]:
+    """The one artifact of a model's summary."""
+    (found,) = json.loads((project / f"build/{name}/accuracy.json").read_text())["artifacts"]
+    return dict(found)
+
+
+def test_what_is_served_as_it_is_traced_is_not_cast(built: tuple[Project, Any]) -> None:
+    _, run = built
+    assert run.code == 0, run.out
+    casts = {task for task in run.ran if task.startswith("cast:")}
+    assert casts == {f"cast:{name}" for name in MODELS} - {"cast:plain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "least", "most"),
+    [
+        ("plain", "fp32", 0, 1e-5),
+        ("last", "fp32", 0, 1e-5),
+        ("on_gpu", "fp16", 1e-5, 1e-2),
+        ("from_bytes", "fp16", 1e-7, 1e-2),
+        ("open", "bf16", 1e-3, 5e-2),
+    ],
+)
+def test_it_is_judged_by_the_gate_of_its_precision(
+    built: tuple[Project, Any], name: str, precision: str, least: float, most: float
+) -> None:
+    project, _ = built
+    found = row(project, name)
+    file = "model.pt" if name == "plain" else f"model.{precision}.pt"
+    assert (found["file"], found["precision"]) == (file, precision)
+    assert found["status"] == ("not testable" if name == "from_bytes" else "ok"), "its probabilities are all alike"
+    assert found["artifact"] == ("TorchScript" if precision == "fp32" else f"{precision} TorchScript")
+    assert least <= found["outputs"]["OUTPUT__0"]["relative_l2"] < most
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "dtype"), [("on_gpu", "fp16", torch.float16), ("open", "bf16", torch.bfloat16)]
+)
+def test_clients_send_and_get_fp32_and_all_else_is_short(
+    built: tuple[Project, Any], name: str, precision: str, dtype: torch.dtype
+) -> None:
+    project, _ = built
+    module = loaded(project, f"{name}/model.{precision}.pt")
+    answer = torchscript_graph.rounding(module, torch.randn(2, 3, 64, 64))
+    assert (answer.dtype, answer.shape) == (torch.float32, (2, 1000))
+    assert list(module.parameters()) == [], "frozen: its weights are constants"
+    assert {value.dtype for value in constants(module) if value.is_floating_point()} == {dtype}
+    config = (project / f"model_repository/{name}/config.pbtxt").read_text()
+    plain = (project / "model_repository/plain/config.pbtxt").read_text()
+
+    def served(text: str) -> list[Any]:
+        parsed = text_format.Parse(text, ModelConfig())
+        return [parsed.input, parsed.output]
+
+    if name == "on_gpu":
+        assert served(config) == served(plain)
+
+
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [
+        ("on_gpu/model.fp16.pt", True),
+        ("last/model.fp32.pt", True),
+        ("from_bytes/model.fp16.pt", True),
+        ("open/model.bf16.pt", False),
+        ("on_gpu/model.pt", False),
+    ],
+)
+def test_filters_lie_in_the_memory_format(built: tuple[Project, Any], path: str, last: bool) -> None:
+    filters = [value for value in constants(loaded(built[0], path)) if value.ndim == 4 and min(value.shape[1:]) > 1]
+    assert len(filters) > 1
+    assert {value.is_contiguous(memory_format=torch.channels_last) for value in filters} == {last}
+    assert {value.is_contiguous() for value in filters} == {not last}
+
+
+def test_bytes_are_normalised_inside_and_classes_stay_numbers(built: tuple[Project, Any]) -> None:
+    project, _ = built
+    batch = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    scores, classes = torchscript_graph.rounding(loaded(project, "from_bytes/model.fp16.pt"), batch)
+    expected, _ = loaded(project, "from_bytes/model.pt")(batch)
+    assert (scores.dtype, classes.dtype) == (torch.float32, torch.int64)
+    torch.testing.assert_close(scores, expected, rtol=1e-2, atol=0)
+
+
+def test_rounding_is_what_the_cpu_itself_does_but_for_the_order_of_sums(built: tuple[Project, Any]) -> None:
+    """Nearer to PyTorch's own fp16 on a CPU than either is to fp32."""
+    project, _ = built
+    batch = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    module = loaded(project, "on_gpu/model.fp16.pt")
+    with torch.inference_mode():
+        exact, native = loaded(project, "on_gpu/model.pt")(batch), module(batch)
+    rounded = torchscript_graph.rounding(module, batch)
+
+    def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+        return float((found - expected).norm() / expected.norm())
+
+    assert off(rounded, native) < off(rounded, exact)
+    assert 0.5 < off(rounded, exact) / off(native, exact) < 2
+
+
+def test_open_sizes_stay_open(built: tuple[Project, Any]) -> None:
+    module = loaded(built[0], "open/model.bf16.pt")
+    for size in ((64, 64), (96, 64)):
+        assert torchscript_graph.rounding(module, torch.randn(2, 3, *size)).shape == (2, 1000)
+
+
+def test_triton_finds_it_under_its_own_name(built: tuple[Project, Any]) -> None:
+    project, _ = built
+    for name, file in (("on_gpu", "model.fp16.pt"), ("open", "model.bf16.pt"), ("plain", "model.pt")):
+        assert sorted(project.tree(f"model_repository/{name}/1")) == ["model.pt", "provenance.json"]
+        published = (project / f"model_repository/{name}/1/model.pt").read_bytes()
+        assert published == (project / f"build/{name}/{file}").read_bytes()
+
+
+def test_the_same_trace_gives_the_same_bytes(built: tuple[Project, Any], tmp_path: Path, tiny_weights: Path) -> None:
+    here, _ = built
+    there = Project(tmp_path / "a" / "longer" / "path")
+    shutil.copy(tiny_weights, there.model("half", SPEC + SMALL + HALF))
+    there.built("cast:half", PYTHONHASHSEED="20261126")
+    for file in ("model.fp16.pt", "model.fp16.pt.signature.json", "model.fp16.pt.tools.json"):
+        assert (there / f"build/half/{file}").read_bytes() == (here / f"build/on_gpu/{file}").read_bytes(), file
+    assert b"debug_pkl" not in (there / "build/half/model.fp16.pt").read_bytes()
+
+
+def test_a_refusal_says_what_to_try_and_leaves_what_is_served(
+    built: tuple[Project, Any], copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(built[0])
+    before = project.tree("model_repository/plain")
+    rule = '[torchscript]\nprecision = "bf16"\n[[accuracy.gate]]\nprecision = "bf16"\nrelative_l2 = 1e-5\n'
+    with (project / "models/plain/model.toml").open("a") as file:
+        file.write(rule)
+    run = project.doit("plain")
+    assert (run.code, run.failed) == (1, ["accuracy:plain"])
+    line = refusal(run, "accuracy:plain")
+    assert "limit 1.0e-05" in line
+    assert "try another torchscript.precision (fp32 serves model.pt itself)" in line
+    assert 'or an [[accuracy.gate]] with format = "torchscript"' in line
+    assert project.tree("model_repository/plain") == before
+    project.edit("models/plain/model.toml", rule, "")
+    project.built("plain")
+    assert project.tree("model_repository/plain") == before
+
+
+OWN = f"""\
+formats = ["torchscript"]
+max_batch_size = 3
+[architecture]
+network = "network.py:build"
+[weights]
+source = "random://0"
+[input]
+shape = [3, 16, 16]
+{HALF}"""
+
+
+def test_types_that_the_network_asks_for_are_cast_too(project: Project) -> None:
+    project.model("several", OWN, network_py=NETWORK.replace("{answer}", "mean, mean.argmax(1), mean.double()"))
+    project.built("cast:several")
+    module = loaded(project, "several/model.fp16.pt")
+    batch = torch.randn(2, 3, 16, 16)
+    answers, expected = torchscript_graph.rounding(module, batch), loaded(project, "several/model.pt")(batch)
+    assert [answer.dtype for answer in answers] == [torch.float32, torch.int64, torch.float64]
+    for found, exact in zip(answers[::2], expected[::2], strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(answers[0], expected[0]), "it is rounded"
+
+
+def test_what_cannot_run_in_the_precision_is_one_line(project: Project) -> None:
+    too_large = "mean.masked_fill(mean > 1, torch.finfo(torch.float32).min)"
+    project.model("large", OWN, network_py=NETWORK.replace("{answer}", too_large))
+    run = project.doit("cast:large")
+    line = refusal(run, "cast:large")
+    assert "the trace does not run in fp16: aten.masked_fill.Scalar: value cannot be converted" in line
+    assert 'with torchscript.precision = "fp32" model.pt is served as it is' in line
+    assert not (project / "build/large/model.fp16.pt").exists()

@@ -1,0 +1,272 @@
+"""A model that exists only as ONNX: from the file, by `doit new --from-onnx`, to what Triton serves."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from onnx import TensorProto, helper
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_tasks.doit_plugin.new_command import New
+from tests.support.project import Project, refusal
+
+if TYPE_CHECKING:
+    import torch
+
+SIDE = 16
+
+# The middle of forward(), the axes that are open; what is asked of them is in the tests.
+GRAPHS: dict[str, tuple[str, dict[str, dict[int, str]]]] = {
+    "open": ("", {"images": {0: "n"}, "scores": {0: "n"}}),
+    "sizes": ("", {"images": {0: "n", 2: "h", 3: "w"}, "scores": {0: "n"}}),
+    "fixed": ("", {}),
+    "baked": ("reshape", {}),  # its batch of 2 is also written into a node
+}
+
+
+@pytest.fixture(scope="session")
+def network() -> "torch.nn.Module":
+    import torch
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 200, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(200, 4)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory, network: "torch.nn.Module") -> Path:
+    """ONNX files of the network, by other hands than this project's."""
+    import torch
+
+    class Baked(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> Any:
+            return network(images).reshape(2, 4)
+
+    folder = tmp_path_factory.mktemp("graphs")
+    for name, (body, axes) in GRAPHS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an exporter that is on its way out
+            torch.onnx.export(
+                Baked() if body else network,
+                (torch.zeros(2, 3, SIDE, SIDE),),
+                folder / f"{name}.onnx",
+                dynamo=False,
+                opset_version=13,
+                input_names=["images"],
+                output_names=["scores"],
+                dynamic_axes=axes,
+            )
+    apart = onnx.load(folder / "open.onnx")
+    onnx.save(apart, folder / "apart.onnx", save_as_external_data=True, location="elsewhere.data", size_threshold=0)
+    return folder
+
+
+def config(project: Project, name: str) -> Any:
+    return text_format.Parse((project / f"model_repository/{name}/config.pbtxt").read_text(), ModelConfig())
+
+
+def served(project: Project, name: str, images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(project / f"model_repository/{name}/1/model.onnx"))
+    (scores,) = session.run(["OUTPUT__0"], {"INPUT__0": images})
+    found: np.ndarray[Any, Any] = scores
+    return found
+
+
+def random_images(batch: int, height: int = SIDE, width: int = SIDE) -> "np.ndarray[Any, Any]":
+    return np.random.default_rng(batch).standard_normal((batch, 3, height, width)).astype(np.float32)
+
+
+def expected(network: "torch.nn.Module", images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    import torch
+
+    with torch.inference_mode():
+        answer: np.ndarray[Any, Any] = network(torch.from_numpy(images)).numpy()
+    return answer
+
+
+def only_onnx(project: Project, file: Path, name: str, more: str = "", top: str = "") -> None:
+    """A spec by hand."""
+    text = f'formats = ["onnx"]\nmax_batch_size = 4\n{top}\n[weights]\nsource = "{file.name}"\n'
+    folder = project.model(name, f"{text}[input]\nshape = [3, {SIDE}, {SIDE}]\n{more}\n")
+    shutil.copy(file, folder)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> Project:
+    project = Project(tmp_path_factory.mktemp("built") / "project")
+    for name in ("open", "fixed", "baked"):
+        project.built("new", "--from-onnx", str(graphs / f"{name}.onnx"))
+    project.built("new", "apart", "--from-onnx", str(graphs / "apart.onnx"))
+    project.edit("models/open/model.toml", '"tensorrt"', '"rtx"')  # whose graph is made and judged without a GPU
+    project.edit("models/open/model.toml", "# ensemble", "ensemble")
+    only_onnx(project, graphs / "sizes.onnx", "sizes", "min_size = [16, 16]\nmax_size = [32, 24]")
+    project.built(CUDA_VISIBLE_DEVICES="")
+    return project
+
+
+@pytest.mark.parametrize("name", ["open", "fixed", "apart"])
+def test_it_is_served_with_an_open_batch_and_answers_as_before(
+    built: Project, network: "torch.nn.Module", name: str
+) -> None:
+    """Also where the file's batch is fixed, but no node of it minds another."""
+    (image,), (scores,) = config(built, f"{name}_onnx").input, config(built, f"{name}_onnx").output
+    assert (image.name, list(image.dims), scores.name, list(scores.dims)) == (
+        "INPUT__0",
+        [3, SIDE, SIDE],
+        "OUTPUT__0",
+        [4],
+    )
+    assert config(built, f"{name}_onnx").max_batch_size == 32
+    for batch in (1, 2, 5):
+        images = random_images(batch)
+        np.testing.assert_allclose(served(built, f"{name}_onnx", images), expected(network, images), atol=1e-5)
+
+
+def test_a_batch_that_is_written_into_a_node_is_kept(built: Project, network: "torch.nn.Module") -> None:
+    spec = (built / "models/baked/model.toml").read_text()
+    assert "dynamic_axes = false  " in spec
+    assert "batch_size = 2\n" in spec
+    found = config(built, "baked_onnx")
+    assert (found.max_batch_size, list(found.input[0].dims)) == (0, [2, 3, SIDE, SIDE])
+    images = random_images(2)
+    np.testing.assert_allclose(served(built, "baked_onnx", images), expected(network, images), atol=1e-5)
+
+
+def test_height_and_width_may_stay_open(built: Project, network: "torch.nn.Module") -> None:
+    assert list(config(built, "sizes_onnx").input[0].dims) == [3, -1, -1]
+    images = random_images(3, 32, 24)
+    np.testing.assert_allclose(served(built, "sizes_onnx", images), expected(network, images), atol=1e-5)
+
+
+def test_artifacts_are_compared_with_the_file_itself(built: Project, network: "torch.nn.Module") -> None:
+    reference = json.loads((built / "build/open/reference.json").read_text())
+    assert [runner for runner, _ in reference["lst"]] == [
+        "onnxruntime-fp32",
+        "onnxruntime-fp32, inputs moved by an ulp",
+    ]
+    summary = json.loads((built / "build/open/accuracy.json").read_text())
+    assert [(row["artifact"], row["status"]) for row in summary["artifacts"]] == [("ONNX", "ok"), ("fp16 graph", "ok")]
+    assert summary["artifacts"][0]["outputs"]["OUTPUT__0"]["relative_l2"] < 1e-6 < 1e-5
+    assert summary["artifacts"][1]["outputs"]["OUTPUT__0"]["relative_l2"] > 1e-6
+    assert "against ONNX Runtime fp32" in (built / "build/open/accuracy.svg").read_text()
+    assert config(built, "open_ensemble").ensemble_scheduling.step[1].model_name == "open_onnx"
+
+
+def test_weights_that_stand_apart_come_along(built: Project) -> None:
+    assert sorted(built.tree("models/apart/model.onnx")) == ["model.onnx", "model.onnx.data"]
+
+
+def test_an_edit_runs_what_it_touches(built: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(built)
+    assert project.built("open", CUDA_VISIBLE_DEVICES="").ran == []
+    graph = onnx.load(project / "models/open/model.onnx")
+    graph.producer_name = "another"
+    onnx.save(graph, project / "models/open/model.onnx")
+    tasks = ["reference:open", "onnx:open"]
+    assert project.built(*tasks).ran == ["onnx:open", "reference:open", "weights:open"]
+    project.edit("models/open/model.toml", "# dynamic_axes = true", "external_data = true")
+    assert project.built(*tasks).ran == ["onnx:open"]
+    assert "torchscript:open" not in project.built("list", "--all").out
+
+
+def test_what_the_spec_says_and_the_file_does_not_is_told_in_a_line(project: Project, graphs: Path) -> None:
+    only_onnx(project, graphs / "baked.onnx", "opened")
+    only_onnx(project, graphs / "open.onnx", "other", "[onnx]\ndynamic_axes = false\nbatch_size = 3")
+    only_onnx(project, graphs / "open.onnx", "small")
+    project.edit("models/small/model.toml", "[3, 16, 16]", "[3, 8, 16]")
+    only_onnx(project, graphs / "open.onnx", "old", "[triton]\nrelease = '23.10'")
+    graph = onnx.load(graphs / "open.onnx")
+    graph.opset_import[0].version = 20
+    onnx.save(graph, project / "models/old/open.onnx")
+    run = project.doit()
+    assert run.code == 1
+    assert "publish:other_onnx" in run.ran
+    assert list(config(project, "other_onnx").input[0].dims) == [3, 3, SIDE, SIDE]
+    line = refusal(run, "onnx:opened")
+    assert "with an open batch the graph " in line
+    assert line.endswith("its own is 2: onnx.dynamic_axes = false and onnx.batch_size = 2 keep it")
+    assert refusal(run, "weights:small").endswith(
+        "input.shape: models/small/open.onnx takes [?, 3, 16, 16], not [3, 8, 16]"
+    )
+    assert "the graph has opset 20, and Triton 23.10 has ONNX Runtime" in refusal(run, "config:old_onnx")
+
+
+Shape = list[int | None]
+
+
+def graph_of(inputs: list[tuple[str, int, Shape]], axes: list[int] | None = None) -> onnx.ModelProto:
+    """A graph that adds its inputs, or takes the mean of its only one."""
+    tensors = [helper.make_tensor_value_info(*of) for of in inputs]
+    names = [name for name, _, _ in inputs]
+    node = helper.make_node("ReduceMean", names, ["y"], axes=axes, keepdims=0) if axes else None
+    output = helper.make_tensor_value_info("y", inputs[0][1], None)
+    graph = helper.make_graph([node or helper.make_node("Sum", names, ["y"])], "g", tensors, [output])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+FLOAT, IMAGES = TensorProto.FLOAT, [None, 3, 8, 8]
+UNFIT = {
+    "nhwc": (
+        graph_of([("x", FLOAT, [None, 224, 224, 3])], [1, 2]),
+        "nhwc.onnx: expected (batch, channels, height, width), found x [?, 224, 224, 3], with the channels last: "
+        "export it with the channels first",
+    ),
+    "two": (
+        graph_of([("x", FLOAT, IMAGES), ("z", FLOAT, IMAGES)]),
+        "two.onnx: expected one input of images, found 2: x [?, 3, 8, 8], z [?, 3, 8, 8]",
+    ),
+    "flat": (
+        graph_of([("x", FLOAT, [None, 192])], [1]),
+        "flat.onnx: expected FLOAT (batch, channels, height, width), found FLOAT x [?, 192]",
+    ),
+    "double": (
+        graph_of([("x", TensorProto.DOUBLE, IMAGES)], [2, 3]),
+        "double.onnx: expected FLOAT (batch, channels, height, width), found DOUBLE x [?, 3, 8, 8]",
+    ),
+    "mixed": (
+        graph_of([("x", FLOAT, [1, 3, 8, 8])], [0, 2, 3]),
+        "mixed.onnx: an output has shape [3] for a batch of 1; the batch must be its first dimension",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*UNFIT, "junk", "absent", "two words"])
+def test_a_file_that_is_none_or_no_images_go_into_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("junk.onnx").write_bytes(b"not ONNX")
+    line = "cannot be read as ONNX: "
+    if name in UNFIT:
+        graph, line = UNFIT[name]
+        onnx.save(graph, f"{name}.onnx")
+    if name == "two words":
+        line = "models/two words: a model's name is made of letters"
+    assert New().parse_execute(["--from-onnx", f"{name}.onnx"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("ERROR: ")
+    assert line in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(Path("models").iterdir()) == []
+
+
+def test_what_the_file_leaves_open_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    onnx.save(graph_of([("x", FLOAT, [None, 1, None, None])], [2, 3]), "grey.onnx")
+    assert New().parse_execute(["grey", "--from-onnx", "grey.onnx"]) == 0
+    text = Path("models/grey/model.toml").read_text()
+    assert "shape = [1, 224, 224]                 # channels, height, width: the file leaves it open" in text
+    assert "mean = [0.0]" in text
+    assert Path("models/grey/model.onnx").read_bytes() == Path("grey.onnx").read_bytes()

@@ -1,0 +1,560 @@
+"""[triton] of the spec: what is refused, and the config.pbtxt that follows, as Triton's own protobuf reads it."""
+
+# ruff: noqa: E501  (messages stand as they are told)
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build_tasks.errors import UserError
+from build_tasks.spec.loader import load
+from build_tasks.spec.model import Model
+from build_tasks.stages import config, publish
+from build_tasks.triton import releases
+from tests.support.project import ROOT
+from tests.support.triton_cases import ENSEMBLE, PLANS, batching, of, plan, spec, tensors, triton
+
+PATH = "models/m/model.toml"
+
+
+def warm_up(lines: str) -> str:
+    return triton(f"model_warmup = [{{ {lines} }}]")
+
+
+ZEROS = "inputs = { INPUT__0 = { data_type = 'TYPE_FP32', dims = [3, 160, 160], zero_data = true } }"
+NCHW = "[3, 160, 160]"
+
+# What is wrong in the spec itself: refused before anything runs.
+WRONG = [
+    # What the protobuf does not know
+    (
+        triton("dynamic_batchin = {}"),
+        "triton: expected fields of Triton's ModelConfig, found 'dynamic_batchin' (did you mean 'dynamic_batching'?)",
+    ),
+    (
+        of("onnx", "instance_groups = []"),
+        "triton.onnx: expected fields of Triton's ModelConfig, found 'instance_groups' (did you mean 'instance_group'?)",
+    ),
+    (
+        batching("preferred_batchsize = [4]"),
+        "triton.dynamic_batching: expected fields of ModelDynamicBatching: preferred_batch_size, "
+        "max_queue_delay_microseconds, preserve_ordering, priority_levels, default_priority_level, "
+        "default_queue_policy, priority_queue_policy, found 'preferred_batchsize' (did you mean 'preferred_batch_size'?)",
+    ),
+    (
+        triton('instance_group = [{ kind = "KIND_GPUS" }]'),
+        "triton.instance_group[0].kind: expected one of KIND_AUTO, KIND_GPU, KIND_CPU, KIND_MODEL, found 'KIND_GPUS' "
+        "(did you mean 'KIND_GPU'?)",
+    ),
+    (
+        batching('default_queue_policy = { timeout_action = "REJCT" }'),
+        "triton.dynamic_batching.default_queue_policy.timeout_action: expected one of REJECT, DELAY, found 'REJCT' "
+        "(did you mean 'REJECT'?)",
+    ),
+    (triton('instance_group = { count = 2 }'), "triton.instance_group: expected a list, found {'count': 2}"),
+    (triton("dynamic_batching = true"), "triton.dynamic_batching: expected a table, found True"),
+    (batching('preserve_ordering = "yes"'), "triton.dynamic_batching.preserve_ordering: expected bool, found 'yes'"),
+    (
+        batching("max_queue_delay_microseconds = -1"),
+        "triton.dynamic_batching.max_queue_delay_microseconds: expected int >= 0 of 64 bits, found -1",
+    ),
+    (triton('instance_group = [{ count = "2" }]'), "triton.instance_group[0].count: expected int, found '2'"),
+    (triton("metric_tags = { team = 7 }"), "triton.metric_tags.team: expected str, found 7"),
+    (
+        triton("version_policy = { latest = { num_versions = 1 }, all = {} }"),
+        "triton.version_policy: expected one of latest and all, found both",
+    ),
+    (
+        batching("priority_queue_policy = { high = {} }"),
+        "triton.dynamic_batching.priority_queue_policy: expected keys that are int >= 0, found 'high'",
+    ),
+    (
+        triton("instance_group = [{ rate_limiter = { priority = inf } }]"),
+        "triton.instance_group[0].rate_limiter.priority: expected int >= 0, found inf",
+    ),
+    (
+        triton("sequence_batching = { direct = { minimum_slot_utilization = inf } }"),
+        "triton.sequence_batching.direct.minimum_slot_utilization: expected a finite float, found inf",
+    ),
+    # What follows from the artifact
+    (
+        triton('input = [{ name = "INPUT__0" }]'),
+        "triton.input: expected nothing, since it follows from the artifact, found [{'name': 'INPUT__0'}]",
+    ),
+    (
+        of("onnx", 'backend = "onnxruntime"'),
+        "triton.onnx.backend: expected nothing, since it follows from the artifact, found 'onnxruntime'",
+    ),
+    (
+        triton("ensemble_scheduling = {}"),
+        "triton.ensemble_scheduling: expected nothing, since it follows from the artifact (of the key ensemble), found {}",
+    ),
+    # Keys of [triton] itself
+    (triton('device = "GPU"'), "triton.device: expected one of auto, gpu, cpu, found 'GPU'"),
+    (triton('device = "gpu"\nwarm_up = 0'), "triton.warm_up: expected int >= 1, found 0"),
+    (
+        triton("warm_up = 8"),
+        'triton.warm_up: expected nothing, since it is for torchscript where triton.device = "gpu", found 8',
+    ),
+    (
+        triton('device = "gpu"\nwarm_up = 8', 'formats = ["onnx"]'),
+        'triton.warm_up: expected nothing, since it is for torchscript where triton.device = "gpu", found 8',
+    ),
+    (triton("keep_versions = 0"), "triton.keep_versions: expected int >= 1, found 0"),
+    (triton('provenance = "yes"'), "triton.provenance: expected bool, found 'yes'"),
+    (
+        triton('release = "26.13"'),
+        'triton.release: expected a release of Triton\'s containers, such as "26.08", found \'26.13\'',
+    ),
+    (triton('device = "cpu"'), "formats: expected no tensorrt, since triton.device = \"cpu\", found ['torchscript', "
+     "'onnx', 'tensorrt']"),
+    (triton("onnx = 3"), "triton.onnx: expected a table, found 3"),
+    (
+        triton("tensorrt = { dynamic_batching = {} }", 'formats = ["onnx"]'),
+        "triton.tensorrt: expected nothing, since formats leave it out, found {'dynamic_batching': {}}",
+    ),
+    (
+        triton("ensemble = { response_cache = { enable = true } }"),
+        "triton.ensemble: expected nothing, since there is no ensemble, found {'response_cache': {'enable': True}}",
+    ),
+    # Batches
+    (
+        of("onnx", "max_batch_size = 16"),
+        "triton.onnx.max_batch_size: expected at most 8, the max_batch_size that is checked, found 16",
+    ),
+    (
+        spec("[engine]\nmax_batch_size = 4\n[triton.tensorrt]\nmax_batch_size = 8"),
+        "triton.tensorrt.max_batch_size: expected at most 4, the largest batch of the engine's profile, found 8",
+    ),
+    (of("onnx", "max_batch_size = 0"), "triton.onnx.max_batch_size: expected int >= 1, found 0"),
+    (
+        batching("preferred_batch_size = [4, 16]"),
+        "triton.dynamic_batching.preferred_batch_size: expected 1 to max_batch_size, 8, found 16",
+    ),
+    (
+        spec("[triton.onnx]\nmax_batch_size = 4\ndynamic_batching = { preferred_batch_size = [8] }"),
+        "triton.onnx.dynamic_batching.preferred_batch_size: expected 1 to max_batch_size, 4, found 8",
+    ),
+    (
+        spec("[onnx]\ndynamic_axes = false\n[triton.onnx]\ndynamic_batching = {}"),
+        "triton.onnx.dynamic_batching: expected false in [triton.onnx], since onnx.dynamic_axes = false fixes the batch, found {}",
+    ),
+    (
+        of("onnx", "max_batch_size = 1\ndynamic_batching = {}"),
+        "triton.onnx.dynamic_batching: expected nothing, since max_batch_size = 1 leaves nothing to batch, found a table",
+    ),
+    # Queues
+    (
+        batching("priority_levels = 3"),
+        "triton.dynamic_batching.default_priority_level: expected 1 to priority_levels, 3, found 0",
+    ),
+    (
+        batching("priority_levels = 2\ndefault_priority_level = 1\n".replace("\n", ", ")
+                 + "priority_queue_policy = { 3 = { max_queue_size = 4 } }"),
+        "triton.dynamic_batching.priority_queue_policy: expected levels from 1 to priority_levels, 2, found 3",
+    ),
+    (
+        batching("default_priority_level = 1"),
+        "triton.dynamic_batching.default_priority_level: expected nothing, since there are no priority_levels, found 1",
+    ),
+    (
+        batching("preserve_ordering = true, priority_levels = 2, default_priority_level = 1"),
+        "triton.dynamic_batching.preserve_ordering: expected false, since there are 2 priority_levels, found true",
+    ),
+    (
+        batching('preserve_ordering = true, default_queue_policy = { timeout_action = "DELAY" }'),
+        "triton.dynamic_batching.default_queue_policy.timeout_action: expected REJECT, since preserve_ordering = true, "
+        "found 'DELAY'",
+    ),
+    (
+        batching("max_queue_delay_microseconds = 500, default_queue_policy = { default_timeout_microseconds = 400 }"),
+        "triton.dynamic_batching.default_queue_policy.default_timeout_microseconds: expected more than "
+        "max_queue_delay_microseconds, 500, which a lone request waits, found 400",
+    ),
+    # Sequences
+    (
+        triton("sequence_batching = {}\ndynamic_batching = {}"),
+        "triton: expected one of dynamic_batching and sequence_batching, found both",
+    ),
+    (
+        triton('sequence_batching = { control_input = [{ name = "START" }] }'),
+        "triton.sequence_batching.control_input: expected nothing, since the network takes INPUT__0 alone, found 'START'",
+    ),
+    (
+        triton("sequence_batching = { oldest = { preferred_batch_size = [9] } }"),
+        "triton.sequence_batching.oldest.preferred_batch_size: expected 1 to max_batch_size, 8, found 9",
+    ),
+    (
+        triton("sequence_batching = {}\nresponse_cache = { enable = true }"),
+        "triton.response_cache: expected nothing, since Triton does not cache sequences, found enable = true",
+    ),
+    # Instances
+    (triton("instance_group = []"), "triton.instance_group: expected at least one group, found []"),
+    (triton("instance_group = [{ count = 0 }]"), "triton.instance_group[0].count: expected int >= 1, found 0"),
+    (
+        of("onnx", 'instance_group = [{ kind = "KIND_CPU", gpus = [0] }]'),
+        "triton.onnx.instance_group[0].gpus: expected nothing, since kind = KIND_CPU, found [0]",
+    ),
+    (
+        triton("instance_group = [{ gpus = [1, 1] }]"),
+        "triton.instance_group[0].gpus: expected numbers of GPUs, each once, found [1, 1]",
+    ),
+    (
+        of("tensorrt", 'instance_group = [{ kind = "KIND_CPU" }]'),
+        "triton.tensorrt.instance_group[0].kind: expected KIND_GPU, since a plan runs on a GPU, found 'KIND_CPU'",
+    ),
+    (
+        triton('device = "cpu"\ninstance_group = [{ kind = "KIND_GPU" }]', 'formats = ["onnx"]'),
+        "triton.instance_group[0].kind: expected KIND_CPU, since triton.device = \"cpu\", found 'KIND_GPU'",
+    ),
+    (
+        of("onnx", 'instance_group = [{ profile = ["0"] }]'),
+        "triton.onnx.instance_group[0].profile: expected nothing, since only plans have profiles, found ['0']",
+    ),
+    (
+        of("tensorrt", 'instance_group = [{ profile = ["99999999999"] }]'),
+        "triton.tensorrt.instance_group[0].profile: expected [\"0\"], since an engine has one profile here, "
+        "found ['99999999999']",
+    ),
+    (
+        triton("instance_group = [{ passive = true }]"),
+        "triton.instance_group: expected a group that is not passive, to answer requests, found only passive ones",
+    ),
+    (
+        triton("instance_group = [{ rate_limiter = { resources = [{ name = 'R' }] } }]"),
+        "triton.instance_group[0].rate_limiter.resources: expected resources with a name and a count >= 1, found 'R', 0",
+    ),
+    # Versions
+    (
+        triton("version_policy = { latest = { num_versions = 2 } }"),
+        "triton.version_policy.latest.num_versions: expected 1 to triton.keep_versions, 1, found 2",
+    ),
+    (triton("version_policy = {}"), "triton.version_policy: expected one of latest, all, specific, found {}"),
+    (
+        triton("keep_versions = 2\nversion_policy = { specific = { versions = [1, 2, 3] } }"),
+        "triton.version_policy.specific.versions: expected at most 2, the triton.keep_versions, found 3, [1, 2, 3]",
+    ),
+    # Warm-up
+    (warm_up(f'name = "w", {ZEROS}'), "triton.model_warmup[0].batch_size: expected 1 to max_batch_size, 8, found 0"),
+    (
+        warm_up(f'name = "w", batch_size = 9, {ZEROS}'),
+        "triton.model_warmup[0].batch_size: expected 1 to max_batch_size, 8, found 9",
+    ),
+    (
+        warm_up('name = "w", batch_size = 1, inputs = { INPUT__0 = { data_type = "TYPE_FP32", dims = [3] } }'),
+        "triton.model_warmup[0].inputs.INPUT__0: expected one of zero_data, random_data, input_data_file, "
+        "found none of them",
+    ),
+    (
+        warm_up('name = "w", batch_size = 1, inputs = { INPUT__0 = { dims = [3], input_data_file = "no" } }'),
+        "triton.model_warmup[0].inputs.INPUT__0.input_data_file: expected a file in models/m/warmup/, found 'no'",
+    ),
+    # What only some backends read
+    (
+        of("onnx", "optimization = { cuda = { graphs = true } }"),
+        "triton.onnx.optimization.cuda: expected nothing in onnx, since only TensorRT's backend reads it, "
+        "found {'graphs': True}",
+    ),
+    (
+        of("tensorrt", "optimization = { cuda = { graphs = true, graph_spec = [{ batch_size = 16 }] } }"),
+        "triton.tensorrt.optimization.cuda.graph_spec[0].batch_size: expected 1 to 8, the batches of the engine, found 16",
+    ),
+    (
+        of("onnx", "optimization = { graph = { level = 3 } }"),
+        "triton.onnx.optimization.graph.level: expected one of -1 (basic), 0 (all), 1 (extended), 2 (none), found 3",
+    ),
+    (
+        of("onnx", "optimization = { execution_accelerators = { gpu_execution_accelerator = [{ name = 'tensorr' }] } }"),
+        "triton.onnx.optimization.execution_accelerators.gpu_execution_accelerator[0].name: expected one of tensorrt, "
+        "cuda, found 'tensorr' (did you mean 'tensorrt'?)",
+    ),
+    (
+        of(
+            "onnx",
+            "optimization = { execution_accelerators = { gpu_execution_accelerator = [{ name = 'tensorrt', "
+            "parameters = { precision = 'FP16' } }] } }",
+        ),
+        "triton.onnx.optimization.execution_accelerators.gpu_execution_accelerator[0].parameters: expected parameters of "
+        "tensorrt, found 'precision' (did you mean 'precision_mode'?)",
+    ),
+    (
+        triton("model_transaction_policy = { decoupled = true }"),
+        "triton.model_transaction_policy.decoupled: expected false, since an image is answered once, found true",
+    ),
+    (
+        triton('parameters = { "provenance.1.build" = "mine" }'),
+        "triton.parameters.provenance.1.build: expected another name, since the build writes its own there, "
+        "found 'provenance.1.build'",
+    ),
+    (
+        triton("parameters = { trained = 2026-01-01 }"),
+        "triton.parameters.trained.string_value: expected str, found datetime.date(2026, 1, 1)",
+    ),
+    (
+        triton('instance_group = [{ kind = ["KIND_GPU"] }]'),
+        "triton.instance_group[0].kind: expected one of KIND_AUTO, KIND_GPU, KIND_CPU, KIND_MODEL, found ['KIND_GPU'] (did you mean 'KIND_GPU'?)",
+    ),
+    (
+        spec("[engine]\nmin_batch_size = 4\n[triton.tensorrt]\nmax_batch_size = 2"),
+        "triton.tensorrt.max_batch_size: expected at least 4, the smallest batch of the engine's profile, found 2",
+    ),
+    # Ensembles
+    (triton('onnx = { max_batch_size = "8" }', ENSEMBLE), "triton.onnx.max_batch_size: expected int >= 1, found '8'"),
+    (triton("onnx = false", ENSEMBLE), "triton.onnx: expected a table, found False"),
+    (
+        spec("[triton.preprocess]\ninstance_group = [{ gpus = [0] }]", ENSEMBLE),
+        "triton.preprocess.instance_group[0].gpus: expected nothing, since kind = KIND_CPU, found [0]",
+    ),
+    (
+        spec("[engine]\nkeep_io_types = false", 'ensemble = "tensorrt"'),
+        "ensemble: expected engine.keep_io_types = true, since pictures are prepared in fp32, found false",
+    ),
+    (
+        triton("", 'ensemble = "onnx"\nformats = ["torchscript"]'),
+        "ensemble: expected one of the formats, torchscript, found 'onnx'",
+    ),
+    (
+        spec("[onnx]\ndynamic_axes = false", ENSEMBLE),
+        "ensemble: expected a format with an open batch, which onnx.dynamic_axes = false closes, found 'onnx'",
+    ),
+    (
+        spec("[input]\nshape = [1, 28, 28]", ENSEMBLE),
+        "ensemble: expected nothing, since pictures have 3 channels, found input.shape = [1, 28, 28]",
+    ),
+    (
+        spec("[triton.ensemble]\ninstance_group = [{ count = 2 }]", ENSEMBLE),
+        "triton.ensemble.instance_group: expected nothing, since an ensemble has none of its own, found [{'count': 2}]",
+    ),
+    # Releases
+    (
+        spec('[onnx]\nopset = 23\n[triton]\nrelease = "24.10"'),
+        "onnx.opset: expected at most 21, which Triton 24.10 reads, or triton.release = '25.08' or newer, found 23",
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read(text: str) -> Model:
+    folder = Path("models/m")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.toml").write_text(text)
+    [model] = load()
+    return model
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("text", "line"), WRONG, ids=[line.partition(": expected")[0] for _, line in WRONG])
+def test_a_wrong_spec_is_refused_with_one_line(text: str, line: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        read(text)
+    assert str(refusal.value) == f"{PATH}: {line}"
+
+
+# What the artifact contradicts, which only it can tell.
+
+
+def derived(text: str, format: str, *plans: dict[str, Any], labels: int | None = None) -> ModelConfig:
+    """The config.pbtxt of artifacts with these signatures: the stage's own function."""
+    model = read(text)
+    files = model.files(format)[: len(plans)]
+    Path("build/m").mkdir(parents=True, exist_ok=True)
+    for file, signature in zip(files, plans, strict=True):
+        Path(model.artifact(f"{file}.signature.json")).write_text(json.dumps(signature))
+    if labels is not None:
+        Path("build/m/labels.txt").write_text("class\n" * labels)
+    stage = config.task(model, format, files)["meta"]["stage"]
+    stage.build(stage.inputs, stage.outputs, stage.settings)
+    return text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
+
+
+ARTIFACT = [
+    (
+        warm_up('name = "w", batch_size = 1, inputs = { x = { zero_data = true } }'),
+        tensors(),
+        "triton.model_warmup[0].inputs: expected the model's inputs, INPUT__0, found 'x'",
+    ),
+    (
+        warm_up(f'name = "w", batch_size = 1, {ZEROS.replace("160, 160", "224, 224")}'),
+        tensors(),
+        "triton.model_warmup[0].inputs.INPUT__0.dims: expected [3, 160, 160], as the model's, found [3, 224, 224]",
+    ),
+    (
+        warm_up(f'name = "w", batch_size = 1, {ZEROS.replace("FP32", "UINT8")}'),
+        tensors(),
+        "triton.model_warmup[0].inputs.INPUT__0.data_type: expected TYPE_FP32, found TYPE_UINT8",
+    ),
+    (
+        triton('release = "24.10"'),
+        tensors(ir_version=11),
+        "triton.release: the graph has IR version 11, and Triton 24.10 has ONNX Runtime 1.19.2, which reads 10 at most",
+    ),
+]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("text", "signature", "line"), ARTIFACT, ids=[line.split(":")[0] for *_, line in ARTIFACT])
+def test_what_contradicts_the_artifact_is_refused_with_one_line(
+    text: str, signature: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        derived(text, "onnx", signature)
+    assert str(refusal.value) == f"{PATH}: {line}"
+
+
+@pytest.mark.usefixtures("folder")
+def test_labels_are_as_many_as_classes() -> None:
+    top = 'labels = "labels.txt"'
+    with pytest.raises(UserError, match=r"labels: 999 of them for 1000 classes of OUTPUT__0"):
+        derived(spec("", top), "onnx", tensors(), labels=999)
+    assert derived(spec("", top), "onnx", tensors(), labels=1000).output[0].label_filename == "labels.txt"
+
+
+def test_there_are_forty_wrong_specs() -> None:
+    assert len({text for text, _ in WRONG}) + len(ARTIFACT) >= 40
+
+
+# The configs of plans, which no machine without a GPU builds.
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", PLANS)
+def test_the_config_of_a_plan_is_as_it_should_be(name: str) -> None:
+    text, plans = PLANS[name]
+    found = derived(text, "tensorrt", *plans)
+    assert found == text_format.Parse((ROOT / f"tests/triton/golden/{name}.pbtxt").read_text(), ModelConfig())
+
+
+# Releases of Triton.
+
+
+def test_the_table_of_releases_is_in_order_and_whole() -> None:
+    assert list(releases.RELEASES) == sorted(releases.RELEASES)
+    assert {name[:2] for name in releases.RELEASES} == {"23", "24", "25", "26"}
+    opsets = [reads.opset for name in releases.RELEASES if (reads := releases.onnx(name))]
+    assert opsets == sorted(opsets)
+    known = {v.onnxruntime.rpartition(".")[0] for v in releases.RELEASES.values() if v.onnxruntime}
+    assert known <= releases.ONNX_RUNTIME.keys()
+
+
+@pytest.mark.parametrize(
+    ("release", "built", "compatible", "loads"),
+    [
+        ("26.08", "11.2.1.2", False, True),
+        ("26.08", "11.2.1", False, True),
+        ("26.08", "11.2.1.3", False, False),
+        ("26.08", "11.1.0.106", False, False),
+        ("26.08", "11.1.0.106", True, True),
+        ("26.08", "10.16.1.11", True, True),
+        ("26.08", "11.3.0.99", True, False),
+        ("24.10", "10.5.0.18", False, True),  # of 10.5 as far as is known
+        ("24.10", "10.6.0.26", False, False),
+        ("26.01", "10.14.1.48", False, True),  # nothing is known
+    ],
+)
+def test_a_plan_is_for_the_release_that_has_its_tensorrt(
+    release: str, built: str, compatible: bool, loads: bool
+) -> None:
+    signature = {"TensorRT": built, "version_compatible": compatible}
+    assert (releases.refusal(release, "tensorrt", signature) is None) == loads
+    if release == "26.01":
+        assert "not in releases.py" in str(releases.warning(release, "tensorrt", signature))
+
+
+def test_a_model_of_a_newer_pytorch_is_warned_of_and_not_refused() -> None:
+    signature = {"PyTorch": "2.14.1"}
+    assert releases.refusal("25.05", "torchscript", signature) is None
+    assert "traced with PyTorch 2.14.1, and Triton 25.05 has 2.8" in str(
+        releases.warning("25.05", "torchscript", signature)
+    )
+    assert releases.warning("26.08", "torchscript", signature) is None
+    assert "Triton 29.01 is not in releases.py" in str(releases.warning("29.01", "torchscript", signature))
+
+
+@pytest.mark.usefixtures("folder")
+def test_images_follow_from_the_release() -> None:
+    from build_tasks.serving import container, triton_server
+
+    model = read(triton('release = "25.05"'))
+    assert "nvcr.io/nvidia/tensorrt:25.05-py3" in container.commands([model])[0]
+    start = triton_server.launch("docker", model.release, triton_server.Ports(), "127.0.0.1", None)
+    assert "nvcr.io/nvidia/tritonserver:25.05-py3" in start.command
+    assert "127.0.0.1:8000:8000" in start.command
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_smallest_batch_that_a_request_may_miss_is_said() -> None:
+    model = read(spec(""))
+    Path("build/m").mkdir(parents=True)
+    least = plan()
+    least["profile"]["INPUT__0"]["min"][0] = 4
+    Path("build/m/model.plan.signature.json").write_text(json.dumps(least))
+    stage = config.task(model, "tensorrt", ["model.plan"])["meta"]["stage"]
+    notes = stage.build(stage.inputs, stage.outputs, stage.settings)
+    assert notes["smallest batch"] == "4, below which a request fails (engine.min_batch_size)"
+    found = text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
+    assert [sample.batch_size for sample in found.model_warmup] == [4, 8]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("lines", "format", "expected"),
+    [
+        ('device = "gpu"', "torchscript", [1, 2, 3, 4, 5, 6, 7, 8]),
+        ('device = "gpu"\nwarm_up = 3', "torchscript", [1, 2, 3, 8]),
+        ('device = "gpu"\nwarm_up = 1', "torchscript", [1, 8]),
+        ('device = "gpu"\n[triton.torchscript]\nmax_batch_size = 3', "torchscript", [1, 2, 3]),
+        ('device = "gpu"', "onnx", [1, 8]),
+        ('device = "cpu"', "torchscript", [1, 8]),
+        ("", "torchscript", [1, 8]),
+    ],
+)
+def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu(lines: str, format: str, expected: list[int]) -> None:
+    more = 'formats = ["torchscript", "onnx"]'
+    found = derived(triton(lines, more), format, tensors(PyTorch="2.14.1"))
+    count = 2 if format == "torchscript" else 0
+    assert [(sample.batch_size, sample.count) for sample in found.model_warmup] == [(size, count) for size in expected]
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_ensemble_takes_no_more_than_its_steps() -> None:
+    text = spec("[triton.preprocess]\nmax_batch_size = 2", ENSEMBLE)
+    derived(text, "onnx", tensors())
+    pictures = {
+        "inputs": [{"name": "IMAGE", "dtype": "bytes", "shape": [-1, 1]}],
+        "outputs": [{"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 160, 160]}],
+    }
+    model = read(text)
+    Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
+    first = config.task(model, "preprocess", ["preprocess"])["meta"]["stage"]
+    first.build(first.inputs, first.outputs, first.settings)
+    whole = config.ensemble_task(model, ["preprocess", "model.onnx"])["meta"]["stage"]
+    assert whole.build(whole.inputs, whole.outputs, whole.settings)["max_batch_size"] == 2
+    pictures["outputs"][0]["dtype"] = "uint8"
+    Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
+    first.build(first.inputs, first.outputs, first.settings)
+    with pytest.raises(UserError, match="of another type or size than pictures are prepared as"):
+        whole.build(whole.inputs, whole.outputs, whole.settings)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_batch_that_is_fixed_for_one_run_contradicts_nothing() -> None:
+    read(spec("[triton]\ndynamic_batching = {}", ENSEMBLE))
+    [model] = load(overrides={"m": {("onnx", "dynamic_axes"): ("--no-dynamic_axes", False)}})
+    assert model.largest_batch("onnx") == 0
+
+
+def test_plans_of_another_profile_or_tensorrt_are_no_versions_of_one_model() -> None:
+    settings = {"format": "tensorrt", "files": ["model.sm90.plan", "model.sm86.plan"]}
+    told = publish.plans(settings, [plan(8), plan(8)])
+    assert json.loads(json.dumps(told)) == told, "as it is read again"
+    assert told != publish.plans(settings, [plan(8), plan(4)])
+    assert told != publish.plans(settings, [plan(8, "11.3.0.99"), plan(8)])
+    assert publish.plans({"format": "onnx", "files": ["model.onnx"]}, [tensors()]) == []

@@ -1,0 +1,459 @@
+"""The gate: what is measured, what it may cost by default and by rule, and when the samples prove nothing."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from polygraphy.comparator import IterationResult
+
+from build_tasks.errors import UserError
+from build_tasks.verification import gate, metrics
+from tests.support import tiny_network
+from tests.support.project import ROOT, TINY, Project, refusal
+
+Array = np.ndarray
+
+RANDOM = np.random.default_rng(20261125)
+SCORES = RANDOM.standard_normal((20, 100)).astype(np.float32)
+
+
+def off_by(error: float, of: Array = SCORES) -> Array:
+    """Outputs with this relative L2 error."""
+    noise = RANDOM.standard_normal(of.shape)
+    return (of + noise * (error * np.linalg.norm(of) / np.linalg.norm(noise))).astype(of.dtype)
+
+
+def measured(
+    found: Array | dict[str, Array],
+    expected: Array | dict[str, Array] = SCORES,
+    sensitivity: float = 1e-7,
+    truth: dict[int, int] | None = None,
+) -> dict[str, Any]:
+    """The figures of some outputs, as the measure stage writes them."""
+    found = {"scores": found} if isinstance(found, np.ndarray) else found
+    expected = {"scores": expected} if isinstance(expected, np.ndarray) else expected
+    moved = {
+        name: off_by(sensitivity, np.nan_to_num(output.astype(np.float64), posinf=0))
+        for name, output in expected.items()
+    }
+    count = len(next(iter(expected.values())))
+    outputs = metrics.measure(
+        IterationResult(found),
+        IterationResult(expected),
+        IterationResult(moved),
+        [f"{index}.jpg" for index in range(count)],
+        truth,
+    )
+    written = json.dumps({"samples": count, "distinct": count, "outputs": outputs}, allow_nan=False)
+    figures: dict[str, Any] = json.loads(written)
+    return figures
+
+
+def settings(precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> dict[str, Any]:
+    usual = {"format": "onnx", "allow_untestable": False, "random_weights": False}
+    return {"precision": precision, "gate": list(rules), **usual, **more}
+
+
+def refused(figures: dict[str, Any], precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> str:
+    """Why the gate refuses these figures; nothing where they pass."""
+    return gate.gate_error(figures, settings(precision, *rules, **more), advice="") or ""
+
+
+# What is measured.
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
+def test_the_gate_holds_for_every_dtype(dtype: type) -> None:
+    scale = {np.float16: 300, np.float32: 1e20, np.int64: 2**40, np.bool_: 1}.get(dtype, 1)
+    normal = np.random.default_rng(0).standard_normal((6, 100))
+    expected: Array = normal > 0 if dtype is np.bool_ else (normal * scale).astype(dtype)
+    assert measured(expected, expected)["outputs"]["scores"]["relative_l2"] == 0
+    assert refused(measured(expected, expected)) == ""
+    wrong = ~expected if dtype is np.bool_ else (expected * 0.7).astype(dtype)
+    said = refused(measured(wrong, expected))
+    assert said.startswith("output scores: relative L2 error ")
+    assert "limit 1.0e-04, worst at " in said
+
+
+def test_figures_are_those_of_their_definitions() -> None:
+    found = off_by(0.01)
+    output = measured(found)["outputs"]["scores"]
+    difference = found.astype(np.float64) - SCORES
+    by_sample = np.linalg.norm(difference, axis=1)
+    cosines = (found * SCORES).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(SCORES, axis=1)
+    assert output["relative_l2"] == pytest.approx(0.01, rel=1e-4)
+    assert output["max_absolute"] == pytest.approx(np.abs(difference).max())
+    assert output["cosine"] == pytest.approx(cosines.min(), rel=1e-6)
+    assert output["snr"] == pytest.approx(20 * np.log10(np.linalg.norm(SCORES, axis=1) / by_sample).min())
+    assert output["worst"]["max_absolute"] == f"{np.abs(difference).max(axis=1).argmax()}.jpg"
+    assert output["worst"]["relative_l2"] == f"{by_sample.argmax()}.jpg"
+    assert output["errors"] == pytest.approx(by_sample * 20**0.5 / np.linalg.norm(SCORES), rel=1e-2)
+    assert output["sensitivity"] == pytest.approx(1e-7, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["artifact", "reference"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_nan_and_infinity_are_never_accurate(value: float, side: str, precision: str) -> None:
+    bad = SCORES.copy()
+    bad[3, 7] = value
+    figures = measured(bad, SCORES) if side == "artifact" else measured(SCORES, bad)
+    rule = {"relative_l2": 0.99, "top1": 0.0, "top5": 0.0, "max_absolute": 1e29}
+    said = refused(figures, precision, rule, allow_untestable=True, random_weights=True)
+    assert "NaN or infinity in 1 of 2000 values, in 1 of 20 samples, 3.jpg the first" in said
+    assert ("the reference itself" in said) == (side == "reference")
+
+
+def test_outputs_that_are_not_there_or_have_another_shape_are_refused() -> None:
+    both = {"scores": SCORES, "boxes": SCORES[:, :4]}
+    assert "output boxes: it is not there, only scores" in refused(measured(SCORES, both))
+    said = refused(measured({**both, "boxes": SCORES[:, :5]}, both))
+    assert "output boxes: shape [20, 4] expected, [20, 5] found" in said
+
+
+# Limits by default.
+
+
+def test_every_output_is_judged_and_named() -> None:
+    both = {"scores": SCORES, "features": SCORES[:, :4]}
+    assert refused(measured(both, both)) == ""
+    said = refused(measured({**both, "features": off_by(0.3, SCORES[:, :4])}, both))
+    assert said.startswith("output features: relative L2 error 3.0e-01, limit 1.0e-04")
+
+
+@pytest.mark.parametrize(
+    ("precision", "limit"), [("fp32", 1e-4), ("tf32", 1e-2), ("fp16", 1e-2), ("bf16", 5e-2), ("int8", 0.5)]
+)
+def test_a_precision_may_cost_what_it_must(precision: str, limit: float) -> None:
+    classes = {"top1": 0.0, "top5": 0.0}
+    assert refused(measured(off_by(limit * 0.9)), precision, classes) == ""
+    assert "relative L2 error" in refused(measured(off_by(limit * 1.1)), precision, classes)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 2e-3), ("fp16", 7e-2), ("bf16", 0.2)])
+def test_an_ill_conditioned_model_is_not_failed_for_nothing_nor_waved_through(precision: str, error: float) -> None:
+    """Its fp32 outputs move by 1e-3 when the inputs move by an ulp; those of an ordinary one by 1e-7."""
+    classes = {"top1": 0.0, "top5": 0.0}
+    assert "relative L2 error" in refused(measured(off_by(error)), precision, classes)
+    assert refused(measured(off_by(error), sensitivity=1e-3), precision, classes) == ""
+    assert "relative L2 error" in refused(measured(off_by(0.4), sensitivity=1e-3), precision, classes)
+
+
+def test_a_single_bad_sample_does_not_drown_among_many() -> None:
+    many = RANDOM.standard_normal((2000, 100)).astype(np.float32)
+    found = many.copy()
+    found[1234, ::3] += 0.3
+    figures = measured(found, many)
+    assert figures["outputs"]["scores"]["relative_l2"] < 1e-2
+    said = refused(figures, "fp16", {"top1": 0.0, "top5": 0.0})
+    assert said.startswith("output scores: maximal absolute error")
+    assert said.endswith("worst at 1234.jpg")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_class_that_changes_is_refused_unless_it_was_a_tie(precision: str) -> None:
+    """Sample 5's strongest class leads by 3 RMS, or by next to nothing, and the artifact names the second."""
+    for lead, agrees in ((3.0, False), (1e-3, True)):
+        expected = SCORES.copy()
+        expected[5, :2] = 20.0 + lead, 20.0
+        found = expected.copy()
+        found[5, 1] += 1.1 * lead
+        figures = measured(found, expected)
+        said = refused(figures, precision, {"relative_l2": 0.1, "max_absolute": 99})
+        assert (said == "") == agrees
+        if not agrees:
+            assert "top-1 agreement 95%, limit " in said
+            assert "worst at 5.jpg: class 1 for 0, which leads by " in said
+
+
+def test_int8_may_turn_one_class_in_a_hundred() -> None:
+    for count, agrees in ((200, True), (50, False)):
+        expected = RANDOM.standard_normal((count, 10)).astype(np.float32)
+        expected[0, :2] = 9, 5
+        found = expected.copy()
+        found[0, :2] = 5, 9
+        assert (refused(measured(found, expected), "int8") == "") == agrees
+
+
+# Rules.
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"relative_l2": 1e-3}, "relative L2 error 9.9e-03, limit 1.0e-03, worst at "),
+        ({"max_absolute": 1e-3}, "maximal absolute error "),
+        ({"cosine": 0.99999}, "cosine similarity 0.999"),
+        ({"snr": 60}, "signal-to-noise ratio 3"),
+        ({"top1": 1.0, "relative_l2": 9.95e-3}, ""),
+        ({"output": "scores", "snr": 60}, " dB, limit 60.0 dB, worst at "),
+    ],
+)
+def test_every_metric_can_be_limited(rule: dict[str, Any], said: str) -> None:
+    found = refused(measured(off_by(0.0099)), "fp16", rule)
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+def test_the_last_rule_that_names_a_metric_wins() -> None:
+    figures = measured(off_by(0.2))
+    loose, strict = {"relative_l2": 0.5, "top1": 0.0, "top5": 0.0}, {"output": "scores", "relative_l2": 0.1}
+    assert refused(figures, "fp16", loose) == ""
+    assert "limit 1.0e-01" in refused(figures, "fp16", loose, strict)
+    assert refused(figures, "fp16", strict, loose) == ""
+
+
+def test_a_rule_on_what_there_is_not_is_said() -> None:
+    with pytest.raises(UserError, match=r"accuracy\.gate: there is no output 'boxes', only scores"):
+        refused(measured(SCORES), "fp32", {"output": "boxes", "snr": 3})
+    maps = SCORES.reshape(20, 10, 10)
+    with pytest.raises(UserError, match=r"accuracy\.gate: top1 of scores: the output does not name classes"):
+        refused(measured(maps, maps), "fp32", {"output": "scores", "top1": 1})
+    with pytest.raises(UserError, match=r"accuracy\.gate: top1 of every output: the output does not name classes"):
+        refused(measured(maps, maps), "fp32", {"top1": 1})
+    both = {"maps": maps, "scores": SCORES}
+    assert refused(measured(both, both), "fp32", {"top1": 1}) == "", "a rule for all outputs is for those that do"
+    assert "output more: the reference has no such output" in refused(measured({**both, "more": SCORES}, both))
+
+
+def test_rules_are_for_formats_and_precisions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from build_tasks.spec.loader import load
+
+    rules = [("snr = 1", ""), ("snr = 2", 'format = "onnx"'), ("snr = 3", 'precision = "int8"')]
+    rules += [("snr = 4", 'format = "graph"\nprecision = "fp8"\noutput = "OUTPUT__1"')]
+    text = "".join(f"\n[[accuracy.gate]]\n{fits}\n{limit}\n" for limit, fits in rules)
+    project.model("m", TINY + text)
+    monkeypatch.chdir(project.root)
+    (model,) = load()
+    assert gate.rules(model, "torchscript", "fp32") == [{"snr": 1}]
+    assert gate.rules(model, "onnx", "fp32") == [{"snr": 1}, {"snr": 2}]
+    project.model(
+        "m",
+        TINY.replace('"torchscript", "onnx"', '"onnx", "rtx"') + '[[accuracy.gate]]\nformat = "graph"\n'
+        'snr = 5\n[engine]\nprecision = "fp32"\n',
+    )
+    (compiled,) = load()
+    assert gate.rules(compiled, "onnx", "fp32") == [{"snr": 5}], "it is the graph that is compiled, too"
+    assert gate.rules(model, "tensorrt", "int8") == [{"snr": 1}, {"snr": 3}]
+    assert gate.rules(model, "graph", "fp8") == [{"snr": 1}, {"snr": 4, "output": "OUTPUT__1"}]
+
+
+# Where the classes are known.
+
+
+def test_with_every_class_known_it_is_accuracy_that_counts() -> None:
+    expected = RANDOM.standard_normal((200, 10)).astype(np.float32)
+    truth = {index: int(value) for index, value in enumerate(expected.argmax(axis=1))}
+    truth |= {index: (truth[index] + 1) % 10 for index in range(50)}  # fp32 is wrong in a quarter
+    found = expected.copy()
+    found[:40] = np.roll(found[:40], 1, axis=1)  # another class, and the right one
+    figures = measured(found, expected, truth=truth)
+    counts = figures["outputs"]["scores"]["truth"]
+    assert (counts["labelled"], counts["reference_top1"], counts["artifact_top1"]) == (200, 150, 190)
+    lax = {"relative_l2": 0.99}
+    assert refused(figures, "int8", lax) == "", "40 classes turned, all for the better"
+    partly = measured(found, expected, truth={index: truth[index] for index in range(199)})
+    assert "top-1 agreement 80%, limit 99%" in refused(partly, "int8", lax)
+    found[60:65] = np.roll(found[60:65], 1, axis=1)
+    found[:40] = expected[:40]
+    said = refused(measured(found, expected, truth=truth), "int8", lax)
+    assert "loss of top-1 accuracy 2.5%, limit 1%, 145 of 200 for 150" in said
+    assert refused(measured(found, expected, truth=truth), "int8", lax, {"top1_drop": 0.03, "top5_drop": 1}) == ""
+
+
+def test_classes_that_the_network_itself_misses_do_not_stand_for_agreement() -> None:
+    expected = RANDOM.standard_normal((50, 10)).astype(np.float32)
+    wrong = {index: int(value) for index, value in enumerate((expected.argmax(axis=1) + 1) % 10)}
+    turned = np.roll(expected, 2, axis=1)
+    said = refused(measured(turned, expected, truth=wrong), "int8", {"relative_l2": 0.99})
+    assert "top1 of scores" in said, "a truth that is off by one proves nothing"
+    with pytest.raises(UserError, match=r"accuracy\.truth: 7\.jpg shows class 10, and the network knows 10"):
+        measured(expected, expected, truth={7: 10})
+
+
+def test_truth_is_for_the_first_output_that_names_classes() -> None:
+    both = {"maps": SCORES.reshape(20, 10, 10), "scores": SCORES, "embedding": SCORES[:, :8]}
+    truth = {index: int(value) for index, value in enumerate(SCORES.argmax(axis=1))}
+    outputs = measured(both, both, truth=truth)["outputs"]
+    assert [name for name, output in outputs.items() if "truth" in output] == ["scores"]
+
+
+def test_a_class_is_its_label_or_else_its_index(tmp_path: Path) -> None:
+    from build_tasks.verification import accuracy_samples
+
+    names, labels = ["1/a.jpg", "2/b.jpg"], ["3", "1", "2"]
+    assert accuracy_samples.truth(accuracy_samples.FOLDERS, names, labels) == {0: 1, 1: 2}
+    assert accuracy_samples.truth(accuracy_samples.FOLDERS, names, None) == {0: 1, 1: 2}
+    file = tmp_path / "truth.csv"
+    file.write_bytes(b"\xef\xbb\xbf1/a.jpg,0\r\n2/b.jpg,1\r\n")  # as spreadsheets write it
+    assert accuracy_samples.truth(str(file), names, labels) == {0: 0, 1: 1}
+    file.write_text("1/a.jpg,0\n1/a.jpg,1\n")
+    with pytest.raises(UserError, match=r"line 2: '1/a\.jpg' shows another class in a line before"):
+        accuracy_samples.truth(str(file), names, None)
+    with pytest.raises(UserError, match="cannot be read as lines"):
+        accuracy_samples.truth(str(tmp_path), names, None)
+    with pytest.raises(UserError, match=r"no sample stands in a folder of its class; a\.jpg does not, say"):
+        accuracy_samples.truth(accuracy_samples.FOLDERS, ["a.jpg"], None)
+
+
+# Where the samples prove nothing.
+
+
+def test_what_cannot_be_tested_is_said() -> None:
+    figures = measured(SCORES)
+    assert gate.untestable_reason(figures, settings()) is None
+    assert gate.untestable_reason(figures, settings(random_weights=True)) == "random weights"
+    few = {**figures, "distinct": 4}
+    assert gate.untestable_reason(few, settings()) == "4 distinct samples, and at least 5 are needed"
+    same = np.repeat(SCORES[:1], 20, axis=0)
+    assert "is the same for all samples" in str(gate.untestable_reason(measured(same, same), settings()))
+    alike = (same + 0.005 * SCORES).astype(np.float32)
+    assert gate.untestable_reason(measured(alike, alike), settings("fp32")) is None
+    assert "less than it may be wrong by (1.0e-02)" in str(
+        gate.untestable_reason(measured(alike, alike), settings("fp16"))
+    )
+    assert refused(few).startswith("accuracy cannot be tested: 4 distinct samples")
+    assert refused(few, allow_untestable=True) == refused(few, random_weights=True) == ""
+
+
+def test_samples_that_are_the_same_count_once() -> None:
+    assert metrics.distinct(np.stack([SCORES[0], SCORES[1], SCORES[0]])) == 2
+
+
+def test_of_random_weights_reduced_precision_is_only_told() -> None:
+    bad = measured(off_by(0.9))
+    assert refused(bad, "fp16", random_weights=True) == ""
+    assert "relative L2 error" in refused(bad, "fp32", random_weights=True)
+    assert "relative L2 error" in refused({**bad, "distinct": 1}, "fp16", allow_untestable=True), "bad is bad"
+
+
+def test_a_few_samples_prove_little() -> None:
+    assert gate.at_least(7, 7) == pytest.approx(0.721, abs=1e-3)
+    assert gate.at_least(1000, 1000) > 0.997
+    assert gate.at_least(950, 1000) == pytest.approx(0.937, abs=2e-3)
+
+
+# Through doit.
+
+
+def test_an_ill_conditioned_network_passes_by_default(project: Project) -> None:
+    """An ulp of its inputs moves its outputs by about 1e-3, and so does every other order of additions."""
+    tiny_network.add(project, "chaotic", body="x = torch.sin(x * 3e4)", formats='"torchscript", "onnx", "rtx"')
+    run = project.doit()
+    assert {"publish:chaotic", "publish:chaotic_onnx"} <= {*run.ran}, run.out
+    report = json.loads((project / "build/chaotic/accuracy.json").read_text())
+    rows = {row["file"]: row for row in report["artifacts"]}
+    output = rows["model.onnx"]["outputs"]["OUTPUT__0"]
+    assert output["sensitivity"] > 1e-4
+    assert output["limits"]["relative_l2"] > 4e-4
+    assert rows["model.fp16.onnx"]["status"] == "refused", "and fp16 is noise"
+    assert run.failed == ["accuracy:chaotic.fp16"]
+    assert "relative L2 error" in refusal(run, "accuracy:chaotic.fp16")
+    assert "limit 1.0e-01" in refusal(run, "accuracy:chaotic.fp16")
+    assert "the error jumps at " in refusal(run, "accuracy:chaotic.fp16")
+    assert "error after it" in (project / "build/chaotic/logs/accuracy.chaotic.fp16.log").read_text()
+
+
+def onnx_only(project: Project, accuracy: str, name: str = "net") -> Path:
+    folder = tiny_network.add(project, name, formats='"onnx"')
+    with (folder / "model.toml").open("a") as spec:
+        spec.write(f"\n[accuracy]\n{accuracy}\n")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["npz", "only", "json"])
+def test_samples_may_be_tensors(project: Project, form: str) -> None:
+    from polygraphy.json import save_json
+
+    batch = RANDOM.standard_normal((9, 3, 16, 16)).astype(np.float32)
+    file = "samples.json" if form == "json" else "samples.npz"
+    folder = onnx_only(project, f'samples = "{file}"')
+    if form == "json":
+        save_json([{"INPUT__0": batch[:4]}, {"INPUT__0": batch[4:]}], str(folder / file))
+    else:
+        arrays: dict[str, Any] = {"INPUT__0" if form == "npz" else "x": batch}
+        np.savez(folder / file, **arrays)
+    run = project.built()
+    assert "samples: 9" in run.out
+    assert f"9 samples of {file}, 16 x 16" in project.built("summary:net").out
+    report = json.loads((project / "build/net/accuracy.json").read_text())
+    assert report["samples"] == {"source": file, "count": 9, "distinct": 9}
+
+
+def test_tensors_that_are_none_are_refused(project: Project) -> None:
+    def saved(name: str, text: bytes | None = None, **arrays: Any) -> None:
+        folder = onnx_only(project, 'samples = "samples.npz"', name)
+        if text is not None:
+            (folder / "samples.npz").write_bytes(text)
+        elif arrays:
+            np.savez(folder / "samples.npz", **arrays)
+
+    good = np.zeros((9, 3, 16, 16), np.float32)
+    saved("absent")
+    saved("text", b"hello")
+    saved("shape", x=good[:, :2])
+    saved("two", x=good, y=good)
+    saved("nan", x=good * np.nan)
+    saved("pickle", x=np.array([{}, 1], dtype=object))
+    run = project.doit("reference")
+    where = "models/{}/samples.npz"
+    for name, said in {
+        "absent": f"{where} does not exist",
+        "text": f"{where} cannot be read as samples",
+        "shape": f"{where}: expected an array of shape [samples, 3, 16, 16], found [9, 2, 16, 16]",
+        "two": f"{where}: expected the array INPUT__0, or a single one, found x, y",
+        "nan": f"{where}: there is a NaN or an infinity in it",
+        "pickle": f"{where} cannot be read as samples",
+    }.items():
+        assert said.format(name) in refusal(run, f"reference:{name}")
+
+
+def test_the_folder_of_a_picture_may_be_its_class(project: Project) -> None:
+    folder = onnx_only(project, 'samples = "pictures"\ntruth = "folders"\nallow_untestable = true')
+    for index, name in enumerate(("brick", "camera", "chelsea", "coffee", "grass", "rocket")):
+        (folder / f"pictures/{index % 3}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / f"build_tasks/verification/photographs/{name}.jpg", folder / f"pictures/{index % 3}")
+    project.built()
+    run = project.built("summary:net")
+    truth = json.loads((project / "build/net/model.onnx.measured.json").read_text())["outputs"]["OUTPUT__0"]["truth"]
+    assert truth["labelled"] == 6
+    assert truth["reference_top1"] == truth["artifact_top1"]
+    assert "PyTorch fp32" in run.out
+    assert "top-1 accuracy" in run.out
+    assert (project / "build/net/samples.txt").read_text().splitlines()[0] == "0/brick.jpg"
+
+
+def test_a_truth_that_does_not_fit_is_said(project: Project) -> None:
+    lines = {
+        "nothing": ("", ": no line `sample,class` in it"),
+        "half": ("coffee.jpg", ", line 1: expected `sample,class`, found 'coffee.jpg'"),
+        "picture": (
+            "camera.jpg,1\ncofee.jpg,1",
+            ", line 2: there is no sample 'cofee.jpg' (did you mean 'coffee.jpg'?)",
+        ),
+        "label": ("coffee.jpg,espreso", ", line 1: there is no class 'espreso' (did you mean 'espresso'?)"),
+        "class": ("coffee.jpg,4", ", line 1: class 4 of 4, which begin with 0"),
+        "twice": ("coffee.jpg,crane", ", line 1: 'crane': 2 classes are called so, name its index"),
+    }
+    for name, (text, _) in lines.items():
+        folder = onnx_only(project, 'truth = "truth.csv"', name)
+        (folder / "truth.csv").write_text(text)
+        (folder / "labels.txt").write_text("espresso\ncrane\ncrane\ncat, or so\n")
+        project.edit(f"models/{name}/model.toml", "max_batch_size", 'labels = "labels.txt"\nmax_batch_size')
+    onnx_only(project, 'truth = "truth.csv"', "absent")
+    run = project.doit("measure")
+    for name, (_, said) in lines.items():
+        assert f"models/{name}/truth.csv{said}" in refusal(run, f"measure:{name}_onnx")
+    assert "models/absent/truth.csv does not exist" in refusal(run, "measure:absent_onnx")
+    (project / "models/class/truth.csv").write_text('coffee.jpg,espresso\ncamera.jpg,"cat, or so"\nbrick.jpg,2\n')
+    project.built("measure:class_onnx")
+
+
+def test_preprocessing_is_written_down_for_the_client(built_tiny: Project) -> None:
+    said = json.loads((built_tiny / "model_repository/tiny/preprocessing.json").read_text())
+    assert said["input_size"] == [3, 160, 160]
+    assert {"mean", "std", "interpolation", "crop_pct", "crop_mode", "steps"} <= said.keys()
+    assert not [step for step in said["steps"] if " at 0x" in step]
