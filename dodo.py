@@ -75,9 +75,9 @@ try:
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
-SERVED = [(model, format) for model in MODELS for format in model.served_formats]
+SERVED = [(model, model_format) for model in MODELS for model_format in model.served_formats]
 ENSEMBLES = [model for model in MODELS if model.spec.ensemble]
-ALL = [*SERVED, *((model, format) for model in ENSEMBLES for format in model.ensemble_parts)]
+ALL = [*SERVED, *((model, model_format) for model in ENSEMBLES for model_format in model.ensemble_parts)]
 
 try:
     if digest.remembers:  # `doit plan` writes nothing
@@ -132,23 +132,23 @@ def chain(model: Model) -> Iterator[str]:
         yield f"rtx:{model.name}"
     if model.spec.labels:
         yield f"labels:{model.name}"
-    for format in model.served_formats:
-        if format == "tensorrt":
+    for model_format in model.served_formats:
+        if model_format == "tensorrt":
             yield from (f"engine:{model.name}{model.plan_suffix(plan)}" for plan in model.plans)
-        for file in model.files(format):
-            yield from (f"{stage}:{model.artifact_task_name(format, file)}" for stage in ("measure", "accuracy"))
-        yield from around(model, format)
+        for file in model.files(model_format):
+            yield from (f"{stage}:{model.artifact_task_name(model_format, file)}" for stage in ("measure", "accuracy"))
+        yield from around(model, model_format)
     if model.ensemble_parts:
         yield f"preprocess:{model.name}"
-    for format in model.ensemble_parts:
-        yield from around(model, format)
+    for model_format in model.ensemble_parts:
+        yield from around(model, model_format)
     yield f"summary:{model.name}"
 
 
-def around(model: Model, format: str) -> list[str]:
+def around(model: Model, model_format: str) -> list[str]:
     """The tasks of a model of Triton's once its artifact is there."""
-    stages = ("config", "publish") if format == "preprocess" else ("config", "client", "publish")
-    return [f"{stage}:{model.triton_name(format)}" for stage in stages]
+    stages = ("config", "publish") if model_format == "preprocess" else ("config", "client", "publish")
+    return [f"{stage}:{model.triton_name(model_format)}" for stage in stages]
 
 
 def exported(model: Model) -> bool:
@@ -211,13 +211,17 @@ def task_measure() -> Tasks:
         apart = {model.spec.engine.precision} if model.graph_gated_separately else set()
         precisions = apart | set(REDUCED_PRECISIONS if model.spec.has_engine else ())
         yield from (measure.task_of_graph(model, p) for p in sorted(precisions))
-    yield from (measure.task(model, format, file) for model, format in SERVED for file in model.files(format))
+    yield from (
+        measure.task(model, model_format, file) for model, model_format in SERVED for file in model.files(model_format)
+    )
 
 
 def task_accuracy() -> Tasks:
     """Judge what was measured by the gate; what fails is not compiled, and not published"""
     yield from (accuracy.task_of_graph(model) for model in MODELS if model.graph_gated_separately)
-    yield from (accuracy.task(model, format, file) for model, format in SERVED for file in model.files(format))
+    yield from (
+        accuracy.task(model, model_format, file) for model, model_format in SERVED for file in model.files(model_format)
+    )
 
 
 def task_summary() -> Tasks:
@@ -232,27 +236,27 @@ def task_preprocess() -> Tasks:
 
 def task_config() -> Tasks:
     """Derive config.pbtxt from the artifact and [triton] of the spec"""
-    for model, format in ALL:
-        if format == "ensemble":
-            yield config.ensemble_task(model, artifacts.artifacts_of(model, format))
+    for model, model_format in ALL:
+        if model_format == "ensemble":
+            yield config.ensemble_task(model, artifacts.artifacts_of(model, model_format))
         else:
-            yield config.task(model, format, artifacts.artifacts_of(model, format))
+            yield config.task(model, model_format, artifacts.artifacts_of(model, model_format))
 
 
 def task_client() -> Tasks:
     """Write examples of clients, over HTTP and gRPC"""
     yield from (
-        client.task(model, format, artifacts.artifacts_of(model, format))
-        for model, format in ALL
-        if format != "preprocess"
+        client.task(model, model_format, artifacts.artifacts_of(model, model_format))
+        for model, model_format in ALL
+        if model_format != "preprocess"
     )
 
 
 def task_publish() -> Tasks:
     """Put artifact, config.pbtxt and labels into model_repository/"""
-    for model, format in ALL:
-        task = publish.task(model, format, artifacts.artifacts_of(model, format))
-        if format == "ensemble":  # which is complete with its steps alone
+    for model, model_format in ALL:
+        task = publish.task(model, model_format, artifacts.artifacts_of(model, model_format))
+        if model_format == "ensemble":  # which is complete with its steps alone
             steps = ("preprocess", *filter(None, [model.spec.ensemble]))
             task["task_dep"] = [f"publish:{model.triton_name(step)}" for step in steps]
         yield task

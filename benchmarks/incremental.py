@@ -1,7 +1,8 @@
 """What a doit with nothing to do costs, by the number of models, beside other build systems.
 
 this project    N models of 15 tasks each, all up to date: the first run judges every task and remembers each model as
-                a whole, later ones look whether its files are as they were (build_tasks/doit_plugin/noop_cache.py); one by its name
+                a whole, later ones look whether its files are as they were
+                (build_tasks/doit_plugin/noop_cache.py); one by its name
 plain doit      N chains of 7 tasks, a file to a file each, with doit's own md5 checker
 ninja, DVC, snakemake
                 the same chains, where they are on the PATH: pip install ninja dvc snakemake, in an environment of their

@@ -255,22 +255,25 @@ def straight(folder: Path) -> None:
     work(precision.task(model, model.spec.engine.precision))
     work(measure.task_of_graph(model, model.spec.engine.precision))
     work(accuracy.task_of_graph(model))
-    for format in ("torchscript", "onnx"):  # the plan is compiled where TensorRT and a GPU are, and compared nowhere
-        files = model.files(format)
-        work(measure.task(model, format, *files))
-        work(accuracy.task(model, format, *files))
-        work(config.task(model, format, files))
-        work(client.task(model, format, files))
-        work(publish.task(model, format, files))
+    for model_format in (
+        "torchscript",
+        "onnx",
+    ):  # the plan is compiled where TensorRT and a GPU are, and compared nowhere
+        files = model.files(model_format)
+        work(measure.task(model, model_format, *files))
+        work(accuracy.task(model, model_format, *files))
+        work(config.task(model, model_format, files))
+        work(client.task(model, model_format, files))
+        work(publish.task(model, model_format, files))
     work(preprocess.task(model))
-    for format in model.ensemble_parts:
-        files = artifacts.artifacts_of(model, format)
-        if format == "preprocess":
-            work(config.task(model, format, files))
+    for model_format in model.ensemble_parts:
+        files = artifacts.artifacts_of(model, model_format)
+        if model_format == "preprocess":
+            work(config.task(model, model_format, files))
         else:
             work(config.ensemble_task(model, files))
-            work(client.task(model, format, files))
-        work(publish.task(model, format, files))
+            work(client.task(model, model_format, files))
+        work(publish.task(model, model_format, files))
     work(summary.task(model))
 
 

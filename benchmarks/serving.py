@@ -2,7 +2,8 @@
 
 plain          torch.jit.trace of timm's network in fp32, as it stands
 ours           the same network as `doit` publishes it for a GPU: traced and frozen on the CPU, cast to fp16 inside,
-               channels last, fp32 between it and its clients (build_tasks/formats/torchscript_graph.py), saved, and loaded anew
+               channels last, fp32 between it and its clients (build_tasks/formats/torchscript_graph.py),
+               saved, and loaded anew
 torch.compile  timm's network in fp16 and channels last, compiled for each batch (what Triton's batching cannot serve)
 
 Every figure is images per second. A batch lies on the GPU in fp32 NCHW, as Triton hands it over; each way runs it until

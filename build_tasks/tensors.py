@@ -8,7 +8,7 @@ INPUT, OUTPUT = "INPUT__0", "OUTPUT__{}"
 IMAGE = "IMAGE"
 
 
-def layout_dims(shape: Sequence[int], format: str) -> list[int]:
+def layout_dims(shape: Sequence[int], input_format: str) -> list[int]:
     """(channels, height, width) in the order of input.format."""
     channels, *size = shape
-    return [*size, channels] if format == "uint8_nhwc" else [channels, *size]
+    return [*size, channels] if input_format == "uint8_nhwc" else [channels, *size]

@@ -24,7 +24,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
 
 def size(count: int) -> str:
     """As it is told: 18.6 MB."""
-    for unit, bytes in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= bytes:
-            return f"{count / bytes:.1f} {unit}"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
     return f"{count} B"

@@ -7,7 +7,6 @@ Sources: perf_analyzer's docs/cli.md and docs/measurements_metrics.md; trtexec's
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from build_tasks.errors import UserError
+from build_tasks.json_files import read_json
 from build_tasks.spec.model import Model
 from build_tasks.tensors import INPUT, layout_dims
 
@@ -36,8 +36,7 @@ PATIENCE = 600  # seconds for a tool to end
 
 def one_input(model: Model) -> list[int]:
     """The shape of one input, without the batch."""
-    with open(model.artifact("preprocessing.json"), encoding="utf-8") as file:
-        return layout_dims(json.load(file)["input_size"], model.spec.input.format)
+    return layout_dims(read_json(model.artifact("preprocessing.json"))["input_size"], model.spec.input.format)
 
 
 def output(command: list[str]) -> str:

@@ -41,7 +41,7 @@ class Proposal(NamedTuple):
 
 
 def proposal(
-    format: str, points: list[Point], *, limit_ms: float | None, fixed: bool, at_server: bool, cores: int
+    model_format: str, points: list[Point], *, limit_ms: float | None, fixed: bool, at_server: bool, cores: int
 ) -> Proposal:
     """What follows from the points of one format.
 
@@ -59,7 +59,7 @@ def proposal(
     )
     if at_server:
         return Proposal([], [_why(chosen, best, limit_ms), AT_SERVER])
-    lines, reasons = [f"[triton.{format}]"], [_why(chosen, best, limit_ms)]
+    lines, reasons = [f"[triton.{model_format}]"], [_why(chosen, best, limit_ms)]
     if not fixed:
         lines.append(f"max_batch_size = {chosen['batch']}")
         if chosen["batch"] == max(point["batch"] for point in points):
@@ -72,9 +72,9 @@ def proposal(
         lines.append(line)
         reasons.append(reason)
     threads = chosen.get("threads", cores)
-    if format in THREADS and threads < cores:
-        lines.append(f"parameters = {{ {THREADS[format]} = {threads} }}")
-        reasons.append(f"{THREADS[format]}: each instance was measured with {threads} of {cores} cores")
+    if model_format in THREADS and threads < cores:
+        lines.append(f"parameters = {{ {THREADS[model_format]} = {threads} }}")
+        reasons.append(f"{THREADS[model_format]}: each instance was measured with {threads} of {cores} cores")
     return Proposal(lines, reasons)
 
 

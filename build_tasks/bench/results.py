@@ -14,6 +14,7 @@ from typing import Any
 from build_tasks import figures
 from build_tasks.bench import recommendation, workload
 from build_tasks.errors import UserError
+from build_tasks.json_files import write_json
 from build_tasks.runtime import atomic_files, hardware, resources, worker
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import log_of
@@ -103,17 +104,17 @@ def compare(run: Run, last: Run | None) -> None:
 def proposals(model: Model, run: Run, limit_ms: float | None) -> dict[str, Any]:
     """By format, for those that are served: lines for the spec, and reasons."""
     found = {}
-    for format in model.served_formats:
-        if points := [point for point in run["points"] if point["format"] == format]:
+    for model_format in model.served_formats:
+        if points := [point for point in run["points"] if point["format"] == model_format]:
             proposal = recommendation.proposal(
-                format,
+                model_format,
                 points,
                 limit_ms=limit_ms,
-                fixed=model.largest_batch(format) == 0,
+                fixed=model.largest_batch(model_format) == 0,
                 at_server=run["machine"]["server"] is not None,
                 cores=run["machine"]["cores"],
             )
-            found[format] = proposal._asdict()
+            found[model_format] = proposal._asdict()
     return found
 
 
@@ -121,8 +122,7 @@ def keep(model: Model, every: list[Run], run: Run) -> list[str]:
     """bench.json of all machines' runs, and a picture of this one where matplotlib is installed; its name."""
     drawn = ["bench.svg"] if versions(("matplotlib",)) else []
     with atomic_files.scratch_dir() as folder:
-        with open(f"{folder}/bench.json", "w", encoding="utf-8") as file:
-            json.dump({"model": model.name, "runs": every}, file, indent=1, allow_nan=False)
+        write_json(f"{folder}/bench.json", {"model": model.name, "runs": every})
         if drawn:
             try:
                 worker.call(draw, model.name, run, f"{folder}/bench.svg", log=log_of(model, f"bench:{model.name}"))
@@ -152,8 +152,8 @@ def told(run: Run, last: Run | None) -> str:
         ]
         lines.append(f"the last run: {last['date']}{', with ' + ', '.join(changed) if changed else ''}")
     lines += [f"– {reason}" for reason in run["left out"]]
-    for format, proposal in run["proposals"].items():
-        lines += ["", *(proposal["lines"] or [f"# {format}"]), *(f"# {reason}" for reason in proposal["reasons"])]
+    for model_format, proposal in run["proposals"].items():
+        lines += ["", *(proposal["lines"] or [f"# {model_format}"]), *(f"# {reason}" for reason in proposal["reasons"])]
     return "\n".join(lines)
 
 
@@ -163,8 +163,8 @@ def where(run: Run) -> str:
     if known["server"]:
         return f"the server at {known['server']}; {tools}"
     timed: dict[str, list[str]] = {}
-    for format, how in run["measured"].items():
-        timed.setdefault(f"{how['device']}, by {how['timed_by']}", []).append(format)
+    for model_format, how in run["measured"].items():
+        timed.setdefault(f"{how['device']}, by {how['timed_by']}", []).append(model_format)
     gpu = f", {known['gpu']}" if known["gpu"] else ""
     how = "; ".join(f"{', '.join(formats)} on {way}" for way, formats in timed.items())
     return f"{known['cores']} cores of {known['cpu']}{gpu}; {tools}; {how}"
@@ -182,15 +182,15 @@ def draw(model: str, run: Run, path: str) -> None:
     styles = ["solid", "dashed", "dotted", "dashdot"]
     figure, (rate, latency) = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
     counts = sorted({point["concurrency"] for point in run["points"]})
-    for format, colour in colours.items():
+    for model_format, colour in colours.items():
         for index, count in enumerate(counts):
-            line = [p for p in run["points"] if (p["format"], p["concurrency"]) == (format, count)]
+            line = [p for p in run["points"] if (p["format"], p["concurrency"]) == (model_format, count)]
             if not line:
                 continue
             line.sort(key=lambda point: int(point["batch"]))
             batches = [point["batch"] for point in line]
             look = {"color": colour, "linestyle": styles[index % len(styles)], "marker": "o", "markersize": 3}
-            rate.plot(batches, [point["images_per_s"] for point in line], label=f"{format} x {count}", **look)
+            rate.plot(batches, [point["images_per_s"] for point in line], label=f"{model_format} x {count}", **look)
             p50, p99 = ([point[key] for point in line] for key in ("p50_ms", "p99_ms"))
             latency.plot(batches, p50, **look)
             latency.vlines(batches, p50, p99, color=colour, linewidth=1)

@@ -33,45 +33,47 @@ def measured(model: Model, options: dict[str, Any]) -> Run:
     run = new_run(url)
     run["tools"] = {"Triton": client.release(), "perf_analyzer": version or "none"}
     plans: dict[str, tuple[list[int], int]] = {}
-    for format in options["formats"]:
-        name = model.triton_name(format)
+    for model_format in options["formats"]:
+        name = model.triton_name(model_format)
         if not client.ready(name):
-            run["left out"].append(f"{format}: {name} is not loaded at {url}")
+            run["left out"].append(f"{model_format}: {name} is not loaded at {url}")
             continue
         most = int(client.config(name).get("max_batch_size", 0))
-        fixed = 0 if most else int(signature(model, format)["inputs"][0]["shape"][0])
+        fixed = 0 if most else int(signature(model, model_format)["inputs"][0]["shape"][0])
         if batches := [b for b in options["batches"] if (b <= most if most else b == fixed)]:
-            plans[format] = batches, most
+            plans[model_format] = batches, most
         else:
             takes = f"at most {most}" if most else f"{fixed}"
-            run["left out"].append(f"{format}: {name} takes {takes} images, and none of {options['batches']}")
+            run["left out"].append(f"{model_format}: {name} takes {takes} images, and none of {options['batches']}")
     foretell(model, sum(len(batches) for batches, _ in plans.values()) * len(options["concurrency"]), options, 0)
-    for format, (batches, most) in plans.items():
+    for model_format, (batches, most) in plans.items():
         try:
-            found = (by_tool if version else by_client)(model, format, batches, most, options)
+            found = (by_tool if version else by_client)(model, model_format, batches, most, options)
         except (UserError, worker.CrashError) as error:
-            run["failed"].append(f"{format}: {first_lines(error)}")
+            run["failed"].append(f"{model_format}: {first_lines(error)}")
             continue
         run["points"] += found.pop("points")
-        run["failed"] += [f"{format}: {reason}" for reason in found.pop("failed")]
-        run["measured"][format] = found
+        run["failed"] += [f"{model_format}: {reason}" for reason in found.pop("failed")]
+        run["measured"][model_format] = found
     return run
 
 
-def by_client(model: Model, format: str, batches: list[int], most: int, options: dict[str, Any]) -> dict[str, Any]:
+def by_client(
+    model: Model, model_format: str, batches: list[int], most: int, options: dict[str, Any]
+) -> dict[str, Any]:
     """A model of a server: its points, how they were timed, what failed. most: 0 where its batch stands in the dims."""
     settings = {key: options[key] for key in ("concurrency", "seconds", "url")}
-    settings |= {"format": format, "name": model.triton_name(format), "batches": batches}
-    log = log_of(model, f"bench:{model.name}.{format}")
+    settings |= {"format": model_format, "name": model.triton_name(model_format), "batches": batches}
+    log = log_of(model, f"bench:{model.name}.{model_format}")
     paths = {"samples": model.artifact("samples.json")}
     found: dict[str, Any] = worker.call(workload.requests, paths, settings, log=log, task=f"bench:{model.name}")
     return found
 
 
-def by_tool(model: Model, format: str, batches: list[int], most: int, options: dict[str, Any]) -> dict[str, Any]:
+def by_tool(model: Model, model_format: str, batches: list[int], most: int, options: dict[str, Any]) -> dict[str, Any]:
     """The same by perf_analyzer."""
-    name, points, failed = model.triton_name(format), [], []
-    one = nvidia_tools.one_input(model) if -1 in signature(model, format)["inputs"][0]["shape"][1:] else None
+    name, points, failed = model.triton_name(model_format), [], []
+    one = nvidia_tools.one_input(model) if -1 in signature(model, model_format)["inputs"][0]["shape"][1:] else None
     with atomic_files.scratch_dir() as folder:
         for concurrency in options["concurrency"]:
             for batch in batches:
@@ -85,11 +87,11 @@ def by_tool(model: Model, format: str, batches: list[int], most: int, options: d
                     break
                 if not most:
                     point["images_per_s"] *= batch  # perf_analyzer counts requests
-                points.append({"format": format, "batch": batch, "concurrency": concurrency, **point})
+                points.append({"format": model_format, "batch": batch, "concurrency": concurrency, **point})
                 say(model, workload.told(points[-1]))
     return {"points": points, "timed_by": "perf_analyzer", "failed": failed}
 
 
-def signature(model: Model, format: str) -> dict[str, Any]:
+def signature(model: Model, model_format: str) -> dict[str, Any]:
     """Of several plans that of the first: what a server takes is the same for all."""
-    return artifacts.read_signature({"signature": model.artifact(f"{model.files(format)[0]}.signature.json")})
+    return artifacts.read_signature({"signature": model.artifact(f"{model.files(model_format)[0]}.signature.json")})

@@ -48,7 +48,7 @@ PARAMS = [
 
 
 def task(model: Model) -> dict[str, Any]:
-    needed = {path for format in here(model) for path in inputs(model, format).values()}
+    needed = {path for model_format in here(model) for path in inputs(model, model_format).values()}
     return {
         "name": model.name,
         "actions": [(bench, [model])],
@@ -66,21 +66,21 @@ def formats(model: Model) -> list[str]:
     return [*of_network, *model.spec.formats]
 
 
-def missing_requirements(model: Model, format: str) -> str | None:
+def missing_requirements(model: Model, model_format: str) -> str | None:
     """What this machine lacks to run a format; None if nothing."""
-    packages = {TRACE: ("torch",), "torchscript": ("torch",), "onnx": ONNX_RUNTIME}.get(format)
+    packages = {TRACE: ("torch",), "torchscript": ("torch",), "onnx": ONNX_RUNTIME}.get(model_format)
     if packages and hardware.version(packages) is None:
         return f"the package {packages[0]} (pip install -r requirements.txt)"
-    if format == "tensorrt":
+    if model_format == "tensorrt":
         return hardware.missing_requirements(model.plans[plan(model)])
-    if format == "rtx":
+    if model_format == "rtx":
         gpu = hardware.gpu()
         return hardware.missing_requirements_rtx() or (gpu if isinstance(gpu, str) else None)
     return None
 
 
 def here(model: Model) -> list[str]:
-    return [format for format in formats(model) if not missing_requirements(model, format)]
+    return [model_format for model_format in formats(model) if not missing_requirements(model, model_format)]
 
 
 def plan(model: Model) -> str:
@@ -89,11 +89,17 @@ def plan(model: Model) -> str:
     return (ours or artifacts.present_artifacts(model, "tensorrt"))[0]
 
 
-def inputs(model: Model, format: str) -> Paths:
+def inputs(model: Model, model_format: str) -> Paths:
     samples = {"samples": model.artifact("samples.json")}
-    if format == TRACE:
+    if model_format == TRACE:
         return {**samples, "weights": model.weights}
-    file = "model.rtx" if format == "rtx" else plan(model) if format == "tensorrt" else model.files(format)[0]
+    file = (
+        "model.rtx"
+        if model_format == "rtx"
+        else plan(model)
+        if model_format == "tensorrt"
+        else model.files(model_format)[0]
+    )
     return {**samples, "model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")}
 
 
@@ -134,7 +140,7 @@ def asked(
     model: Model, batches: str, concurrency: str, seconds: str, names: str, url: str, latency: str
 ) -> dict[str, Any]:
     """The options of the command line, checked, with what holds without them. UserError for what they cannot be."""
-    known = [format for format in formats(model) if not url or format in model.served_formats]
+    known = [model_format for model_format in formats(model) if not url or model_format in model.served_formats]
     if not known:
         raise UserError(f"no format of {model.name} is a model of Triton's")
     wanted = names.split(",") if names else known
@@ -159,8 +165,8 @@ def asked(
 def usual_batches(model: Model) -> list[int]:
     """Some up to the largest of every format, and that; of an artifact with a fixed batch it alone."""
     found: set[int] = set()
-    for format in model.spec.formats:
-        largest = model.spec.profile[2] if format == "rtx" else model.largest_batch(format)
+    for model_format in model.spec.formats:
+        largest = model.spec.profile[2] if model_format == "rtx" else model.largest_batch(model_format)
         found |= {*(batch for batch in BATCHES if batch < largest), largest or model.spec.onnx.batch_size}
     return sorted(found)
 
@@ -185,36 +191,38 @@ def on_machine(model: Model, options: dict[str, Any]) -> Run:
     """Every format in a process of its own: none has another's memory and threads, and a crash is one format's."""
     run = results.new_run(None)
     plans: dict[str, list[int]] = {}
-    for format in options["formats"]:
-        if lacks := missing_requirements(model, format):
-            run["left out"].append(f"{format}: this machine lacks {lacks}")
-        elif fitting := [batch for batch in options["batches"] if fits(model, format, batch)]:
-            plans[format] = fitting
+    for model_format in options["formats"]:
+        if lacks := missing_requirements(model, model_format):
+            run["left out"].append(f"{model_format}: this machine lacks {lacks}")
+        elif fitting := [batch for batch in options["batches"] if fits(model, model_format, batch)]:
+            plans[model_format] = fitting
         else:
-            run["left out"].append(f"{format}: it takes none of the batches {', '.join(map(str, options['batches']))}")
+            run["left out"].append(
+                f"{model_format}: it takes none of the batches {', '.join(map(str, options['batches']))}"
+            )
     count = sum(map(len, plans.values())) * len(options["concurrency"])
     results.foretell(model, count, options, LOADING * len(plans))
-    for format, batches in plans.items():
+    for model_format, batches in plans.items():
         settings = {
             **{key: options[key] for key in ("concurrency", "seconds")},
-            "format": format,
+            "format": model_format,
             "batches": batches,
             "device": model.triton("device"),
             "cores": results.cores(),
-            **(network(model) if format == TRACE else {}),
+            **(network(model) if model_format == TRACE else {}),
         }
-        paths = inputs(model, format)
+        paths = inputs(model, model_format)
         name = f"bench:{model.name}"
-        log = log_of(model, f"{name}.{format}")
+        log = log_of(model, f"{name}.{model_format}")
         try:
             found = worker.call(workload.measured, paths, settings, log=log, task=name)
         except (UserError, worker.CrashError) as error:
-            run["failed"].append(f"{format}: {first_lines(error)} (log: {log})")
+            run["failed"].append(f"{model_format}: {first_lines(error)} (log: {log})")
             continue
         run["points"] += found.pop("points")
-        run["failed"] += [f"{format}: {reason}" for reason in found.pop("failed")]
-        run["measured"][format] = {**found, "sha256": digest(paths.get("model", model.weights))}
-        if format == "tensorrt" and nvidia_tools.has_trtexec():
+        run["failed"] += [f"{model_format}: {reason}" for reason in found.pop("failed")]
+        run["measured"][model_format] = {**found, "sha256": digest(paths.get("model", model.weights))}
+        if model_format == "tensorrt" and nvidia_tools.has_trtexec():
             by_trtexec(model, paths, batches, options, run)
     return run
 
@@ -228,11 +236,11 @@ def network(model: Model) -> Settings:
     }
 
 
-def fits(model: Model, format: str, batch: int) -> bool:
+def fits(model: Model, model_format: str, batch: int) -> bool:
     """Whether an artifact takes a batch; open ones take also what the spec does not serve."""
-    if format == TRACE:
+    if model_format == TRACE:
         return True
-    known = artifacts.read_signature(inputs(model, format))
+    known = artifacts.read_signature(inputs(model, model_format))
     tensor = known["inputs"][0]
     if profile := known.get("profile"):
         return bool(profile[tensor["name"]]["min"][0] <= batch <= profile[tensor["name"]]["max"][0])

@@ -160,14 +160,14 @@ def of_architecture(name: str, architecture: str, source: str) -> tuple[str, lis
         Key("input", "crop_mode", config["crop_mode"]),
     ]
     classes = known.num_classes if known else 0
-    license = known.license if known and known.has_weights and not source else None
+    weights_license = known.license if known and known.has_weights and not source else None
     if (subset := infer_imagenet_subset({"num_classes": classes})) == IMAGENET:
         keys.insert(0, Key("", "labels", IMAGENET, "its 1000 classes, in timm's order"))
     about = [f"{architecture} of timm {timm.__version__}"]
     if classes and subset != IMAGENET:
         about.append(f"{classes} classes" + (f" ({subset})" if subset else ""))
-    if license:
-        about.append(f"license of the weights: {license}")
+    if weights_license:
+        about.append(f"license of the weights: {weights_license}")
     return ", ".join(about), keys
 
 

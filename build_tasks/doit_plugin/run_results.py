@@ -110,10 +110,10 @@ def format_table(models: list[ModelRow], width: int) -> str:
     """The table at the end of a run, of some characters at most: of long reasons the beginning."""
     lines = []
     for row in models:
-        bytes = "-" if row.bytes is None else text_table.size(row.bytes)
+        shown_size = "-" if row.bytes is None else text_table.size(row.bytes)
         why = row.reason.partition("\n")[0]
         state = f"{row.state}: {why}" if why else row.state
-        lines.append([row.name, row.format, bytes, row.accuracy or "-", f"{row.seconds:.1f} s", state])
+        lines.append([row.name, row.format, shown_size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
     others = [max(map(len, column)) for column in list(zip(*[COLUMNS, *lines], strict=True))[:-1]]
     room = max(width - sum(others) - 3 * len(others) - 2, 20)
     for line in lines:

@@ -1,10 +1,10 @@
 """Which artifacts a Triton model is served from, and their signatures."""
 
-import json
 import os
 from typing import Any
 
 from build_tasks.formats import artifacts
+from build_tasks.json_files import read_json
 from build_tasks.runtime import hardware
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
@@ -13,20 +13,23 @@ from build_tasks.triton.platforms import ENSEMBLE_MODELS
 PREPROCESS_FOLDER = "preprocess"  # the folder that the version of <model>_preprocess holds
 
 
-def artifacts_of(model: Model, format: str) -> list[str]:
+def artifacts_of(model: Model, model_format: str) -> list[str]:
     """What a model of Triton's is made of, as far as it can be here; of the ensemble, what its steps are."""
     of = model.spec.ensemble
-    if format in ENSEMBLE_MODELS:
-        return [PREPROCESS_FOLDER, *(artifacts.present_artifacts(model, of) if format == "ensemble" and of else [])]
-    return artifacts.present_artifacts(model, format)
+    if model_format in ENSEMBLE_MODELS:
+        return [
+            PREPROCESS_FOLDER,
+            *(artifacts.present_artifacts(model, of) if model_format == "ensemble" and of else []),
+        ]
+    return artifacts.present_artifacts(model, model_format)
 
 
-def present_artifacts(model: Model, format: str) -> list[str]:
+def present_artifacts(model: Model, model_format: str) -> list[str]:
     """The artifacts that a model of Triton's is served from now.
 
     Of several plans those that exist, or that this machine can build: a second GPU adds its plan and keeps the first.
     """
-    artifacts = model.files(format)
+    artifacts = model.files(model_format)
     if len(artifacts) == 1:
         return artifacts
     capability = model.plans
@@ -39,6 +42,5 @@ def present_artifacts(model: Model, format: str) -> list[str]:
 
 
 def read_signature(inputs: Paths) -> dict[str, Any]:
-    with open(inputs["signature"], encoding="utf-8") as file:
-        signature: dict[str, Any] = json.load(file)
+    signature: dict[str, Any] = read_json(inputs["signature"])
     return signature

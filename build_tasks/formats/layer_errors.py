@@ -143,7 +143,8 @@ def first_jump(report: dict[str, Any]) -> str | None:
 
 def format_layers(found: list[Layer]) -> str:
     rows = [
-        (layer["node"], layer["operator"], layer["place"], _format_error(layer["error"]), _format_error(layer["before"]),
+        (layer["node"], layer["operator"], layer["place"], _format_error(layer["error"]),
+         _format_error(layer["before"]),
          f"{layer['largest']:.3g}")
         for layer in found[:SHOWN]
     ]  # fmt: skip

@@ -1,6 +1,5 @@
 """From a PyTorch network to a checked ONNX graph."""
 
-import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +7,7 @@ from build_tasks.errors import first_lines
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.onnx_files import onnx_file, opset, signature_tensors, strip_metadata
 from build_tasks.formats.onnx_runtime import onnx_session
+from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings
@@ -36,10 +36,10 @@ def export(
 
     if settings["opset"] > HIGHEST_OPSET[exporter]:
         raise ExporterRefusedError(f"writes opset {HIGHEST_OPSET[exporter]} at most")
-    format = settings["interface"]["format"]
-    batch = pytorch_network.example_input(shape, settings["batch_size"], format)
-    opened = pytorch_network.open_dimensions(source, shape, settings["sizes"], format)
-    height, width = pytorch_network.height_and_width(format)
+    input_format = settings["interface"]["format"]
+    batch = pytorch_network.example_input(shape, settings["batch_size"], input_format)
+    opened = pytorch_network.open_dimensions(source, shape, settings["sizes"], input_format)
+    height, width = pytorch_network.height_and_width(input_format)
     names = [OUTPUT.format(index) for index in range(len(opened))]
     arguments: dict[str, Any] = {
         "opset_version": settings["opset"],
@@ -51,7 +51,7 @@ def export(
         dimensions = {}
         if settings["dynamic_axes"]:
             # torch.export specialises a dimension of size one, whatever it is told.
-            batch = pytorch_network.example_input(shape, max(2, settings["batch_size"]), format)
+            batch = pytorch_network.example_input(shape, max(2, settings["batch_size"]), input_format)
             dimensions[0] = torch.export.Dim("batch")
         if settings["sizes"]:
             (lowest, narrowest), (highest, widest) = settings["sizes"]
@@ -126,5 +126,4 @@ def write_records(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None
         "tools": versions(TOOLS),
     }
     for name, record in records.items():
-        with open(outputs[name], "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        write_json(outputs[name], record)

@@ -42,9 +42,9 @@ def image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
     if len(graph.graph.input) != 1:
         raise UserError(f"{path}: expected one input of images, found {len(graph.graph.input)}: {found or 'none'}")
     (tensor,) = graph.graph.input
-    image, type = dimensions(tensor), onnx.TensorProto.DataType.Name(tensor.type.tensor_type.elem_type)
-    if len(image) != 4 or type != "FLOAT":
-        raise UserError(f"{path}: expected FLOAT (batch, channels, height, width), found {type} {found}")
+    image, element_type = dimensions(tensor), onnx.TensorProto.DataType.Name(tensor.type.tensor_type.elem_type)
+    if len(image) != 4 or element_type != "FLOAT":
+        raise UserError(f"{path}: expected FLOAT (batch, channels, height, width), found {element_type} {found}")
     if image[3] in CHANNELS and image[1] not in (None, *CHANNELS):
         raise UserError(
             f"{path}: expected (batch, channels, height, width), found {found}, with the channels last: "

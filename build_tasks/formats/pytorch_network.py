@@ -51,16 +51,16 @@ def open_shapes(shape: tuple[int, int, int], sizes: list[list[int]] | None) -> l
     return [shape, *((shape[0], height, width) for height, width in sizes or ())]
 
 
-def height_and_width(format: str) -> tuple[int, int]:
+def height_and_width(input_format: str) -> tuple[int, int]:
     """Which dimensions of an input they are."""
-    return (1, 2) if format == "uint8_nhwc" else (2, 3)
+    return (1, 2) if input_format == "uint8_nhwc" else (2, 3)
 
 
 def open_dimensions(
-    module: Any, shape: tuple[int, int, int], sizes: list[list[int]] | None, format: str
+    module: Any, shape: tuple[int, int, int], sizes: list[list[int]] | None, input_format: str
 ) -> list[list[int]]:
     """Which dimensions of each output, besides the batch, follow the size of the input."""
-    answers = [forward(module, example_input(other, 1, format)) for other in open_shapes(shape, sizes)]
+    answers = [forward(module, example_input(other, 1, input_format)) for other in open_shapes(shape, sizes)]
     return [
         [axis for axis in range(1, same[0].ndim) if len({answer.shape[axis] for answer in same}) > 1]
         for same in zip(*answers, strict=True)
@@ -235,17 +235,17 @@ def input_shape(module: "torch.nn.Module", override: list[int] | None) -> tuple[
     return channels, height, width
 
 
-def transform(config: dict[str, Any], format: str) -> "Callable[[Image], torch.Tensor]":
+def transform(config: dict[str, Any], input_format: str) -> "Callable[[Image], torch.Tensor]":
     """timm's preprocessing under a data config, from a PIL image to what clients send (without the batch)."""
-    preprocess = timm_transform(config, format)
-    return (lambda image: preprocess(image).permute(1, 2, 0)) if format == "uint8_nhwc" else preprocess
+    preprocess = timm_transform(config, input_format)
+    return (lambda image: preprocess(image).permute(1, 2, 0)) if input_format == "uint8_nhwc" else preprocess
 
 
-def timm_transform(config: dict[str, Any], format: str) -> Any:
+def timm_transform(config: dict[str, Any], input_format: str) -> Any:
     """The same as timm has it, whose bytes are (channels, height, width)."""
     from timm.data import create_transform
 
-    return create_transform(**config, is_training=False, normalize=format != "uint8_nhwc")
+    return create_transform(**config, is_training=False, normalize=input_format != "uint8_nhwc")
 
 
 def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
@@ -280,11 +280,13 @@ def sensitivity(module: Any, shape: tuple[int, int, int], batch: int) -> float:
     return max_relative_error(*(float_outputs(answers) for answers in (others, outputs)))
 
 
-def example_input(shape: tuple[int, int, int], batch: int, format: str = "fp32_nchw", seed: int = 0) -> "torch.Tensor":
+def example_input(
+    shape: tuple[int, int, int], batch: int, input_format: str = "fp32_nchw", seed: int = 0
+) -> "torch.Tensor":
     """A reproducible input: standard normal values, or bytes. shape: (channels, height, width)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    if format == "uint8_nhwc":
-        return torch.randint(0, 256, (batch, *layout_dims(shape, format)), generator=generator, dtype=torch.uint8)
+    if input_format == "uint8_nhwc":
+        return torch.randint(0, 256, (batch, *layout_dims(shape, input_format)), generator=generator, dtype=torch.uint8)
     return torch.randn(batch, *shape, generator=generator)

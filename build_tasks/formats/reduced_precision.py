@@ -222,14 +222,14 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
         samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
         return samples
     module = pytorch_network.create(settings)
-    config, format = pytorch_network.data_config(module, settings["input"]), settings["input"]["format"]
+    config, input_format = pytorch_network.data_config(module, settings["input"]), settings["input"]["format"]
     paths = [path for name, path in inputs.items() if name == path]
     _, own = accuracy_samples.load(
         settings["calibration"],
         paths,
-        lambda: pytorch_network.transform(config, format),
+        lambda: pytorch_network.transform(config, input_format),
         tuple(config["input_size"]),
-        format,
+        input_format,
     )
     return own
 

@@ -49,7 +49,11 @@ def save(module: torch.jit.ScriptModule, path: str) -> None:
 
 
 def cast(
-    path: str, precision: str, memory_format: str, answers: Sequence[str] = ("float32",), format: str = "fp32_nchw"
+    path: str,
+    precision: str,
+    memory_format: str,
+    answers: Sequence[str] = ("float32",),
+    input_format: str = "fp32_nchw",
 ) -> torch.jit.ScriptModule:
     """A frozen trace in another precision and memory format, between inputs and outputs as they were.
 
@@ -69,7 +73,7 @@ def cast(
     _cast_dtypes(graph, NUMBERS[dtype])
     if memory_format == "channels_last":
         _reshape(graph)
-    if format == "fp32_nchw":
+    if input_format == "fp32_nchw":
         _, batch = graph.inputs()  # the first is the module itself
         users = [use.user for use in batch.uses()]
         graph.setInsertPoint(next(iter(graph.nodes())))
@@ -79,12 +83,14 @@ def cast(
         for user in users:
             user.replaceInputWith(batch, border)
     for (taker, index), answer in zip(_outputs(graph), answers, strict=True):
-        head, input = _head(taker, index)
-        value = head.inputsAt(input)
+        head, graph_input = _head(taker, index)
+        value = head.inputsAt(graph_input)
         exact = value.node().kind() == "aten::to" and value.node().inputsAt(1).toIValue() == NUMBERS[torch.float32]
         if (answer == "float32" or head is not taker) and not exact:
             graph.setInsertPoint(head)
-            head.replaceInput(input, _inserted(graph, "aten::to", value, NUMBERS[torch.float32], False, False, None))
+            head.replaceInput(
+                graph_input, _inserted(graph, "aten::to", value, NUMBERS[torch.float32], False, False, None)
+            )
     graph.lint()
     return module
 

@@ -9,12 +9,12 @@ Whatever is missing or broken in build/ is left out: its stage will run again, a
 import base64
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from build_tasks.doit_plugin import dry_run
+from build_tasks.json_files import read_json
 from build_tasks.report import charts, snapshot_diff
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
@@ -256,8 +256,7 @@ def _layers(model: Model) -> dict[str, Any] | None:
 def _json(path: str) -> dict[str, Any]:
     """What a file of build/ holds; nothing where it is not there, or broken."""
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

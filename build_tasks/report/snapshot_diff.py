@@ -1,8 +1,8 @@
 """What is different from the last report: a snapshot of each model in build/report.json, and differences in words."""
 
-import json
 from typing import Any
 
+from build_tasks.json_files import read_json
 from build_tasks.paths import BUILD
 
 SNAPSHOT = f"{BUILD}/report.json"
@@ -15,8 +15,7 @@ Facts = dict[str, dict[str, Any]]
 def last() -> dict[str, Any]:
     """The snapshot of the last report; empty where there is none, or none that can be read."""
     try:
-        with open(SNAPSHOT, encoding="utf-8") as file:
-            found = json.load(file)
+        found = read_json(SNAPSHOT)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and found.keys() == {"written", "models"} else {}

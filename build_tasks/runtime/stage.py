@@ -51,8 +51,8 @@ class Stage(msgspec.Struct, frozen=True):
     tools: distributions whose version is part of the recipe, where they are installed.
     code: modules of build_tasks, and files of the model, that decide what is built.
     in_process: needs nothing native, and runs in doit's own process.
-    missing_requirements: what this machine lacks to run the stage, None if nothing; such a stage is passed over with a word, unless
-        it was asked for by name.
+    missing_requirements: what this machine lacks to run the stage, None if nothing; such a stage is passed over
+        with a word, unless it was asked for by name.
     peak_batch: the largest batch that it computes, for what its process may need of memory; see budget.py.
     host_fingerprint: what else of this machine is part of the recipe, by name; asked where nothing is lacking.
     install: how a draft becomes the target.

@@ -53,7 +53,9 @@ def task(models: list[Model]) -> dict[str, Any]:
 def check(models: list[Model], server: str, stand_ins: bool) -> TaskFailed | None:
     """doit's action: one row for each model; with Docker, in the image of the release that the spec names."""
     described = {
-        m.triton_name(format): (m, format) for m in models for format in (*m.served_formats, *m.ensemble_parts)
+        m.triton_name(model_format): (m, model_format)
+        for m in models
+        for model_format in (*m.served_formats, *m.ensemble_parts)
     }
     names = published_models()
     if not names:
@@ -86,7 +88,7 @@ def stood_in(name: str) -> str:
     """What is to be said of a model that another backend runs than Triton's own."""
     with open(f"{REPOSITORY}/{name}/config.pbtxt", encoding="utf-8") as file:
         platform = re.search(r'^platform: "(.*)"', file.read(), re.MULTILINE)
-    stand_ins = {FORMATS[format].platform: library for format, library in STAND_IN_FOR.items()}
+    stand_ins = {FORMATS[model_format].platform: library for model_format, library in STAND_IN_FOR.items()}
     library = stand_ins.get(platform[1]) if platform else None
     return f" ({library} in Python, in the place of Triton's backend)" if library else ""
 

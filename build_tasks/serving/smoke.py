@@ -4,7 +4,6 @@ samples.json ─► every published model, HTTP and gRPC ─► reference.json, 
                                                      └► latency
 """
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from doit.exceptions import TaskFailed
 
 from build_tasks.errors import UserError
 from build_tasks.formats import artifacts
+from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.serving import triton_server
 from build_tasks.serving.check import DECODERS_APART
@@ -60,10 +60,10 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
     urls = {"HTTP": f"{host}:{port}", "gRPC": grpc or f"{host}:{int(port) + 1}"}
     here = published_models()
     asked = [
-        (m, format)
+        (m, model_format)
         for m in models
-        for format in (*m.served_formats, *m.ensemble_parts)
-        if m.triton_name(format) in here and model in ("", m.triton_name(format))
+        for model_format in (*m.served_formats, *m.ensemble_parts)
+        if m.triton_name(model_format) in here and model in ("", m.triton_name(model_format))
     ]
     if not asked:
         what = f"no model {model!r} of the specs" if model else "no model of the specs"
@@ -79,10 +79,10 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
             client.ready(asked[0][0].triton_name(asked[0][1]))
         except UserError as error:
             return TaskFailed(str(error))
-        for m, format in asked:
-            name = m.triton_name(format)
+        for m, model_format in asked:
+            name = m.triton_name(model_format)
             try:
-                row = asked_of(client, m, format)
+                row = asked_of(client, m, model_format)
             except UserError as error:
                 row = {"verdict": f"refused: {error}"}
             if row["verdict"] not in ("ok", NOT_ASKED):
@@ -93,13 +93,13 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
     return TaskFailed("; ".join(failed)) if failed else None
 
 
-def asked_of(client: Client, model: Model, format: str) -> dict[str, str]:
+def asked_of(client: Client, model: Model, model_format: str) -> dict[str, str]:
     """The row of a model. UserError for what the server refuses, for another build, and beyond the gate."""
-    name = model.triton_name(format)
+    name = model.triton_name(model_format)
     if not client.ready(name):
         raise UserError("it is not loaded")
-    encoded = accuracy_samples.encoded(model) if format in model.ensemble_parts else None
-    if format in model.ensemble_parts and encoded is None:
+    encoded = accuracy_samples.encoded(model) if model_format in model.ensemble_parts else None
+    if model_format in model.ensemble_parts and encoded is None:
         return {"verdict": NOT_ASKED}
     tensors, config = client.tensors(name), client.config(name)
     files = {key: model.artifact(f"{key}.json") for key in ("samples", "reference")}
@@ -116,33 +116,32 @@ def asked_of(client: Client, model: Model, format: str) -> dict[str, str]:
 
     import statistics
 
-    sizes = batches(model, format, int(config.get("max_batch_size", 0)))
-    if format == "preprocess":
+    sizes = batches(model, model_format, int(config.get("max_batch_size", 0)))
+    if model_format == "preprocess":
         (answer,) = reference_outputs.run_in_batches(run, known.samples, *sizes)
         row = as_timm(answer, prepared)
     else:
-        row = judged(model, format, known.measure(run, *sizes, model.spec.output.top_k))
-    same_build(model, format, config, versions)
+        row = judged(model, model_format, known.measure(run, *sizes, model.spec.output.top_k))
+    same_build(model, model_format, config, versions)
     seconds = latencies(run, known.samples, sizes[0])
     median, slowest = (f"{value * 1e3:.1f} ms" for value in (statistics.median(seconds), max(seconds)))
     return {"version": ", ".join(sorted(versions)), **row, "median": median, "slowest": slowest, "verdict": "ok"}
 
 
-def typed(batch: "np.ndarray", type: str) -> "np.ndarray":
+def typed(batch: "np.ndarray", triton_type: str) -> "np.ndarray":
     """A batch as the model takes it; fp16, say."""
     from tritonclient.utils import triton_to_np_dtype
 
-    return batch if type == "BYTES" else batch.astype(triton_to_np_dtype(type))
+    return batch if triton_type == "BYTES" else batch.astype(triton_to_np_dtype(triton_type))
 
 
-def batches(model: Model, format: str, most: int) -> tuple[int, int]:
+def batches(model: Model, model_format: str, most: int) -> tuple[int, int]:
     """The smallest and the largest batch of the samples that are sent at once."""
-    if format in model.ensemble_parts:
+    if model_format in model.ensemble_parts:
         return 1, min(reference_outputs.BATCH, most)
     sizes = []
-    for artifact in artifacts.artifacts_of(model, format):
-        with open(model.artifact(f"{artifact}.signature.json"), encoding="utf-8") as file:
-            sizes.append(reference_outputs.batch_sizes(json.load(file)))
+    for artifact in artifacts.artifacts_of(model, model_format):
+        sizes.append(reference_outputs.batch_sizes(read_json(model.artifact(f"{artifact}.signature.json"))))
     smallest, largest = max(size for size, _ in sizes), min(size for _, size in sizes)
     return smallest, min(largest, most) if most else largest
 
@@ -156,9 +155,9 @@ def as_timm(found: "np.ndarray", expected: "np.ndarray") -> dict[str, str]:
     return {"error": figure, "limit": limit}
 
 
-def judged(model: Model, format: str, measured: dict[str, Any]) -> dict[str, str]:
+def judged(model: Model, model_format: str, measured: dict[str, Any]) -> dict[str, str]:
     """The figures of a model. UserError where the gate refuses them."""
-    of = model.spec.ensemble if format == "ensemble" else format
+    of = model.spec.ensemble if model_format == "ensemble" else model_format
     assert of is not None
     settings = gate.settings_of(model, of, model.precision(of))
     # What the samples show is not asked for here: agreement is judged.
@@ -171,12 +170,11 @@ def judged(model: Model, format: str, measured: dict[str, Any]) -> dict[str, str
     return {**row, "error": error, "limit": limit}
 
 
-def same_build(model: Model, format: str, config: dict[str, Any], versions: set[str]) -> None:
+def same_build(model: Model, model_format: str, config: dict[str, Any], versions: set[str]) -> None:
     """UserError where the server tells that what answers is another build than the one that was published last."""
     verdicts = []
-    for file in artifacts.artifacts_of(model, format):
-        with open(model.artifact(f"{file}.verdict.json"), encoding="utf-8") as verdict:
-            verdicts.append(json.load(verdict)["model"])
+    for file in artifacts.artifacts_of(model, model_format):
+        verdicts.append(read_json(model.artifact(f"{file}.verdict.json"))["model"])
     for version in versions:
         told = config.get("parameters", {}).get(f"provenance.{version}.build", {}).get("string_value")
         if told not in (None, " ".join(verdicts)):

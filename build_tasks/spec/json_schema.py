@@ -164,8 +164,8 @@ def _value(field: Any, definitions: dict[str, Schema]) -> Schema:
 HEAD = """\
 # All keys of `models/<model>/model.toml`
 
-Made from `build_tasks/spec/model.py` by `python -m build_tasks.spec.json_schema --markdown > docs/spec.md`; do not edit it. Editors
-that know JSON schemas of TOML files show the same: a spec begins with `{line}`.
+Made from `build_tasks/spec/model.py` by `python -m build_tasks.spec.json_schema --markdown > docs/spec.md`; do not edit it.
+Editors that know JSON schemas of TOML files show the same: a spec begins with `{line}`.
 """
 TRITON_HEAD = """
 Any field of Triton's [ModelConfig]({protobuf}),

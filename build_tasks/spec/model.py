@@ -230,22 +230,22 @@ class Model(Struct, frozen=True):
         """What answers to the accuracy samples, so that artifacts can be compared with it."""
         return "ONNX Runtime" if self.spec.from_onnx else "PyTorch"
 
-    def triton_name(self, format: str) -> str:
-        return self.name + TRITON_MODELS[format].suffix
+    def triton_name(self, model_format: str) -> str:
+        return self.name + TRITON_MODELS[model_format].suffix
 
     @property
     def served_formats(self) -> list[str]:
         """The formats that become a model of Triton's."""
-        return [format for format in self.spec.formats if format in FORMATS]
+        return [model_format for model_format in self.spec.formats if model_format in FORMATS]
 
-    def largest_batch(self, format: str) -> int:
+    def largest_batch(self, model_format: str) -> int:
         """The largest batch of a model of Triton's; 0 where the batch is fixed, and stands in the dims."""
         bounds = [self.spec.max_batch_size]
-        if format in ("onnx", "tensorrt") and not self.spec.onnx.dynamic_axes:
+        if model_format in ("onnx", "tensorrt") and not self.spec.onnx.dynamic_axes:
             return 0
-        if format == "tensorrt":
+        if model_format == "tensorrt":
             bounds.append(self.spec.profile[2])
-        table = self.spec.triton.get(format)
+        table = self.spec.triton.get(model_format)
         own = table.get("max_batch_size") if isinstance(table, dict) else None
         return min(*bounds, own) if type(own) is int and own > 0 else min(bounds)
 
@@ -267,7 +267,7 @@ class Model(Struct, frozen=True):
             **dict.fromkeys(self.served_formats, "format"),
             **dict.fromkeys(self.ensemble_parts, "the ensemble's"),
         }
-        return {self.triton_name(format): f"{what} {format}" for format, what in formats.items()}
+        return {self.triton_name(model_format): f"{what} {model_format}" for model_format, what in formats.items()}
 
     @property
     def torchscript(self) -> TorchScript:
@@ -283,26 +283,26 @@ class Model(Struct, frozen=True):
         as_it_is = TorchScript(precision="fp32", memory_format="contiguous")
         return "torchscript" in self.spec.formats and self.torchscript != as_it_is
 
-    def precision(self, format: str) -> str:
+    def precision(self, model_format: str) -> str:
         """Of what is served."""
-        if format == "torchscript":
+        if model_format == "torchscript":
             return str(self.torchscript.precision)
-        return self.spec.engine.precision if format == "tensorrt" else "fp32"
+        return self.spec.engine.precision if model_format == "tensorrt" else "fp32"
 
-    def files(self, format: str) -> list[str]:
+    def files(self, model_format: str) -> list[str]:
         """The artifacts that are served together as one model of Triton's."""
-        if format == "tensorrt":
+        if model_format == "tensorrt":
             return list(self.plans)
-        cast = format == "torchscript" and self.is_cast
-        return [f"model.{self.torchscript.precision}.pt" if cast else FORMATS[format].file]
+        cast = model_format == "torchscript" and self.is_cast
+        return [f"model.{self.torchscript.precision}.pt" if cast else FORMATS[model_format].file]
 
     def plan_suffix(self, plan: str) -> str:
         """Which of several plans a file is, ".sm86"; nothing where it is the only one."""
         return "" if self.plans[plan] is None else "." + plan.split(".")[1]
 
-    def artifact_task_name(self, format: str, file: str) -> str:
+    def artifact_task_name(self, model_format: str, file: str) -> str:
         """What an artifact's tasks are called after: the model of Triton's, and which of several plans it is."""
-        return self.triton_name(format) + (self.plan_suffix(file) if format == "tensorrt" else "")
+        return self.triton_name(model_format) + (self.plan_suffix(file) if model_format == "tensorrt" else "")
 
     def graph_file(self, precision: str) -> str:
         """The ONNX file that an engine of a precision is compiled from."""

@@ -22,8 +22,15 @@ class Override(NamedTuple):
     option: dict[str, Any]  # as doit takes it
 
 
-def _override(table: str, key: str, long: str, help: str, type: Any = int, **more: Any) -> Override:
-    option = {"name": long, "long": long, "type": type, "default": None, "help": f"{help}, for this run", **more}
+def _override(table: str, key: str, long: str, help_text: str, value_type: Any = int, **more: Any) -> Override:
+    option = {
+        "name": long,
+        "long": long,
+        "type": value_type,
+        "default": None,
+        "help": f"{help_text}, for this run",
+        **more,
+    }
     return Override(table, key, option)
 
 

@@ -5,11 +5,11 @@ model.*.measured.json ─► limits by precision, sensitivity, spec ─► ok | 
                                                                      └► where it goes wrong, layer by layer
 """
 
-import json
 from typing import Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import layer_errors
+from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, log_of, source_files
@@ -17,10 +17,10 @@ from build_tasks.spec.model import NATIVE_PRECISIONS, QUANTIZED_PRECISIONS, Mode
 from build_tasks.verification import gate
 
 
-def task(model: Model, format: str, file: str) -> dict[str, Any]:
+def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
     """Of an artifact that is served."""
-    precision = model.precision(format)
-    stage = _stage(model, model.artifact_task_name(format, file), format, file, precision)
+    precision = model.precision(model_format)
+    stage = _stage(model, model.artifact_task_name(model_format, file), model_format, file, precision)
     return stage.task(doc=f"{file} against the gate of {precision}; what fails is not published")
 
 
@@ -32,8 +32,8 @@ def task_of_graph(model: Model) -> dict[str, Any]:
     return stage.task(doc=f"{model.graph} against the gate of {precision}; what fails is not compiled")
 
 
-def _stage(model: Model, name: str, format: str, file: str, precision: str) -> Stage:
-    reduced = format == "graph" and precision not in NATIVE_PRECISIONS
+def _stage(model: Model, name: str, model_format: str, file: str, precision: str) -> Stage:
+    reduced = model_format == "graph" and precision not in NATIVE_PRECISIONS
     return Stage(
         name=f"accuracy:{name}",
         model=model,
@@ -46,7 +46,7 @@ def _stage(model: Model, name: str, format: str, file: str, precision: str) -> S
         },
         outputs={"verdict": model.artifact(f"{file}.verdict.json")},
         settings={
-            **gate.settings_of(model, format, precision),
+            **gate.settings_of(model, model_format, precision),
             "model": model.name,
             "log": log_of(model, f"accuracy:{name}"),
         },
@@ -57,8 +57,7 @@ def _stage(model: Model, name: str, format: str, file: str, precision: str) -> S
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    with open(inputs["measured"], encoding="utf-8") as file:
-        measured = json.load(file)
+    measured = read_json(inputs["measured"])
     for name in ("model", "reference"):
         if measured[name] != digest(inputs[name]):  # `doit -s` leaves out the task that measures
             raise UserError(f"{inputs['measured']} is of another file than {inputs[name]}")
@@ -68,8 +67,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     doubt = gate.untestable_reason(measured, settings)
     status = f"not testable: {doubt}" if doubt else "ok"
     verdict = {"model": measured["model"], "signature": measured["signature"], "status": status}
-    with open(outputs["verdict"], "w", encoding="utf-8") as file:
-        json.dump(verdict, file, indent=1)
+    write_json(outputs["verdict"], verdict)
     error, limit = margins(measured, settings)
     return {"accuracy": status, "error": f"{error}, limit {limit}"}
 
@@ -84,13 +82,13 @@ def margins(measured: dict[str, Any], settings: Settings) -> tuple[str, str]:
 
 def advice(settings: Settings) -> str:
     """What to try, by what is refused."""
-    precision, format, model = settings["precision"], settings["format"], settings["model"]
-    of_format = precision == "fp32" or format == "torchscript"
-    which = f'format = "{format}"' if of_format else f'precision = "{precision}"'
+    precision, model_format, model = settings["precision"], settings["format"], settings["model"]
+    of_format = precision == "fp32" or model_format == "torchscript"
+    which = f'format = "{model_format}"' if of_format else f'precision = "{precision}"'
     rule = f"an [[accuracy.gate]] with {which}"
-    if precision != "fp32" and format == "torchscript":
+    if precision != "fp32" and model_format == "torchscript":
         return f"; try another torchscript.precision (fp32 serves model.pt itself), or {rule}"
-    if precision in NATIVE_PRECISIONS or format == "tensorrt":
+    if precision in NATIVE_PRECISIONS or model_format == "tensorrt":
         return f"; if that is accurate enough for you, say so in {rule}"
     calibrate = "more pictures in engine.calibration, " if precision in QUANTIZED_PRECISIONS else ""
     return (

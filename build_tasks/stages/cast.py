@@ -6,11 +6,11 @@ model.pt stays what is exported to ONNX, and what needs no cast is served from i
 on pictures and with the rounding of a GPU (see script.py); here only the form is compared.
 """
 
-import json
 from typing import Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
+from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec.model import Model, settings
@@ -55,15 +55,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     from build_tasks.formats import torchscript_graph
 
-    with open(inputs["trace's signature"], encoding="utf-8") as file:
-        signature = json.load(file)
-    with open(inputs["trace's tools"], encoding="utf-8") as file:
-        tools = json.load(file)
-    wanted, format = settings["torchscript"], settings["format"]
+    signature = read_json(inputs["trace's signature"])
+    tools = read_json(inputs["trace's tools"])
+    wanted, input_format = settings["torchscript"], settings["format"]
     answers = [tensor["dtype"] for tensor in signature["outputs"]]
     try:
         torchscript_graph.save(
-            torchscript_graph.cast(inputs["trace"], **wanted, answers=answers, format=format), outputs["model"]
+            torchscript_graph.cast(inputs["trace"], **wanted, answers=answers, input_format=input_format),
+            outputs["model"],
         )
         check(inputs["trace"], outputs["model"], signature["inputs"][0]["shape"], settings)
     except RuntimeError as error:
@@ -75,8 +74,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         ("signature", {**signature, "PyTorch": torch.__version__.partition("+")[0]}),
         ("tools", {**tools, **versions(TOOLS)}),
     ):
-        with open(outputs[name], "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        write_json(outputs[name], record)
     return {**wanted, "batches": list(BATCHES)}
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 from typing import Any
 
+from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec.model import Model
 from build_tasks.tensors import IMAGE
@@ -56,9 +57,9 @@ for name in [{names}]:
     print(name, answer.as_numpy(name))"""
 
 
-def task(model: Model, format: str, files: list[str]) -> dict[str, Any]:
+def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
     """files: the artifacts that this model of Triton's is served from, or, of the ensemble, that its steps are."""
-    name = model.triton_name(format)
+    name = model.triton_name(model_format)
     stage = Stage(
         name=f"client:{name}",
         model=model,
@@ -81,11 +82,9 @@ def task(model: Model, format: str, files: list[str]) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     signatures = []
     for which in ("first", "last"):
-        with open(inputs[which], encoding="utf-8") as file:
-            signatures.append(json.load(file))
+        signatures.append(read_json(inputs[which]))
     (tensor,), answers = signatures[0]["inputs"], signatures[1]["outputs"]
-    with open(inputs["preprocessing"], encoding="utf-8") as file:
-        channels = json.load(file)["input_size"][0]
+    channels = read_json(inputs["preprocessing"])["input_size"][0]
     folder = outputs["folder"]
     os.makedirs(folder)
     encoded = tensor["name"] == IMAGE

@@ -17,17 +17,17 @@ from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line
 
 
-def task(model: Model, format: str, files: list[str]) -> dict[str, Any]:
+def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
     """files: the artifacts that this model of Triton's is served from; several are plans of several GPUs."""
-    labels = {"labels": model.artifact("labels.txt")} if model.spec.labels and format in FORMATS else {}
+    labels = {"labels": model.artifact("labels.txt")} if model.spec.labels and model_format in FORMATS else {}
     stage = Stage(
-        name=f"config:{model.triton_name(format)}",
+        name=f"config:{model.triton_name(model_format)}",
         model=model,
         build=build,
         inputs={**{file: model.artifact(f"{file}.signature.json") for file in files}, **labels},
-        outputs={"config": model.artifact(f"{TRITON_MODELS[format].file}.config.pbtxt")},
+        outputs={"config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")},
         settings={
-            **settings_of(model, format),
+            **settings_of(model, model_format),
             "input": {"format": model.spec.input.format, "shape": model.spec.input.shape},
             "files": files,
             "capabilities": [model.plans.get(file) for file in files],
@@ -45,19 +45,21 @@ def task(model: Model, format: str, files: list[str]) -> dict[str, Any]:
         ),
         in_process=True,
     )
-    return stage.task(doc=f"config.pbtxt of {model.triton_name(format)}")
+    return stage.task(doc=f"config.pbtxt of {model.triton_name(model_format)}")
 
 
-def settings_of(model: Model, format: str) -> Settings:
+def settings_of(model: Model, model_format: str) -> Settings:
     """What decides a config.pbtxt besides the artifact."""
     return {
-        "name": model.triton_name(format),
-        "format": format,
-        "max_batch_size": model.largest_batch(format),
-        "triton": triton_config.fields(model, format),
+        "name": model.triton_name(model_format),
+        "format": model_format,
+        "max_batch_size": model.largest_batch(model_format),
+        "triton": triton_config.fields(model, model_format),
         **{key: model.triton(key) for key in ("release", "device", "keep_versions")},
         # On a GPU every batch size is a shape of its own, and pays at its first requests (see docs/serving.md).
-        "warm_up": model.triton("warm_up") if (format, model.triton("device")) == ("torchscript", "gpu") else None,
+        "warm_up": model.triton("warm_up")
+        if (model_format, model.triton("device")) == ("torchscript", "gpu")
+        else None,
         "spec": model.file,
     }
 

@@ -9,13 +9,13 @@ engines are for GeForce and RTX GPUs, and no models of Triton's.
 
 import contextlib
 import functools
-import json
 import os
 import re
 import shutil
 from typing import Any
 
 from build_tasks.errors import UserError
+from build_tasks.json_files import read_json, write_json
 from build_tasks.paths import BUILD
 from build_tasks.runtime import atomic_files, hardware
 from build_tasks.runtime.digests import digest
@@ -91,9 +91,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     polygraphy.config.USE_TENSORRT_RTX = rtx = settings["compiler"] == "rtx"
     from build_tasks.formats import tensorrt
 
-    with open(inputs["verdict"], encoding="utf-8") as file:
-        if json.load(file)["model"] != digest(inputs["graph"]):  # `doit -s` leaves out the task that judges
-            raise UserError(f"{inputs['verdict']} judges another file than {inputs['graph']}; nothing was compiled")
+    if read_json(inputs["verdict"])["model"] != digest(inputs["graph"]):  # `doit -s` leaves out the task that judges
+        raise UserError(f"{inputs['verdict']} judges another file than {inputs['graph']}; nothing was compiled")
     check_precision(settings["precision"], targets(settings))
     with contextlib.ExitStack() as held:
         if not rtx:  # builds time their tactics on the GPU, and two at once would time each other
@@ -115,8 +114,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     with open(outputs["engine"], "wb") as file:
         file.write(engine)
     for name, record in (("signature", signature), ("tools", {**versions(TOOLS), **facts})):
-        with open(outputs[name], "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        write_json(outputs[name], record)
     batches = [settings[f"{point}_batch_size"] for point in ("min", "opt", "max")]
     return {"precision": settings["precision"], "batches": batches, "MB": f"{len(engine) / 1e6:.1f}"}
 

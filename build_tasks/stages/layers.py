@@ -6,10 +6,10 @@
 On demand (`doit layers:NAME`), and by the accuracy stage for a graph that it refuses.
 """
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats.layer_errors import compare_layers, first_jump, format_layers, inputs_of
+from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
@@ -36,8 +36,7 @@ def task(model: Model) -> dict[str, Any]:
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     report = compare_layers(inputs["model.onnx"], inputs["graph"], inputs["samples"], settings["precision"])
-    with open(outputs["layers"], "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1, allow_nan=False)
+    write_json(outputs["layers"], report)
     return {
         "nodes": f"{len(report['layers'])} compared, {report['not compared']} not",
         "first": first_jump(report) or "no jump",

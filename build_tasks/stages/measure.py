@@ -4,10 +4,10 @@ samples.json ─► artifact ─► Polygraphy: every output, every sample ─�
 """
 
 import functools
-import json
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats.onnx_runtime import onnx_session, reduced_session
+from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import hardware, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing, source_files
@@ -29,10 +29,10 @@ RUNNERS = {
 }
 
 
-def task(model: Model, format: str, file: str) -> dict[str, Any]:
+def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
     """Of an artifact that is served."""
-    runner = "cast" if format == "torchscript" and model.is_cast else format
-    stage = _stage(model, model.artifact_task_name(format, file), runner, file)
+    runner = "cast" if model_format == "torchscript" and model.is_cast else model_format
+    stage = _stage(model, model.artifact_task_name(model_format, file), runner, file)
     return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples")
 
 
@@ -85,8 +85,7 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    with open(inputs["signature"], encoding="utf-8") as file:
-        signature = json.load(file)
+    signature = read_json(inputs["signature"])
     if settings["runner"] == "tensorrt":
         from build_tasks.formats import tensorrt
 
@@ -102,8 +101,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "reference": digest(inputs["reference"]),
         **known.measure(run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, known.names), each),
     }
-    with open(outputs["measured"], "w", encoding="utf-8") as file:
-        json.dump(measured, file, indent=1, allow_nan=False)
+    write_json(outputs["measured"], measured)
     return told(measured)
 
 

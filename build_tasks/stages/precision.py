@@ -11,7 +11,6 @@ AutoCast's own rule keeps in fp32 whatever exceeds 512 on the samples, whether t
 loss of speed in some networks, and no help where small numbers vanish.
 """
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from build_tasks.formats.reduced_precision import (
     settings_of,
     tools_of,
 )
+from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import QUANTIZED_PRECISIONS, Model
 
@@ -65,8 +65,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         source, calibration_samples(inputs, settings), settings, spared, os.path.dirname(outputs["model"])
     )
     save_onnx(graph, outputs["model"], settings["external_data"])
-    with open(outputs["signature"], "w", encoding="utf-8") as file:
-        json.dump(signature_tensors(graph), file, indent=1)
+    write_json(outputs["signature"], signature_tensors(graph))
     kinds = [node.op_type for node in graph.graph.node]
     added = "QuantizeLinear" if settings["precision"] in QUANTIZED_PRECISIONS else "Cast"
     return {"nodes": len(kinds), added: kinds.count(added), **({"locked": len(spared)} if spared else {})}

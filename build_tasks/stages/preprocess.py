@@ -7,7 +7,6 @@ The Python model is proven before it is published: to the bit what timm's transf
 the shipped photographs, where those are tensors).
 """
 
-import json
 import os
 import shutil
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.artifacts import PREPROCESS_FOLDER
+from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
@@ -67,8 +67,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     from build_tasks.triton.preprocess_model.preprocessing import preprocess
 
-    with open(inputs["preprocessing"], encoding="utf-8") as file:
-        preprocessing = json.load(file)
+    preprocessing = read_json(inputs["preprocessing"])
     channels, *_ = preprocessing["input_size"]
     if channels != 3:
         raise UserError(f"{settings['spec']}: ensemble: pictures have 3 channels, and the network takes {channels}")
@@ -91,13 +90,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "outputs": [{"name": INPUT, "dtype": str(expected.dtype), "shape": [-1, *expected.shape]}],
     }
     for name, record in (("signature", signature), ("tools", versions(TOOLS))):
-        with open(outputs[name], "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        write_json(outputs[name], record)
     verdict = {
         "model": digest(outputs["model"], remember=False),
         "signature": digest(outputs["signature"], remember=False),
         "status": "ok",
     }
-    with open(outputs["verdict"], "w", encoding="utf-8") as file:
-        json.dump(verdict, file, indent=1)
+    write_json(outputs["verdict"], verdict)
     return {"pictures": len(paths), "difference from timm": 0}

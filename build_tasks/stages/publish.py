@@ -17,6 +17,7 @@ from collections.abc import Collection
 from typing import Any
 
 from build_tasks.errors import UserError
+from build_tasks.json_files import read_json, write_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
@@ -37,17 +38,17 @@ DECIDING = {
 }
 
 
-def task(model: Model, format: str, artifacts: list[str]) -> dict[str, Any]:
+def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any]:
     """artifacts: the files that this model of Triton's is served from, or, of an ensemble, that its steps are.
 
     Several files are plans of several GPUs.
     """
-    name = model.triton_name(format)
-    of = format if format in FORMATS else model.spec.ensemble
+    name = model.triton_name(model_format)
+    of = model_format if model_format in FORMATS else model.spec.ensemble
     assert of is not None
-    kept = 1 if format == "ensemble" else model.triton("keep_versions")  # its steps are what has versions
-    policy = model_config.fields(model, format).get("version_policy", {})
-    warm_up = model_config.warm_up_files(model, format)
+    kept = 1 if model_format == "ensemble" else model.triton("keep_versions")  # its steps are what has versions
+    policy = model_config.fields(model, model_format).get("version_policy", {})
+    warm_up = model_config.warm_up_files(model, model_format)
     stage = Stage(
         name=f"publish:{name}",
         model=model,
@@ -56,15 +57,19 @@ def task(model: Model, format: str, artifacts: list[str]) -> dict[str, Any]:
             **{file: model.artifact(file) for file in artifacts},
             **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in ABOUT},
             "weights": model.weights,
-            "config": model.artifact(f"{TRITON_MODELS[format].file}.config.pbtxt"),
-            **({"preprocessing.json": model.artifact("preprocessing.json")} if format in FORMATS else {}),
-            **({"labels.txt": model.artifact("labels.txt")} if model.spec.labels and format != "preprocess" else {}),
+            "config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt"),
+            **({"preprocessing.json": model.artifact("preprocessing.json")} if model_format in FORMATS else {}),
+            **(
+                {"labels.txt": model.artifact("labels.txt")}
+                if model.spec.labels and model_format != "preprocess"
+                else {}
+            ),
             **{f"warmup/{file}": model_config.warm_up_file(model, file) for file in warm_up},
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
         settings={
             "name": name,
-            "format": format,
+            "format": model_format,
             "files": artifacts,
             "spec": spec_digest(model, of),
             "keep_versions": kept,
@@ -83,10 +88,10 @@ def task(model: Model, format: str, artifacts: list[str]) -> dict[str, Any]:
 ABOUT = ("verdict", "signature", "tools")  # what is written of an artifact, and needed to publish it
 
 
-def spec_digest(model: Model, format: str) -> str:
+def spec_digest(model: Model, model_format: str) -> str:
     """Of the tables that decide an artifact; comments, limits of accuracy and what is for Triton do not."""
     tables = settings(model.spec) | {"torchscript": settings(model.torchscript)}
-    deciding = json.dumps({table: tables[table] for table in DECIDING[format]}, sort_keys=True)
+    deciding = json.dumps({table: tables[table] for table in DECIDING[model_format]}, sort_keys=True)
     return hashlib.sha256(deciding.encode()).hexdigest()
 
 
@@ -138,8 +143,7 @@ def checked(inputs: Paths, settings: Settings) -> list[list[dict[str, Any]]]:
     # `doit -s` leaves out the tasks before this one, and another run may rebuild what they read.
     for artifact in settings["files"]:
         for kind, told in zip(ABOUT, known, strict=True):
-            with open(inputs[f"{artifact}.{kind}"], encoding="utf-8") as file:
-                told.append(json.load(file))
+            told.append(read_json(inputs[f"{artifact}.{kind}"]))
         if known[0][-1]["model"] != digest(inputs[artifact]):
             path = inputs[f"{artifact}.verdict"]
             raise UserError(f"{path} judges another file than {inputs[artifact]}; nothing was published")
@@ -164,8 +168,7 @@ def write_version(provenance: dict[str, Any], version: int, inputs: Paths, folde
         else:
             copy(inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}")
     provenance["files"] = contents(folder, remember=False)
-    with open(f"{folder}/{PROVENANCE}", "w", encoding="utf-8") as file:
-        json.dump(provenance, file, indent=1)
+    write_json(f"{folder}/{PROVENANCE}", provenance)
 
 
 def reusable_versions(settings: Settings, new: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], list[int]]:
@@ -200,8 +203,7 @@ def plans(settings: Settings, signatures: list[dict[str, Any]]) -> list[Any]:
 def read_provenance(folder: str) -> dict[str, Any]:
     """What a published version says that it is; nothing where it does not."""
     try:
-        with open(f"{folder}/{PROVENANCE}", encoding="utf-8") as file:
-            known = json.load(file)
+        known = read_json(f"{folder}/{PROVENANCE}")
     except (OSError, ValueError):
         return {}
     whole = isinstance(known, dict) and {*PARAMETERS, "tensors", "needs", "files"} <= known.keys()

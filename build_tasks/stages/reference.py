@@ -8,10 +8,10 @@ answer tells how far the network itself carries the smallest of differences: no 
 """
 
 import functools
-import json
 from typing import Any
 
 from build_tasks.formats import pytorch_network
+from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec.model import Model
@@ -96,7 +96,6 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
-    with open(outputs["preprocessing"], "w", encoding="utf-8") as file:
-        steps = str(pytorch_network.timm_transform(preprocessing, interface["format"])).splitlines()
-        json.dump({"format": interface["format"], **preprocessing, "steps": steps}, file, indent=1)
+    steps = str(pytorch_network.timm_transform(preprocessing, interface["format"])).splitlines()
+    write_json(outputs["preprocessing"], {"format": interface["format"], **preprocessing, "steps": steps})
     return {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}

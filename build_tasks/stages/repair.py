@@ -19,6 +19,7 @@ from build_tasks.errors import UserError
 from build_tasks.formats import reduced_precision
 from build_tasks.formats.onnx_files import onnx_file, save_onnx
 from build_tasks.formats.onnx_runtime import reduced_session, session_without_optimizations
+from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import atomic_files, progress
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import installed_version
@@ -143,8 +144,7 @@ class Trial:
     """
 
     def __init__(self, inputs: Paths, settings: Settings, source: "onnx.ModelProto", folder: str):
-        with open(inputs["signature"], encoding="utf-8") as file:
-            self.batches = reference_outputs.batch_sizes(json.load(file))
+        self.batches = reference_outputs.batch_sizes(read_json(inputs["signature"]))
         self.settings, self.source, self.folder = settings, source, folder
         self.known = reference_outputs.Reference(inputs)
         self.calibration = reduced_precision.calibration_samples(inputs, settings)
@@ -181,13 +181,11 @@ class Trial:
         key = hashlib.sha256(f"{self.recipe}{names}".encode()).hexdigest()[:24]
         path = f"{self.settings['cache']}/{self.settings['precision']}.{kind}.{key}.json"
         try:
-            with open(path, encoding="utf-8") as file:
-                return json.load(file)
+            return read_json(path)
         except (OSError, ValueError):
             value = measure(names)
         with atomic_files.scratch_dir() as folder:
-            with open(f"{folder}/kept.json", "w", encoding="utf-8") as file:
-                json.dump(value, file)
+            write_json(f"{folder}/kept.json", value)
             atomic_files.replace(f"{folder}/kept.json", path)
         return value
 

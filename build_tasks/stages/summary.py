@@ -6,11 +6,11 @@ and compare, on demand: the same for every precision that a graph can have -> pr
 gate refuses is in both of them.
 """
 
-import json
 import os
 from typing import Any
 
 from build_tasks.figures import pyplot, save_svg
+from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import hardware
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import installed_version
@@ -68,13 +68,11 @@ def missing_requirements() -> str | None:
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    with open(inputs["preprocessing"], encoding="utf-8") as file:
-        preprocessing = json.load(file)
+    preprocessing = read_json(inputs["preprocessing"])
     rows = []
     for parts, rule in zip(settings["artifacts"], settings["gates"], strict=True):
         artifact = Artifact(*parts)
-        with open(inputs[artifact.file], encoding="utf-8") as file:
-            measured = json.load(file)
+        measured = read_json(inputs[artifact.file])
         if measured["reference"] == digest(inputs["reference"]):  # else it is of another machine, and of other samples
             rows.append(judge(artifact, measured, rule))
     first = rows[0] if rows else {"samples": 0, "distinct": 0}
@@ -84,8 +82,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "preprocessing": preprocessing,
         "artifacts": rows,
     }
-    with open(outputs["json"], "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=1, allow_nan=False)
+    write_json(outputs["json"], summary)
     draw(summary, outputs["picture"], settings["reference"])
     return {"picture": os.path.basename(outputs["picture"]), "table": told(summary, settings["reference"])}
 

@@ -4,12 +4,12 @@ network ─► reparameterised ─► traced at batch 2 ─► frozen ─► wit
                                                                                       and at the sizes of the spec
 """
 
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
+from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec.model import Model
@@ -86,8 +86,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "PyTorch": torch.__version__.partition("+")[0],
     }
     for name, record in (("signature", signature), ("tools", versions(TOOLS))):
-        with open(outputs[name], "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        write_json(outputs[name], record)
     return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
 
 

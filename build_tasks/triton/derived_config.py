@@ -1,9 +1,9 @@
 """The ModelConfig of an artifact, derived from its signature and the fields that the spec sets."""
 
-import json
 from typing import Any
 
 from build_tasks.errors import UserError
+from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Settings
 from build_tasks.tensors import INPUT, layout_dims
 from build_tasks.triton import model_config as triton_config
@@ -31,8 +31,7 @@ def common_signature(paths: list[str], settings: Settings) -> dict[str, Any]:
     """
     signatures: list[dict[str, Any]] = []
     for path in paths:
-        with open(path, encoding="utf-8") as file:
-            signatures.append(json.load(file))
+        signatures.append(read_json(path))
         if reason := releases.refusal(settings["release"], settings["format"], signatures[-1]):
             raise UserError(f"{settings['spec']}: triton.release: {reason}")
     first = signatures[0]
@@ -112,11 +111,11 @@ def instance_kind(settings: Settings) -> dict[str, str]:
 
 def defaults(config: Any, signature: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """What a spec that says nothing gets."""
-    format, given = settings["format"], settings["triton"].keys()
+    model_format, given = settings["format"], settings["triton"].keys()
     chosen: dict[str, Any] = {}
     if settings["keep_versions"] > 1:
         chosen["version_policy"] = {"latest": {"num_versions": settings["keep_versions"]}}
-    if format in FORMATS:
+    if model_format in FORMATS:
         chosen["instance_group"] = [{"count": 1, **instance_kind(settings)}]
         if config.max_batch_size > 1 and not triton_config.SCHEDULERS & given:
             chosen["dynamic_batching"] = {}

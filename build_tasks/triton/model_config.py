@@ -52,7 +52,7 @@ def enum(name: str, value: str) -> int:
     return int(functools.reduce(getattr, name.split("."), protobuf()).Value(value))
 
 
-def fields(model: Model, format: str) -> dict[str, Any]:
+def fields(model: Model, model_format: str) -> dict[str, Any]:
     """The fields that the spec sets for one model of Triton's; those of [triton] itself are not an ensemble's.
 
     A scheduler of its own takes the place of any.
@@ -62,10 +62,14 @@ def fields(model: Model, format: str) -> dict[str, Any]:
         *TRITON_KEYS,
         *FORMATS,
         *ENSEMBLE_MODELS,
-        *(SCHEDULERS if SCHEDULERS & given.get(format, {}).keys() else ()),
+        *(SCHEDULERS if SCHEDULERS & given.get(model_format, {}).keys() else ()),
     }
-    common = {} if format in ENSEMBLE_MODELS else {field: value for field, value in given.items() if field not in apart}
-    return {**common, **given.get(format, {})}
+    common = (
+        {}
+        if model_format in ENSEMBLE_MODELS
+        else {field: value for field, value in given.items() if field not in apart}
+    )
+    return {**common, **given.get(model_format, {})}
 
 
 def message(given: dict[str, Any]) -> Any:
@@ -182,9 +186,9 @@ def warm_up_file(model: Model, file: str) -> str:
     return model.source(f"warmup/{file}")
 
 
-def warm_up_files(model: Model, format: str) -> list[str]:
+def warm_up_files(model: Model, model_format: str) -> list[str]:
     """The names of the files that the warm-ups of a model of Triton's read."""
-    samples = fields(model, format).get("model_warmup") or ()
+    samples = fields(model, model_format).get("model_warmup") or ()
     tensors = [tensor for sample in samples for tensor in sample.get("inputs", {}).values()]
     return sorted({tensor["input_data_file"] for tensor in tensors if "input_data_file" in tensor})
 

@@ -43,30 +43,30 @@ def mistakes(model: Model) -> Iterator[Mistake]:
         elif key not in TRITON_KEYS:
             tables[""][key] = value
     found = []
-    for format, table in tables.items():
-        prefix = f"{format}." if format else ""
+    for model_format, table in tables.items():
+        prefix = f"{model_format}." if model_format else ""
         found += [
             (f"{prefix}{path}".rstrip("."), expected, wrong)
-            for path, expected, wrong in structural(table, bool(format))
+            for path, expected, wrong in structural(table, bool(model_format))
         ]
     yield from found
     if found or not any(tables.values()):
         return
     told = set()
-    for format in (*model.served_formats, *model.ensemble_parts):
-        given = fields(model, format)
+    for model_format in (*model.served_formats, *model.ensemble_parts):
+        given = fields(model, model_format)
         parsed = {field: value for field, value in given.items() if value is not False and field != "max_batch_size"}
         if parsed.keys() >= SCHEDULERS:
-            yield format if SCHEDULERS & triton.get(format, {}).keys() else "", f"one of {_both()}", "both"
+            yield model_format if SCHEDULERS & triton.get(model_format, {}).keys() else "", f"one of {_both()}", "both"
             return
         try:
             config = message(parsed)
         except ValueError as error:  # what the fields' types do not tell
-            yield format if format in triton else "", "what Triton's protobuf takes", str(error)
+            yield model_format if model_format in triton else "", "what Triton's protobuf takes", str(error)
             return
-        for path, expected, wrong in _of_a_model(model, format, config, given):
+        for path, expected, wrong in _of_a_model(model, model_format, config, given):
             field = path.partition(".")[0].partition("[")[0]
-            mistake = (f"{format}.{path}" if field in triton.get(format, {}) else path, expected, wrong)
+            mistake = (f"{model_format}.{path}" if field in triton.get(model_format, {}) else path, expected, wrong)
             if mistake not in told:
                 told.add(mistake)
                 yield mistake
@@ -76,21 +76,21 @@ def _both() -> str:
     return " and ".join(sorted(SCHEDULERS))
 
 
-def _why_not(format: str) -> str:
-    return "there is no ensemble" if format in ENSEMBLE_MODELS else "formats leave it out"
+def _why_not(model_format: str) -> str:
+    return "there is no ensemble" if model_format in ENSEMBLE_MODELS else "formats leave it out"
 
 
-def _of_a_model(model: Model, format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
+def _of_a_model(model: Model, model_format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
     """What contradicts the spec, or itself, in the fields of one model of Triton's."""
-    if format == "ensemble":
+    if model_format == "ensemble":
         for field in NOT_OF_AN_ENSEMBLE:
             if field in given:
                 yield field, "nothing, since an ensemble has none of its own", short(given[field])
         return
-    config.max_batch_size = model.largest_batch(format)
+    config.max_batch_size = model.largest_batch(model_format)
     asked, most = given.get("max_batch_size"), model.spec.max_batch_size
     smallest, _, largest = model.spec.profile
-    if asked is not None and format == "tensorrt" and not smallest <= asked <= largest:
+    if asked is not None and model_format == "tensorrt" and not smallest <= asked <= largest:
         expected = f"at most {largest}, the largest batch of the engine's profile"
         if asked < smallest:
             expected = f"at least {smallest}, the smallest batch of the engine's profile"
@@ -101,13 +101,13 @@ def _of_a_model(model: Model, format: str, config: Any, given: dict[str, Any]) -
         yield "max_batch_size", f"at most {most}, the max_batch_size that is checked", repr(asked)
     for scheduler in SCHEDULERS & given.keys():
         if config.max_batch_size == 0 and given[scheduler] is not False:
-            expected = f"false in [triton.{format}], since onnx.dynamic_axes = false fixes the batch"
+            expected = f"false in [triton.{model_format}], since onnx.dynamic_axes = false fixes the batch"
             yield scheduler, expected, short(given[scheduler])
             return
-    yield from _instances(model, format, config, given)
+    yield from _instances(model, model_format, config, given)
     yield from _versions(model, config, given)
-    yield from optimization_checks.mistakes(model, format, config, given)
-    yield from _others(model, format, config, given)
+    yield from optimization_checks.mistakes(model, model_format, config, given)
+    yield from _others(model, model_format, config, given)
     yield from within(config)
 
 
@@ -207,21 +207,21 @@ def _warm_ups(config: Any) -> Iterator[Mistake]:
                 yield f"{at}.inputs.{name}.dims", f"{wanted}, as the model's", repr(dims)
 
 
-def _instances(model: Model, format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
+def _instances(model: Model, model_format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
     device = model.triton("device")
     kind_of = protobuf().ModelInstanceGroup.Kind.Name
     for index, (group, raw) in enumerate(zip(config.instance_group, given.get("instance_group") or (), strict=True)):
         at = f"instance_group[{index}]"
         kind = (
-            "KIND_CPU" if format == "preprocess" and "kind" not in raw else kind_of(group.kind)
+            "KIND_CPU" if model_format == "preprocess" and "kind" not in raw else kind_of(group.kind)
         )  # as config.py has it
         if "count" in raw and group.count < 1:
             yield f"{at}.count", "int >= 1", repr(group.count)
-        if format == "tensorrt" and kind in ("KIND_CPU", "KIND_MODEL"):
+        if model_format == "tensorrt" and kind in ("KIND_CPU", "KIND_MODEL"):
             yield f"{at}.kind", "KIND_GPU, since a plan runs on a GPU", repr(kind)
         elif device == "cpu" and kind in ("KIND_GPU", "KIND_MODEL"):
             yield f"{at}.kind", 'KIND_CPU, since triton.device = "cpu"', repr(kind)
-        elif device == "gpu" and kind == "KIND_CPU" and format in FORMATS:
+        elif device == "gpu" and kind == "KIND_CPU" and model_format in FORMATS:
             yield f"{at}.kind", 'KIND_GPU, since triton.device = "gpu"', repr(kind)
         gpus = list(group.gpus)
         if gpus and kind in ("KIND_CPU", "KIND_MODEL"):
@@ -230,7 +230,7 @@ def _instances(model: Model, format: str, config: Any, given: dict[str, Any]) ->
             yield f"{at}.gpus", 'nothing, since triton.device = "cpu"', repr(gpus)
         if len(set(gpus)) != len(gpus) or any(gpu < 0 for gpu in gpus):
             yield f"{at}.gpus", "numbers of GPUs, each once", repr(gpus)
-        if group.profile and format != "tensorrt":
+        if group.profile and model_format != "tensorrt":
             yield f"{at}.profile", "nothing, since only plans have profiles", repr(list(group.profile))
         elif set(group.profile) - {"0"}:
             yield f"{at}.profile", '["0"], since an engine has one profile here', repr(list(group.profile))
@@ -269,8 +269,8 @@ def _versions(model: Model, config: Any, given: dict[str, Any]) -> Iterator[Mist
             yield "version_policy.specific.versions", expected, f"{len(versions)}, {versions}"
 
 
-def _others(model: Model, format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
-    if config.model_transaction_policy.decoupled and format in FORMATS:
+def _others(model: Model, model_format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
+    if config.model_transaction_policy.decoupled and model_format in FORMATS:
         yield "model_transaction_policy.decoupled", "false, since an image is answered once", "true"
     for name in sorted(config.parameters):
         if not name:
@@ -278,7 +278,7 @@ def _others(model: Model, format: str, config: Any, given: dict[str, Any]) -> It
         elif name.startswith("provenance."):
             yield f"parameters.{name}", "another name, since the build writes its own there", repr(name)
     for key in ("batch_input", "batch_output"):
-        if getattr(config, key) and format in FORMATS:
+        if getattr(config, key) and model_format in FORMATS:
             yield key, f"nothing, since the network takes {INPUT} alone", f"{len(getattr(config, key))} of them"
     for index, sample in enumerate(config.model_warmup):
         for name, tensor in sorted(sample.inputs.items()):

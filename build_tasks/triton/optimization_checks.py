@@ -30,11 +30,15 @@ ACCELERATORS: dict[str, dict[str, set[str] | None]] = {
 GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}  # of ONNX Runtime's optimisations
 
 
-def mistakes(model: Model, format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
+def mistakes(model: Model, model_format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
     optimisation, at = config.optimization, "optimization"
     if optimisation.HasField("cuda"):
-        if format != "tensorrt":
-            yield f"{at}.cuda", f"nothing in {format}, since only TensorRT's backend reads it", short(given[at]["cuda"])
+        if model_format != "tensorrt":
+            yield (
+                f"{at}.cuda",
+                f"nothing in {model_format}, since only TensorRT's backend reads it",
+                short(given[at]["cuda"]),
+            )
         elif optimisation.cuda.graph_spec and not optimisation.cuda.graphs:
             yield (
                 f"{at}.cuda.graph_spec",
@@ -43,13 +47,17 @@ def mistakes(model: Model, format: str, config: Any, given: dict[str, Any]) -> I
             )
         smallest, largest = (model.spec.profile[0], config.max_batch_size) if config.max_batch_size else (0, 0)
         for index, spec in enumerate(optimisation.cuda.graph_spec):
-            if format == "tensorrt" and not smallest <= spec.batch_size <= largest:
+            if model_format == "tensorrt" and not smallest <= spec.batch_size <= largest:
                 expected = f"{smallest} to {largest}, the batches of the engine" if largest else "0, since it is fixed"
                 yield f"{at}.cuda.graph_spec[{index}].batch_size", expected, repr(spec.batch_size)
     if optimisation.HasField("graph"):
         level = optimisation.graph.level
-        if format != "onnx":
-            yield f"{at}.graph", f"nothing in {format}, since only ONNX Runtime's backend reads it", f"level = {level}"
+        if model_format != "onnx":
+            yield (
+                f"{at}.graph",
+                f"nothing in {model_format}, since only ONNX Runtime's backend reads it",
+                f"level = {level}",
+            )
         elif level not in GRAPH_LEVELS:
             levels = ", ".join(f"{number} ({name})" for number, name in GRAPH_LEVELS.items())
             yield f"{at}.graph.level", f"one of {levels}", repr(level)
@@ -57,8 +65,8 @@ def mistakes(model: Model, format: str, config: Any, given: dict[str, Any]) -> I
     for where, known in ACCELERATORS.items():
         key = f"{at}.execution_accelerators.{where}"
         entries = list(getattr(accelerators, where))
-        if entries and format != "onnx":
-            expected = f"nothing in {format}, since only ONNX Runtime's backend has accelerators"
+        if entries and model_format != "onnx":
+            expected = f"nothing in {model_format}, since only ONNX Runtime's backend has accelerators"
             yield key, expected, repr(", ".join(entry.name for entry in entries))
             continue
         if entries and where.startswith("gpu") and model.triton("device") == "cpu":

@@ -86,7 +86,7 @@ def oldest_with(opset: int) -> str | None:
     return next((r for r in RELEASES if (reads := onnx(r)) and reads.opset >= opset), None)
 
 
-def refusal(release: str, format: str, signature: dict[str, Any]) -> str | None:
+def refusal(release: str, model_format: str, signature: dict[str, Any]) -> str | None:
     """Why a release's server cannot load an artifact, None where it can, or where that is not known.
 
     signature: the artifact's, which holds opset and ir_version of ONNX, or the TensorRT of a plan.
@@ -94,14 +94,14 @@ def refusal(release: str, format: str, signature: dict[str, Any]) -> str | None:
     carried = RELEASES.get(release)
     if carried is None:
         return None
-    if format == "onnx" and (reads := onnx(release)):
+    if model_format == "onnx" and (reads := onnx(release)):
         for key, kind in (("opset", "opset"), ("ir_version", "IR version")):
             if signature[key] > getattr(reads, key):
                 return (
                     f"the graph has {kind} {signature[key]}, and Triton {release} has ONNX Runtime "
                     f"{carried.onnxruntime}, which reads {getattr(reads, key)} at most"
                 )
-    if format == "tensorrt" and carried.tensorrt:
+    if model_format == "tensorrt" and carried.tensorrt:
         return _plan_refusal(release, carried.tensorrt, signature)
     return None
 
@@ -124,12 +124,12 @@ def _plan_refusal(release: str, carried: str, signature: dict[str, Any]) -> str 
     )
 
 
-def warning(release: str, format: str, signature: dict[str, Any]) -> str | None:
+def warning(release: str, model_format: str, signature: dict[str, Any]) -> str | None:
     """What may keep a release's server from loading an artifact, or what is not known of it."""
     carried = RELEASES.get(release)
     if carried is None:
         return f"Triton {release} is not in releases.py: what it can load was not checked"
-    if format == "torchscript" and carried.pytorch:
+    if model_format == "torchscript" and carried.pytorch:
         built = str(signature["PyTorch"])
         if [int(part) for part in built.split(".")[:2]] > [int(part) for part in carried.pytorch.split(".")]:
             return (
@@ -137,6 +137,6 @@ def warning(release: str, format: str, signature: dict[str, Any]) -> str | None:
                 "it loads that"
             )
     unknown = {"torchscript": carried.pytorch, "onnx": onnx(release), "tensorrt": carried.tensorrt}
-    if format in unknown and unknown[format] is None:
-        return f"what Triton {release} has for {format} is not in releases.py, and was not checked"
+    if model_format in unknown and unknown[model_format] is None:
+        return f"what Triton {release} has for {model_format} is not in releases.py, and was not checked"
     return None

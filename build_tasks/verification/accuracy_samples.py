@@ -52,7 +52,7 @@ def load(
     paths: list[str],
     transform: "Callable[[], Callable[[Image], torch.Tensor]]",
     shape: tuple[int, int, int],
-    format: str,
+    input_format: str,
 ) -> "tuple[list[str], np.ndarray]":
     """The names of the samples, and the samples as input.format says.
 
@@ -61,7 +61,7 @@ def load(
     UserError for an empty set, and for what cannot be read.
     """
     if source.endswith(TENSORS):
-        batch = tensors(source, shape, format)
+        batch = tensors(source, shape, input_format)
         return [str(index) for index in range(len(batch))], batch
     if not paths:
         raise UserError(f"{source}: no pictures here ({', '.join(SUFFIXES)})")
@@ -91,7 +91,7 @@ def preprocessed(paths: list[str], transform: "Callable[[Image], torch.Tensor]")
     return batch
 
 
-def tensors(path: str, shape: tuple[int, int, int], format: str) -> "np.ndarray":
+def tensors(path: str, shape: tuple[int, int, int], input_format: str) -> "np.ndarray":
     """Samples that somebody else has preprocessed. UserError where they are no finite tensors of this shape.
 
     fp32_nchw: float32 (samples, channels, height, width). uint8_nhwc: uint8 (samples, height, width, channels).
@@ -111,11 +111,11 @@ def tensors(path: str, shape: tuple[int, int, int], format: str) -> "np.ndarray"
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # of zipfile, of pickle, of Polygraphy: whatever a foreign file brings about
         raise UserError(f"{path} cannot be read as samples ({type(error).__name__}: {error})") from error
-    raw = format == "uint8_nhwc"
+    raw = input_format == "uint8_nhwc"
     if raw and batch.dtype != np.uint8:
-        raise UserError(f"{path}: expected uint8, since input.format is {format}, found {batch.dtype}")
+        raise UserError(f"{path}: expected uint8, since input.format is {input_format}, found {batch.dtype}")
     batch = batch if raw else np.asarray(batch, dtype=np.float32)
-    expected = layout_dims(shape, format)
+    expected = layout_dims(shape, input_format)
     if list(batch.shape[1:]) != expected or not len(batch):
         wanted = f"[samples, {', '.join(map(str, expected))}]"
         raise UserError(f"{path}: expected an array of shape {wanted}, found {list(batch.shape)}")

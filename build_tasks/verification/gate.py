@@ -46,22 +46,22 @@ class Failure(NamedTuple):
     told: str  # the metric's value, its limit, and where it is worst
 
 
-def rules(model: Model, format: str, precision: str) -> list[dict[str, Any]]:
+def rules(model: Model, model_format: str, precision: str) -> list[dict[str, Any]]:
     """The spec's rules for an artifact, as a stage takes them into its fingerprint: {output, limits …}, in order."""
-    formats = {None, format}
-    if format == "onnx" and model.spec.has_engine and not model.graph_gated_separately:
+    formats = {None, model_format}
+    if model_format == "onnx" and model.spec.has_engine and not model.graph_gated_separately:
         formats.add("graph")  # model.onnx is what is compiled, too
     found = [settings(rule) for rule in model.spec.accuracy.gate]
     fitting = [r for r in found if r.pop("format") in formats and r.pop("precision") in (None, precision)]
     return [{key: value for key, value in rule.items() if value is not None} for rule in fitting]
 
 
-def settings_of(model: Model, format: str, precision: str) -> Settings:
+def settings_of(model: Model, model_format: str, precision: str) -> Settings:
     """What decides a verdict besides what was measured."""
     return {
-        "format": format,
+        "format": model_format,
         "precision": precision,
-        "gate": rules(model, format, precision),
+        "gate": rules(model, model_format, precision),
         "allow_untestable": model.spec.accuracy.allow_untestable,
         "random_weights": model.seed is not None,
     }

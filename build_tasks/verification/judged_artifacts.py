@@ -26,9 +26,9 @@ def judged_artifacts(model: Model) -> list[Artifact]:
     """What is judged in this model's chain, as far as it is or can be measured here."""
     precision = model.spec.engine.precision
     found = [
-        Artifact(format, model.precision(format), *model.files(format))
-        for format in model.served_formats
-        if format != "tensorrt"
+        Artifact(model_format, model.precision(model_format), *model.files(model_format))
+        for model_format in model.served_formats
+        if model_format != "tensorrt"
     ]
     if model.graph_gated_separately:
         found.append(Artifact("graph", precision, model.graph))

@@ -116,8 +116,7 @@ def rank_nodes(
         weigh(part[middle:])
         probes += 2
         if probes % 8 == 1 and parts:
-            tell(
-                f"effects measured: {probes} of at most {MAX_EVALUATIONS}, the largest of several nodes {-parts[0][0]:.1e}"
-            )
+            largest = -parts[0][0]
+            tell(f"effects measured: {probes} of at most {MAX_EVALUATIONS}, the largest of several nodes {largest:.1e}")
     weighed += [(size / math.sqrt(len(part)), place[name], name) for size, _, part in parts for name in part]
     return [name for _, _, name in sorted(weighed)]

@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("bench") / "project")
     tiny_network.add(project, "net", formats=BOTH)
     tiny_network.add(project, "fixed", formats=BOTH, onnx="dynamic_axes = false\nbatch_size = 2")
-    tiny_network.add(project, "sizes", formats='"onnx"', input="min_size = [16, 16]\nmax_size = [32, 24]")
+    tiny_network.add(project, "sizes", formats='"onnx"', input_table="min_size = [16, 16]\nmax_size = [32, 24]")
     project.built()
     project.built("tritonserver")
     return project
@@ -140,9 +140,9 @@ def test_a_batch_that_fails_does_not_lose_the_others(project: Project) -> None:
     tiny_network.add(project, "net", formats=BOTH, body="x = x + torch.zeros(8, 1, 1, 1)[: x.shape[0]]")
     run = project.doit("bench:net", "--seconds", "0.02", "--batches", "1,9", "--concurrency", "1")
     assert run.code == 1
-    assert places(known(project)[0]) == [(format, 1, 1) for format in ("trace", "torchscript", "onnx")]
+    assert places(known(project)[0]) == [(model_format, 1, 1) for model_format in ("trace", "torchscript", "onnx")]
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
-    assert all(f"{format}: batch 9 x 1: " in line for format in ("trace", "torchscript", "onnx"))
+    assert all(f"{model_format}: batch 9 x 1: " in line for model_format in ("trace", "torchscript", "onnx"))
 
 
 def test_an_engine_that_cannot_be_loaded_costs_its_own_format(project: Project) -> None:
@@ -186,9 +186,9 @@ GPU = [
 ]  # fmt: skip
 
 
-def propose(points: list[dict[str, Any]], format: str = "onnx", **more: Any) -> recommendation.Proposal:
+def propose(points: list[dict[str, Any]], model_format: str = "onnx", **more: Any) -> recommendation.Proposal:
     settings = {"limit_ms": None, "fixed": False, "at_server": False, "cores": 8, **more}
-    return recommendation.proposal(format, points, **settings)
+    return recommendation.proposal(model_format, points, **settings)
 
 
 def test_the_smallest_load_that_is_nearly_the_best_is_proposed() -> None:
@@ -281,7 +281,7 @@ def test_on_a_gpu_events_are_what_is_timed_by(project: Project) -> None:
     tiny_network.add(project, "net", formats='"torchscript", "onnx", "tensorrt"')
     project.built("bench:net", *SHORT)
     (run,) = known(project)
-    ways = {format: (how["device"], how["timed_by"]) for format, how in run["measured"].items()}
+    ways = {model_format: (how["device"], how["timed_by"]) for model_format, how in run["measured"].items()}
     assert ways["trace"] == ways["torchscript"] == ways["tensorrt"] == ("cuda", "CUDA events")
     assert {("tensorrt", 3, 2), ("torchscript", 3, 2)} <= {*places(run)}
     assert not any("threads" in point for point in run["points"] if point["format"] != "onnx")
@@ -336,7 +336,9 @@ def test_perf_analyzer_measures_a_running_server(built: Project, url: str, perf_
     run = known(built)[-1]
     assert run["machine"]["server"] == url
     assert run["tools"] == {"Triton": "2.51.0", "perf_analyzer": "2.51.0 (commit unknown)"}
-    assert places(run) == [(format, b, n) for format in ("torchscript", "onnx") for n in (1, 2) for b in (1, 3)]
+    assert places(run) == [
+        (model_format, b, n) for model_format in ("torchscript", "onnx") for n in (1, 2) for b in (1, 3)
+    ]
     assert all(0 < point["p50_ms"] <= point["p99_ms"] and point["compute_ms"] > 0 for point in run["points"])
     assert {how["timed_by"] for how in run["measured"].values()} == {"perf_analyzer"}
     assert "# nothing is proposed: a server puts requests into batches itself" in first.out

@@ -143,15 +143,15 @@ MODES, FILTERS = ("center", "squash", "border"), ("nearest", "bilinear", "bicubi
 
 @pytest.mark.parametrize("size", [(224, 224), (160, 240), (600, 600)])
 @pytest.mark.parametrize("format", ["fp32_nchw", "uint8_nhwc"])
-def test_pictures_are_prepared_to_the_bit_as_timm_does(size: tuple[int, int], format: str) -> None:
+def test_pictures_are_prepared_to_the_bit_as_timm_does(size: tuple[int, int], model_format: str) -> None:
     """The shipped photographs, smaller and larger than the crop, through every mode and filter."""
     for mode, filter, crop_pct in itertools.product(MODES, FILTERS, (0.7, 0.875, 1.0)):
         config = {
             "input_size": (3, *size), "interpolation": filter, "crop_pct": crop_pct, "crop_mode": mode,
             "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
         }  # fmt: skip
-        transform = pytorch_network.transform(config, format)
-        settings = json.loads(json.dumps({"format": format, **config}))
+        transform = pytorch_network.transform(config, model_format)
+        settings = json.loads(json.dumps({"format": model_format, **config}))
         for path in PICTURES:
             with Image.open(path) as image:
                 timms = transform(image.convert("RGB")).numpy()

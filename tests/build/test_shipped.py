@@ -60,7 +60,7 @@ CHAIN = [
     *(f"{stage}:{LITE0}" for stage in ("weights", "reference", "torchscript", "onnx", "labels", "summary")),
     f"precision:{LITE0}.fp16",
     *(f"{stage}:{LITE0}{artifact}" for stage in ("measure", "accuracy") for artifact in ("", "_onnx", ".fp16")),
-    *(f"{stage}:{LITE0}{format}" for stage in ("config", "client", "publish") for format in ("", "_onnx", "_ensemble")),
+    *(f"{stage}:{LITE0}{model_format}" for stage in ("config", "client", "publish") for model_format in ("", "_onnx", "_ensemble")),
     *(f"{stage}:{LITE0}_preprocess" for stage in ("config", "publish")),
     f"preprocess:{LITE0}",
 ]

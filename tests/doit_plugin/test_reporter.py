@@ -21,7 +21,10 @@ def plain(text: str) -> str:
 
 def table(run: Run) -> dict[str, tuple[str, ...]]:
     """Format, size, error and state of each model, by its name, as the end of a run tells them."""
-    return {f"{name} {format}": (size, error, state) for name, format, size, error, _, state in ROW.findall(run.out)}
+    return {
+        f"{name} {model_format}": (size, error, state)
+        for name, model_format, size, error, _, state in ROW.findall(run.out)
+    }
 
 
 @pytest.fixture(scope="module")

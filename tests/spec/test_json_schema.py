@@ -76,8 +76,8 @@ def test_it_finds_what_the_types_forbid(text: str) -> None:
         assert [error for error in found(text) if not error.startswith("$.triton")] == [], spec
 
 
-def of_triton(top: str, input: str, onnx: str, more: str) -> str:
-    whole = tiny_network.SPEC.format(engine="", onnx=onnx, input=input, formats='"onnx"')
+def of_triton(top: str, input_table: str, onnx: str, more: str) -> str:
+    whole = tiny_network.SPEC.format(engine="", onnx=onnx, input=input_table, formats='"onnx"')
     return f"{top}\n{whole}\n{more}"
 
 

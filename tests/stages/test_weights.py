@@ -333,7 +333,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, model_format: str, *args: object) -> None:
         """Not on the tests' output."""
 
 

@@ -110,9 +110,9 @@ SPECS: dict[str, tuple[str, str, str, str]] = {
 
 
 def add(project: Project, name: str) -> Path:
-    top, input, onnx, more = SPECS[name]
+    top, input_table, onnx, more = SPECS[name]
     formats = '"torchscript", "onnx"' if name in BOTH else '"onnx"'
-    folder = tiny_network.add(project, name, onnx=onnx, input=input, formats=formats)
+    folder = tiny_network.add(project, name, onnx=onnx, input_table=input_table, formats=formats)
     text = (folder / "model.toml").read_text()
     (folder / "model.toml").write_text(f"{top}\n{text}\n{more}\n")
     (folder / "labels.txt").write_text("one\ntwo\nthree\nfour\n")

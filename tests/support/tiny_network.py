@@ -53,7 +53,7 @@ def add(
     engine: str = "",
     *,
     onnx: str = "",
-    input: str = "",
+    input_table: str = "",
     body: str = "",
     formats: str = '"rtx"',
 ) -> Path:
@@ -62,7 +62,7 @@ def add(
     from safetensors.torch import save_file
     from torch import nn
 
-    spec = SPEC.format(engine=engine, onnx=onnx, input=input, formats=formats)
+    spec = SPEC.format(engine=engine, onnx=onnx, input=input_table, formats=formats)
     folder = project.model(name, spec, network_py=NETWORK.replace("{body}", body))
     torch.manual_seed(1)
     layers = nn.ModuleDict({"conv": nn.Conv2d(3, 5, 3), "head": nn.Linear(5, 4)})

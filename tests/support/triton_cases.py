@@ -21,8 +21,8 @@ def triton(lines: str, top: str = "") -> str:
     return spec(f"[triton]\n{lines}", top)
 
 
-def of(format: str, lines: str) -> str:
-    return spec(f"[triton.{format}]\n{lines}")
+def of(model_format: str, lines: str) -> str:
+    return spec(f"[triton.{model_format}]\n{lines}")
 
 
 def batching(lines: str) -> str:

@@ -361,16 +361,16 @@ def test_a_wrong_spec_is_refused_with_one_line(text: str, line: str) -> None:
 # What the artifact contradicts, which only it can tell.
 
 
-def derived(text: str, format: str, *plans: dict[str, Any], labels: int | None = None) -> ModelConfig:
+def derived(text: str, model_format: str, *plans: dict[str, Any], labels: int | None = None) -> ModelConfig:
     """The config.pbtxt of artifacts with these signatures: the stage's own function."""
     model = read(text)
-    files = model.files(format)[: len(plans)]
+    files = model.files(model_format)[: len(plans)]
     Path("build/m").mkdir(parents=True, exist_ok=True)
     for file, signature in zip(files, plans, strict=True):
         Path(model.artifact(f"{file}.signature.json")).write_text(json.dumps(signature))
     if labels is not None:
         Path("build/m/labels.txt").write_text("class\n" * labels)
-    stage = config.task(model, format, files)["meta"]["stage"]
+    stage = config.task(model, model_format, files)["meta"]["stage"]
     stage.build(stage.inputs, stage.outputs, stage.settings)
     return text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
 
@@ -516,10 +516,10 @@ def test_a_smallest_batch_that_a_request_may_miss_is_said() -> None:
         ("", "torchscript", [1, 8]),
     ],
 )
-def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu(lines: str, format: str, expected: list[int]) -> None:
+def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu(lines: str, model_format: str, expected: list[int]) -> None:
     more = 'formats = ["torchscript", "onnx"]'
-    found = derived(triton(lines, more), format, tensors(PyTorch="2.14.1"))
-    count = 2 if format == "torchscript" else 0
+    found = derived(triton(lines, more), model_format, tensors(PyTorch="2.14.1"))
+    count = 2 if model_format == "torchscript" else 0
     assert [(sample.batch_size, sample.count) for sample in found.model_warmup] == [(size, count) for size in expected]
 
 
