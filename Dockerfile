@@ -1,4 +1,4 @@
-# From the specs in models/ to Triton's image with the repository in it; the guide is docs/docker.md.
+# From the specs in models/ to Triton's image with the repository in it; the guide is docs/how-to/docker.md.
 #
 #     environment ──► repository-build ──► repository ──► triton
 #     pip             doit                 folders        tritonserver

@@ -1,4 +1,4 @@
-# docker buildx bake [environment | repository | triton | triton-prebuilt]; the guide is docs/docker.md.
+# docker buildx bake [environment | repository | triton | triton-prebuilt]; the guide is docs/how-to/docker.md.
 # Each variable can be set in the environment: TRITON_RELEASE=25.08 docker buildx bake triton
 
 variable "PYTHON_IMAGE" {

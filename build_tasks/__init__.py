@@ -27,7 +27,7 @@ compare, metrics, gate      how an artifact is run, how far off it is, and how f
 effects, tables             what single nodes cost in a precision; tables as text
 machine, compiler           what this machine has for TensorRT; TensorRT and TensorRT-RTX
 sources                     where weights come from
-schema                      the spec for editors and people: models/model.schema.json, docs/spec.md
+schema                      the spec for editors and people: models/model.schema.json, docs/reference/spec.md
 python_model/               published as it stands: the Python model of an ensemble, and its preprocessing
 python_backends/            stand-ins for Triton's backends, in its Python backend
 """

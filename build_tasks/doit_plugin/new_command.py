@@ -55,7 +55,7 @@ class New(Command):  # type: ignore[misc]  # doit has no types
     doc_description = (
         "The spec holds what timm knows of the architecture: input size, mean, standard deviation, interpolation, "
         "crop, where its pretrained weights are, and the names of its classes. Of an ONNX file it holds what the file "
-        "says of its input, and whether the batch can be open. All other keys are in docs/spec.md."
+        "says of its input, and whether the batch can be open. All other keys are in docs/reference/spec.md."
     )
     cmd_options = (
         {
@@ -261,7 +261,7 @@ def rendered(about: str, keys: list[Key], without: Collection[str] = ()) -> str:
     from build_tasks.spec.json_schema import LINE, comments, schema
 
     meanings, defaults = comments(), schema()
-    lines = [LINE, f"# {about}. All keys: docs/spec.md"]
+    lines = [LINE, f"# {about}. All keys: docs/reference/spec.md"]
     for table, often in OFTEN_SET.items():
         given = [key for key in keys if key.table == table]
         free = often.keys() - {*without, *(key.name for key in given)}

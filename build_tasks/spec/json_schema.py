@@ -1,7 +1,7 @@
 """What editors and people are told of model.toml: a JSON schema and a reference, both made from spec.py itself.
 
     python -m build_tasks.spec.json_schema > models/model.schema.json
-    python -m build_tasks.spec.json_schema --markdown > docs/spec.md
+    python -m build_tasks.spec.json_schema --markdown > docs/reference/spec.md
 
 Types and defaults are those of the classes, the meaning of a key is the comment behind it, and the fields of Triton's
 ModelConfig are those of its protobuf. Editors find the schema by the first line of a spec.
@@ -164,7 +164,8 @@ def _value(field: Any, definitions: dict[str, Schema]) -> Schema:
 HEAD = """\
 # All keys of `models/<model>/model.toml`
 
-Made from `build_tasks/spec/model.py` by `python -m build_tasks.spec.json_schema --markdown > docs/spec.md`; do not edit it.
+This page is generated from `build_tasks/spec/model.py`, do not edit it:
+`python -m build_tasks.spec.json_schema --markdown > docs/reference/spec.md`.
 Editors that know JSON schemas of TOML files show the same: a spec begins with `{line}`.
 """
 TRITON_HEAD = """

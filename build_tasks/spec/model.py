@@ -20,7 +20,7 @@ QUANTIZED_PRECISIONS = ("int8", "fp8")
 REDUCED_PRECISIONS = ("fp16", "bf16", *QUANTIZED_PRECISIONS)
 
 # Keys of [triton] that are no fields of ModelConfig, and what holds where the spec does not have them. Comments behind
-# keys, here and below, are what editors and docs/spec.md tell of them (see schema.py).
+# keys, here and below, are what editors and docs/reference/spec.md tell of them (see schema.py).
 TRITON_KEYS: dict[str, Any] = {
     "release": "26.08",  # of Triton, whose server will serve
     "device": "auto",  # "gpu", "cpu", or whichever the server has
@@ -271,7 +271,7 @@ class Model(Struct, frozen=True):
 
     @property
     def torchscript(self) -> TorchScript:
-        """[torchscript] with what holds where the spec does not say it. As measured on an H100: docs/serving.md."""
+        """[torchscript] with its defaults, as measured on an H100 (docs/how-to/torchscript-on-gpu.md)."""
         asked = self.spec.torchscript
         precision = asked.precision or ("fp16" if self.triton("device") == "gpu" else "fp32")
         default: MemoryFormat = "contiguous" if precision == "fp32" else "channels_last"

@@ -56,7 +56,7 @@ def settings_of(model: Model, model_format: str) -> Settings:
         "max_batch_size": model.largest_batch(model_format),
         "triton": triton_config.fields(model, model_format),
         **{key: model.triton(key) for key in ("release", "device", "keep_versions")},
-        # On a GPU every batch size is a shape of its own, and pays at its first requests (see docs/serving.md).
+        # On a GPU the first requests of every batch size are slow (docs/how-to/torchscript-on-gpu.md).
         "warm_up": model.triton("warm_up")
         if (model_format, model.triton("device")) == ("torchscript", "gpu")
         else None,

@@ -12,8 +12,8 @@ from build_tasks.spec.model import TRITON_KEYS
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BAKE = (ROOT / "docker-bake.hcl").read_text()
-EXAMPLE = (ROOT / "docs/github-actions.yml").read_text()
-GUIDE = (ROOT / "docs/docker.md").read_text()
+EXAMPLE = (ROOT / "docs/how-to/github-actions.yml").read_text()
+GUIDE = (ROOT / "docs/how-to/docker.md").read_text()
 
 ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
 STAGES = re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE)

@@ -57,7 +57,7 @@ ELSEWHERE = {
     "doit smoke --url localhost:8000": "below",
     "doit bench:efficientnet_lite0": "tests/bench/test_bench.py, with a smaller model",
     "pytest -m long": "by hand, it takes 10 minutes",
-    "python tests/buildah.py": "by hand, as root; docs/docker.md shows what it prints",
+    "python tests/buildah.py": "by hand, as root; docs/how-to/docker.md shows what it prints",
     "pytest -n 0 -m gpu": "nowhere yet, as the README says",
 }
 
@@ -110,21 +110,27 @@ def test_a_server_over_it_answers_within_the_gate(project: Project) -> None:
     assert server.returncode == 130
 
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def relative_links(page: Path) -> list[str]:
+    """The links of a page to files of the project, without their anchors."""
+    return re.findall(r"\]\((?!https:)([^)#]+)", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 def test_links_lead_to_files(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https:)([^)#]+)", page.read_text()):
+    for link in relative_links(page):
         assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_every_page_is_linked() -> None:
-    linked = {link for page in PAGES for link in re.findall(r"\]\((?:docs/)?([\w.-]+\.md)", page.read_text())}
-    assert {page.name for page in PAGES} - {"README.md"} <= linked
+    linked = {(page.parent / link).resolve() for page in PAGES for link in relative_links(page)}
+    assert {page for page in PAGES if page != ROOT / "README.md"} <= linked
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 def test_commands_of_the_docs_exist(page: Path, project: Project) -> None:
     """Each names a command, a stage, or one of the models that ship; NAME and the like stand for any."""
     known = set(re.findall(r"^  doit ([\w-]+) +", project.built("help").out, re.MULTILINE))

@@ -1,6 +1,6 @@
 """A page in a real browser: headless Chromium, driven by its own chromedriver.
 
-python tests/report/browser.py      docs/report-light.png and docs/report-dark.png of build/report.html
+python tests/report/browser.py      docs/images/report-light.png and docs/images/report-dark.png of build/report.html
 """
 
 import base64
@@ -25,7 +25,7 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-SHOWN = (1280, 3440)  # of docs/, in pixels of the page: down to the errors of the nodes
+SHOWN = (1280, 3440)  # of docs/images/, in pixels of the page: down to the errors of the nodes
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def requests(driver: Chrome) -> list[str]:
     return [url for url in urls if not url.startswith("data:")]
 
 
-def main(page: Path = Path("build/report.html"), folder: Path = Path("docs")) -> None:
+def main(page: Path = Path("build/report.html"), folder: Path = Path("docs/images")) -> None:
     with chromium() as driver:
         for scheme in SCHEMES:
             show(driver, page, scheme, SHOWN[0])

@@ -24,7 +24,7 @@ def found(spec: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "path"), [([], "models/model.schema.json"), (["--markdown"], "docs/spec.md")], ids=str
+    ("arguments", "path"), [([], "models/model.schema.json"), (["--markdown"], "docs/reference/spec.md")], ids=str
 )
 def test_they_are_in_step_with_the_code(arguments: list[str], path: str) -> None:
     command = [sys.executable, "-m", "build_tasks.spec.json_schema", *arguments]
