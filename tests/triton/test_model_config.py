@@ -505,7 +505,7 @@ def test_a_smallest_batch_that_a_request_may_miss_is_said() -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("lines", "format", "expected"),
+    ("lines", "model_format", "expected"),
     [
         ('device = "gpu"', "torchscript", [1, 2, 3, 4, 5, 6, 7, 8]),
         ('device = "gpu"\nwarm_up = 3', "torchscript", [1, 2, 3, 8]),
