@@ -4,8 +4,8 @@
 
 As root, with Debian's buildah and debootstrap. It takes a quarter of an hour and 30 GB, in FOLDER (a temporary one by
 default, which goes at the end; a FOLDER stays, and the next run over it begins with its base image and environment).
-It prints the transcript of docs/how-to/docker.md: the lines of buildah's and doit's output that report what was done. The
-whole output is in FOLDER/logs.
+It prints the transcript of docs/how-to/docker.md: the output lines of buildah and doit that report what was done.
+The whole output is in FOLDER/logs.
 """
 
 import os
