@@ -1,26 +1,26 @@
-"""The one exception that is the user's to mend, how it quotes the errors of others, and how it hints at names."""
+"""The error that a user can correct, and the texts that describe errors."""
 
 import re
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake of the user's, or of his surroundings; its message ends the search.
+    """A mistake of the user, or a problem of the user's environment. The message says what to do.
 
-    It is shown as one line without a traceback. Everything else keeps its traceback.
+    It is shown without a traceback. All other exceptions keep their traceback.
     """
 
 
 def first_lines(error: BaseException, count: int = 1) -> str:
-    """The first lines of the error's text that say something, as one line and without colours."""
+    """Return the first non-empty lines of the error's text, joined to one line and without color codes."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:count]) or type(error).__name__
 
 
-def hinted(found: object, valid: Iterable[str]) -> str:
-    """What was found, with the nearest of the valid names."""
+def with_suggestion(found: object, valid: Iterable[str]) -> str:
+    """Return the value that was found, and the most similar of the valid names if there is one."""
     import difflib
 
-    near = difflib.get_close_matches(str(found), list(valid), n=1)
-    return f"{found!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    similar = difflib.get_close_matches(str(found), list(valid), n=1)
+    return f"{found!r}" + (f" (did you mean {similar[0]!r}?)" if similar else "")

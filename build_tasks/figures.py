@@ -1,10 +1,14 @@
-"""Charts as SVG files: the same figures give the same bytes."""
+"""Charts as SVG files. The same data gives the same bytes."""
 
 from typing import Any
 
 
 def pyplot(salt: str) -> Any:
-    """matplotlib's pyplot, for a picture of the same bytes for the same figures. salt: of the names inside."""
+    """Return matplotlib's pyplot, set up so that the same data gives the same bytes.
+
+    Args:
+        salt: Text from which matplotlib derives the ids inside the SVG file.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -15,7 +19,7 @@ def pyplot(salt: str) -> Any:
 
 
 def save_svg(figure: Any, path: str) -> None:
-    """Such a picture, without the time and the version that made it; closed then."""
+    """Write a figure without the date and matplotlib's version, and close it."""
     from matplotlib import pyplot
 
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})

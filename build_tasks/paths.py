@@ -3,4 +3,4 @@
 BUILD = "build"
 MODELS = "models"
 REPOSITORY = "model_repository"
-STATE_DB = f"{BUILD}/.doit.sqlite3"  # doit's, of what was built
+STATE_DB = f"{BUILD}/.doit.sqlite3"  # doit's database of the tasks that succeeded

@@ -19,7 +19,7 @@ from build_tasks.runtime import atomic_files, hardware, resources, worker
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import log_of
 from build_tasks.spec.model import Model
-from build_tasks.text_table import table
+from build_tasks.text_table import format_table
 
 ONNX_RUNTIME = ("onnxruntime", "onnxruntime-gpu")
 TRACE, TRTEXEC = "trace", "trtexec"  # formats of their own here: the plain fp32 trace; a plan by NVIDIA's tool
@@ -143,7 +143,7 @@ def told(run: Run, last: Run | None) -> str:
         rows.append(
             [point["format"], point["batch"], point["concurrency"], *times, f"{point['images_per_s']:.1f}", *ratios]
         )
-    lines = [table(COLUMNS, rows), where(run)]
+    lines = [format_table(COLUMNS, rows), where(run)]
     if last:
         changed = [
             f"{tool} {last['tools'].get(tool)} -> {run['tools'].get(tool)}"

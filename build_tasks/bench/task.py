@@ -18,7 +18,7 @@ from doit.exceptions import TaskFailed
 
 from build_tasks.bench import nvidia_tools, results, server, workload
 from build_tasks.bench.results import ONNX_RUNTIME, TRACE, TRTEXEC, Run
-from build_tasks.errors import UserError, first_lines, hinted
+from build_tasks.errors import UserError, first_lines, with_suggestion
 from build_tasks.formats import artifacts, pytorch_network
 from build_tasks.runtime import atomic_files, hardware, worker
 from build_tasks.runtime.digests import digest
@@ -146,7 +146,7 @@ def asked(
     wanted = names.split(",") if names else known
     for name in wanted:
         if name not in known:
-            raise UserError(f"--formats: expected some of {', '.join(known)}, found {hinted(name, known)}")
+            raise UserError(f"--formats: expected some of {', '.join(known)}, found {with_suggestion(name, known)}")
     host, _, port = url.removeprefix("http://").rpartition(":")
     if url and not (host and port.isdecimal()):
         raise UserError(f"--url: expected host:port, found {url!r}")

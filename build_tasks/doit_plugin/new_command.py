@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doit.cmd_base import Command
 
-from build_tasks.errors import UserError, first_lines, hinted
+from build_tasks.errors import UserError, first_lines, with_suggestion
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import Model, split_source
 
@@ -178,14 +178,14 @@ def pretrained(architecture: str) -> "PretrainedCfg | None":
 
     base = architecture.partition(".")[0]
     if not is_model(base):
-        found = hinted(base, list_models())
+        found = with_suggestion(base, list_models())
         raise UserError(f"--architecture: expected an architecture of timm {timm.__version__}, found {found}")
     try:
         return get_pretrained_cfg(architecture)
     except RuntimeError:  # of a tag that there is not
         tags = [name for name in list_pretrained(f"{base}.*") if name.partition(".")[0] == base]
         expected = f"one of {', '.join(tags)}" if tags else f"{base}, which has no tags"
-        raise UserError(f"--architecture: expected {expected}, found {hinted(architecture, tags)}") from None
+        raise UserError(f"--architecture: expected {expected}, found {with_suggestion(architecture, tags)}") from None
 
 
 def weights(name: str, architecture: str, known: "PretrainedCfg | None", source: str) -> tuple[str, str]:

@@ -110,7 +110,7 @@ def format_table(models: list[ModelRow], width: int) -> str:
     """The table at the end of a run, of some characters at most: of long reasons the beginning."""
     lines = []
     for row in models:
-        shown_size = "-" if row.bytes is None else text_table.size(row.bytes)
+        shown_size = "-" if row.bytes is None else text_table.format_size(row.bytes)
         why = row.reason.partition("\n")[0]
         state = f"{row.state}: {why}" if why else row.state
         lines.append([row.name, row.format, shown_size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
@@ -118,7 +118,7 @@ def format_table(models: list[ModelRow], width: int) -> str:
     room = max(width - sum(others) - 3 * len(others) - 2, 20)
     for line in lines:
         line[-1] = textwrap.shorten(line[-1], room, placeholder=" …")
-    return text_table.table(COLUMNS, lines, left=("format", "state"))
+    return text_table.format_table(COLUMNS, lines, left=("format", "state"))
 
 
 def as_data(models: list[ModelRow], ended: dict[str, TaskResult]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.formats.onnx_runtime import emulate_on_cpu, session_without_optimizations
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
-from build_tasks.text_table import table as text_table
+from build_tasks.text_table import format_table
 from build_tasks.verification.tolerance import ROUNDOFF
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def format_layers(found: list[Layer]) -> str:
         for layer in found[:SHOWN]
     ]  # fmt: skip
     more = f"\n… and {len(found) - SHOWN} more with less" if len(found) > SHOWN else ""
-    return text_table(("node", "operator", "place", "error after it", "before it", "largest value"), rows) + more
+    return format_table(("node", "operator", "place", "error after it", "before it", "largest value"), rows) + more
 
 
 def inputs_of(model: Model, precision: str) -> Paths:

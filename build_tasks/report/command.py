@@ -17,13 +17,13 @@ from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 
 from build_tasks.doit_plugin import dry_run
-from build_tasks.errors import hinted
+from build_tasks.errors import with_suggestion
 from build_tasks.paths import BUILD
 from build_tasks.report import snapshot_diff
 from build_tasks.report.model_page import STATES, Card, card, told
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.stage import stage_of
-from build_tasks.text_table import size
+from build_tasks.text_table import format_size
 from build_tasks.verification import gate
 
 PAGE = f"{BUILD}/report.html"
@@ -43,7 +43,7 @@ class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
         models = {stage.model.name: stage.model for stage in map(stage_of, tasks.values()) if stage}
         for name in pos_args:
             if name not in models:
-                raise InvalidCommand(f"expected the name of a model, found {hinted(name, models)}")
+                raise InvalidCommand(f"expected the name of a model, found {with_suggestion(name, models)}")
         chosen = [model for name, model in models.items() if not pos_args or name in pos_args]
         cards = []
         for model in chosen:
@@ -82,7 +82,13 @@ def page(cards: list[Card], before: float | None, written: float) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "moment": moment, "marked": marked, "figure": gate.figure, "seconds": seconds}
+    environment.filters |= {
+        "size": format_size,
+        "moment": moment,
+        "marked": marked,
+        "figure": gate.figure,
+        "seconds": seconds,
+    }
     counts = {state: sum(step["state"] == state for card in cards for step in card["steps"]) for state in STATES}
     return environment.get_template("report.html.j2").render(
         project=os.path.basename(os.getcwd()), cards=cards, counts=counts, before=before, written=written

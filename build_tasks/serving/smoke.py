@@ -19,7 +19,7 @@ from build_tasks.serving.triton_client import PROTOCOLS, Client
 from build_tasks.spec.model import Model
 from build_tasks.stages import measure
 from build_tasks.stages.accuracy import margins
-from build_tasks.text_table import table
+from build_tasks.text_table import format_table
 from build_tasks.triton.repository import published_models
 from build_tasks.verification import accuracy_samples, gate, reference_outputs
 from build_tasks.verification.tolerance import relative_error
@@ -89,7 +89,7 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
                 failed.append(f"{name} ({protocol}): {row['verdict'].removeprefix('refused: ')}")
                 row["verdict"] = "refused"
             rows.append([name, protocol, *(row.get(column, "-") for column in COLUMNS[2:])])
-    print(table(COLUMNS, sorted(rows, key=lambda row: str(row[0]))), flush=True)
+    print(format_table(COLUMNS, sorted(rows, key=lambda row: str(row[0]))), flush=True)
     return TaskFailed("; ".join(failed)) if failed else None
 
 

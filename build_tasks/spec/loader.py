@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from msgspec import Struct, ValidationError, convert
 
-from build_tasks.errors import UserError, hinted
+from build_tasks.errors import UserError, with_suggestion
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import (
     NATIVE_PRECISIONS,
@@ -169,7 +169,7 @@ def _mistakes(model: Model, overrides: Overrides) -> Iterator[tuple[str, str, st
     scheme, rest = split_source(spec.weights.source)
     if scheme not in (*SCHEMES, "file"):
         known = [f"{s}://" for s in SCHEMES]
-        yield "weights.source", f"one of {', '.join(known)} or a path", hinted(f"{scheme}://", known)
+        yield "weights.source", f"one of {', '.join(known)} or a path", with_suggestion(f"{scheme}://", known)
     elif scheme == "random" and not rest.isdecimal():
         yield "weights.source", "random:// and a seed", repr(spec.weights.source)
     elif scheme == "random" and int(rest) >= 2**64:
@@ -226,7 +226,7 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[tuple[str, 
         hint = f", or triton.release = {newer!r} or newer" if newer else ""
         yield "onnx.opset", f"at most {reads.opset}, which Triton {model.release} reads{hint}", repr(spec.onnx.opset)
     if (device := model.triton("device")) not in DEVICES:
-        yield "triton.device", f"one of {', '.join(DEVICES)}", hinted(device, DEVICES)
+        yield "triton.device", f"one of {', '.join(DEVICES)}", with_suggestion(device, DEVICES)
     elif device == "cpu" and "tensorrt" in spec.formats:
         yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
     if not isinstance(model.triton("provenance"), bool):
@@ -325,12 +325,12 @@ def _explain(message: str, document: dict[str, Any]) -> str:
     key = key.lstrip(".") or "top level"
     if unknown := re.search(r"unknown field `(.+)`", message, re.DOTALL):
         fields = table.__struct_fields__
-        return f"{key}: expected one of {', '.join(fields)}, found {hinted(unknown[1], fields)}"
+        return f"{key}: expected one of {', '.join(fields)}, found {with_suggestion(unknown[1], fields)}"
     if missing := re.search(r"missing required field `(.+)`", message):
         return f"{key}: expected the key {missing[1]!r}, found nothing"
     if "Invalid enum value" in message:
         choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
-        return f"{key}: expected one of {', '.join(choices)}, found {hinted(found, choices)}"
+        return f"{key}: expected one of {', '.join(choices)}, found {with_suggestion(found, choices)}"
     expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
     return f"{key}: expected {expected}, found {found!r}"
 

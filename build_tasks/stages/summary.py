@@ -16,7 +16,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import installed_version
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec.model import REDUCED_PRECISIONS, Model
-from build_tasks.text_table import table
+from build_tasks.text_table import format_table
 from build_tasks.verification import accuracy_samples, gate
 from build_tasks.verification.judged_artifacts import Artifact, judge, judged_artifacts, measured_file
 
@@ -111,7 +111,7 @@ def told(summary: dict[str, Any], reference: str) -> str:
         f"{steps['crop_pct']}, mean {_some(steps['mean'])}, std {_some(steps['std'])}"
     )
     bound = _bound(summary)
-    return f"{table([*columns, 'verdict'], rows)}\n{count} samples of {source}{twice}, {how}{bound}"
+    return f"{format_table([*columns, 'verdict'], rows)}\n{count} samples of {source}{twice}, {how}{bound}"
 
 
 def _cells(output: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from build_tasks.errors import hinted
+from build_tasks.errors import with_suggestion
 from build_tasks.spec.model import TRITON_KEYS, Model
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS
 
@@ -117,7 +117,7 @@ def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mist
         where = f"{path}.{name}".lstrip(".")
         if field is None:
             what = "Triton's ModelConfig" if not path else f"{descriptor.name}: {', '.join(known)}"
-            yield path, f"fields of {what}", hinted(name, known)
+            yield path, f"fields of {what}", with_suggestion(name, known)
             continue
         if _is_map(field.message_type):
             if not isinstance(value, dict):
@@ -145,7 +145,7 @@ def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mist
             elif element.enum_type is not None:
                 if not isinstance(part, str) or part not in element.enum_type.values_by_name:
                     values = list(element.enum_type.values_by_name)
-                    yield at, f"one of {', '.join(values)}", hinted(part, values)
+                    yield at, f"one of {', '.join(values)}", with_suggestion(part, values)
             elif expected := _wrong_scalar(element, part):
                 yield at, expected, repr(part)
     for choice in descriptor.oneofs:

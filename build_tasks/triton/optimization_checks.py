@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from build_tasks.errors import hinted
+from build_tasks.errors import with_suggestion
 from build_tasks.spec.model import Model
 from build_tasks.triton.model_config import Mistake, short
 
@@ -74,10 +74,10 @@ def mistakes(model: Model, model_format: str, config: Any, given: dict[str, Any]
             continue
         for index, entry in enumerate(entries):
             if entry.name not in known:
-                yield f"{key}[{index}].name", f"one of {', '.join(known)}", hinted(entry.name, list(known))
+                yield f"{key}[{index}].name", f"one of {', '.join(known)}", with_suggestion(entry.name, list(known))
                 continue
             allowed = known[entry.name]
             for parameter in sorted(entry.parameters):
                 if allowed is not None and parameter not in allowed:
                     expected = f"parameters of {entry.name}"
-                    yield f"{key}[{index}].parameters", expected, hinted(parameter, sorted(allowed))
+                    yield f"{key}[{index}].parameters", expected, with_suggestion(parameter, sorted(allowed))
