@@ -1,7 +1,7 @@
 """A target is published whole or not at all: scratch folders, and the rename that ends them.
 
 And it is read and written as seldom as can be: copies share their bytes where the file system can, and whatever is
-renamed, linked or copied here keeps the digest that is known of it (`digest.followed`, `digest.copied`).
+renamed, linked or copied here keeps the digest that is known of it (`digest.preserve_digest`, `digest.copy_digest`).
 """
 
 import contextlib
@@ -125,14 +125,14 @@ def copy(source: str, target: str) -> None:
         except shutil.Error as error:  # of each file, where it was and should have gone, and why not
             raise OSError(error.args[0][0][2]) from error
     else:
-        with digest.copied(source, target):
+        with digest.copy_digest(source, target):
             if not (_cloned(source, target) or _linked(source, target)):
                 shutil.copyfile(source, target)
 
 
 def link(source: str, target: str, read_only: bool = False) -> bool:
     """Whether `target` could become another name of the file `source`, and both read-only if that is asked for."""
-    with digest.followed(source):
+    with digest.preserve_digest(source):
         try:
             os.link(source, target)
         except OSError:  # another file system, one without links, one too many; or another user's file
@@ -183,7 +183,7 @@ def _linked(source: str, target: str) -> bool:
 
 
 def _swap(source: str, target: str) -> None:
-    with digest.followed(source), digest.followed(target):
+    with digest.preserve_digest(source), digest.preserve_digest(target):
         _put(source, target)
 
 
@@ -236,5 +236,5 @@ def remove_tree(path: str) -> None:
                     remove_tree(file)
         shutil.rmtree(path)
     elif os.path.lexists(path):
-        with digest.followed(path):
+        with digest.preserve_digest(path):
             os.remove(path)

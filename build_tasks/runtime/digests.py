@@ -74,7 +74,7 @@ class Digests:
         return tuple(map(int, known.split(":"))) if known else None
 
     @contextlib.contextmanager
-    def followed(self, path: str) -> Iterator[None]:
+    def preserve_digest(self, path: str) -> Iterator[None]:
         """Around what gives a file another ctime and the same content: a name or a mode more, less or other.
 
         Whoever wrote into it meanwhile has given it another mtime, too: then it is read anew.
@@ -100,7 +100,7 @@ class Digests:
                 self._remember(each, _identity(after), digest)
 
     @contextlib.contextmanager
-    def copied(self, source: str, target: str) -> Iterator[None]:
+    def copy_digest(self, source: str, target: str) -> Iterator[None]:
         """Around a copy that the system makes: while `source` stays what it is, `target` has the same content."""
         before = os.stat(source)
         digest, _ = self._known_of(source, before)

@@ -219,7 +219,7 @@ def test_a_file_keeps_its_digest_through_names_and_modes(here: Path) -> None:
 
 def test_a_write_during_a_rename_is_seen(here: Path) -> None:
     before = atomic_files.digest("a")
-    with atomic_files.digest.followed("a"):
+    with atomic_files.digest.preserve_digest("a"):
         with open("a", "r+b") as file:
             file.write(b"other")
         os.rename("a", "b")
@@ -228,7 +228,7 @@ def test_a_write_during_a_rename_is_seen(here: Path) -> None:
 
 def test_a_write_during_a_copy_is_seen_even_with_its_mtime_put_back(here: Path) -> None:
     before = atomic_files.digest("a")
-    with atomic_files.digest.copied("a", "b"):
+    with atomic_files.digest.copy_digest("a", "b"):
         overwrite(Path("a"))
         shutil.copyfile("a", "b")
     assert atomic_files.digest("b") != before

@@ -151,7 +151,7 @@ import os
 import signal
 import sys
 
-from build_tasks import worker
+from build_tasks.runtime import worker
 
 
 def double(number):
