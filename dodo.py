@@ -52,6 +52,7 @@ with lazily():
         onnx,
         precision,
         preprocess,
+        prune,
         publish,
         reference,
         repair,
@@ -264,7 +265,7 @@ def task_publish() -> Tasks:
 
 def task_prune() -> dict[str, Any]:
     others = (name for serves in noop_cache.serves.values() for name in serves)
-    return publish.prune_task({*others, *(name for model in MODELS for name in model.triton_models)})
+    return prune.task({*others, *(name for model in MODELS for name in model.triton_models)})
 
 
 if not noop_cache.models_only:  # what no model needs is not made, or imported, where nothing but models is asked for

@@ -20,7 +20,6 @@ from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Stage
 from build_tasks.spec.model import REDUCED_PRECISIONS, Model
-from build_tasks.stages import accuracy
 from build_tasks.verification import accuracy_samples, gate, judged_artifacts
 
 SHOWN = 24  # samples with a picture: some dozens of kB
@@ -150,7 +149,7 @@ def _judged(model: Model, artifact: judged_artifacts.Artifact) -> dict[str, Any]
         if "limits" in output:
             output["near"] = gate.tie_tolerance(output["limits"], output, rule)
     sound = not any("wrong" in output for output in measured["outputs"].values())
-    error, limit = accuracy.margins(measured, rule) if sound else (None, None)
+    error, limit = gate.nearest_limit(measured, rule) if sound else (None, None)
     return {**found, "error": error, "limit": limit}
 
 

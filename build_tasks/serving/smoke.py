@@ -17,11 +17,9 @@ from build_tasks.serving import triton_server
 from build_tasks.serving.check import DECODERS_APART
 from build_tasks.serving.triton_client import PROTOCOLS, Client
 from build_tasks.spec.model import Model
-from build_tasks.stages import measure
-from build_tasks.stages.accuracy import margins
 from build_tasks.text_table import format_table
 from build_tasks.triton.repository import published_models
-from build_tasks.verification import accuracy_samples, gate, reference_outputs
+from build_tasks.verification import accuracy_samples, gate, metrics, reference_outputs
 from build_tasks.verification.tolerance import relative_error
 
 if TYPE_CHECKING:
@@ -165,8 +163,8 @@ def judged(model: Model, model_format: str, measured: dict[str, Any]) -> dict[st
     settings |= {"gate": rules, "allow_untestable": True}
     if reason := gate.gate_error(measured, settings, ""):
         raise UserError(reason)
-    row = {key: str(value) for key, value in measure.told(measured).items() if key == "top-1"}
-    error, limit = margins(measured, settings)
+    row = {key: str(value) for key, value in metrics.key_figures(measured).items() if key == "top-1"}
+    error, limit = gate.nearest_limit(measured, settings)
     return {**row, "error": error, "limit": limit}
 
 

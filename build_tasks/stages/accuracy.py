@@ -68,16 +68,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     status = f"not testable: {doubt}" if doubt else "ok"
     verdict = {"model": measured["model"], "signature": measured["signature"], "status": status}
     write_json(outputs["verdict"], verdict)
-    error, limit = margins(measured, settings)
+    error, limit = gate.nearest_limit(measured, settings)
     return {"accuracy": status, "error": f"{error}, limit {limit}"}
-
-
-def margins(measured: dict[str, Any], settings: Settings) -> tuple[str, str]:
-    """The relative L2 error that comes nearest to its limit, and this limit, as they are told."""
-    outputs = measured["outputs"]
-    bounds = {name: gate.limits(name, outputs[name], settings)["relative_l2"] for name in outputs}
-    name = max(bounds, key=lambda name: outputs[name]["relative_l2"] / bounds[name])
-    return gate.figure("relative_l2", outputs[name]["relative_l2"]), gate.figure("relative_l2", bounds[name])
 
 
 def advice(settings: Settings) -> str:

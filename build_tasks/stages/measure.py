@@ -102,19 +102,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         **known.measure(run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, known.names), each),
     }
     write_json(outputs["measured"], measured)
-    return told(measured)
-
-
-def told(measured: dict[str, Any]) -> Notes:
-    """What is worth a line: the largest error, and the classes that change."""
-    outputs = measured["outputs"].values()
-    if wrong := [output["wrong"] for output in outputs if "wrong" in output]:
-        return {"wrong": wrong[0]}
-    notes: Notes = {"error": max(output["relative_l2"] for output in outputs)}
-    for output in outputs:
-        if "turned" in output:
-            notes.setdefault("top-1", f"{output['samples'] - len(output['turned'])} of {output['samples']}")
-    return notes
+    return metrics.key_figures(measured)
 
 
 def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth | None:

@@ -7,13 +7,11 @@
                                      /provenance.json
 
 In one step where one version is kept; where several are, the new one comes beside the others, which stay untouched.
-And prune: what the specs no longer describe leaves model_repository/.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Collection
 from typing import Any
 
 from build_tasks.errors import UserError
@@ -25,7 +23,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_file
 from build_tasks.spec.model import Model, settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
-from build_tasks.triton.repository import header_line, is_generated
+from build_tasks.triton.repository import header_line
 
 PROVENANCE = "provenance.json"
 PARAMETERS = ("build", "weights", "spec", "tools")  # what of it a server tells
@@ -239,26 +237,3 @@ def copy(source: str, target: str, published: str | None = None) -> None:
         atomic_files.copy(source, target)
     if digest(target, remember=False) != digest(source):
         raise UserError(f"the copy of {source} differs from it; is the disk sound?")
-
-
-def prune_task(described: Collection[str]) -> dict[str, Any]:
-    """described: the models of Triton's that specs describe."""
-    return {
-        "actions": [(prune, [described])],
-        "uptodate": [lambda: not orphans(described)],
-        "io": {"capture": False},
-        "doc": f"Remove from {REPOSITORY}/ what the specs no longer describe",
-    }
-
-
-def orphans(described: Collection[str]) -> list[str]:
-    """Folders of the repository that were generated here, and that no spec describes any more."""
-    if not os.path.isdir(REPOSITORY):
-        return []
-    return sorted(name for name in os.listdir(REPOSITORY) if name not in described and is_generated(name))
-
-
-def prune(described: Collection[str]) -> None:
-    for name in orphans(described):
-        print(f"removing {REPOSITORY}/{name}: no spec describes it any more", flush=True)
-        atomic_files.remove(f"{REPOSITORY}/{name}")

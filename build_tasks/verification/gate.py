@@ -229,3 +229,11 @@ def at_least(hits: int, count: int) -> float:
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return (centre - spread) / (1 + z * z / count)
+
+
+def nearest_limit(measured: dict[str, Any], settings: Settings) -> tuple[str, str]:
+    """The relative L2 error that comes nearest to its limit, and this limit, both formatted for people."""
+    outputs = measured["outputs"]
+    bounds = {name: limits(name, outputs[name], settings)["relative_l2"] for name in outputs}
+    name = max(bounds, key=lambda name: outputs[name]["relative_l2"] / bounds[name])
+    return figure("relative_l2", outputs[name]["relative_l2"]), figure("relative_l2", bounds[name])

@@ -195,3 +195,15 @@ def ranked(outputs: "np.ndarray") -> "np.ndarray":
 def distinct(samples: "np.ndarray") -> int:
     """How many samples there are, not counting those that are the same to the bit."""
     return len({sample.tobytes() for sample in samples})
+
+
+def key_figures(measured: dict[str, Any]) -> dict[str, Any]:
+    """The figures for the one line of a task: the largest error, and the number of samples that keep their class."""
+    outputs = measured["outputs"].values()
+    if wrong := [output["wrong"] for output in outputs if "wrong" in output]:
+        return {"wrong": wrong[0]}
+    figures: dict[str, Any] = {"error": max(output["relative_l2"] for output in outputs)}
+    for output in outputs:
+        if "turned" in output:
+            figures.setdefault("top-1", f"{output['samples'] - len(output['turned'])} of {output['samples']}")
+    return figures
