@@ -45,7 +45,9 @@ WANTED = {
 
 STEP = re.compile(r"(?:\[\d/\d\] )?STEP \d+/\d+: ((?:RUN|COPY) .*)")
 MOUNTS = re.compile(r"--mount=\S+")
-TOLD = re.compile(r"(.*\s)?[✓✗–!] \w|.*\d+ (built|up to date)|.*not tried, |models/\S+: triton.release|[Ee]rror: ")
+TOLD = re.compile(
+    r"(.*\s)?[✓✗–!] \w|.*\d+ (built|up to date)|.*skipped: a dependency failed: |models/\S+: triton.release|[Ee]rror: "
+)
 TASK = re.compile(r"([✓✗]) (\S+)(?: +([\w.]+)(?= |$))?")
 
 

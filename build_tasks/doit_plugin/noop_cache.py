@@ -30,6 +30,7 @@ import msgspec
 
 from build_tasks.doit_plugin import run_results, task_graph
 from build_tasks.doit_plugin.reserved_names import COMMANDS, RESERVED
+from build_tasks.doit_plugin.task_state import NOTHING_TO_DO, TaskState
 from build_tasks.paths import BUILD, MODELS, STATE_DB
 from build_tasks.runtime import atomic_files, hardware, resources
 from build_tasks.runtime.digests import digest
@@ -64,7 +65,7 @@ class Record(msgspec.Struct, array_like=True):
     rows: dict[str, int | None]
     gpu: str | None
     serves: dict[str, str]
-    counts: dict[str, int]
+    counts: dict[TaskState, int]
     said: list[str]
     models: list[run_results.ModelRow]
 
@@ -170,7 +171,7 @@ class NoopCache:
         folder, folder_signatures, built = self._before[name]
         seen: dict[str, StatSignature] = {}
         for stage, state in zip(stages, states, strict=True):
-            judged = state == run_results.CURRENT
+            judged = state == TaskState.UP_TO_DATE
             for path in (*stage.inputs.values(), *stage.code, *stage.outputs.values()):
                 if not path.startswith("build_tasks/") and not _judged(path, seen, judged):
                     return None
@@ -192,9 +193,6 @@ class NoopCache:
             said=[said[task] for task in chain if task in said],
             models=run_results.model_rows({task: tasks[task] for task in chain}, chain, ended),
         )
-
-
-NOTHING_TO_DO = {run_results.CURRENT, run_results.NOT_HERE, run_results.WITHOUT}
 
 
 def requested_models(words: Sequence[str], names: Iterable[str]) -> set[str] | None:

@@ -8,7 +8,8 @@ from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
 from doit.dependency import Dependency, SqliteDB
 
-from build_tasks.doit_plugin.dry_run import CURRENT, IGNORED, MAY_RUN, NOT_HERE, RUN, Step, plan_steps
+from build_tasks.doit_plugin.dry_run import Step, plan_steps
+from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.paths import STATE_DB
 from build_tasks.runtime.digests import ContentChecker, digest
 
@@ -32,7 +33,7 @@ class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
     doc_usage = "[TASK ...] [its options]"
     doc_description = (
         "A task that runs may rewrite its targets as they were; what reads them then does not run, and is shown as "
-        "`maybe`. Options behind a task, such as --engine_precision, are those of `doit run`."
+        "`may run`. Options behind a task, such as --engine_precision, are those of `doit run`."
     )
 
     def execute(self, params: Any, args: list[str]) -> Any:
@@ -47,24 +48,32 @@ class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
         return 0
 
 
-MARKS = {RUN: "run", MAY_RUN: "maybe", NOT_HERE: "–", IGNORED: "ignored"}
+LISTED = (TaskState.TO_RUN, TaskState.MAY_RUN, TaskState.UNSUPPORTED, TaskState.IGNORED)
 
 
 def told(plan: list[Step]) -> str:
     """A line for each task that is not up to date, and the sums."""
-    shown = [(MARKS[step.state], *step.task.partition(":")[::2], step) for step in plan if step.state in MARKS]
+    shown = [(step.state, *step.task.partition(":")[::2], step) for step in plan if step.state in LISTED]
     widths = [max((len(line[column]) for line in shown), default=0) for column in range(3)]
     text = ""
     for *cells, step in shown:
         title = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        seconds = "" if step.state in (NOT_HERE, IGNORED) or step.seconds is None else f"{step.seconds:.1f} s"
+        seconds = (
+            ""
+            if step.state not in (TaskState.TO_RUN, TaskState.MAY_RUN) or step.seconds is None
+            else f"{step.seconds:.1f} s"
+        )
         text += f"{title} {seconds:>8}  {'; '.join(step.reasons)}".rstrip() + "\n"
     sums = []
-    for state, what in ((RUN, "to run"), (MAY_RUN, "that may run"), (NOT_HERE, "not for this machine")):
+    for state in (TaskState.TO_RUN, TaskState.MAY_RUN, TaskState.UNSUPPORTED):
         if group := [step for step in plan if step.state == state]:
             known = [step.seconds for step in group if step.seconds is not None]
             unknown = f", and {len(group) - len(known)} never timed" if len(known) < len(group) else ""
-            time = f" (about {sum(known):.1f} s{unknown})" if known and state != NOT_HERE else ""
-            sums.append(f"{len(group)} {what}{time}")
-    current = sum(step.state == CURRENT for step in plan)
-    return text + ", ".join([*sums, *([f"{current} up to date"] if current else [])] or ["nothing to do"]) + "\n"
+            time = f" (about {sum(known):.1f} s{unknown})" if known and state != TaskState.UNSUPPORTED else ""
+            sums.append(f"{len(group)} {state}{time}")
+    current = sum(step.state == TaskState.UP_TO_DATE for step in plan)
+    return (
+        text
+        + ", ".join([*sums, *([f"{current} {TaskState.UP_TO_DATE}"] if current else [])] or ["nothing to do"])
+        + "\n"
+    )

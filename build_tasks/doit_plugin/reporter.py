@@ -25,6 +25,7 @@ from doit.globals import Globals
 
 from build_tasks.doit_plugin import display, dry_run, run_results, task_graph
 from build_tasks.doit_plugin.noop_cache import noop_cache
+from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.paths import BUILD, STATE_DB
 from build_tasks.runtime import progress, resources, worker
 from build_tasks.runtime.digests import digest
@@ -32,6 +33,7 @@ from build_tasks.runtime.stage import NEVER_BUILT, stage_of, unsupported_message
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
 SOON = 0.1  # seconds
+COUNTED = (TaskState.BUILT, TaskState.UP_TO_DATE, TaskState.UNSUPPORTED, TaskState.FAILED)
 FORESEEN = 200  # tasks that are judged a second time, which takes less than a needless import
 
 
@@ -94,7 +96,7 @@ class Reporter:
         records.status_is_ignore = self.told_to_ignore  # to look ahead says nothing
         steps = dry_run.plan_steps(self.tasks, self.selected, records)
         records.status_is_ignore = self.ignores
-        return {step.task.partition(":")[0] for step in steps if step.state in (dry_run.RUN, dry_run.MAY_RUN)}
+        return {step.task.partition(":")[0] for step in steps if step.state in (TaskState.TO_RUN, TaskState.MAY_RUN)}
 
     def ignores(self, task: Any) -> bool:
         """doit's status_is_ignore."""
@@ -123,7 +125,7 @@ class Reporter:
         if not reasons:
             return False
         outdated = "" if reasons == [NEVER_BUILT] else f"outdated ({reasons[0]}), and "
-        self.ended[task.name] = run_results.TaskResult(run_results.NOT_HERE, reason=f"lacks {lacks}")
+        self.ended[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED, reason=f"lacks {lacks}")
         self.passed_over[task.name] = f"– {self.title(task)} {outdated}{unsupported_message(lacks)}"
         self.display.say(self.passed_over[task.name])
         return True
@@ -152,7 +154,7 @@ class Reporter:
             self.note(task)
             seconds = task.values.get("seconds")
             said = task.values.get("notes", {})
-            self.ended[task.name] = run_results.TaskResult(run_results.BUILT, seconds, notes=said)
+            self.ended[task.name] = run_results.TaskResult(TaskState.BUILT, seconds, notes=said)
             notes = ", ".join(f"{key}: {_told(value)}" for key, value in said.items() if key != "table")
             line = f"✓ {self.title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {notes}".rstrip()
             self.display.end(task.name)
@@ -195,29 +197,30 @@ class Reporter:
         self.display.end(task.name)
         reason = str(fail.get_msg()).strip()
         if isinstance(fail, UnmetDependency):
-            self.ended[task.name] = run_results.TaskResult(run_results.BLOCKED)
+            self.ended[task.name] = run_results.TaskResult(TaskState.FAILED_DEPENDENCY)
             return
         self.fails.append(fail)
-        self.ended[task.name] = run_results.TaskResult(run_results.FAILED, reason=reason)
+        self.ended[task.name] = run_results.TaskResult(TaskState.FAILED, reason=reason)
         self.display.say(f"✗ {self.title(task)} {reason}", failure=True)
 
     def skip_uptodate(self, task: Any) -> None:
         if task.actions:
             notes = Globals.dep_manager.get_values(task.name).get("notes", {})
-            self.ended[task.name] = run_results.TaskResult(run_results.CURRENT, notes=notes)
+            self.ended[task.name] = run_results.TaskResult(TaskState.UP_TO_DATE, notes=notes)
             self.show_table(task, notes)
 
     def skip_ignore(self, task: Any) -> None:
         if task.name in self.ended:
             return  # said already
-        if any(self.state(dep) in (run_results.NOT_HERE, run_results.WITHOUT) for dep in task.task_dep):
-            self.ended[task.name] = run_results.TaskResult(run_results.WITHOUT)
+        if any(self.state(dep) in (TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY) for dep in task.task_dep):
+            self.ended[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED_DEPENDENCY)
             return
-        reason = "as `doit ignore` was told" if self.told_to_ignore(task) else "since it needs what is"
-        self.ended[task.name] = run_results.TaskResult(run_results.IGNORED, reason=reason)
-        self.display.say(f"! {self.title(task)} ignored, {reason}")
+        ignored = [dep for dep in task.task_dep if self.state(dep) == TaskState.IGNORED]
+        reason = dry_run.BY_COMMAND if self.told_to_ignore(task) else dry_run.depends_on(ignored)
+        self.ended[task.name] = run_results.TaskResult(TaskState.IGNORED, reason=reason)
+        self.display.say(f"! {self.title(task)} {TaskState.IGNORED}: {reason}")
 
-    def state(self, task: str) -> str | None:
+    def state(self, task: str) -> TaskState | None:
         return self.ended[task].state if task in self.ended else None
 
     def cleanup_error(self, exception: BaseFail) -> None:
@@ -238,7 +241,7 @@ class Reporter:
 
     def conclude(self) -> None:
         """The models, where anything was done, and how many tasks ended how."""
-        if {run_results.BUILT, run_results.FAILED} & {ended.state for ended in self.ended.values()}:
+        if {TaskState.BUILT, TaskState.FAILED} & {ended.state for ended in self.ended.values()}:
             others = (row for record in noop_cache.models.values() for row in record.models)
             models = [*run_results.model_rows(self.tasks, self.asked_for, self.ended), *others]
             if models:
@@ -248,20 +251,14 @@ class Reporter:
             self.display.say(line)
 
     def sums(self) -> list[str]:
-        counted = {
-            "built": run_results.BUILT,
-            "up to date": run_results.CURRENT,
-            "not for this machine": run_results.NOT_HERE,
-            "failed": run_results.FAILED,
-        }
         states = Counter(ended.state for ended in self.ended.values())
         for record in noop_cache.models.values():
             states.update(record.counts)
-        counts = [f"{states[state]} {what}" for what, state in counted.items() if states[state]]
-        blocked = [name for name, ended in self.ended.items() if ended.state == run_results.BLOCKED]
+        counts = [f"{states[state]} {state}" for state in COUNTED if states[state]]
+        blocked = [name for name, ended in self.ended.items() if ended.state == TaskState.FAILED_DEPENDENCY]
         return [
             ", ".join(counts) or "nothing to do",
-            *([f"not tried, for want of what failed: {', '.join(blocked)}"] if blocked else []),
+            *([f"{TaskState.FAILED_DEPENDENCY}: {', '.join(blocked)}"] if blocked else []),
             *self.aborted,
         ]
 

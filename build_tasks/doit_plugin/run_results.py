@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 from build_tasks import text_table
 from build_tasks.doit_plugin.task_graph import required_tasks
+from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.stage import Stage, stage_of
 
-BUILT, CURRENT, FAILED, BLOCKED = "built", "up to date", "failed", "blocked"
-IGNORED, NOT_HERE, WITHOUT = "ignored", "skipped", "without"  # the last: it needs what is skipped
 COLUMNS = ("model", "format", "size", "error", "time", "state")
 
 
@@ -22,7 +21,7 @@ class TaskResult(NamedTuple):
     notes: what its stage tells, of whichever run built it.
     """
 
-    state: str
+    state: TaskState
     seconds: float | None = None
     reason: str = ""
     notes: dict[str, Any] = {}  # noqa: RUF012  # nobody writes to it
@@ -39,7 +38,7 @@ class ModelRow(NamedTuple):
     model: str
     format: str
     name: str
-    state: str
+    state: TaskState
     reason: str
     bytes: int | None
     accuracy: str | None
@@ -76,14 +75,14 @@ def model_rows(tasks: dict[str, Any], asked_for: Collection[str], ended: dict[st
     return found
 
 
-def final_state(name: str, theirs: Iterable[str], ended: dict[str, TaskResult]) -> tuple[str, str]:
+def final_state(name: str, theirs: Iterable[str], ended: dict[str, TaskResult]) -> tuple[TaskState, str]:
     """The state of a chain by that of its last task, and the reason of whichever task decided it."""
-    for state in (FAILED, NOT_HERE):
+    for state in (TaskState.FAILED, TaskState.UNSUPPORTED):
         if found := [task for task in sorted(theirs) if task in ended and ended[task].state == state]:
             task, reason = found[0], ended[found[0]].reason
-            return state, f"{task}: {reason}" if state == FAILED else reason
+            return state, f"{task}: {reason}" if state == TaskState.FAILED else reason
     if name not in ended:
-        return "not finished", ""
+        return TaskState.NOT_FINISHED, ""
     return ended[name].state, ended[name].reason
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from build_tasks.doit_plugin import dry_run
+from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.json_files import read_json
 from build_tasks.report import charts, snapshot_diff
 from build_tasks.runtime import atomic_files
@@ -28,9 +28,15 @@ ROOM = 16  # letters in a box of the graph
 WORST = 5  # nodes that are named
 THUMBNAIL = 96  # pixels, for 48 of a page on a screen of double density
 
-NOT_BUILT = "not built"  # of a task that will run, or may, and never has
 # Of several tasks together, the state is the last of theirs.
-STATES = (dry_run.CURRENT, dry_run.MAY_RUN, dry_run.RUN, NOT_BUILT, dry_run.NOT_HERE, dry_run.IGNORED)
+STATES = (
+    TaskState.UP_TO_DATE,
+    TaskState.MAY_RUN,
+    TaskState.TO_RUN,
+    TaskState.NOT_BUILT,
+    TaskState.UNSUPPORTED,
+    TaskState.IGNORED,
+)
 
 # Stages that make an artifact, with what Triton's model of it is called beside the model; None for files that all
 # artifacts share.
@@ -74,8 +80,10 @@ def told(step: Any, values: dict[str, Any]) -> dict[str, Any]:
     stage: Stage = step.stage
     kind, _, name = step.task.partition(":")
     output = stage.outputs.get(kind) or next(iter(stage.outputs.values()))
-    never = step.state in (dry_run.RUN, dry_run.MAY_RUN) and not values.get("outputs")
-    state = dry_run.NOT_HERE if step.state == dry_run.WITHOUT else NOT_BUILT if never else step.state
+    never = step.state in (TaskState.TO_RUN, TaskState.MAY_RUN) and not values.get("outputs")
+    state = TaskState.NOT_BUILT if never else step.state
+    if state == TaskState.UNSUPPORTED_DEPENDENCY:
+        state = TaskState.UNSUPPORTED
     return {
         "task": step.task,
         "stage": kind,

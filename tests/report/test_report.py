@@ -52,7 +52,7 @@ def built(built_tiny: Project, copy_of: Callable[[Project], Project]) -> Project
 def test_nothing_is_built_by_a_report_of_nothing(project: Project) -> None:
     project.model("other", OTHER.replace('"torchscript"', '"torchscript", "tensorrt"'))
     page = reported(project, CUDA_VISIBLE_DEVICES="")
-    assert "other_trt model.plan not here" in page.text
+    assert "other_trt model.plan not for this machine" in page.text
     assert "This machine lacks TensorRT" in page.text
     assert "random weights" in page.text
     assert "tasks never ran; doit other runs them" in page.text

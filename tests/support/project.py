@@ -188,12 +188,14 @@ class Project:
         return run
 
     def plan(self, *arguments: str, **environment: str) -> dict[str, list[str]]:
-        """What `doit plan` says: the tasks by what shall become of them."""
+        """The tasks that `doit plan` lists, by state."""
         out = self.built("plan", *arguments, **environment).out
-        found: dict[str, list[str]] = {"run": [], "maybe": [], "–": [], "ignored": []}
+        found: dict[str, list[str]] = {state: [] for state in ("to run", "may run", "not for this machine", "ignored")}
         for line in out.splitlines()[:-1]:
-            mark, stage, name, *_ = *line.split(), ""
-            found[mark].append("prune" if stage == "prune" else f"{stage}:{name}")
+            match = re.match(rf"({'|'.join(found)}) +(\S+) *(\S*)", line)
+            assert match, line
+            state, stage, name = match.groups()
+            found[state].append("prune" if stage == "prune" else f"{stage}:{name}")
         return found
 
     def tree(self, folder: str = "model_repository") -> dict[str, bytes]:

@@ -1,0 +1,24 @@
+"""The states of a task, with the words that `doit`, `doit plan`, `doit -r json` and the report page share."""
+
+from enum import StrEnum
+
+
+class TaskState(StrEnum):
+    """The state of one task, in a run (first group) or before it (second group); the others occur in both."""
+
+    BUILT = "built"
+    FAILED = "failed"
+    FAILED_DEPENDENCY = "skipped: a dependency failed"
+    NOT_FINISHED = "not finished"  # the run was interrupted
+
+    TO_RUN = "to run"
+    MAY_RUN = "may run"  # if a task before it changes what it reads
+    NOT_BUILT = "not built"  # on the report page: to run or may run, and never built so far
+
+    UP_TO_DATE = "up to date"
+    IGNORED = "ignored"  # by `doit ignore`, or because it depends on an ignored task
+    UNSUPPORTED = "not for this machine"  # the machine lacks what the stage requires, such as a GPU
+    UNSUPPORTED_DEPENDENCY = "skipped: a dependency is not for this machine"
+
+
+NOTHING_TO_DO = frozenset({TaskState.UP_TO_DATE, TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY})
