@@ -95,7 +95,7 @@ def compared(name: str, batches: list[int], device: str, arguments: argparse.Nam
         plain, ours = made(network, shape, Path(folder))
         sides: dict[str, Run] = {"plain": torch.jit.load(plain, device), "ours": torch.jit.load(ours, device)}
         if device == "cpu":  # PyTorch's fp16 there is for checks
-            sides["ours"] = functools.partial(torchscript_graph.rounding, sides["ours"])
+            sides["ours"] = functools.partial(torchscript_graph.run_with_gpu_rounding, sides["ours"])
         compiled = None if arguments.no_compile else half(network, device)
         network.to(device)
         print(f"{name} at {' x '.join(map(str, shape[1:]))}")
@@ -154,9 +154,9 @@ def made(network: torch.nn.Module, shape: tuple[int, int, int], folder: Path) ->
         trace = torch.jit.trace(network, batch, check_trace=False)
         for path, module in ((plain, trace), (exact, torch.jit.freeze(trace))):
             Path(path).parent.mkdir()
-            torchscript_graph.save(module, path)
+            torchscript_graph.save_torchscript(module, path)
     Path(ours).parent.mkdir()
-    torchscript_graph.save(torchscript_graph.cast(exact, "fp16", "channels_last"), ours)
+    torchscript_graph.save_torchscript(torchscript_graph.cast_trace(exact, "fp16", "channels_last"), ours)
     return plain, ours
 
 
@@ -236,7 +236,7 @@ def first_requests(path: str, shape: list[int], sizes: list[int], warm: list[int
     """Seconds of the warm-up; milliseconds of the first three requests and of a tenth, by batch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = torch.jit.load(path, device)
-    run = module if device == "cuda" else functools.partial(torchscript_graph.rounding, module)
+    run = module if device == "cuda" else functools.partial(torchscript_graph.run_with_gpu_rounding, module)
 
     def request(size: int) -> float:
         batch = torch.randn(size, *shape, device=device)

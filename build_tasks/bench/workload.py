@@ -171,7 +171,7 @@ def trace(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded
     from build_tasks.formats import pytorch_network
     from build_tasks.stages.torchscript import TRACED_BATCH
 
-    network = pytorch_network.create(settings["network"], inputs["weights"])
+    network = pytorch_network.create_network(settings["network"], inputs["weights"])
     module = pytorch_network.wrap_for_serving(network, settings["interface"])
     shape = pytorch_network.input_shape(network, settings["shape"])
     example = pytorch_network.example_input(shape, TRACED_BATCH, settings["interface"]["format"])
@@ -262,9 +262,9 @@ def engine(inputs: Paths, settings: Settings, threads: int, count: int) -> Loade
     import polygraphy.config
 
     polygraphy.config.USE_TENSORRT_RTX = settings["format"] == "rtx"
-    from build_tasks.formats.tensorrt_context import Context
+    from build_tasks.formats.tensorrt_context import ExecutionContext
 
-    instances: list[Instance] = [Context(inputs["model"]).prepared for _ in range(count)]
+    instances: list[Instance] = [ExecutionContext(inputs["model"]).prepare_request for _ in range(count)]
     return Loaded(instances, "cuda", EVENTS, read_signature(inputs)["inputs"][0]["dtype"])
 
 

@@ -197,7 +197,7 @@ def weights(name: str, architecture: str, known: "PretrainedCfg | None", source:
     if known is None or not known.has_weights:
         return "random://0", "RANDOM: timm has no pretrained weights of it; for structure tests, until you have some"
     source = f"timm://{architecture}" if known.hf_hub_id else str(known.url)
-    return source, f"fetched; or put the file at {weight_sources.placed_file(name, source)}"
+    return source, f"fetched; or put the file at {weight_sources.manual_path(name, source)}"
 
 
 def tested_at(known: "PretrainedCfg | None") -> str:
@@ -215,7 +215,7 @@ def of_onnx(name: str, file: str) -> Model:
     from build_tasks.runtime import atomic_files
     from build_tasks.spec import loader
 
-    image = onnx_import.image_input(onnx_import.read_onnx(file), file)
+    image = onnx_import.check_image_input(onnx_import.read_onnx(file), file)
     with atomic_files.scratch_dir() as scratch:
         for batch in (None, image[0] or 1):
             text = rendered(f"the ONNX file {os.path.basename(file)}", *of_image(image, batch))
@@ -227,7 +227,7 @@ def of_onnx(name: str, file: str) -> Model:
                     raise
             else:
                 break
-        return placed(name, text, onnx_import.pack(file, scratch))
+        return placed(name, text, onnx_import.pack_onnx(file, scratch))
 
 
 def of_image(image: list[int | None], batch: int | None) -> tuple[list[Key], Collection[str]]:

@@ -87,8 +87,8 @@ def compare_layers(source: str, reduced: str, samples: str, precision: str) -> d
     return {
         "precision": precision,
         "samples": len(batches),
-        "not compared": len([n for n in fp32.graph.node if n.op_type != "Constant"]) - len(found_layers),
-        "first jump": jump,
+        "not_compared": len([n for n in fp32.graph.node if n.op_type != "Constant"]) - len(found_layers),
+        "first_jump": jump,
         "layers": found_layers,
     }
 
@@ -135,7 +135,7 @@ def _format_error(error: float | None) -> str:
 def first_jump(report: dict[str, Any]) -> str | None:
     """The first layer, in the order of the graph, whose error is not explained by those before it."""
     for layer in report["layers"]:
-        if layer["node"] == report["first jump"]:
+        if layer["node"] == report["first_jump"]:
             error, before = (_format_error(layer[key]) for key in ("error", "before"))
             return f"the error jumps at {layer['node']} ({layer['operator']}), from {before} to {error}"
     return None

@@ -38,8 +38,8 @@ def export(
         raise ExporterRefusedError(f"writes opset {HIGHEST_OPSET[exporter]} at most")
     input_format = settings["interface"]["format"]
     batch = pytorch_network.example_input(shape, settings["batch_size"], input_format)
-    opened = pytorch_network.open_dimensions(source, shape, settings["sizes"], input_format)
-    height, width = pytorch_network.height_and_width(input_format)
+    opened = pytorch_network.size_dependent_axes(source, shape, settings["sizes"], input_format)
+    height, width = pytorch_network.spatial_axes(input_format)
     names = [OUTPUT.format(index) for index in range(len(opened))]
     arguments: dict[str, Any] = {
         "opset_version": settings["opset"],
@@ -97,7 +97,7 @@ def check_export(
     except Exception as error:  # of onnx, or of ONNX Runtime, which have no common base
         raise ExporterRefusedError(f"wrote a graph that is refused: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
-    others = pytorch_network.open_shapes(shape, settings["sizes"])[1:]
+    others = pytorch_network.shapes_to_check(shape, settings["sizes"])[1:]
     limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, batches[0]))
     worst = 0.0
     for size, of in (*((size, shape) for size in batches), *((batches[0], other) for other in others)):

@@ -27,7 +27,7 @@ def read_onnx(path: str) -> "onnx.ModelProto":
         raise UserError(f"{path} cannot be read as ONNX: {first_lines(error)}") from error
 
 
-def image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
+def check_image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
     """Its dimensions, batch first; None for an open one. UserError where it is not (batch, channels, height, width).
 
     What old files list as inputs because they have values for it is taken off that list.
@@ -90,7 +90,7 @@ def set_batch_and_size(graph: "onnx.ModelProto", network: Any, settings: Setting
     batch = "batch" if settings["dynamic_axes"] else settings["batch_size"]
     size = ["height", "width"] if sizes else shape[1:]
     answers = pytorch_network.forward(network, pytorch_network.example_input(shape, 1))
-    opened = pytorch_network.open_dimensions(network, shape, sizes, "fp32_nchw")
+    opened = pytorch_network.size_dependent_axes(network, shape, sizes, "fp32_nchw")
     _set_dims(graph.graph.input[0], [batch, shape[0], *size])
     for tensor, answer, axes in zip(graph.graph.output, answers, opened, strict=True):
         rest = [f"{tensor.name}_{axis}" if axis in axes else length for axis, length in enumerate(answer.shape)]
@@ -109,7 +109,7 @@ def _set_dims(tensor: "onnx.ValueInfoProto", shape: list[int | str]) -> None:
             dim.dim_value = length
 
 
-def pack(file: str, scratch: str) -> str:
+def pack_onnx(file: str, scratch: str) -> str:
     """The file as it belongs beside a spec: as it is, or a folder where its weights are in other files."""
     import onnx
 

@@ -46,21 +46,21 @@ def interface_of(model: Model) -> Settings:
     }
 
 
-def open_shapes(shape: tuple[int, int, int], sizes: list[list[int]] | None) -> list[tuple[int, int, int]]:
+def shapes_to_check(shape: tuple[int, int, int], sizes: list[list[int]] | None) -> list[tuple[int, int, int]]:
     """The inputs that a network with open height and width must take: its own, the smallest, the largest."""
     return [shape, *((shape[0], height, width) for height, width in sizes or ())]
 
 
-def height_and_width(input_format: str) -> tuple[int, int]:
+def spatial_axes(input_format: str) -> tuple[int, int]:
     """Which dimensions of an input they are."""
     return (1, 2) if input_format == "uint8_nhwc" else (2, 3)
 
 
-def open_dimensions(
+def size_dependent_axes(
     module: Any, shape: tuple[int, int, int], sizes: list[list[int]] | None, input_format: str
 ) -> list[list[int]]:
     """Which dimensions of each output, besides the batch, follow the size of the input."""
-    answers = [forward(module, example_input(other, 1, input_format)) for other in open_shapes(shape, sizes)]
+    answers = [forward(module, example_input(other, 1, input_format)) for other in shapes_to_check(shape, sizes)]
     return [
         [axis for axis in range(1, same[0].ndim) if len({answer.shape[axis] for answer in same}) > 1]
         for same in zip(*answers, strict=True)
@@ -80,7 +80,7 @@ def python_files(model: Model) -> list[str]:
     return sorted(map(os.path.normpath, glob.glob(f"{MODELS}/{model.name}/**/*.py", recursive=True)))
 
 
-def create(settings: Settings, weights: str | None = None, exportable: bool = False) -> "torch.nn.Module":
+def create_network(settings: Settings, weights: str | None = None, exportable: bool = False) -> "torch.nn.Module":
     """The network in inference mode, with the weights of a safetensors file or as the architecture initialises it.
 
     Of a spec without an architecture it is the ONNX file of weights; without that, a network that cannot be run.

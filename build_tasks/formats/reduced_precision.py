@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Of the two that modelopt has: with a handful of pictures the extremes serve convolutions better than entropy does.
 CALIBRATION_METHOD = "max"
-CALIBRATED = 8  # samples: what memory is foreseen for; as many as there are of one's own are in it at once
+CALIBRATION_SAMPLES = 8  # samples: what memory is foreseen for; as many as there are of one's own are in it at once
 LOCK_FILE = "keep_fp32.lock"  # beside the spec: what `doit repair` found
 
 
@@ -30,7 +30,7 @@ class NothingToQuantizeError(UserError):
     """Every node is spared, or none was worth it."""
 
 
-class Locked(Struct, forbid_unknown_fields=True):
+class LockedNodes(Struct, forbid_unknown_fields=True):
     """What the lock file says of a precision."""
 
     keep_fp32: list[str] = []
@@ -42,7 +42,7 @@ def inputs_of(model: Model, precision: str) -> Paths:
     return {
         "model.onnx": model.artifact("model.onnx"),
         **({"samples": model.artifact("samples.json")} if by_accuracy else {}),
-        **({path: path for path in accuracy_samples.files(own)} if own else {}),
+        **({path: path for path in accuracy_samples.sample_files(own)} if own else {}),
     }
 
 
@@ -92,11 +92,11 @@ def convert_graph(
         )
 
 
-def read_lock(path: str) -> dict[str, Locked]:
+def read_lock(path: str) -> dict[str, LockedNodes]:
     """What the lock file says of each precision; nothing where there is no such file. UserError for another file."""
     try:
         with open(path, "rb") as file:
-            return convert(tomllib.load(file), dict[str, Locked])
+            return convert(tomllib.load(file), dict[str, LockedNodes])
     except FileNotFoundError:
         return {}
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
@@ -105,7 +105,7 @@ def read_lock(path: str) -> dict[str, Locked]:
 
 def locked_nodes(path: str, precision: str, graph: "onnx.ModelProto") -> list[str]:
     """The nodes that the lock file spares from a precision. UserError where the graph does not have them."""
-    names = read_lock(path).get(precision, Locked()).keep_fp32
+    names = read_lock(path).get(precision, LockedNodes()).keep_fp32
     there = {node.name for node in graph.graph.node}
     if missing := [name for name in names if name not in there]:
         raise UserError(
@@ -221,10 +221,10 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
     if settings["calibration"] is None:
         samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
         return samples
-    module = pytorch_network.create(settings)
+    module = pytorch_network.create_network(settings)
     config, input_format = pytorch_network.data_config(module, settings["input"]), settings["input"]["format"]
     paths = [path for name, path in inputs.items() if name == path]
-    _, own = accuracy_samples.load(
+    _, own = accuracy_samples.load_samples(
         settings["calibration"],
         paths,
         lambda: pytorch_network.transform(config, input_format),
@@ -234,7 +234,7 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
     return own
 
 
-def code_of(model: Model, precision: str) -> tuple[str, ...]:
+def source_files_of(model: Model, precision: str) -> tuple[str, ...]:
     own = calibration_source(model, precision)
     network = (
         (

@@ -33,7 +33,7 @@ Signature = dict[str, Any]
 MIB = 1 << 20
 
 
-def name() -> str:
+def library_name() -> str:
     return f"TensorRT{'-RTX' if polygraphy.USE_TENSORRT_RTX else ''} {trt.__version__}"
 
 
@@ -83,7 +83,7 @@ class Phases(trt.IProgressMonitor):
         print(f"{phase}: {self.steps.pop(phase, 0)} steps", flush=True)
 
 
-def compiled(path: str, settings: Settings, timing_cache: str) -> tuple[bytes, Signature]:
+def compile_engine(path: str, settings: Settings, timing_cache: str) -> tuple[bytes, Signature]:
     """The engine of an ONNX graph, and its signature. UserError for what the library refuses.
 
     timing_cache: a file that is read where it exists, and written.
@@ -109,7 +109,7 @@ def parsed(network: "trt.INetworkDefinition", path: str) -> "trt.OnnxParser":
     parser = trt.OnnxParser(network, get_trt_logger())
     if not parser.parse_from_file(onnx_file(path)):
         found = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise UserError("; ".join(unsupported(error) for error in found[:3]) or f"{name()} cannot parse {path}")
+        raise UserError("; ".join(unsupported(error) for error in found[:3]) or f"{library_name()} cannot parse {path}")
     return parser
 
 
@@ -118,10 +118,10 @@ def unsupported(error: "trt.ParserError") -> str:
     node = f"operator {error.node_operator()} (node {error.node_name()})"
     if error.code() == trt.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc():
         return (
-            f'{name()} has no {node}: try another onnx.opset, onnx.exporter = "dynamo", or arguments of the '
+            f'{library_name()} has no {node}: try another onnx.opset, onnx.exporter = "dynamo", or arguments of the '
             "architecture that avoid it"
         )
-    return f"{name()} refuses {node}: {first_lines(Exception(error.desc()))} ({error.func()})"
+    return f"{library_name()} refuses {node}: {first_lines(Exception(error.desc()))} ({error.func()})"
 
 
 def shapes(network: "trt.INetworkDefinition", settings: Settings) -> dict[str, dict[str, list[int]]]:
@@ -201,7 +201,9 @@ def capabilities(wanted: list[str]) -> list[tuple[int, int]] | None:
     for capability in wanted:
         if capability.replace(".", "") not in known:
             names = sorted((f"{number[:-1]}.{number[-1]}" for number in known), key=float)
-            raise UserError(f"engine.rtx_compute_capabilities: {name()} knows {', '.join(names)}, and not {capability}")
+            raise UserError(
+                f"engine.rtx_compute_capabilities: {library_name()} knows {', '.join(names)}, and not {capability}"
+            )
     pairs = [capability.split(".") for capability in wanted]
     return [(int(major), int(minor)) for major, minor in pairs] or None
 
@@ -211,10 +213,10 @@ def plain(errors: Errors, failure: PolygraphyException) -> str:
     said = " ".join(description for _, description in errors.found)
     if re.search(r"OutOfMemory|out of memory|insufficient memory|workspace", said, re.IGNORECASE):
         return (
-            f"{name()} ran out of memory ({detail(errors)}): raise engine.workspace or leave it out, lower "
+            f"{library_name()} ran out of memory ({detail(errors)}): raise engine.workspace or leave it out, lower "
             "engine.max_batch_size or engine.optimization_level, or free the GPU"
         )
-    return f"{name()} cannot build the engine: {detail(errors) if errors.found else first_lines(failure)}"
+    return f"{library_name()} cannot build the engine: {detail(errors) if errors.found else first_lines(failure)}"
 
 
 def detail(errors: Errors) -> str:
@@ -223,7 +225,7 @@ def detail(errors: Errors) -> str:
     return text.strip(" ()")
 
 
-def session(path: str, signature: Signature) -> "Callable[[np.ndarray], list[np.ndarray]]":
+def engine_session(path: str, signature: Signature) -> "Callable[[np.ndarray], list[np.ndarray]]":
     """A plan on this machine's GPU, as a function from a batch to its outputs. UserError for one that it cannot run."""
     from polygraphy.backend.trt import EngineFromPath, TrtRunner
 
@@ -233,7 +235,7 @@ def session(path: str, signature: Signature) -> "Callable[[np.ndarray], list[np.
         runner.activate()  # until the process of the stage ends
     except (PolygraphyException, RuntimeError) as error:  # the second where there is no CUDA
         raise UserError(
-            f"{name()} cannot run {path}, which TensorRT {signature['TensorRT']} built for {signature['GPU']}: "
+            f"{library_name()} cannot run {path}, which TensorRT {signature['TensorRT']} built for {signature['GPU']}: "
             f"{first_lines(error)}"
         ) from error
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

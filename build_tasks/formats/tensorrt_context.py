@@ -13,7 +13,7 @@ from polygraphy.datatype import DataType
 from polygraphy.exception import PolygraphyException
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats.tensorrt import name, trt
+from build_tasks.formats.tensorrt import library_name, trt
 from build_tasks.tensors import INPUT
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Context:
+class ExecutionContext:
     """One instance of an engine, on a stream of its own. UserError where it cannot be loaded here.
 
     Each has the engine to itself: two contexts of one may not share an optimisation profile in every TensorRT.
@@ -33,7 +33,7 @@ class Context:
             self.engine: trt.ICudaEngine = EngineFromPath(path)()
             self.stream = cuda.Stream()
         except (PolygraphyException, RuntimeError) as error:  # the second where there is no CUDA
-            raise UserError(f"{name()} cannot load {path} here: {first_lines(error)}") from error
+            raise UserError(f"{library_name()} cannot load {path} here: {first_lines(error)}") from error
         self.context = self.engine.create_execution_context()
         self.before, self.after = (ctypes.c_void_p() for _ in range(2))
         for event in (self.before, self.after):
@@ -43,7 +43,7 @@ class Context:
         """A function of CUDA's runtime."""
         cuda.wrapper().check(getattr(cuda.wrapper().handle, function)(*arguments))
 
-    def prepared(self, batch: "np.ndarray") -> "Callable[[], float]":
+    def prepare_request(self, batch: "np.ndarray") -> "Callable[[], float]":
         """Requests of a batch that lies on the GPU already; each returns the seconds that the GPU took."""
         self.context.set_input_shape(INPUT, batch.shape)
         memory = []
@@ -60,7 +60,7 @@ class Context:
         def request() -> float:
             self.call("cudaEventRecord", self.before, stream)
             if not self.context.execute_async_v3(self.stream.ptr):
-                raise RuntimeError(f"{name()} could not run a batch of {len(batch)}")
+                raise RuntimeError(f"{library_name()} could not run a batch of {len(batch)}")
             self.call("cudaEventRecord", self.after, stream)
             self.call("cudaEventSynchronize", self.after)
             self.call("cudaEventElapsedTime", ctypes.byref(milliseconds), self.before, self.after)

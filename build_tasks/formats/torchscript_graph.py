@@ -30,7 +30,7 @@ PRODUCTS = {
 VERSION_RECORDS = {"version", ".data/version"}  # the second for what older PyTorch cannot read; attention, say
 
 
-def save(module: torch.jit.ScriptModule, path: str) -> None:
+def save_torchscript(module: torch.jit.ScriptModule, path: str) -> None:
     """torch.jit.save without the debug records, which hold stack traces with this machine's paths."""
     draft = f"{path}.draft/{path.rpartition('/')[2]}"  # the archive's records carry the file's stem
     os.makedirs(os.path.dirname(draft))
@@ -48,7 +48,7 @@ def save(module: torch.jit.ScriptModule, path: str) -> None:
     shutil.rmtree(os.path.dirname(draft))
 
 
-def cast(
+def cast_trace(
     path: str,
     precision: str,
     memory_format: str,
@@ -196,7 +196,7 @@ class Rounding(TorchDispatchMode):
         return tree_map_only(torch.Tensor, rounded, answers)
 
 
-def rounding(module: Any, batch: torch.Tensor) -> Any:
+def run_with_gpu_rounding(module: Any, batch: torch.Tensor) -> Any:
     """What a cast module answers on the CPU, rounded as on a GPU. RuntimeError for what an operator refuses."""
     # Unoptimised: PyTorch's optimiser would ask the mode, too, and compare constants by the thousand.
     with torch.jit.optimized_execution(False), Rounding() as mode:

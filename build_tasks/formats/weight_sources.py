@@ -29,7 +29,7 @@ def is_download(path: str) -> bool:
     return os.path.commonpath([os.path.abspath(DOWNLOADS), os.path.abspath(path)]) == os.path.abspath(DOWNLOADS)
 
 
-def placed_file(model: str, source: str) -> str | None:
+def manual_path(model: str, source: str) -> str | None:
     """Where a file that is otherwise downloaded can be put by hand, None for sources that are no download."""
     scheme, rest = split_source(source)
     if scheme == "timm":
@@ -40,7 +40,7 @@ def placed_file(model: str, source: str) -> str | None:
     return None
 
 
-def verify(path: str, sha256: str | None) -> None:
+def verify_sha256(path: str, sha256: str | None) -> None:
     """UserError where the file's digest is not the spec's."""
     if sha256 is None:
         return
@@ -63,9 +63,9 @@ def fetch(model: str, source: str, sha256: str | None) -> str:
         path = download_from_hub(repository, file, revision)
     except (OSError, ValueError) as error:  # of requests, of the hub's client, or of a digest
         raise UserError(
-            f"{source} cannot be fetched ({first_lines(error)}); put the file at {placed_file(model, source)}"
+            f"{source} cannot be fetched ({first_lines(error)}); put the file at {manual_path(model, source)}"
         ) from error
-    verify(path, sha256)
+    verify_sha256(path, sha256)
     return path
 
 

@@ -86,7 +86,7 @@ def page(cards: list[Card], before: float | None, written: float) -> str:
         "size": format_size,
         "moment": moment,
         "marked": marked,
-        "figure": gate.figure,
+        "figure": gate.format_metric,
         "seconds": seconds,
     }
     counts = {state: sum(step["state"] == state for card in cards for step in card["steps"]) for state in STATES}

@@ -133,19 +133,19 @@ def layout(tasks: dict[str, Any], steps: list[dict[str, Any]]) -> charts.Layout:
     return charts.layered(needs, {step["task"]: step["lane"] for step in steps})
 
 
-def artifacts(model: Model) -> list[judged_artifacts.Artifact]:
+def artifacts(model: Model) -> list[judged_artifacts.JudgedArtifact]:
     """What is judged in the chain, and the graphs of other precisions that `doit compare` has measured."""
     found = judged_artifacts.judged_artifacts(model)
     known = {artifact.file for artifact in found}
     return found + [
-        judged_artifacts.Artifact("graph", precision, file)
+        judged_artifacts.JudgedArtifact("graph", precision, file)
         for precision in REDUCED_PRECISIONS
         if (file := model.graph_file(precision)) not in known
         and os.path.exists(judged_artifacts.measured_file(model, file))
     ]
 
 
-def _judged(model: Model, artifact: judged_artifacts.Artifact) -> dict[str, Any] | None:
+def _judged(model: Model, artifact: judged_artifacts.JudgedArtifact) -> dict[str, Any] | None:
     """The figures of an artifact, and the verdict by the spec of now; None where none are of what is there."""
     measured = _json(judged_artifacts.measured_file(model, artifact.file))
     of = {"model": artifact.file, "reference": "reference.json"}
@@ -206,37 +206,46 @@ def _histograms(judged: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def samples(model: Model, judged: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Each sample's class by the reference, and by every artifact; those first that any puts into another class."""
-    told = [(row, output) for row in judged for output in row["outputs"].values() if "classes" in output]
+    told = [(row, output) for row in judged for output in row["outputs"].values() if "top1_changes" in output]
     if not told:
         return None
     names, labels = _lines(model.artifact("samples.txt")), _lines(model.artifact("labels.txt"))
     if len(names) != told[0][1]["samples"]:
         return None
-    ours = [(row["artifact"], output, {turned[0]: turned for turned in output["turned"]}) for row, output in told]
+    ours = [
+        (row["artifact"], output, {change["sample"]: change for change in output["top1_changes"]})
+        for row, output in told
+    ]
     rows = []
     for place, (name, known) in enumerate(zip(names, told[0][1]["classes"], strict=True)):
-        cells = [_cell(turned.get(name), output, place) for _, output, turned in ours]
-        turned = [cell["class"] is not None for cell in cells]
-        rows.append({"name": name, "class": known, "cells": cells, "turned": any(turned)})
-    rows.sort(key=lambda row: not row["turned"])
-    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else accuracy_samples.SHIPPED
+        cells = [_cell(changes.get(name), output, place) for _, output, changes in ours]
+        changed = any(cell["class"] is not None for cell in cells)
+        rows.append({"name": name, "class": known, "cells": cells, "changed": changed})
+    rows.sort(key=lambda row: not row["changed"])
+    source = (
+        model.source(model.spec.accuracy.samples)
+        if model.spec.accuracy.samples
+        else accuracy_samples.SHIPPED_PHOTOGRAPHS
+    )
     shown = rows[:SHOWN]
     for row in shown:
-        row["picture"] = None if source.endswith(accuracy_samples.TENSORS) else thumbnail(f"{source}/{row['name']}")
+        row["picture"] = (
+            None if source.endswith(accuracy_samples.TENSOR_SUFFIXES) else thumbnail(f"{source}/{row['name']}")
+        )
     return {
         "artifacts": [title for title, _, _ in ours],
         "rows": shown,
         "more": rows[SHOWN:],
-        "turned": sum(row["turned"] for row in rows),
+        "changed": sum(row["changed"] for row in rows),
         "label": lambda index: labels[index] if index < len(labels) else f"class {index}",
         "source": source,
     }
 
 
-def _cell(turned: list[Any] | None, output: dict[str, Any], place: int) -> dict[str, Any]:
+def _cell(change: dict[str, Any] | None, output: dict[str, Any], place: int) -> dict[str, Any]:
     """What an artifact makes of a sample: another class than the reference, if any, and whether that is a near tie."""
-    _, _, other, lead = turned or (None, None, None, 0.0)
-    return {"class": other, "lead": lead, "tie": lead <= output["near"], "error": output["errors"][place]}
+    other, margin = (change["artifact_class"], change["margin"]) if change else (None, 0.0)
+    return {"class": other, "margin": margin, "tie": margin <= output["near"], "error": output["errors"][place]}
 
 
 def thumbnail(path: str) -> str | None:
@@ -255,9 +264,9 @@ def thumbnail(path: str) -> str | None:
 
 def _layers(model: Model) -> dict[str, Any] | None:
     found = _json(f"{model.artifact(model.graph)}.layers.json") if model.converted else {}
-    if not found:
+    if "first_jump" not in found:
         return None
-    return {**found, "chart": charts.curve(found["layers"], found["first jump"]), "worst": found["layers"][:WORST]}
+    return {**found, "chart": charts.curve(found["layers"], found["first_jump"]), "worst": found["layers"][:WORST]}
 
 
 def _json(path: str) -> dict[str, Any]:

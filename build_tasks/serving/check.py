@@ -119,7 +119,7 @@ def answers(server: triton_server.Server, name: str, model: Model) -> str:
     from build_tasks.tensors import INPUT
     from build_tasks.verification.tolerance import relative_error
 
-    if (encoded := accuracy_samples.encoded(model)) is None:
+    if (encoded := accuracy_samples.read_encoded(model)) is None:
         return "ok"
     batch = encoded[: model.largest_batch("preprocess")]
     client = triton_client.Client("HTTP", server.http)

@@ -96,7 +96,7 @@ def asked_of(client: Client, model: Model, model_format: str) -> dict[str, str]:
     name = model.triton_name(model_format)
     if not client.ready(name):
         raise UserError("it is not loaded")
-    encoded = accuracy_samples.encoded(model) if model_format in model.ensemble_parts else None
+    encoded = accuracy_samples.read_encoded(model) if model_format in model.ensemble_parts else None
     if model_format in model.ensemble_parts and encoded is None:
         return {"verdict": NOT_ASKED}
     tensors, config = client.tensors(name), client.config(name)
@@ -147,7 +147,7 @@ def batches(model: Model, model_format: str, most: int) -> tuple[int, int]:
 def as_timm(found: "np.ndarray", expected: "np.ndarray") -> dict[str, str]:
     """Pictures as a Python model prepares them, beside those that timm prepared. UserError where they differ."""
     error = relative_error(found.astype("float32"), expected.astype("float32"))
-    figure, limit = (gate.figure("relative_l2", value) for value in (error, DECODERS_APART))
+    figure, limit = (gate.format_metric("relative_l2", value) for value in (error, DECODERS_APART))
     if not error <= DECODERS_APART:
         raise UserError(f"the pictures differ from timm's by {figure}, limit {limit}")
     return {"error": figure, "limit": limit}
@@ -179,7 +179,7 @@ def same_build(model: Model, model_format: str, config: dict[str, Any], versions
             raise UserError(f"version {version} is build {told[:12]}, and the newest is {' '.join(verdicts)[:12]}")
 
 
-def latencies(run: reference_outputs.Run, samples: "np.ndarray", size: int) -> list[float]:
+def latencies(run: reference_outputs.RunBatch, samples: "np.ndarray", size: int) -> list[float]:
     """Seconds of single requests of the smallest batch."""
     import numpy as np
 

@@ -60,8 +60,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     wanted, input_format = settings["torchscript"], settings["format"]
     answers = [tensor["dtype"] for tensor in signature["outputs"]]
     try:
-        torchscript_graph.save(
-            torchscript_graph.cast(inputs["trace"], **wanted, answers=answers, input_format=input_format),
+        torchscript_graph.save_torchscript(
+            torchscript_graph.cast_trace(inputs["trace"], **wanted, answers=answers, input_format=input_format),
             outputs["model"],
         )
         check(inputs["trace"], outputs["model"], signature["inputs"][0]["shape"], settings)
@@ -88,11 +88,11 @@ def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
     channels_last = settings["format"] == "uint8_nhwc"
     traced = (dims[3], dims[1], dims[2]) if channels_last else (dims[1], dims[2], dims[3])
     shape = tuple(settings["shape"] or traced)
-    for size in pytorch_network.open_shapes(shape, settings["sizes"]):
+    for size in pytorch_network.shapes_to_check(shape, settings["sizes"]):
         for count in BATCHES:
             batch = pytorch_network.example_input(size, count, settings["format"])
             expected = pytorch_network.forward(exact, batch)
-            found = pytorch_network.forward(lambda batch: torchscript_graph.rounding(loaded, batch), batch)
+            found = pytorch_network.forward(lambda batch: torchscript_graph.run_with_gpu_rounding(loaded, batch), batch)
             forms = [[(answer.dtype, answer.shape) for answer in each] for each in (found, expected)]
             if forms[0] != forms[1]:
                 raise RuntimeError(f"at batch {count} it answers {forms[0]}, and the trace {forms[1]}")

@@ -103,7 +103,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         draft = f"{folder}/timing.cache"
         if known := inputs.get("timing_cache") or (kept and os.path.exists(kept) and kept):
             shutil.copyfile(known, draft)
-        engine, signature = tensorrt.compiled(inputs["graph"], settings, draft)
+        engine, signature = tensorrt.compile_engine(inputs["graph"], settings, draft)
         if kept and os.path.exists(draft):
             os.replace(draft, kept)
     signature |= {key: settings[key] for key in ("compiler", "precision")}

@@ -38,7 +38,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     report = compare_layers(inputs["model.onnx"], inputs["graph"], inputs["samples"], settings["precision"])
     write_json(outputs["layers"], report)
     return {
-        "nodes": f"{len(report['layers'])} compared, {report['not compared']} not",
+        "nodes": f"{len(report['layers'])} compared, {report['not_compared']} not",
         "first": first_jump(report) or "no jump",
         "table": format_layers(report["layers"]),
     }

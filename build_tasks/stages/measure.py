@@ -13,7 +13,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing, source_files
 from build_tasks.spec.model import Model
 from build_tasks.verification import accuracy_samples, metrics
-from build_tasks.verification.reference_outputs import BATCH, Reference, Run, batch_sizes
+from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
 
 if TYPE_CHECKING:
     pass
@@ -89,7 +89,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if settings["runner"] == "tensorrt":
         from build_tasks.formats import tensorrt
 
-        run = tensorrt.session(inputs["model"], signature)
+        run = tensorrt.engine_session(inputs["model"], signature)
     else:
         runners = {"torchscript": torchscript, "cast": cast, "onnx": onnx_session, "graph": reduced_session}
         run = runners[settings["runner"]](inputs["model"])
@@ -112,10 +112,10 @@ def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth
     if "labels" in inputs:
         with open(inputs["labels"], encoding="utf-8") as file:
             labels = file.read().splitlines()
-    return accuracy_samples.truth(inputs.get("truth", accuracy_samples.FOLDERS), names, labels)
+    return accuracy_samples.read_truth(inputs.get("truth", accuracy_samples.FOLDERS), names, labels)
 
 
-def torchscript(path: str) -> Run:
+def torchscript(path: str) -> RunBatch:
     """model.pt as a function from a batch to its outputs."""
     import torch
 
@@ -125,11 +125,11 @@ def torchscript(path: str) -> Run:
     return lambda batch: [answer.numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch))]
 
 
-def cast(path: str) -> Run:
+def cast(path: str) -> RunBatch:
     """model.fp16.pt, say, likewise; with the rounding that a GPU would do."""
     import torch
 
     from build_tasks.formats import pytorch_network, torchscript_graph
 
-    module = functools.partial(torchscript_graph.rounding, torch.jit.load(path))
+    module = functools.partial(torchscript_graph.run_with_gpu_rounding, torch.jit.load(path))
     return lambda batch: [answer.numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch))]

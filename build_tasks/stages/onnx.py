@@ -70,7 +70,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
 
     script = torch.jit.load(inputs["model"])
-    module = pytorch_network.create(settings, inputs["weights"], exportable=True)
+    module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     module = pytorch_network.wrap_for_serving(module, settings["interface"])
     shape = pytorch_network.input_shape(module, settings["shape"])
     exporters = {"torchscript": script, "dynamo": module}
@@ -98,7 +98,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
-    network = pytorch_network.create(settings, inputs["weights"])
+    network = pytorch_network.create_network(settings, inputs["weights"])
     channels, height, width = settings["shape"]
     graph = slim(set_batch_and_size(onnx.load(onnx_file(inputs["weights"])), network, settings))
     save_onnx(graph, outputs["model"], settings["external_data"])

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, signature_tensors
 from build_tasks.formats.reduced_precision import (
-    CALIBRATED,
+    CALIBRATION_SAMPLES,
     LOCK_FILE,
     calibration_samples,
-    code_of,
     convert_graph,
     inputs_of,
     locked_nodes,
     settings_of,
+    source_files_of,
     tools_of,
 )
 from build_tasks.json_files import write_json
@@ -45,10 +45,10 @@ def task(model: Model, precision: str) -> dict[str, Any]:
         build=build,
         inputs={**inputs_of(model, precision), **locked},
         outputs={"model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")},
-        peak_batch=CALIBRATED if precision in QUANTIZED_PRECISIONS else 1,
+        peak_batch=CALIBRATION_SAMPLES if precision in QUANTIZED_PRECISIONS else 1,
         settings=settings_of(model, precision),
         tools=tools_of(model, precision),
-        code=code_of(model, precision),
+        code=source_files_of(model, precision),
     )
     task = stage.task(doc=f"{file}, which engines are compiled from")
     if made_here and lock not in task["file_dep"]:

@@ -30,8 +30,8 @@ def task(model: Model) -> dict[str, Any]:
     samples = model.spec.accuracy.samples
     source = (
         model.source(samples)
-        if samples and not samples.endswith(accuracy_samples.TENSORS)
-        else accuracy_samples.SHIPPED
+        if samples and not samples.endswith(accuracy_samples.TENSOR_SUFFIXES)
+        else accuracy_samples.SHIPPED_PHOTOGRAPHS
     )
     stage = Stage(
         name=f"preprocess:{model.name}",
@@ -39,7 +39,7 @@ def task(model: Model) -> dict[str, Any]:
         build=build,
         inputs={
             "preprocessing": model.artifact("preprocessing.json"),
-            **{path: path for path in accuracy_samples.files(source)},
+            **{path: path for path in accuracy_samples.sample_files(source)},
         },
         outputs={
             "model": model.artifact(PREPROCESS_FOLDER),

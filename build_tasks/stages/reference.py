@@ -24,14 +24,18 @@ BATCH = 8  # samples that the network sees at once
 
 
 def task(model: Model) -> dict[str, Any]:
-    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else accuracy_samples.SHIPPED
+    source = (
+        model.source(model.spec.accuracy.samples)
+        if model.spec.accuracy.samples
+        else accuracy_samples.SHIPPED_PHOTOGRAPHS
+    )
     stage = Stage(
         name=f"reference:{model.name}",
         model=model,
         build=build,
         inputs={
             "weights": model.weights,
-            **{path: path for path in accuracy_samples.files(source)},
+            **{path: path for path in accuracy_samples.sample_files(source)},
         },
         outputs={
             "samples": model.artifact("samples.json"),
@@ -75,11 +79,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from polygraphy.json import save_json
 
     interface = settings["interface"]
-    module = pytorch_network.wrap_for_serving(pytorch_network.create(settings, inputs["weights"]), interface)
+    module = pytorch_network.wrap_for_serving(pytorch_network.create_network(settings, inputs["weights"]), interface)
     preprocessing = pytorch_network.data_config(module, settings["input"])
     transform = pytorch_network.transform(preprocessing, interface["format"])
     paths = [path for name, path in inputs.items() if name == path]
-    names, batch = accuracy_samples.load(
+    names, batch = accuracy_samples.load_samples(
         settings["samples"], paths, lambda: transform, tuple(preprocessing["input_size"]), interface["format"]
     )
     save_json([{INPUT: batch}], outputs["samples"])

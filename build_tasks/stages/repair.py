@@ -78,7 +78,7 @@ def task(model: Model) -> dict[str, Any]:
             dict.fromkeys(
                 (
                     *source_files("stages.repair", "verification.gate", *MEASURING),
-                    *reduced_precision.code_of(model, engine.precision),
+                    *reduced_precision.source_files_of(model, engine.precision),
                 )
             )
         ),
@@ -111,7 +111,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         spared = fewest(trial, node_sensitivity.rank_nodes(trial.probe(), nodes, limit, tell))
     if trial.nothing_left(spared):
         raise UserError(f"the gate holds only where nothing is {settings['precision']}: choose another precision")
-    tables[settings["precision"]] = reduced_precision.Locked(sorted(spared))
+    tables[settings["precision"]] = reduced_precision.LockedNodes(sorted(spared))
     write(outputs["lock"], settings["model"], tables)
     share = len(spared) / len(nodes)
     cut = ", the bound: delete the lock file and repeat, to go on" if trial.steps >= STEPS else ""
@@ -258,7 +258,7 @@ def fewest(trial: Trial, ordered: list[str]) -> list[str]:
     return spared
 
 
-def write(path: str, model: str, tables: dict[str, reduced_precision.Locked]) -> None:
+def write(path: str, model: str, tables: dict[str, reduced_precision.LockedNodes]) -> None:
     """The lock file; a precision that spares nothing is not in it."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(HEADER.format(model))

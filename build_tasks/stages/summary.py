@@ -18,7 +18,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_file
 from build_tasks.spec.model import REDUCED_PRECISIONS, Model
 from build_tasks.text_table import format_table
 from build_tasks.verification import accuracy_samples, gate
-from build_tasks.verification.judged_artifacts import Artifact, judge, judged_artifacts, measured_file
+from build_tasks.verification.judged_artifacts import JudgedArtifact, judge, judged_artifacts, measured_file
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -28,12 +28,12 @@ def task(model: Model) -> dict[str, Any]:
 
 def task_of_precisions(model: Model) -> dict[str, Any]:
     artifacts = [artifact for artifact in judged_artifacts(model) if artifact.format in ("torchscript", "onnx")]
-    artifacts += [Artifact("graph", precision, model.graph_file(precision)) for precision in REDUCED_PRECISIONS]
+    artifacts += [JudgedArtifact("graph", precision, model.graph_file(precision)) for precision in REDUCED_PRECISIONS]
     stage = _stage(model, "compare", "precisions", artifacts)
     return stage.task(doc=f"precisions.json and precisions.svg: what {', '.join(REDUCED_PRECISIONS)} would cost")
 
 
-def _stage(model: Model, name: str, file: str, artifacts: list[Artifact]) -> Stage:
+def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) -> Stage:
     # Plans that another machine has measured: they are shown, but nothing waits for them here.
     foreign = [
         a.file for a in artifacts if a.format == "tensorrt" and hardware.missing_requirements(model.plans[a.file])
@@ -52,7 +52,7 @@ def _stage(model: Model, name: str, file: str, artifacts: list[Artifact]) -> Sta
         settings={
             "model": model.name,
             "reference": f"{model.reference} fp32",
-            "samples": model.spec.accuracy.samples or accuracy_samples.SHIPPED,
+            "samples": model.spec.accuracy.samples or accuracy_samples.SHIPPED_PHOTOGRAPHS,
             "artifacts": [[*artifact] for artifact in artifacts],
             "gates": [gate.settings_of(model, artifact.format, artifact.precision) for artifact in artifacts],
         },
@@ -71,7 +71,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     preprocessing = read_json(inputs["preprocessing"])
     rows = []
     for parts, rule in zip(settings["artifacts"], settings["gates"], strict=True):
-        artifact = Artifact(*parts)
+        artifact = JudgedArtifact(*parts)
         measured = read_json(inputs[artifact.file])
         if measured["reference"] == digest(inputs["reference"]):  # else it is of another machine, and of other samples
             rows.append(judge(artifact, measured, rule))
@@ -99,7 +99,7 @@ def told(summary: dict[str, Any], reference: str) -> str:
             title = f"{row['artifact']} {name}" if several else row["artifact"]
             if row is summary["artifacts"][0] and "wrong" not in output:
                 # the network itself, told with how far its outputs move with an ulp of its inputs
-                moved = gate.figure("relative_l2", output["sensitivity"])
+                moved = gate.format_metric("relative_l2", output["sensitivity"])
                 accuracy = _accuracy(output, "reference") if known else []
                 rows.append([title.replace(row["artifact"], reference), moved, *"-" * 6, *accuracy, "an ulp off"])
             rows.append([title, *_cells(output), *(_accuracy(output, "artifact") if known else ()), row["status"]])
@@ -118,11 +118,11 @@ def _cells(output: dict[str, Any]) -> list[str]:
     if "wrong" in output:
         return [output["wrong"], *"-" * 6]
     limits = output["limits"]
-    figures = [gate.figure(metric, output[metric]) for metric in ("cosine", "snr", "max_absolute")]
+    figures = [gate.format_metric(metric, output[metric]) for metric in ("cosine", "snr", "max_absolute")]
     shares = [output["agreement"].get(metric) for metric in ("top1", "top5")]
     return [
-        gate.figure("relative_l2", output["relative_l2"]),
-        gate.figure("relative_l2", limits["relative_l2"]),
+        gate.format_metric("relative_l2", output["relative_l2"]),
+        gate.format_metric("relative_l2", limits["relative_l2"]),
         *figures,
         *(f"{share['hits']} of {share['of']}" if share else "-" for share in shares),
     ]
@@ -131,7 +131,7 @@ def _cells(output: dict[str, Any]) -> list[str]:
 def _accuracy(output: dict[str, Any], who: str) -> list[str]:
     if (truth := output.get("truth")) is None:
         return ["-", "-"]
-    return [f"{truth[f'{who}_{best}']} of {truth['labelled']}" for best in ("top1", "top5")]
+    return [f"{truth[f'{who}_{best}']} of {truth['labeled']}" for best in ("top1", "top5")]
 
 
 def _bound(summary: dict[str, Any]) -> str:
@@ -140,7 +140,9 @@ def _bound(summary: dict[str, Any]) -> str:
         for output in row["outputs"].values():
             if "top1" in output.get("agreement", {}):
                 count = output["samples"]
-                return f"; {count} of {count} prove at least {gate.at_least(count, count):.0%} (95 % confidence)"
+                return (
+                    f"; {count} of {count} prove at least {gate.wilson_lower_bound(count, count):.0%} (95 % confidence)"
+                )
     return ""
 
 

@@ -60,7 +60,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from build_tasks.formats import torchscript_graph
 
     interface, sizes = settings["interface"], settings["sizes"]
-    module = pytorch_network.create(settings, inputs["weights"], exportable=True)
+    module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     shape = pytorch_network.input_shape(module, settings["shape"])
     slim = pytorch_network.wrap_for_serving(reparameterize_model(module), interface)
     module = pytorch_network.wrap_for_serving(module, interface)
@@ -71,15 +71,15 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
         except RuntimeError as error:
             raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
-    torchscript_graph.save(trace, outputs["model"])
+    torchscript_graph.save_torchscript(trace, outputs["model"])
     errors = check(outputs["model"], module, shape, settings)
     loaded = torch.jit.load(outputs["model"])
     answers = zip(
         pytorch_network.forward(loaded, batch),
-        pytorch_network.open_dimensions(loaded, shape, sizes, interface["format"]),
+        pytorch_network.size_dependent_axes(loaded, shape, sizes, interface["format"]),
         strict=True,
     )
-    opened = pytorch_network.height_and_width(interface["format"]) if sizes else ()
+    opened = pytorch_network.spatial_axes(interface["format"]) if sizes else ()
     signature = {
         "inputs": [tensor(INPUT, batch, opened)],
         "outputs": [tensor(OUTPUT.format(index), *answer) for index, answer in enumerate(answers)],
@@ -97,7 +97,7 @@ def check(
     import torch
 
     loaded = torch.jit.load(path)
-    sizes = pytorch_network.open_shapes(shape, settings["sizes"])[1:]
+    sizes = pytorch_network.shapes_to_check(shape, settings["sizes"])[1:]
     limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, TRACED_BATCH))
     errors = {}
     for size, *rest in (

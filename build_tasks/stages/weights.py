@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network, weight_sources
 from build_tasks.formats.onnx_files import save_onnx
-from build_tasks.formats.onnx_import import format_dims, image_input, read_onnx, rename_tensors
+from build_tasks.formats.onnx_import import check_image_input, format_dims, read_onnx, rename_tensors
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec.model import Model, settings, split_source
@@ -47,7 +47,7 @@ def stage(model: Model) -> Stage:
         inputs["source"] = model.source(rest)
     elif scheme == "package":
         elsewhere["source"] = weight_sources.package_file(rest)
-    elif (placed := weight_sources.placed_file(model.name, weights.source)) and os.path.exists(placed):
+    elif (placed := weight_sources.manual_path(model.name, weights.source)) and os.path.exists(placed):
         inputs["source"] = placed
     code = (
         *source_files(
@@ -86,7 +86,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     state = random_state(settings, seed=int(rest)) if scheme == "random" else taken(inputs, settings, read)
     if converter := settings["weights"]["converter"]:
         state = converted(state, settings["model"], converter)
-    state = matched(state, pytorch_network.create(settings).state_dict(), source)
+    state = matched(state, pytorch_network.create_network(settings).state_dict(), source)
     save_file(state, outputs["weights"])
     parameters = sum(tensor.numel() for tensor in state.values())
     return {"weights": "RANDOM" if scheme == "random" else source, "parameters": parameters}
@@ -95,13 +95,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     path = inputs.get("source", settings["weights"]["source"])
     graph = taken(inputs, settings, read_onnx)
-    image = image_input(graph, path)
+    image = check_image_input(graph, path)
     for axis, length in enumerate(settings["shape"], start=1):
         if image[axis] not in (None, length):
             raise UserError(f"input.shape: {path} takes {format_dims(image)}, not {settings['shape']}")
     save_onnx(rename_tensors(graph), outputs["weights"], external_data=False)
     try:
-        network = pytorch_network.create(settings, outputs["weights"])
+        network = pytorch_network.create_network(settings, outputs["weights"])
         pytorch_network.forward(network, pytorch_network.example_input(settings["shape"], 2))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -116,7 +116,7 @@ def taken(inputs: Paths, settings: Settings, read: Callable[[str], T]) -> T:
     source, sha256 = settings["weights"]["source"], settings["weights"]["sha256"]
     path = inputs.get("source") or weight_sources.fetch(settings["model"], source, sha256)
     if "source" in inputs:
-        weight_sources.verify(path, sha256)
+        weight_sources.verify_sha256(path, sha256)
     try:
         return read(path)
     except UserError:
@@ -135,7 +135,7 @@ def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    return pytorch_network.create(settings).state_dict()
+    return pytorch_network.create_network(settings).state_dict()
 
 
 def read(path: str) -> "dict[str, torch.Tensor]":

@@ -18,36 +18,36 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-SHIPPED = "build_tasks/verification/photographs"
+SHIPPED_PHOTOGRAPHS = "build_tasks/verification/photographs"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-TENSORS = (".npz", ".json")
+TENSOR_SUFFIXES = (".npz", ".json")
 
 FOLDERS = "folders"  # accuracy.truth where each picture stands in a folder named after its class
 
 
-def files(source: str) -> list[str]:
+def sample_files(source: str) -> list[str]:
     """The files of a set of samples: the pictures of a folder and of those in it, by path; or the file itself."""
-    if source.endswith(TENSORS):
+    if source.endswith(TENSOR_SUFFIXES):
         return [source]
     found = glob.glob(f"{glob.escape(source)}/**", recursive=True)
     return sorted(path for path in found if path.lower().endswith(SUFFIXES))
 
 
-def encoded(model: Model) -> "np.ndarray | None":
+def read_encoded(model: Model) -> "np.ndarray | None":
     """The accuracy samples as files, bytes (samples, 1), as an ensemble takes them; None where they are tensors."""
     import numpy as np
 
-    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else SHIPPED
-    if source.endswith(TENSORS):
+    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else SHIPPED_PHOTOGRAPHS
+    if source.endswith(TENSOR_SUFFIXES):
         return None
     contents = []
-    for path in files(source):
+    for path in sample_files(source):
         with open(path, "rb") as file:
             contents.append([file.read()])
     return np.array(contents, dtype=object)
 
 
-def load(
+def load_samples(
     source: str,
     paths: list[str],
     transform: "Callable[[], Callable[[Image], torch.Tensor]]",
@@ -60,7 +60,7 @@ def load(
     shape: (channels, height, width), which tensors must have.
     UserError for an empty set, and for what cannot be read.
     """
-    if source.endswith(TENSORS):
+    if source.endswith(TENSOR_SUFFIXES):
         batch = tensors(source, shape, input_format)
         return [str(index) for index in range(len(batch))], batch
     if not paths:
@@ -130,7 +130,7 @@ def _only(feed: dict[str, Any]) -> Any:
     return next(iter(feed.values()))
 
 
-def truth(source: str, names: list[str], labels: list[str] | None) -> dict[int, int]:
+def read_truth(source: str, names: list[str], labels: list[str] | None) -> dict[int, int]:
     """The class that each sample shows, by the sample's place; not every sample needs one.
 
     source: a CSV file with lines `sample,class`, or FOLDERS. A class is its label, or else its index.

@@ -83,16 +83,16 @@ def limits(name: str, output: Measured, settings: Settings) -> dict[str, float]:
     default = {"relative_l2": own.get("relative_l2", tolerance(precision, output["sensitivity"]))}
     if precision not in QUANTIZED_PRECISIONS:
         default["max_absolute"] = OUTLIER * default["relative_l2"] * output["largest"]
-    if "turned" in output:
+    if "top1_changes" in output:
         truth = output.get("truth")
-        if truth and truth["labelled"] == output["samples"] <= 2 * truth["reference_top1"]:
+        if truth and truth["labeled"] == output["samples"] <= 2 * truth["reference_top1"]:
             default |= {"top1_drop": 0.01}
         else:
             default |= dict.fromkeys(("top1", "top5"), 0.99 if precision in QUANTIZED_PRECISIONS else 1.0)
     return {**default, **own}
 
 
-def values(output: Measured, window: float) -> dict[str, float]:
+def metric_values(output: Measured, window: float) -> dict[str, float]:
     """The figures of an output that limits bound.
 
     A sample agrees in its class if the class that the artifact names is the reference's strongest, or as strong as that
@@ -100,12 +100,12 @@ def values(output: Measured, window: float) -> dict[str, float]:
     of accuracy.
     """
     found = {metric: output[metric] for metric in ("relative_l2", "cosine", "snr", "max_absolute")}
-    if "turned" in output:
+    if "top1_changes" in output:
         found["top1"] = 1 - len(_turned(output, window)) / output["samples"]
-        found["top5"] = 1 - len(output["lost"]) / output["samples"]
+        found["top5"] = 1 - len(output["top5_losses"]) / output["samples"]
     if truth := output.get("truth"):
         for best in ("top1", "top5"):
-            found[f"{best}_drop"] = (truth[f"reference_{best}"] - truth[f"artifact_{best}"]) / truth["labelled"]
+            found[f"{best}_drop"] = (truth[f"reference_{best}"] - truth[f"artifact_{best}"]) / truth["labeled"]
     return found
 
 
@@ -116,8 +116,8 @@ def tie_tolerance(output_limits: dict[str, float], output: Measured, settings: S
     return tolerance("bf16", output["sensitivity"])
 
 
-def _turned(output: Measured, window: float) -> list[list[Any]]:
-    return [turned for turned in output["turned"] if turned[3] > window]
+def _turned(output: Measured, window: float) -> list[Any]:
+    return [change for change in output["top1_changes"] if change["margin"] > window]
 
 
 def failures(outputs: dict[str, Measured], settings: Settings) -> Iterator[Failure]:
@@ -129,14 +129,14 @@ def failures(outputs: dict[str, Measured], settings: Settings) -> Iterator[Failu
             continue
         allowed = limits(name, output, settings)
         near = tie_tolerance(allowed, output, settings)
-        found = values(output, near)
+        found = metric_values(output, near)
         for metric, limit in allowed.items():
             if metric not in found:
                 continue  # of an output without classes
             beyond = found[metric] < limit if metric in AT_LEAST else found[metric] > limit
             if beyond or found[metric] != found[metric]:
                 what = {**AT_MOST, **AT_LEAST}[metric]
-                told = f"{what} {figure(metric, found[metric])}, limit {figure(metric, limit)}"
+                told = f"{what} {format_metric(metric, found[metric])}, limit {format_metric(metric, limit)}"
                 yield Failure(name, metric, told + _worst(metric, output, near))
 
 
@@ -147,11 +147,11 @@ def check_rules(outputs: dict[str, Measured], found: list[dict[str, Any]]) -> No
             raise UserError(f"accuracy.gate: there is no output {rule['output']!r}, only {', '.join(outputs)}")
         meant = [output for name, output in outputs.items() if rule.get("output", name) == name]
         for metric in rule.keys() - {"output"}:
-            needs = "truth" if metric.endswith("drop") else "turned" if metric in SHARES else "norm"
+            needs = "truth" if metric.endswith("drop") else "top1_changes" if metric in SHARES else "norm"
             if not any(needs in output or "wrong" in output for output in meant):
                 lacks = {
                     "truth": "it needs accuracy.truth, the class that each sample shows, and an output with classes",
-                    "turned": "the output does not name classes: it has other dimensions than (batch, classes)",
+                    "top1_changes": "the output does not name classes: it has other dimensions than (batch, classes)",
                 }
                 raise UserError(f"accuracy.gate: {metric} of {rule.get('output', 'every output')}: {lacks[needs]}")
 
@@ -160,15 +160,16 @@ def _worst(metric: str, output: Measured, near: float) -> str:
     if metric in output["worst"]:
         return f", worst at {output['worst'][metric]}"
     if metric == "top1":
-        sample, expected, found, lead = max(_turned(output, near), key=lambda turned: float(turned[3]))
-        return f", worst at {sample}: class {found} for {expected}, which leads by {lead:.2g} RMS"
+        change = max(_turned(output, near), key=lambda change: float(change["margin"]))
+        classes = f"class {change['artifact_class']} for {change['reference_class']}"
+        return f", worst at {change['sample']}: {classes}, which leads by {change['margin']:.2g} RMS"
     if metric == "top5":
-        return f", lost at {output['lost'][0]}"
+        return f", lost at {output['top5_losses'][0]}"
     truth, best = output["truth"], metric.partition("_")[0]
-    return f", {truth[f'artifact_{best}']} of {truth['labelled']} for {truth[f'reference_{best}']}"
+    return f", {truth[f'artifact_{best}']} of {truth['labeled']} for {truth[f'reference_{best}']}"
 
 
-def figure(metric: str, value: float) -> str:
+def format_metric(metric: str, value: float) -> str:
     """A metric's value, as it is told."""
     if metric in SHARES:
         return f"{value:.1%}".replace(".0%", "%")
@@ -219,7 +220,7 @@ def _names(found: list[Failure]) -> str:
     return ", ".join(f"{failure.metric} of {failure.output}" for failure in found)
 
 
-def at_least(hits: int, count: int) -> float:
+def wilson_lower_bound(hits: int, count: int) -> float:
     """The share that `hits` of `count` proves with 95 % confidence: the lower bound of Wilson's interval, one-sided.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
@@ -236,4 +237,4 @@ def nearest_limit(measured: dict[str, Any], settings: Settings) -> tuple[str, st
     outputs = measured["outputs"]
     bounds = {name: limits(name, outputs[name], settings)["relative_l2"] for name in outputs}
     name = max(bounds, key=lambda name: outputs[name]["relative_l2"] / bounds[name])
-    return figure("relative_l2", outputs[name]["relative_l2"]), figure("relative_l2", bounds[name])
+    return format_metric("relative_l2", outputs[name]["relative_l2"]), format_metric("relative_l2", bounds[name])

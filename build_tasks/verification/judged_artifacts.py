@@ -11,7 +11,7 @@ from build_tasks.verification import gate
 TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tensorrt": "plan"}
 
 
-class Artifact(NamedTuple):
+class JudgedArtifact(NamedTuple):
     format: str
     precision: str
     file: str
@@ -22,19 +22,19 @@ class Artifact(NamedTuple):
         return TITLES[self.format] if exact else f"{self.precision} {TITLES[self.format]}"
 
 
-def judged_artifacts(model: Model) -> list[Artifact]:
+def judged_artifacts(model: Model) -> list[JudgedArtifact]:
     """What is judged in this model's chain, as far as it is or can be measured here."""
     precision = model.spec.engine.precision
     found = [
-        Artifact(model_format, model.precision(model_format), *model.files(model_format))
+        JudgedArtifact(model_format, model.precision(model_format), *model.files(model_format))
         for model_format in model.served_formats
         if model_format != "tensorrt"
     ]
     if model.graph_gated_separately:
-        found.append(Artifact("graph", precision, model.graph))
+        found.append(JudgedArtifact("graph", precision, model.graph))
     for plan, capability in model.plans.items() if "tensorrt" in model.spec.formats else ():
         if os.path.exists(measured_file(model, plan)) or not hardware.missing_requirements(capability):
-            found.append(Artifact("tensorrt", precision, plan))
+            found.append(JudgedArtifact("tensorrt", precision, plan))
     return found
 
 
@@ -42,7 +42,7 @@ def measured_file(model: Model, file: str) -> str:
     return model.artifact(f"{file}.measured.json")
 
 
-def judge(artifact: Artifact, measured: dict[str, Any], rule: Settings) -> dict[str, Any]:
+def judge(artifact: JudgedArtifact, measured: dict[str, Any], rule: Settings) -> dict[str, Any]:
     """One artifact's part of the summary: its figures by output, their limits, and the verdict."""
     refusal = gate.gate_error(measured, rule, advice="")
     doubt = gate.untestable_reason(measured, rule)
@@ -64,10 +64,14 @@ def judge(artifact: Artifact, measured: dict[str, Any], rule: Settings) -> dict[
 
 def _judge_output(name: str, output: dict[str, Any], rule: Settings) -> dict[str, Any]:
     limits = gate.limits(name, output, rule)
-    found = gate.values(output, gate.tie_tolerance(limits, output, rule))
+    found = gate.metric_values(output, gate.tie_tolerance(limits, output, rule))
     proven = {}
     for metric in ("top1", "top5"):
         if metric in found:
             hits = round(found[metric] * output["samples"])
-            proven[metric] = {"hits": hits, "of": output["samples"], "at_least": gate.at_least(hits, output["samples"])}
+            proven[metric] = {
+                "hits": hits,
+                "of": output["samples"],
+                "at_least": gate.wilson_lower_bound(hits, output["samples"]),
+            }
     return {**output, **found, "limits": limits, "agreement": proven}

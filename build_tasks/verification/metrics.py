@@ -17,7 +17,7 @@ Measured = dict[str, Any]
 Truth = dict[int, int]  # a sample's place -> the class that it shows
 
 
-def measure(
+def compare_outputs(
     found: "IterationResult",
     reference: "IterationResult",
     moved: "IterationResult",
@@ -133,16 +133,23 @@ def _classes(
     """
     import numpy as np
 
-    turned = []
+    changes = []
     for sample in np.flatnonzero(found[:, 0] != expected[:, 0]):
         classes = int(expected[sample, 0]), int(found[sample, 0])
-        turned.append([names[sample], *classes, lead(int(sample), *classes)])
-    lost = np.flatnonzero((found[:, :5] != expected[:, :1]).all(axis=1))
+        changes.append(
+            {
+                "sample": names[sample],
+                "reference_class": classes[0],
+                "artifact_class": classes[1],
+                "margin": lead(int(sample), *classes),
+            }
+        )
+    losses = np.flatnonzero((found[:, :5] != expected[:, :1]).all(axis=1))
     return {
         "samples": len(found),
         "classes": expected[:, 0].tolist(),
-        "turned": turned,
-        "lost": [names[sample] for sample in lost],
+        "top1_changes": changes,
+        "top5_losses": [names[sample] for sample in losses],
     }
 
 
@@ -175,7 +182,7 @@ def _truth(found: "np.ndarray", expected: "np.ndarray", width: int | None, truth
                 f"{width}, which begin with 0"
             )
     classes = np.array([truth[sample] for sample in samples])[:, None]
-    counts = {"labelled": len(samples)}
+    counts = {"labeled": len(samples)}
     for who, ranks in (("reference", expected), ("artifact", found)):
         hits = ranks[samples, :5] == classes
         counts |= {f"{who}_top1": int(hits[:, 0].sum()), f"{who}_top5": int(hits.any(axis=1).sum())}
@@ -192,7 +199,7 @@ def ranked(outputs: "np.ndarray") -> "np.ndarray":
     return indices
 
 
-def distinct(samples: "np.ndarray") -> int:
+def count_distinct(samples: "np.ndarray") -> int:
     """How many samples there are, not counting those that are the same to the bit."""
     return len({sample.tobytes() for sample in samples})
 
@@ -204,6 +211,6 @@ def key_figures(measured: dict[str, Any]) -> dict[str, Any]:
         return {"wrong": wrong[0]}
     figures: dict[str, Any] = {"error": max(output["relative_l2"] for output in outputs)}
     for output in outputs:
-        if "turned" in output:
-            figures.setdefault("top-1", f"{output['samples'] - len(output['turned'])} of {output['samples']}")
+        if "top1_changes" in output:
+            figures.setdefault("top-1", f"{output['samples'] - len(output['top1_changes'])} of {output['samples']}")
     return figures

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from polygraphy.comparator import IterationResult
 
 BATCH = 8
-Run = Callable[["np.ndarray"], "list[np.ndarray]"]
-Each = Callable[[Run, "list[np.ndarray]"], Iterable["list[np.ndarray]"]]  # the answers to batches, in order
+RunBatch = Callable[["np.ndarray"], "list[np.ndarray]"]
+Each = Callable[[RunBatch, "list[np.ndarray]"], Iterable["list[np.ndarray]"]]  # the answers to batches, in order
 
 
 class Reference:
@@ -33,7 +33,7 @@ class Reference:
 
     def measure(
         self,
-        run: Run,
+        run: RunBatch,
         smallest: int,
         largest: int,
         top_k: int | None,
@@ -48,13 +48,13 @@ class Reference:
         best = (OUTPUT.format(0), OUTPUT.format(1)) if top_k else None
         return {
             "samples": len(self.samples),
-            "distinct": metrics.distinct(self.samples),
-            "outputs": metrics.measure(found, self.answers, self.moved, self.names, truth, best),
+            "distinct": metrics.count_distinct(self.samples),
+            "outputs": metrics.compare_outputs(found, self.answers, self.moved, self.names, truth, best),
         }
 
 
 def run_in_batches(
-    run: Run, samples: "np.ndarray", smallest: int, largest: int, each: Each = map
+    run: RunBatch, samples: "np.ndarray", smallest: int, largest: int, each: Each = map
 ) -> "list[np.ndarray]":
     """The outputs for all samples, in batches that the artifact takes; too small a last one is filled with repeats."""
     import numpy as np

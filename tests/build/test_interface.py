@@ -120,7 +120,7 @@ def judged(found: list[Any], classes: list[list[int]]) -> dict[str, Any]:
     reference = {"OUTPUT__0": values, "OUTPUT__1": np.array([[0, 1], [2, 1], [3, 0], [1, 2], [0, 3], [2, 3]])}
     answer = {"OUTPUT__0": np.array(found), "OUTPUT__1": np.array(classes)}
     ours, theirs = IterationResult(answer), IterationResult(reference)
-    return metrics.measure(ours, theirs, theirs, names, best=("OUTPUT__0", "OUTPUT__1"))
+    return metrics.compare_outputs(ours, theirs, theirs, names, best=("OUTPUT__0", "OUTPUT__1"))
 
 
 def test_best_classes_are_judged_by_the_values_that_they_have(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ def test_a_sample_that_changes_its_class_comes_first(built: Project) -> None:
     measured = json.loads(path.read_text())
     output = measured["outputs"]["OUTPUT__0"]
     assert len(output["classes"]) == output["samples"] == 7
-    output["turned"] = [["rocket.jpg", output["classes"][6], 3, 0.25]]
+    change = {"sample": "rocket.jpg", "reference_class": output["classes"][6], "artifact_class": 3, "margin": 0.25}
+    output["top1_changes"] = [change]
     path.write_text(json.dumps(measured))
     page = reported(built)
     assert "1 of 7 samples change their class" in page.text

@@ -120,7 +120,7 @@ def test_clients_send_and_get_fp32_and_all_else_is_short(
 ) -> None:
     project, _ = built
     module = loaded(project, f"{name}/model.{precision}.pt")
-    answer = torchscript_graph.rounding(module, torch.randn(2, 3, 64, 64))
+    answer = torchscript_graph.run_with_gpu_rounding(module, torch.randn(2, 3, 64, 64))
     assert (answer.dtype, answer.shape) == (torch.float32, (2, 1000))
     assert list(module.parameters()) == [], "frozen: its weights are constants"
     assert {value.dtype for value in constants(module) if value.is_floating_point()} == {dtype}
@@ -155,7 +155,7 @@ def test_filters_lie_in_the_memory_format(built: tuple[Project, Any], path: str,
 def test_bytes_are_normalised_inside_and_classes_stay_numbers(built: tuple[Project, Any]) -> None:
     project, _ = built
     batch = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
-    scores, classes = torchscript_graph.rounding(loaded(project, "from_bytes/model.fp16.pt"), batch)
+    scores, classes = torchscript_graph.run_with_gpu_rounding(loaded(project, "from_bytes/model.fp16.pt"), batch)
     expected, _ = loaded(project, "from_bytes/model.pt")(batch)
     assert (scores.dtype, classes.dtype) == (torch.float32, torch.int64)
     torch.testing.assert_close(scores, expected, rtol=1e-2, atol=0)
@@ -168,7 +168,7 @@ def test_rounding_is_what_the_cpu_itself_does_but_for_the_order_of_sums(built: t
     module = loaded(project, "on_gpu/model.fp16.pt")
     with torch.inference_mode():
         exact, native = loaded(project, "on_gpu/model.pt")(batch), module(batch)
-    rounded = torchscript_graph.rounding(module, batch)
+    rounded = torchscript_graph.run_with_gpu_rounding(module, batch)
 
     def off(found: torch.Tensor, expected: torch.Tensor) -> float:
         return float((found - expected).norm() / expected.norm())
@@ -180,7 +180,7 @@ def test_rounding_is_what_the_cpu_itself_does_but_for_the_order_of_sums(built: t
 def test_open_sizes_stay_open(built: tuple[Project, Any]) -> None:
     module = loaded(built[0], "open/model.bf16.pt")
     for size in ((64, 64), (96, 64)):
-        assert torchscript_graph.rounding(module, torch.randn(2, 3, *size)).shape == (2, 1000)
+        assert torchscript_graph.run_with_gpu_rounding(module, torch.randn(2, 3, *size)).shape == (2, 1000)
 
 
 def test_triton_finds_it_under_its_own_name(built: tuple[Project, Any]) -> None:
@@ -238,7 +238,10 @@ def test_types_that_the_network_asks_for_are_cast_too(project: Project) -> None:
     project.built("cast:several")
     module = loaded(project, "several/model.fp16.pt")
     batch = torch.randn(2, 3, 16, 16)
-    answers, expected = torchscript_graph.rounding(module, batch), loaded(project, "several/model.pt")(batch)
+    answers, expected = (
+        torchscript_graph.run_with_gpu_rounding(module, batch),
+        loaded(project, "several/model.pt")(batch),
+    )
     assert [answer.dtype for answer in answers] == [torch.float32, torch.int64, torch.float64]
     for found, exact in zip(answers[::2], expected[::2], strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)

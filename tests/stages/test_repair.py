@@ -99,7 +99,7 @@ def test_layers_tell_the_error_after_each_node(refused: tuple[Project, Run]) -> 
     measured = json.loads((project / "build/sound/model.fp16.onnx.measured.json").read_text())
     assert last["error"] == pytest.approx(measured["outputs"]["OUTPUT__0"]["relative_l2"], rel=0.5), "of four samples"
     broken = json.loads((project / "build/planted/model.fp16.onnx.layers.json").read_text())
-    jump = next(layer for layer in broken["layers"] if layer["node"] == broken["first jump"])
+    jump = next(layer for layer in broken["layers"] if layer["node"] == broken["first_jump"])
     assert (jump["error"], jump["operator"]) == (None, "MatMul")
     assert jump["before"] < 0.01
     assert jump["largest"] > 65504, "it is where fp16 ends"

@@ -40,7 +40,7 @@ def measured(
         for name, output in expected.items()
     }
     count = len(next(iter(expected.values())))
-    outputs = metrics.measure(
+    outputs = metrics.compare_outputs(
         IterationResult(found),
         IterationResult(expected),
         IterationResult(moved),
@@ -252,7 +252,7 @@ def test_with_every_class_known_it_is_accuracy_that_counts() -> None:
     found[:40] = np.roll(found[:40], 1, axis=1)  # another class, and the right one
     figures = measured(found, expected, truth=truth)
     counts = figures["outputs"]["scores"]["truth"]
-    assert (counts["labelled"], counts["reference_top1"], counts["artifact_top1"]) == (200, 150, 190)
+    assert (counts["labeled"], counts["reference_top1"], counts["artifact_top1"]) == (200, 150, 190)
     lax = {"relative_l2": 0.99}
     assert refused(figures, "int8", lax) == "", "40 classes turned, all for the better"
     partly = measured(found, expected, truth={index: truth[index] for index in range(199)})
@@ -285,18 +285,18 @@ def test_a_class_is_its_label_or_else_its_index(tmp_path: Path) -> None:
     from build_tasks.verification import accuracy_samples
 
     names, labels = ["1/a.jpg", "2/b.jpg"], ["3", "1", "2"]
-    assert accuracy_samples.truth(accuracy_samples.FOLDERS, names, labels) == {0: 1, 1: 2}
-    assert accuracy_samples.truth(accuracy_samples.FOLDERS, names, None) == {0: 1, 1: 2}
+    assert accuracy_samples.read_truth(accuracy_samples.FOLDERS, names, labels) == {0: 1, 1: 2}
+    assert accuracy_samples.read_truth(accuracy_samples.FOLDERS, names, None) == {0: 1, 1: 2}
     file = tmp_path / "truth.csv"
     file.write_bytes(b"\xef\xbb\xbf1/a.jpg,0\r\n2/b.jpg,1\r\n")  # as spreadsheets write it
-    assert accuracy_samples.truth(str(file), names, labels) == {0: 0, 1: 1}
+    assert accuracy_samples.read_truth(str(file), names, labels) == {0: 0, 1: 1}
     file.write_text("1/a.jpg,0\n1/a.jpg,1\n")
     with pytest.raises(UserError, match=r"line 2: '1/a\.jpg' shows another class in a line before"):
-        accuracy_samples.truth(str(file), names, None)
+        accuracy_samples.read_truth(str(file), names, None)
     with pytest.raises(UserError, match="cannot be read as lines"):
-        accuracy_samples.truth(str(tmp_path), names, None)
+        accuracy_samples.read_truth(str(tmp_path), names, None)
     with pytest.raises(UserError, match=r"no sample stands in a folder of its class; a\.jpg does not, say"):
-        accuracy_samples.truth(accuracy_samples.FOLDERS, ["a.jpg"], None)
+        accuracy_samples.read_truth(accuracy_samples.FOLDERS, ["a.jpg"], None)
 
 
 # Where the samples prove nothing.
@@ -320,7 +320,7 @@ def test_what_cannot_be_tested_is_said() -> None:
 
 
 def test_samples_that_are_the_same_count_once() -> None:
-    assert metrics.distinct(np.stack([SCORES[0], SCORES[1], SCORES[0]])) == 2
+    assert metrics.count_distinct(np.stack([SCORES[0], SCORES[1], SCORES[0]])) == 2
 
 
 def test_of_random_weights_reduced_precision_is_only_told() -> None:
@@ -331,9 +331,9 @@ def test_of_random_weights_reduced_precision_is_only_told() -> None:
 
 
 def test_a_few_samples_prove_little() -> None:
-    assert gate.at_least(7, 7) == pytest.approx(0.721, abs=1e-3)
-    assert gate.at_least(1000, 1000) > 0.997
-    assert gate.at_least(950, 1000) == pytest.approx(0.937, abs=2e-3)
+    assert gate.wilson_lower_bound(7, 7) == pytest.approx(0.721, abs=1e-3)
+    assert gate.wilson_lower_bound(1000, 1000) > 0.997
+    assert gate.wilson_lower_bound(950, 1000) == pytest.approx(0.937, abs=2e-3)
 
 
 # Through doit.
@@ -419,7 +419,7 @@ def test_the_folder_of_a_picture_may_be_its_class(project: Project) -> None:
     project.built()
     run = project.built("summary:net")
     truth = json.loads((project / "build/net/model.onnx.measured.json").read_text())["outputs"]["OUTPUT__0"]["truth"]
-    assert truth["labelled"] == 6
+    assert truth["labeled"] == 6
     assert truth["reference_top1"] == truth["artifact_top1"]
     assert "PyTorch fp32" in run.out
     assert "top-1 accuracy" in run.out
