@@ -1,18 +1,19 @@
-"""What publishing a large artifact costs: bytes read and written, over those of the artifact, and time over `cp`.
+"""What publishing a large artifact costs: bytes read and written over its size, and time over that of `cp`.
 
-A model of mostly weights is built by the real stages up to where it is published. Then:
+The real stages build a model that is mostly weights, up to the step before publishing. Then these are measured:
 
 publish        `doit publish:large` with model_repository/ beside build/, and on another file system   goal: reads 0, 1
                bytes and time over those of `cp model.pt` to the same place
-a new config   the same after an edit of [triton]; on one file system the artifact is linked again     goal: reads 0
-touched        the next `doit`, and the one after that, when model.pt was touched                      goal: reads 1, 0
+a new config   the same after an edit of [triton]. On one file system the artifact is linked again     goal: reads 0
+touched        the next `doit` after model.pt was touched, and the one after that                      goal: reads 1, 0
 
-Bytes are those of system calls (/proc/self/io: rchar and wchar, with all children that ended), so they count what the
-page cache answers, too; what a plain `doit` with nothing to do reads, Python's own files above all, is taken off.
-`cp` on one file system is kept from cloning. A `sync` before each lets both sides begin alike; doit's time holds its
-start and its fsync, that of `cp` neither.
+Bytes are counted at system calls (rchar and wchar in /proc/self/io, with all children that have ended), so they include
+what the page cache answers. What a plain `doit` with nothing to do reads, above all Python's own files, is subtracted.
+On one file system `cp` is kept from cloning the file. A `sync` before each command gives all the same start. The time
+of doit includes its start and its fsync, the time of `cp` includes neither.
 
-The figures are shown, never judged. What ends with an error is a build that fails, or bytes that differ.
+The figures are printed, whatever they are. The benchmark ends with an error if a build fails, or if a published file
+differs from its artifact.
 
     python benchmarks/publishing.py [--short] [--gigabytes N] [--elsewhere FOLDER]
 """
@@ -26,8 +27,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from overhead import DOIT, copy_of_project
+from checkouts import DOIT, ROOT, Checkout, copy_project
 
 NAME = "large"
 SPEC = """\
@@ -59,7 +61,7 @@ class Network(nn.Module):
 
     def forward(self, x):
         features = x.mean(dim=(2, 3))
-        row = (features.sum(dim=1) > -1e9).long()  # always the same, which no tracer knows
+        row = (features.sum(dim=1) > -1e9).long()  # always row 1, but a tracer cannot know that
         return features.sum(dim=1, keepdim=True) * self.table[row][:, :8]
 
 
@@ -70,26 +72,47 @@ ARTIFACT = f"build/{NAME}/model.pt"
 PUBLISHED = f"model_repository/{NAME}/1/model.pt"
 
 
+class Cost(NamedTuple):
+    """What a command costs.
+
+    Attributes:
+        bytes_read: By system calls.
+        bytes_written: By system calls.
+        seconds: By the wall clock.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What publishing a large artifact costs, over cp.")
-    parser.add_argument("--short", action="store_true", help="64 MB")
+    parser.add_argument("--short", action="store_true", help="an artifact of 64 MB")
     parser.add_argument("--gigabytes", type=float, default=2, metavar="N", help="size of the artifact (2)")
     parser.add_argument(
-        "--elsewhere", type=Path, default=Path("/dev/shm"), metavar="FOLDER", help="on another file system (/dev/shm)"
+        "--elsewhere",
+        dest="other_disk",
+        type=Path,
+        default=Path("/dev/shm"),
+        metavar="FOLDER",
+        help="a folder on another file system (/dev/shm)",
     )
     arguments = parser.parse_args()
     rows = round((0.064 if arguments.short else arguments.gigabytes) * 1e9 / ROW)
     with (
-        tempfile.TemporaryDirectory(prefix="publishing-") as here,
-        tempfile.TemporaryDirectory(prefix="publishing-", dir=arguments.elsewhere) as elsewhere,
+        tempfile.TemporaryDirectory(prefix="publishing-") as folder,
+        tempfile.TemporaryDirectory(prefix="publishing-", dir=arguments.other_disk) as other_disk,
     ):
-        if os.stat(here).st_dev == os.stat(elsewhere).st_dev:
-            sys.exit(f"{elsewhere} is on the file system of {here}: name another with --elsewhere")
-        os.chdir(copy_of_project(Path(here) / "project", parts=("build_tasks",)))
-        compare(rows, Path(elsewhere))
+        if os.stat(folder).st_dev == os.stat(other_disk).st_dev:
+            sys.exit(f"{other_disk} is on the same file system as {folder}: name another one with --elsewhere")
+        checkout = Checkout("this checkout", ROOT, DOIT)
+        os.chdir(copy_project(checkout, Path(folder) / "project", parts=("build_tasks",)))
+        measure(rows, Path(other_disk))
 
 
-def compare(rows: int, elsewhere: Path) -> None:
+def measure(rows: int, other_disk: Path) -> None:
+    """Build the model, and print a line for each command."""
     folder = Path(f"models/{NAME}")
     folder.mkdir(parents=True)
     (folder / "model.toml").write_text(SPEC.format(rows=rows), encoding="utf-8")
@@ -97,58 +120,58 @@ def compare(rows: int, elsewhere: Path) -> None:
     print(f"building {NAME}, {rows * ROW / 1e9:.2f} GB …", flush=True)
     run(DOIT, f"accuracy:{NAME}", f"config:{NAME}")
     size = os.path.getsize(ARTIFACT)
-    idle = run(DOIT, f"accuracy:{NAME}", f"config:{NAME}")
+    no_op = run(DOIT, f"accuracy:{NAME}", f"config:{NAME}")
 
-    def row(what: str, cost: "Cost", copy: "Cost | None" = None) -> None:
-        read, written = ((a - b) / size for a, b in zip(cost[:2], idle[:2], strict=True))
-        time = f"{cost[2]:8.2f} s" + (f" {copy[2]:8.2f} s {cost[2] / copy[2]:7.2f}" if copy else "")
-        print(f"{what:<46} {read:6.2f} {written:8.2f} {time}", flush=True)
+    def print_row(title: str, cost: Cost, copy: Cost | None = None) -> None:
+        read = (cost.bytes_read - no_op.bytes_read) / size
+        written = (cost.bytes_written - no_op.bytes_written) / size
+        line = f"{title:<46} {read:6.2f} {written:8.2f} {cost.seconds:8.2f} s"
+        print(line + (f" {copy.seconds:8.2f} s {cost.seconds / copy.seconds:7.2f}" if copy else ""), flush=True)
 
-    def publish(what: str, beside: Path) -> None:
-        copy = run("cp", "--reflink=never", ARTIFACT, str(beside / "copy"))
-        (beside / "copy").unlink()
-        cost = run(DOIT, f"publish:{NAME}")
-        row(what, cost, copy)
+    def publish(title: str, target: Path) -> None:
+        copy = run("cp", "--reflink=never", ARTIFACT, str(target / "copy"))
+        (target / "copy").unlink()
+        print_row(title, run(DOIT, f"publish:{NAME}"), copy)
         if not filecmp.cmp(ARTIFACT, PUBLISHED, shallow=False):
-            sys.exit(f"{PUBLISHED} is not {ARTIFACT}")
+            sys.exit(f"{PUBLISHED} differs from {ARTIFACT}")
 
-    def edit(count: int) -> None:
+    def edit_config(count: int) -> None:
         (folder / "model.toml").write_text(
             f"{SPEC.format(rows=rows)}[triton]\ninstance_group = [{{ count = {count} }}]\n"
         )
 
     print(f"{'bytes over those of model.pt':<46} {'read':>6} {'written':>8} {'time':>10} {'cp':>10} {'ratio':>7}")
     publish("published on one file system", Path())
-    row("… then nothing to do", run(DOIT, f"publish:{NAME}"))
-    edit(2)
+    print_row("… then nothing to do", run(DOIT, f"publish:{NAME}"))
+    edit_config(2)
     publish("another config", Path())
-    row("… then nothing to do", run(DOIT, f"publish:{NAME}"))
+    print_row("… then nothing to do", run(DOIT, f"publish:{NAME}"))
     shutil.rmtree("model_repository")
-    os.symlink(elsewhere, "model_repository")
-    row("model_repository/ removed by hand: one reading", run(DOIT, f"accuracy:{NAME}", f"config:{NAME}"))
-    publish("published on another file system", elsewhere)
-    row("… then nothing to do", run(DOIT, f"publish:{NAME}"))
+    os.symlink(other_disk, "model_repository")
+    print_row("model_repository/ removed by hand: read once", run(DOIT, f"accuracy:{NAME}", f"config:{NAME}"))
+    publish("published on another file system", other_disk)
+    print_row("… then nothing to do", run(DOIT, f"publish:{NAME}"))
     os.utime(ARTIFACT)
-    row("model.pt touched, the next doit", run(DOIT, f"publish:{NAME}"))
-    row("… and the one after that", run(DOIT, f"publish:{NAME}"))
-
-
-Cost = tuple[int, int, float]  # bytes read, bytes written, seconds
+    print_row("model.pt touched, the next doit", run(DOIT, f"publish:{NAME}"))
+    print_row("… and the one after that", run(DOIT, f"publish:{NAME}"))
 
 
 def run(*command: str) -> Cost:
-    """What a command costs. One that fails ends the benchmark."""
+    """What a command costs. A command that fails ends the benchmark."""
     subprocess.run(["sync"], check=True)
-    before, started = counters(), time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    seconds, after = time.perf_counter() - started, counters()
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stdout}")
-    return after["rchar"] - before["rchar"], after["wchar"] - before["wchar"], seconds
+    before, started = read_counters(), time.perf_counter()
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    seconds, after = time.perf_counter() - started, read_counters()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}:\n{process.stdout}")
+    return Cost(after["rchar"] - before["rchar"], after["wchar"] - before["wchar"], seconds)
 
 
-def counters() -> dict[str, int]:
-    """Of this process and of its children that ended, and theirs. Source: man 5 proc_pid_io."""
+def read_counters() -> dict[str, int]:
+    """Bytes by system calls of this process and of all its descendants that have ended.
+
+    Source: man 5 proc_pid_io.
+    """
     lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
