@@ -244,6 +244,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ), []),
     ("recipe of config", append("build_tasks/stages/config.py"), [*CONFIG, "config:other"]),
     ("recipe of client", append("build_tasks/stages/client.py"), [*CLIENT, "client:other"]),
+    ("template of clients", append("build_tasks/stages/templates/client.py.j2"), [*CLIENT, "client:other"]),
     ("recipe of publish", append("build_tasks/stages/publish.py"), [*PUBLISH, "publish:other"]),
     ("a rule that no artifact depends on", append("build_tasks/doit_plugin/reporter.py"), []),
     # tools
