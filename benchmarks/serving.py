@@ -93,7 +93,7 @@ def measure_model(name: str, batches: list[int], device: str, arguments: argpars
     with tempfile.TemporaryDirectory() as folder:
         plain, ours = save_traces(network, shape, Path(folder))
         sides: dict[str, Run] = {"plain": torch.jit.load(plain, device), "ours": torch.jit.load(ours, device)}
-        if device == "cpu":  # whose fp16 in PyTorch is only good for checks
+        if device == "cpu":  # where PyTorch's fp16 rounds otherwise
             sides["ours"] = functools.partial(torchscript_graph.run_with_gpu_rounding, sides["ours"])
         compiled = None if arguments.no_compile else compile_half(network, device)
         network.to(device)
