@@ -157,7 +157,7 @@ def _value(field: Any, definitions: dict[str, Schema]) -> Schema:
     }
     if field.cpp_type in plain:
         return {"type": plain[field.cpp_type]}
-    lowest, highest = model_config.bounds(field)
+    lowest, highest = model_config.integer_bounds(field)
     return {"type": "integer", "minimum": lowest, "maximum": highest}
 
 

@@ -14,7 +14,6 @@ from build_tasks.paths import MODELS
 from build_tasks.spec.model import (
     NATIVE_PRECISIONS,
     QUANTIZED_PRECISIONS,
-    TRITON_KEYS,
     Architecture,
     Input,
     Model,
@@ -221,8 +220,8 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[tuple[str, 
     spec, triton = model.spec, model.spec.triton
     if not isinstance(model.triton("release"), str) or not re.fullmatch(RELEASE, model.release):
         yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(triton["release"])
-    elif "onnx" in spec.formats and (reads := releases.onnx(model.release)) and spec.onnx.opset > reads.opset:
-        newer = releases.oldest_with(spec.onnx.opset)
+    elif "onnx" in spec.formats and (reads := releases.onnx_support(model.release)) and spec.onnx.opset > reads.opset:
+        newer = releases.oldest_release_for(spec.onnx.opset)
         hint = f", or triton.release = {newer!r} or newer" if newer else ""
         yield "onnx.opset", f"at most {reads.opset}, which Triton {model.release} reads{hint}", repr(spec.onnx.opset)
     if (device := model.triton("device")) not in DEVICES:
@@ -252,10 +251,10 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[tuple[str, 
     elif spec.ensemble is not None and spec.input.shape is not None and spec.input.shape[0] != 3:
         yield "ensemble", "nothing, since pictures have 3 channels", f"input.shape = {spec.input.shape}"
     # A batch that holds for one run is no contradiction to what [triton] says for all others.
-    if any(key not in TRITON_KEYS for key in triton) and not overrides:
+    if model.config_fields and not overrides:
         from build_tasks.triton import model_config_checks  # Triton's protobuf, for those who set fields of it
 
-        for key, expected, found in model_config_checks.mistakes(model):
+        for key, expected, found in model_config_checks.mistakes(model.serving_facts):
             yield f"triton.{key}".rstrip("."), expected, found
 
 

@@ -5,12 +5,15 @@ The spec is data: reading it executes nothing of the model and imports nothing h
 
 import os
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field, to_builtins
 
 from build_tasks.paths import BUILD, MODELS
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
+
+if TYPE_CHECKING:
+    from build_tasks.triton.serving_facts import ServingFacts
 
 ENGINES = ("tensorrt", "rtx")  # formats that are compiled; an engine of TensorRT-RTX is no model of Triton's
 
@@ -330,6 +333,33 @@ class Model(Struct, frozen=True):
     def triton(self, key: str) -> Any:
         """One of TRITON_KEYS."""
         return self.spec.triton.get(key, TRITON_KEYS[key])
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """[triton] without TRITON_KEYS: fields of Triton's ModelConfig, and a table of fields by format."""
+        return {key: value for key, value in self.spec.triton.items() if key not in TRITON_KEYS}
+
+    @property
+    def serving_facts(self) -> "ServingFacts":
+        """What the checks of a ModelConfig need to know of this model."""
+        from build_tasks.triton.serving_facts import ServingFacts
+
+        model_formats = (*self.served_formats, *self.ensemble_parts)
+        return ServingFacts(
+            config_fields=self.config_fields,
+            model_formats=model_formats,
+            device=self.triton("device"),
+            keep_versions=self.triton("keep_versions"),
+            max_batch_size=self.spec.max_batch_size,
+            largest_batches={model_format: self.largest_batch(model_format) for model_format in model_formats},
+            profile=self.spec.profile,
+            warm_up_folder=self.warm_up_folder,
+        )
+
+    @property
+    def warm_up_folder(self) -> str:
+        """The folder of the files that `model_warmup` of [triton] names."""
+        return self.source("warmup")
 
     @property
     def release(self) -> str:

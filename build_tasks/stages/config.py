@@ -6,13 +6,22 @@ ModelConfig may be set in the spec (see modelconfig.py), and has defaults here t
 
 from typing import Any
 
+import msgspec
+
 from build_tasks.errors import UserError
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
 from build_tasks.spec.model import Model
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton import releases
-from build_tasks.triton.derived_config import common_signature, derive, spec_fields, to_text
+from build_tasks.triton.derived_config import (
+    ConfigSettings,
+    InputLayout,
+    common_signature,
+    derive,
+    spec_fields,
+    to_text,
+)
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line
 
@@ -26,17 +35,19 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
         build=build,
         inputs={**{file: model.artifact(f"{file}.signature.json") for file in files}, **labels},
         outputs={"config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")},
-        settings={
-            **settings_of(model, model_format),
-            "input": {"format": model.spec.input.format, "shape": model.spec.input.shape},
-            "files": files,
-            "capabilities": [model.plans.get(file) for file in files],
-            "ranked": model.spec.output.top_k is not None,
-        },
+        settings=settings_of(
+            model,
+            model_format,
+            files=files,
+            capabilities=[model.plans.get(file) for file in files],
+            input=InputLayout(model.spec.input.format, model.spec.input.shape),
+            ranked=model.spec.output.top_k is not None,
+        ),
         tools=("tritonclient",),
         code=source_files(
             "stages.config",
             "verification.tolerance",
+            "triton.derived_config",
             "triton.model_config",
             "triton.model_config_checks",
             "triton.optimization_checks",
@@ -48,42 +59,46 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
     return stage.task(doc=f"config.pbtxt of {model.triton_name(model_format)}")
 
 
-def settings_of(model: Model, model_format: str) -> Settings:
-    """What decides a config.pbtxt besides the artifact."""
-    return {
-        "name": model.triton_name(model_format),
-        "format": model_format,
-        "max_batch_size": model.largest_batch(model_format),
-        "triton": triton_config.fields(model, model_format),
-        **{key: model.triton(key) for key in ("release", "device", "keep_versions")},
+def settings_of(model: Model, model_format: str, **more: Any) -> Settings:
+    """Return the settings of a config, as plain data. more: fields of ConfigSettings."""
+    settings = ConfigSettings(
+        name=model.triton_name(model_format),
+        model_format=model_format,
+        spec=model.file,
+        triton=triton_config.fields_of_format(model.config_fields, model_format),
+        release=model.release,
+        device=model.triton("device"),
+        keep_versions=model.triton("keep_versions"),
+        max_batch_size=model.largest_batch(model_format),
         # On a GPU the first requests of every batch size are slow (docs/how-to/torchscript-on-gpu.md).
-        "warm_up": model.triton("warm_up")
-        if (model_format, model.triton("device")) == ("torchscript", "gpu")
-        else None,
-        "spec": model.file,
-    }
+        warm_up=model.triton("warm_up") if (model_format, model.triton("device")) == ("torchscript", "gpu") else None,
+        **more,
+    )
+    plain: Settings = msgspec.to_builtins(settings)
+    return plain
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    signature = common_signature([inputs[name] for name in settings["files"]], settings)
+    options = msgspec.convert(settings, ConfigSettings)
+    signature = common_signature([inputs[name] for name in options.files], options)
     classes = None
     if "labels" in inputs:
         with open(inputs["labels"], encoding="utf-8") as file:
             classes = len(file.readlines())
-    config = derive(signature, classes, settings)
-    write(config, [inputs[name] for name in settings["files"]], outputs["config"], settings)
+    config = derive(signature, classes, options)
+    write(config, [inputs[name] for name in options.files], outputs["config"], options)
     notes = {"max_batch_size": config.max_batch_size}
-    if warning := releases.warning(settings["release"], settings["format"], signature):
+    if warning := releases.load_warning(options.release, options.model_format, signature):
         notes["release"] = warning
     if (smallest := signature["smallest_batch"]) > 1:
         notes["smallest batch"] = f"{smallest}, below which a request fails (engine.min_batch_size)"
     return notes
 
 
-def write(config: Any, sources: list[str], path: str, settings: Settings) -> None:
+def write(config: Any, sources: list[str], path: str, options: ConfigSettings) -> None:
     """config.pbtxt, whose first line tells what it was derived from."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f"{header_line(config.name, [digest(source) for source in sources])} from {settings['spec']}\n")
+        file.write(f"{header_line(config.name, [digest(source) for source in sources])} from {options.spec}\n")
         file.write(to_text(config))
 
 
@@ -101,9 +116,9 @@ def ensemble_task(model: Model, files: list[str]) -> dict[str, Any]:
             "second": model.artifact(f"{TRITON_MODELS[of].file}.config.pbtxt"),
         },
         outputs={"config": model.artifact(f"{TRITON_MODELS['ensemble'].file}.config.pbtxt")},
-        settings={**settings_of(model, "ensemble"), "files": files},
+        settings=settings_of(model, "ensemble", files=files),
         tools=("tritonclient",),
-        code=source_files("stages.config", "triton.model_config", "runtime.digests"),
+        code=source_files("stages.config", "triton.derived_config", "triton.model_config", "runtime.digests"),
         in_process=True,
     )
     return stage.task(doc=f"config.pbtxt of {model.triton_name('ensemble')}")
@@ -112,19 +127,20 @@ def ensemble_task(model: Model, files: list[str]) -> dict[str, Any]:
 def build_ensemble(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from google.protobuf import text_format
 
-    first, second = triton_config.message({}), triton_config.message({})
+    options = msgspec.convert(settings, ConfigSettings)
+    first, second = triton_config.to_message({}), triton_config.to_message({})
     for path, parsed in ((inputs["first"], first), (inputs["second"], second)):
         with open(path, encoding="utf-8") as file:
             text_format.Parse(file.read(), parsed)
-    whole = triton_config.message({"name": settings["name"], "platform": TRITON_MODELS["ensemble"].platform})
+    whole = triton_config.to_message({"name": options.name, "platform": TRITON_MODELS["ensemble"].platform})
     for ours, theirs in zip(first.output, second.input, strict=True):
         open_or_same = all(a == b or b == -1 for a, b in zip(ours.dims, theirs.dims, strict=False))
         if ours.data_type != theirs.data_type or len(ours.dims) != len(theirs.dims) or not open_or_same:
             raise UserError(
-                f"{settings['spec']}: ensemble: {second.name} takes {list(theirs.dims)} of another type or size than "
+                f"{options.spec}: ensemble: {second.name} takes {list(theirs.dims)} of another type or size than "
                 f"pictures are prepared as, {list(ours.dims)}"
             )
-    whole.max_batch_size = min(settings["max_batch_size"], first.max_batch_size, second.max_batch_size)
+    whole.max_batch_size = min(options.max_batch_size, first.max_batch_size, second.max_batch_size)
     whole.input.extend(first.input)
     whole.output.extend(second.output)
     for part in (first, second):
@@ -133,6 +149,6 @@ def build_ensemble(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         for tensors, names in ((part.input, step.input_map), (part.output, step.output_map)):
             for tensor in tensors:
                 names[tensor.name] = tensor.name
-    whole.MergeFrom(triton_config.message(spec_fields({**settings, "format": "ensemble"})))
-    write(whole, [inputs[name] for name in settings["files"]], outputs["config"], settings)
+    whole.MergeFrom(triton_config.to_message(spec_fields(options)))
+    write(whole, [inputs[name] for name in options.files], outputs["config"], options)
     return {"max_batch_size": whole.max_batch_size, "steps": f"{first.name}, {second.name}"}

@@ -45,8 +45,9 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
     of = model_format if model_format in FORMATS else model.spec.ensemble
     assert of is not None
     kept = 1 if model_format == "ensemble" else model.triton("keep_versions")  # its steps are what has versions
-    policy = model_config.fields(model, model_format).get("version_policy", {})
-    warm_up = model_config.warm_up_files(model, model_format)
+    fields = model_config.fields_of_format(model.config_fields, model_format)
+    policy = fields.get("version_policy", {})
+    warm_up = model_config.warm_up_files(fields)
     stage = Stage(
         name=f"publish:{name}",
         model=model,
@@ -62,7 +63,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
                 if model.spec.labels and model_format != "preprocess"
                 else {}
             ),
-            **{f"warmup/{file}": model_config.warm_up_file(model, file) for file in warm_up},
+            **{f"warmup/{file}": f"{model.warm_up_folder}/{file}" for file in warm_up},
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
         settings={
@@ -182,7 +183,7 @@ def reusable_versions(settings: Settings, new: dict[str, Any]) -> tuple[dict[int
     for number in sorted(numbers):
         known = read_provenance(f"{folder}/{number}")
         same = known.get("tensors") == new["tensors"] and known.get("files") == contents(f"{folder}/{number}")
-        if same and not (known["needs"] and releases.refusal(settings["release"], "onnx", known["needs"])):
+        if same and not (known["needs"] and releases.load_error(settings["release"], "onnx", known["needs"])):
             kept[number] = known
         else:
             gone.append(number)

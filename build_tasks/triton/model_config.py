@@ -1,11 +1,11 @@
-"""[triton] of the spec: the fields of Triton's ModelConfig for each model that is served, by the protobuf it reads.
+"""Fields of Triton's ModelConfig that a spec sets in [triton], checked against the protobuf that Triton reads.
 
-    [triton]                    # of all formats
+    [triton]                    # for all formats
     instance_group = [{ count = 2 }]
-    [triton.onnx]               # of one of them, in the place of the same field above
+    [triton.onnx]               # for one format; replaces the same field of [triton]
     optimization = { graph = { level = 1 } }
 
-What may stand together is in contradictions.py.
+model_config_checks.py checks which fields may be used together.
 """
 
 import functools
@@ -13,25 +13,28 @@ from collections.abc import Iterator
 from typing import Any
 
 from build_tasks.errors import with_suggestion
-from build_tasks.spec.model import TRITON_KEYS, Model
-from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS
+from build_tasks.triton.platforms import ENSEMBLE_MODELS, TRITON_MODELS
 
 Mistake = tuple[str, str, str]  # key below triton, what was expected, what was found
 
-SCHEDULERS = {"dynamic_batching", "sequence_batching"}  # Triton takes one of them
+SCHEDULERS = {"dynamic_batching", "sequence_batching"}  # Triton accepts one of them
 
-# What follows from the artifact, or from other keys of the spec.
+# Fields that follow from the artifact or from other keys of the spec, with a hint on the key.
 DERIVED = {
     "name": "", "platform": "", "backend": "", "input": "", "output": "", "default_model_filename": "",
     "max_batch_size": " (the key max_batch_size stands above the tables, or in the table of one format)",
-    "cc_model_filenames": " (of engine.compute_capabilities)",
-    "ensemble_scheduling": " (of the key ensemble)",
+    "cc_model_filenames": " (use engine.compute_capabilities)",
+    "ensemble_scheduling": " (use the key ensemble)",
 }  # fmt: skip
 
 
 @functools.cache
 def protobuf() -> Any:
-    """The module of Triton's protobuf, without the package around it, which imports gRPC."""
+    """Return Triton's protobuf module. It is loaded without its package, which would import gRPC.
+
+    Raises:
+        ModuleNotFoundError: If tritonclient is not installed.
+    """
     import importlib.util
 
     package = importlib.util.find_spec("tritonclient")
@@ -48,48 +51,55 @@ def protobuf() -> Any:
 
 
 def enum(name: str, value: str) -> int:
-    """The number of a value of one of ModelConfig's enums, "ModelInput.Format"."""
+    """Return the number of a value of an enum of ModelConfig, which is named like "ModelInput.Format"."""
     return int(functools.reduce(getattr, name.split("."), protobuf()).Value(value))
 
 
-def fields(model: Model, model_format: str) -> dict[str, Any]:
-    """The fields that the spec sets for one model of Triton's; those of [triton] itself are not an ensemble's.
+def fields_of_format(config_fields: dict[str, Any], model_format: str) -> dict[str, Any]:
+    """Return the fields that the spec sets for one Triton model.
 
-    A scheduler of its own takes the place of any.
+    The fields of [triton] itself do not apply to the parts of an ensemble. A scheduler in the format's own table
+    replaces any scheduler of [triton].
+
+    Args:
+        config_fields: Fields, and tables of fields by format, as in ServingFacts.
+        model_format: A key of TRITON_MODELS.
     """
-    given = model.spec.triton
-    apart = {
-        *TRITON_KEYS,
-        *FORMATS,
-        *ENSEMBLE_MODELS,
-        *(SCHEDULERS if SCHEDULERS & given.get(model_format, {}).keys() else ()),
+    own = config_fields.get(model_format, {})
+    if model_format in ENSEMBLE_MODELS:
+        return dict(own)
+    replaced = SCHEDULERS if SCHEDULERS & own.keys() else set()
+    common = {
+        field: value for field, value in config_fields.items() if field not in TRITON_MODELS and field not in replaced
     }
-    common = (
-        {}
-        if model_format in ENSEMBLE_MODELS
-        else {field: value for field, value in given.items() if field not in apart}
-    )
-    return {**common, **given.get(model_format, {})}
+    return {**common, **own}
 
 
-def message(given: dict[str, Any]) -> Any:
-    """The ModelConfig of some fields, whose parameters may be plain values. ValueError for what it cannot hold."""
+def to_message(fields: dict[str, Any]) -> Any:
+    """Return the ModelConfig of some fields.
+
+    Args:
+        fields: Values by field, as JSON. The values of `parameters` may be plain values.
+
+    Raises:
+        ValueError: If ModelConfig cannot hold a value.
+    """
     from google.protobuf import json_format
 
     try:
-        return json_format.ParseDict(plain(given), protobuf().ModelConfig())
+        return json_format.ParseDict(with_string_parameters(fields), protobuf().ModelConfig())
     except json_format.ParseError as error:
         raise ValueError(str(error)) from error
 
 
-def plain(given: dict[str, Any]) -> dict[str, Any]:
-    """With parameters as the protobuf has them, whose values are all strings."""
-    if not isinstance(given.get("parameters"), dict):
-        return given
-    return {**given, "parameters": {k: {"string_value": _string(v)} for k, v in given["parameters"].items()}}
+def with_string_parameters(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with `parameters` as the protobuf holds them: every value is a string."""
+    if not isinstance(fields.get("parameters"), dict):
+        return fields
+    return {**fields, "parameters": {k: {"string_value": _to_string(v)} for k, v in fields["parameters"].items()}}
 
 
-def _string(value: Any) -> Any:
+def _to_string(value: Any) -> Any:
     if isinstance(value, dict):
         return value.get("string_value", value)
     if isinstance(value, bool):
@@ -97,102 +107,121 @@ def _string(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-def structural(table: dict[str, Any], of_one_format: bool) -> Iterator[Mistake]:
-    """Fields that follow from the artifact, and what the protobuf does not know."""
+def field_mistakes(table: dict[str, Any], of_one_format: bool) -> Iterator[Mistake]:
+    """Yield the fields that follow from the artifact, and the values that the protobuf cannot hold.
+
+    Args:
+        table: Values by field.
+        of_one_format: Whether the table is for one format, and so may set max_batch_size.
+    """
     for field, value in table.items():
         if field == "max_batch_size" and of_one_format:
             if type(value) is not int or value < 1:
                 yield field, "int >= 1", repr(value)
         elif field in DERIVED:
-            yield field, f"nothing, since it follows from the artifact{DERIVED[field]}", short(value)
+            yield field, f"nothing, since it follows from the artifact{DERIVED[field]}", shorten(value)
         elif value is not False:
-            yield from _unknown(protobuf().ModelConfig.DESCRIPTOR, plain({field: value}), "")
+            yield from _message_mistakes(protobuf().ModelConfig.DESCRIPTOR, with_string_parameters({field: value}), "")
 
 
-def _unknown(descriptor: Any, given: dict[str, Any], path: str) -> Iterator[Mistake]:
-    """What a message of the protobuf cannot hold, by the path of the field."""
-    known = [name for name in descriptor.fields_by_name if path or name not in DERIVED]
-    for name, value in given.items():
+def _message_mistakes(descriptor: Any, values: dict[str, Any], path: str) -> Iterator[Mistake]:
+    """Yield the values that a message of the protobuf cannot hold. The key is the path of the field."""
+    names = [name for name in descriptor.fields_by_name if path or name not in DERIVED]
+    for name, value in values.items():
         field = descriptor.fields_by_name.get(name)
-        where = f"{path}.{name}".lstrip(".")
+        key = f"{path}.{name}".lstrip(".")
         if field is None:
-            what = "Triton's ModelConfig" if not path else f"{descriptor.name}: {', '.join(known)}"
-            yield path, f"fields of {what}", with_suggestion(name, known)
-            continue
-        if _is_map(field.message_type):
-            if not isinstance(value, dict):
-                yield where, "a table", repr(value)
-                continue
-            keys, element = (field.message_type.fields_by_name[part] for part in ("key", "value"))
-            for key in value:
-                typed = int(key) if keys.cpp_type != keys.CPPTYPE_STRING and key.isdecimal() else key
-                if expected := _wrong_scalar(keys, typed):
-                    yield where, f"keys that are {expected}", repr(key)
-            parts: list[tuple[str, Any]] = [(f"{where}.{key}", part) for key, part in value.items()]
-        elif field.is_repeated:
-            if not isinstance(value, list):
-                yield where, "a list", repr(value)
-                continue
-            element, parts = field, [(f"{where}[{index}]", part) for index, part in enumerate(value)]
+            owner = "Triton's ModelConfig" if not path else f"{descriptor.name}: {', '.join(names)}"
+            yield path, f"fields of {owner}", with_suggestion(name, names)
+        elif _is_map(field.message_type):
+            yield from _map_mistakes(field.message_type, value, key)
+        elif not field.is_repeated:
+            yield from _value_mistakes(field, value, key)
+        elif isinstance(value, list):
+            for index, element in enumerate(value):
+                yield from _value_mistakes(field, element, f"{key}[{index}]")
         else:
-            element, parts = field, [(where, value)]
-        for at, part in parts:
-            if element.message_type is not None:
-                if isinstance(part, dict):
-                    yield from _unknown(element.message_type, part, at)
-                else:
-                    yield at, "a table", repr(part)
-            elif element.enum_type is not None:
-                if not isinstance(part, str) or part not in element.enum_type.values_by_name:
-                    values = list(element.enum_type.values_by_name)
-                    yield at, f"one of {', '.join(values)}", with_suggestion(part, values)
-            elif expected := _wrong_scalar(element, part):
-                yield at, expected, repr(part)
+            yield key, "a list", repr(value)
     for choice in descriptor.oneofs:
-        both = [field.name for field in choice.fields if field.name in given]
+        both = [field.name for field in choice.fields if field.name in values]
         if len(both) > 1:
             yield path, f"one of {' and '.join(both)}", "both"
 
 
+def _map_mistakes(descriptor: Any, table: Any, path: str) -> Iterator[Mistake]:
+    if not isinstance(table, dict):
+        yield path, "a table", repr(table)
+        return
+    keys, values = (descriptor.fields_by_name[part] for part in ("key", "value"))
+    for key in table:
+        typed = int(key) if keys.cpp_type != keys.CPPTYPE_STRING and key.isdecimal() else key
+        if expected := _expected_scalar(keys, typed):
+            yield path, f"keys that are {expected}", repr(key)
+    for key, value in table.items():
+        yield from _value_mistakes(values, value, f"{path}.{key}")
+
+
+def _value_mistakes(field: Any, value: Any, path: str) -> Iterator[Mistake]:
+    if field.message_type is not None:
+        if isinstance(value, dict):
+            yield from _message_mistakes(field.message_type, value, path)
+        else:
+            yield path, "a table", repr(value)
+    elif field.enum_type is not None:
+        names = list(field.enum_type.values_by_name)
+        if not isinstance(value, str) or value not in names:
+            yield path, f"one of {', '.join(names)}", with_suggestion(value, names)
+    elif expected := _expected_scalar(field, value):
+        yield path, expected, repr(value)
+
+
 def _is_map(descriptor: Any) -> bool:
-    """Whether a field of this type, None of a scalar, is a map. To ask for options loads the protobuf of protobufs."""
+    """Return whether a field is a map.
+
+    `has_options` comes first, because GetOptions() loads the protobuf that describes protobufs.
+
+    Args:
+        descriptor: Type of the field; None for a scalar.
+    """
     return descriptor is not None and descriptor.has_options and descriptor.GetOptions().map_entry
 
 
-def _wrong_scalar(field: Any, value: Any) -> str | None:
-    """What a field takes instead of a value, None where it takes it."""
+def _expected_scalar(field: Any, value: Any) -> str | None:
+    """Return what a field accepts; None if it accepts the value."""
     if field.cpp_type == field.CPPTYPE_STRING:
         return None if isinstance(value, str) else "str"
     if field.cpp_type == field.CPPTYPE_BOOL:
         return None if isinstance(value, bool) else "bool"
     if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         return None if type(value) in (int, float) and abs(value) < float("inf") else "a finite float"
-    lowest, highest = bounds(field)
+    lowest, highest = integer_bounds(field)
     if type(value) is int and lowest <= value <= highest:
         return None
     bits = (highest - lowest).bit_length()
     return f"int{' >= 0' if lowest == 0 else ''}{'' if type(value) is not int else f' of {bits} bits'}"
 
 
-def bounds(field: Any) -> tuple[int, int]:
-    """The smallest and the largest number that an integer field of the protobuf holds."""
+def integer_bounds(field: Any) -> tuple[int, int]:
+    """Return the smallest and the largest value of an integer field of the protobuf."""
     bits = 32 if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 64
     signed = field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
-def warm_up_file(model: Model, file: str) -> str:
-    """Where the spec's own data for warming up lie; Triton looks for them in the model's folder, under warmup/."""
-    return model.source(f"warmup/{file}")
+def warm_up_files(fields: dict[str, Any]) -> list[str]:
+    """Return the names of the files that the warm-up requests of one Triton model read.
 
+    Triton looks for them in the model's folder, under warmup/.
 
-def warm_up_files(model: Model, model_format: str) -> list[str]:
-    """The names of the files that the warm-ups of a model of Triton's read."""
-    samples = fields(model, model_format).get("model_warmup") or ()
+    Args:
+        fields: The fields of the Triton model, from fields_of_format.
+    """
+    samples = fields.get("model_warmup") or ()
     tensors = [tensor for sample in samples for tensor in sample.get("inputs", {}).values()]
     return sorted({tensor["input_data_file"] for tensor in tensors if "input_data_file" in tensor})
 
 
-def short(value: object) -> str:
+def shorten(value: object) -> str:
+    """Return the repr of a value with at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,13 +1,13 @@
-"""What each of Triton's backends reads of ModelConfig's `optimization`, of which the core checks nothing."""
+"""Checks of ModelConfig's `optimization`. Each backend reads a part of it, and the core checks none of it."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from build_tasks.errors import with_suggestion
-from build_tasks.spec.model import Model
-from build_tasks.triton.model_config import Mistake, short
+from build_tasks.triton.model_config import Mistake, shorten
+from build_tasks.triton.serving_facts import ServingFacts
 
-# Parameters of ONNX Runtime's accelerators; those of CUDA go to ONNX Runtime as they are.
+# Parameters of ONNX Runtime's accelerators. None: the backend passes all parameters on to ONNX Runtime.
 # Source: onnxruntime_backend, src/onnxruntime.cc.
 ACCELERATORS: dict[str, dict[str, set[str] | None]] = {
     "gpu_execution_accelerator": {
@@ -27,57 +27,60 @@ ACCELERATORS: dict[str, dict[str, set[str] | None]] = {
     },
     "cpu_execution_accelerator": {"openvino": set()},
 }  # fmt: skip
-GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}  # of ONNX Runtime's optimisations
+GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}  # optimization levels of ONNX Runtime
 
 
-def mistakes(model: Model, model_format: str, config: Any, given: dict[str, Any]) -> Iterator[Mistake]:
-    optimisation, at = config.optimization, "optimization"
-    if optimisation.HasField("cuda"):
-        if model_format != "tensorrt":
-            yield (
-                f"{at}.cuda",
-                f"nothing in {model_format}, since only TensorRT's backend reads it",
-                short(given[at]["cuda"]),
-            )
-        elif optimisation.cuda.graph_spec and not optimisation.cuda.graphs:
-            yield (
-                f"{at}.cuda.graph_spec",
-                "nothing, since graphs = false",
-                f"{len(optimisation.cuda.graph_spec)} of them",
-            )
-        smallest, largest = (model.spec.profile[0], config.max_batch_size) if config.max_batch_size else (0, 0)
-        for index, spec in enumerate(optimisation.cuda.graph_spec):
-            if model_format == "tensorrt" and not smallest <= spec.batch_size <= largest:
-                expected = f"{smallest} to {largest}, the batches of the engine" if largest else "0, since it is fixed"
-                yield f"{at}.cuda.graph_spec[{index}].batch_size", expected, repr(spec.batch_size)
-    if optimisation.HasField("graph"):
-        level = optimisation.graph.level
+def mistakes(facts: ServingFacts, model_format: str, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:
+    """Yield what the backend of a model format does not read, and values that it does not know.
+
+    Args:
+        config: The ModelConfig of the fields, with its max_batch_size.
+        fields: The fields as the spec has them.
+    """
+    optimization = config.optimization
+    if optimization.HasField("cuda"):
+        yield from _cuda(facts, model_format, config, fields["optimization"]["cuda"])
+    if optimization.HasField("graph"):
+        level = optimization.graph.level
         if model_format != "onnx":
-            yield (
-                f"{at}.graph",
-                f"nothing in {model_format}, since only ONNX Runtime's backend reads it",
-                f"level = {level}",
-            )
+            expected = f"nothing in {model_format}, since only ONNX Runtime's backend reads it"
+            yield "optimization.graph", expected, f"level = {level}"
         elif level not in GRAPH_LEVELS:
             levels = ", ".join(f"{number} ({name})" for number, name in GRAPH_LEVELS.items())
-            yield f"{at}.graph.level", f"one of {levels}", repr(level)
-    accelerators = optimisation.execution_accelerators
-    for where, known in ACCELERATORS.items():
-        key = f"{at}.execution_accelerators.{where}"
-        entries = list(getattr(accelerators, where))
+            yield "optimization.graph.level", f"one of {levels}", repr(level)
+    for device, accelerators in ACCELERATORS.items():
+        entries = list(getattr(optimization.execution_accelerators, device))
+        key = f"optimization.execution_accelerators.{device}"
+        names = repr(", ".join(entry.name for entry in entries))
         if entries and model_format != "onnx":
-            expected = f"nothing in {model_format}, since only ONNX Runtime's backend has accelerators"
-            yield key, expected, repr(", ".join(entry.name for entry in entries))
-            continue
-        if entries and where.startswith("gpu") and model.triton("device") == "cpu":
-            yield key, 'nothing, since triton.device = "cpu"', repr(", ".join(entry.name for entry in entries))
-            continue
-        for index, entry in enumerate(entries):
-            if entry.name not in known:
-                yield f"{key}[{index}].name", f"one of {', '.join(known)}", with_suggestion(entry.name, list(known))
-                continue
-            allowed = known[entry.name]
-            for parameter in sorted(entry.parameters):
-                if allowed is not None and parameter not in allowed:
-                    expected = f"parameters of {entry.name}"
-                    yield f"{key}[{index}].parameters", expected, with_suggestion(parameter, sorted(allowed))
+            yield key, f"nothing in {model_format}, since only ONNX Runtime's backend has accelerators", names
+        elif entries and device.startswith("gpu") and facts.device == "cpu":
+            yield key, 'nothing, since triton.device = "cpu"', names
+        else:
+            for index, entry in enumerate(entries):
+                yield from _accelerator(f"{key}[{index}]", entry, accelerators)
+
+
+def _cuda(facts: ServingFacts, model_format: str, config: Any, table: Any) -> Iterator[Mistake]:
+    key, cuda = "optimization.cuda", config.optimization.cuda
+    if model_format != "tensorrt":
+        yield key, f"nothing in {model_format}, since only TensorRT's backend reads it", shorten(table)
+        return
+    if cuda.graph_spec and not cuda.graphs:
+        yield f"{key}.graph_spec", "nothing, since graphs = false", f"{len(cuda.graph_spec)} of them"
+    smallest, largest = (facts.profile[0], config.max_batch_size) if config.max_batch_size else (0, 0)
+    for index, spec in enumerate(cuda.graph_spec):
+        if not smallest <= spec.batch_size <= largest:
+            expected = f"{smallest} to {largest}, the batches of the engine" if largest else "0, since it is fixed"
+            yield f"{key}.graph_spec[{index}].batch_size", expected, repr(spec.batch_size)
+
+
+def _accelerator(key: str, entry: Any, accelerators: dict[str, set[str] | None]) -> Iterator[Mistake]:
+    if entry.name not in accelerators:
+        yield f"{key}.name", f"one of {', '.join(accelerators)}", with_suggestion(entry.name, accelerators)
+        return
+    parameters = accelerators[entry.name]
+    for parameter in sorted(entry.parameters):
+        if parameters is not None and parameter not in parameters:
+            found = with_suggestion(parameter, sorted(parameters))
+            yield f"{key}.parameters", f"parameters of {entry.name}", found

@@ -1,28 +1,28 @@
-"""How Triton knows a format: platform, backend and file names."""
+"""The platform, the backend and the file names by which Triton knows a model format."""
 
 from typing import NamedTuple
 
 
-class Format(NamedTuple):
-    """How Triton knows a model.
+class Platform(NamedTuple):
+    """How Triton loads the models of one format.
 
     Source: the server's docs/user_guide/model_configuration.md, and src/constants.h of its core.
     """
 
-    suffix: str  # of the Triton model's name, after the model's
-    platform: str  # empty where only a backend is named
-    file: str  # in the version's folder
+    suffix: str  # of the Triton model's name: <model> + suffix
+    platform: str  # empty if the config names a backend instead
+    file: str  # in the folder of a version
     backend: str = ""
 
 
 FORMATS = {
-    "torchscript": Format("", "pytorch_libtorch", "model.pt"),
-    "onnx": Format("_onnx", "onnxruntime_onnx", "model.onnx"),
-    "tensorrt": Format("_trt", "tensorrt_plan", "model.plan"),
+    "torchscript": Platform("", "pytorch_libtorch", "model.pt"),
+    "onnx": Platform("_onnx", "onnxruntime_onnx", "model.onnx"),
+    "tensorrt": Platform("_trt", "tensorrt_plan", "model.plan"),
 }
-# What an ensemble is made of, around one of the formats: pictures in, scores out.
+# The parts of an ensemble besides one of the formats: encoded pictures in, scores out.
 ENSEMBLE_MODELS = {
-    "preprocess": Format("_preprocess", "", "model.py", "python"),
-    "ensemble": Format("_ensemble", "ensemble", "model.ensemble"),  # the file is never there
+    "preprocess": Platform("_preprocess", "", "model.py", "python"),
+    "ensemble": Platform("_ensemble", "ensemble", "model.ensemble"),  # this file never exists
 }
 TRITON_MODELS = {**FORMATS, **ENSEMBLE_MODELS}

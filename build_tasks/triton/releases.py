@@ -1,26 +1,30 @@
-"""What Triton's releases carry, and what an artifact must be so that they can load it.
+"""What each release of Triton contains, and whether it can load an artifact.
 
     [triton]
-    release = "26.08"    # of nvcr.io/nvidia/tritonserver:26.08-py3, the server that will serve
+    release = "26.08"    # the server is nvcr.io/nvidia/tritonserver:26.08-py3
 
 Sources: ONNX Runtime from the table TRITON_VERSION_MAP in build.py of the server's branches r23.10 to r26.08. CUDA from
-NVIDIA's release notes of Triton, or the server's docs/introduction/compatibility.md. PyTorch and TensorRT from NVIDIA's
-containers of the same month, on which Triton's is built, as their notes, their environment variables and their users
-tell. What no source tells is None; a version of TensorRT that is known in part stands so.
+NVIDIA's release notes of Triton, or from the server's docs/introduction/compatibility.md. PyTorch and TensorRT from
+NVIDIA's containers of the same month, on which Triton's container is built: from their release notes, their environment
+variables and reports of their users. None stands for a version that no source names. A version of TensorRT that is
+known in part has fewer numbers.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Release(NamedTuple):
+    """Versions that a release contains."""
+
     tensorrt: str | None
     onnxruntime: str | None
     pytorch: str | None
     cuda: str | None
 
 
-class Reads(NamedTuple):
-    """The newest that a version of ONNX Runtime reads."""
+class OnnxSupport(NamedTuple):
+    """The newest ONNX that a version of ONNX Runtime reads."""
 
     opset: int
     ir_version: int
@@ -66,77 +70,87 @@ RELEASES = {
     "26.09": Release("11.3.0.99", None, "2.14", "13.4"),
 }
 
-# Measured: with the release on PyPI of each version, by loading a model of every opset and IR version.
+# Measured: each version from PyPI loaded a model of every opset and IR version.
 ONNX_RUNTIME = {
-    "1.15": Reads(19, 9), "1.16": Reads(19, 9), "1.17": Reads(20, 9), "1.18": Reads(21, 10), "1.19": Reads(21, 10),
-    "1.20": Reads(21, 10), "1.21": Reads(22, 10), "1.22": Reads(22, 10), "1.23": Reads(23, 11), "1.24": Reads(25, 13),
-    "1.25": Reads(26, 13), "1.26": Reads(26, 13), "1.27": Reads(26, 13), "1.28": Reads(26, 13),
+    "1.15": OnnxSupport(19, 9), "1.16": OnnxSupport(19, 9), "1.17": OnnxSupport(20, 9),
+    "1.18": OnnxSupport(21, 10), "1.19": OnnxSupport(21, 10), "1.20": OnnxSupport(21, 10),
+    "1.21": OnnxSupport(22, 10), "1.22": OnnxSupport(22, 10), "1.23": OnnxSupport(23, 11),
+    "1.24": OnnxSupport(25, 13), "1.25": OnnxSupport(26, 13), "1.26": OnnxSupport(26, 13),
+    "1.27": OnnxSupport(26, 13), "1.28": OnnxSupport(26, 13),
 }
 # fmt: on
 
 
-def onnx(release: str) -> Reads | None:
-    """The newest ONNX that a release reads, None where that is not known."""
+def onnx_support(release: str) -> OnnxSupport | None:
+    """Return the newest ONNX that a release reads, None if that is unknown."""
     version = RELEASES[release].onnxruntime if release in RELEASES else None
     return ONNX_RUNTIME.get(version.rpartition(".")[0]) if version else None
 
 
-def oldest_with(opset: int) -> str | None:
-    """The first release that reads an opset."""
-    return next((r for r in RELEASES if (reads := onnx(r)) and reads.opset >= opset), None)
+def oldest_release_for(opset: int) -> str | None:
+    """Return the first release that reads an opset, None if there is none."""
+    return next((r for r in RELEASES if (support := onnx_support(r)) and support.opset >= opset), None)
 
 
-def refusal(release: str, model_format: str, signature: dict[str, Any]) -> str | None:
-    """Why a release's server cannot load an artifact, None where it can, or where that is not known.
+def load_error(release: str, model_format: str, signature: Mapping[str, Any]) -> str | None:
+    """Return why a server of this release cannot load an artifact. None if it can, or if that is unknown.
 
-    signature: the artifact's, which holds opset and ir_version of ONNX, or the TensorRT of a plan.
+    Args:
+        release: "26.08".
+        model_format: "torchscript", "onnx" or "tensorrt".
+        signature: Of the artifact; ONNX needs opset and ir_version, a plan TensorRT and version_compatible.
     """
-    carried = RELEASES.get(release)
-    if carried is None:
+    contents = RELEASES.get(release)
+    if contents is None:
         return None
-    if model_format == "onnx" and (reads := onnx(release)):
-        for key, kind in (("opset", "opset"), ("ir_version", "IR version")):
-            if signature[key] > getattr(reads, key):
+    if model_format == "onnx" and (support := onnx_support(release)):
+        for key, label in (("opset", "opset"), ("ir_version", "IR version")):
+            if signature[key] > getattr(support, key):
                 return (
-                    f"the graph has {kind} {signature[key]}, and Triton {release} has ONNX Runtime "
-                    f"{carried.onnxruntime}, which reads {getattr(reads, key)} at most"
+                    f"the graph has {label} {signature[key]}, and Triton {release} has ONNX Runtime "
+                    f"{contents.onnxruntime}, which reads {getattr(support, key)} at most"
                 )
-    if model_format == "tensorrt" and carried.tensorrt:
-        return _plan_refusal(release, carried.tensorrt, signature)
+    if model_format == "tensorrt" and contents.tensorrt:
+        return _plan_error(release, contents.tensorrt, signature)
     return None
 
 
-def _plan_refusal(release: str, carried: str, signature: dict[str, Any]) -> str | None:
-    """A plan runs with the TensorRT that built it; a version compatible one with newer ones, up to the next major one.
+def _plan_error(release: str, contained: str, signature: Mapping[str, Any]) -> str | None:
+    """Return why TensorRT of a release cannot load a plan.
 
-    Source: TensorRT's documentation, "Version Compatibility". Where the release's version is known in part, that part
-    counts.
+    A plan runs with the version of TensorRT that built it. A version-compatible plan also runs with newer versions, up
+    to the next major version. Where the release's version is known in part, only that part is compared.
+    Source: TensorRT's documentation, "Version Compatibility".
     """
     built = str(signature["TensorRT"])
     if signature.get("version_compatible"):
-        ours, theirs = ([int(part) for part in version.split(".")[:2]] for version in (built, carried))
-        if ours <= theirs and theirs[0] - ours[0] <= 1:
+        old, new = ([int(part) for part in version.split(".")[:2]] for version in (built, contained))
+        if old <= new and new[0] - old[0] <= 1:
             return None
-    elif f"{built}.".startswith(f"{carried}.") or f"{carried}.".startswith(f"{built}."):
+    elif f"{built}.".startswith(f"{contained}.") or f"{contained}.".startswith(f"{built}."):
         return None
     return (
-        f"the plan is of TensorRT {built}, and Triton {release} has {carried}: `doit container` builds it with that one"
+        f"the plan was built with TensorRT {built}, and Triton {release} has {contained}; `doit container` builds it "
+        "with that version"
     )
 
 
-def warning(release: str, model_format: str, signature: dict[str, Any]) -> str | None:
-    """What may keep a release's server from loading an artifact, or what is not known of it."""
-    carried = RELEASES.get(release)
-    if carried is None:
-        return f"Triton {release} is not in releases.py: what it can load was not checked"
-    if model_format == "torchscript" and carried.pytorch:
+def load_warning(release: str, model_format: str, signature: Mapping[str, Any]) -> str | None:
+    """Return what may prevent a server of this release from loading an artifact, or what could not be checked."""
+    contents = RELEASES.get(release)
+    if contents is None:
+        return f"Triton {release} is not in releases.py: it was not checked whether it can load this artifact"
+    if model_format == "torchscript" and contents.pytorch:
         built = str(signature["PyTorch"])
-        if [int(part) for part in built.split(".")[:2]] > [int(part) for part in carried.pytorch.split(".")]:
+        if [int(part) for part in built.split(".")[:2]] > [int(part) for part in contents.pytorch.split(".")]:
             return (
-                f"traced with PyTorch {built}, and Triton {release} has {carried.pytorch}: `doit smoke` shows whether "
-                "it loads that"
+                f"traced with PyTorch {built}, and Triton {release} has {contents.pytorch}: `doit smoke` shows whether "
+                "it can be loaded"
             )
-    unknown = {"torchscript": carried.pytorch, "onnx": onnx(release), "tensorrt": carried.tensorrt}
-    if model_format in unknown and unknown[model_format] is None:
-        return f"what Triton {release} has for {model_format} is not in releases.py, and was not checked"
+    versions = {"torchscript": contents.pytorch, "onnx": onnx_support(release), "tensorrt": contents.tensorrt}
+    if model_format in versions and versions[model_format] is None:
+        return (
+            f"the version that Triton {release} has for {model_format} is not in releases.py: it was not checked "
+            "whether it can load this artifact"
+        )
     return None

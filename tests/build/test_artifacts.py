@@ -197,7 +197,7 @@ def test_labels_must_be_as_many_as_classes(tiny: Project) -> None:
     run = tiny.doit()
     assert run.code == 1
     assert run.failed == ["config:tiny", "config:tiny_onnx"]
-    assert "models/tiny/model.toml: labels: 2 of them for 1000 classes of OUTPUT__0" in run.out
+    assert "models/tiny/model.toml: labels: expected one label for each of the 1000 classes of OUTPUT__0, found 2 labels" in run.out
     assert not (tiny / "model_repository").exists()
 
 

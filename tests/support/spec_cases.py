@@ -398,7 +398,7 @@ MISTAKES = [
     (table("triton", 'platform = "x"'), f"triton.platform: {DERIVED}, found 'x'"),
     (
         table("triton", 'cc_model_filenames = { "8.6" = "model.plan" }'),
-        f"triton.cc_model_filenames: {DERIVED} (of engine.compute_capabilities), found {{'8.6': 'model.plan'}}",
+        f"triton.cc_model_filenames: {DERIVED} (use engine.compute_capabilities), found {{'8.6': 'model.plan'}}",
     ),
     (
         table("triton", 'default_model_filename = "model.plan"'),

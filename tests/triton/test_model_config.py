@@ -91,7 +91,7 @@ WRONG = [
     ),
     (
         triton("ensemble_scheduling = {}"),
-        "triton.ensemble_scheduling: expected nothing, since it follows from the artifact (of the key ensemble), found {}",
+        "triton.ensemble_scheduling: expected nothing, since it follows from the artifact (use the key ensemble), found {}",
     ),
     # Keys of [triton] itself
     (triton('device = "GPU"'), "triton.device: expected one of auto, gpu, cpu, found 'GPU'"),
@@ -115,7 +115,7 @@ WRONG = [
     (triton("onnx = 3"), "triton.onnx: expected a table, found 3"),
     (
         triton("tensorrt = { dynamic_batching = {} }", 'formats = ["onnx"]'),
-        "triton.tensorrt: expected nothing, since formats leave it out, found {'dynamic_batching': {}}",
+        "triton.tensorrt: expected nothing, since formats does not contain tensorrt, found {'dynamic_batching': {}}",
     ),
     (
         triton("ensemble = { response_cache = { enable = true } }"),
@@ -124,7 +124,7 @@ WRONG = [
     # Batches
     (
         of("onnx", "max_batch_size = 16"),
-        "triton.onnx.max_batch_size: expected at most 8, the max_batch_size that is checked, found 16",
+        "triton.onnx.max_batch_size: expected at most 8, the max_batch_size above the tables, found 16",
     ),
     (
         spec("[engine]\nmax_batch_size = 4\n[triton.tensorrt]\nmax_batch_size = 8"),
@@ -173,7 +173,7 @@ WRONG = [
     (
         batching("max_queue_delay_microseconds = 500, default_queue_policy = { default_timeout_microseconds = 400 }"),
         "triton.dynamic_batching.default_queue_policy.default_timeout_microseconds: expected more than "
-        "max_queue_delay_microseconds, 500, which a lone request waits, found 400",
+        "max_queue_delay_microseconds, 500, since a single request waits that long, found 400",
     ),
     # Sequences
     (
@@ -182,7 +182,7 @@ WRONG = [
     ),
     (
         triton('sequence_batching = { control_input = [{ name = "START" }] }'),
-        "triton.sequence_batching.control_input: expected nothing, since the network takes INPUT__0 alone, found 'START'",
+        "triton.sequence_batching.control_input: expected nothing, since the network has only the input INPUT__0, found 'START'",
     ),
     (
         triton("sequence_batching = { oldest = { preferred_batch_size = [9] } }"),
@@ -217,12 +217,12 @@ WRONG = [
     ),
     (
         of("tensorrt", 'instance_group = [{ profile = ["99999999999"] }]'),
-        "triton.tensorrt.instance_group[0].profile: expected [\"0\"], since an engine has one profile here, "
+        "triton.tensorrt.instance_group[0].profile: expected [\"0\"], since every engine of this project has one profile, "
         "found ['99999999999']",
     ),
     (
         triton("instance_group = [{ passive = true }]"),
-        "triton.instance_group: expected a group that is not passive, to answer requests, found only passive ones",
+        "triton.instance_group: expected a group that is not passive, to answer requests, found only passive groups",
     ),
     (
         triton("instance_group = [{ rate_limiter = { resources = [{ name = 'R' }] } }]"),
@@ -236,7 +236,7 @@ WRONG = [
     (triton("version_policy = {}"), "triton.version_policy: expected one of latest, all, specific, found {}"),
     (
         triton("keep_versions = 2\nversion_policy = { specific = { versions = [1, 2, 3] } }"),
-        "triton.version_policy.specific.versions: expected at most 2, the triton.keep_versions, found 3, [1, 2, 3]",
+        "triton.version_policy.specific.versions: expected at most triton.keep_versions, 2, found 3, [1, 2, 3]",
     ),
     # Warm-up
     (warm_up(f'name = "w", {ZEROS}'), "triton.model_warmup[0].batch_size: expected 1 to max_batch_size, 8, found 0"),
@@ -283,11 +283,11 @@ WRONG = [
     ),
     (
         triton("model_transaction_policy = { decoupled = true }"),
-        "triton.model_transaction_policy.decoupled: expected false, since an image is answered once, found true",
+        "triton.model_transaction_policy.decoupled: expected false, since each image has one answer, found true",
     ),
     (
         triton('parameters = { "provenance.1.build" = "mine" }'),
-        "triton.parameters.provenance.1.build: expected another name, since the build writes its own there, "
+        "triton.parameters.provenance.1.build: expected another name, since publish writes parameters of this name, "
         "found 'provenance.1.build'",
     ),
     (
@@ -384,7 +384,7 @@ ARTIFACT = [
     (
         warm_up(f'name = "w", batch_size = 1, {ZEROS.replace("160, 160", "224, 224")}'),
         tensors(),
-        "triton.model_warmup[0].inputs.INPUT__0.dims: expected [3, 160, 160], as the model's, found [3, 224, 224]",
+        "triton.model_warmup[0].inputs.INPUT__0.dims: expected [3, 160, 160], the dims of the model, found [3, 224, 224]",
     ),
     (
         warm_up(f'name = "w", batch_size = 1, {ZEROS.replace("FP32", "UINT8")}'),
@@ -412,7 +412,7 @@ def test_what_contradicts_the_artifact_is_refused_with_one_line(
 @pytest.mark.usefixtures("folder")
 def test_labels_are_as_many_as_classes() -> None:
     top = 'labels = "labels.txt"'
-    with pytest.raises(UserError, match=r"labels: 999 of them for 1000 classes of OUTPUT__0"):
+    with pytest.raises(UserError, match=r"labels: expected one label for each of the 1000 classes of OUTPUT__0, found 999 labels"):
         derived(spec("", top), "onnx", tensors(), labels=999)
     assert derived(spec("", top), "onnx", tensors(), labels=1000).output[0].label_filename == "labels.txt"
 
@@ -438,7 +438,7 @@ def test_the_config_of_a_plan_is_as_it_should_be(name: str) -> None:
 def test_the_table_of_releases_is_in_order_and_whole() -> None:
     assert list(releases.RELEASES) == sorted(releases.RELEASES)
     assert {name[:2] for name in releases.RELEASES} == {"23", "24", "25", "26"}
-    opsets = [reads.opset for name in releases.RELEASES if (reads := releases.onnx(name))]
+    opsets = [reads.opset for name in releases.RELEASES if (reads := releases.onnx_support(name))]
     assert opsets == sorted(opsets)
     known = {v.onnxruntime.rpartition(".")[0] for v in releases.RELEASES.values() if v.onnxruntime}
     assert known <= releases.ONNX_RUNTIME.keys()
@@ -463,19 +463,19 @@ def test_a_plan_is_for_the_release_that_has_its_tensorrt(
     release: str, built: str, compatible: bool, loads: bool
 ) -> None:
     signature = {"TensorRT": built, "version_compatible": compatible}
-    assert (releases.refusal(release, "tensorrt", signature) is None) == loads
+    assert (releases.load_error(release, "tensorrt", signature) is None) == loads
     if release == "26.01":
-        assert "not in releases.py" in str(releases.warning(release, "tensorrt", signature))
+        assert "not in releases.py" in str(releases.load_warning(release, "tensorrt", signature))
 
 
 def test_a_model_of_a_newer_pytorch_is_warned_of_and_not_refused() -> None:
     signature = {"PyTorch": "2.14.1"}
-    assert releases.refusal("25.05", "torchscript", signature) is None
+    assert releases.load_error("25.05", "torchscript", signature) is None
     assert "traced with PyTorch 2.14.1, and Triton 25.05 has 2.8" in str(
-        releases.warning("25.05", "torchscript", signature)
+        releases.load_warning("25.05", "torchscript", signature)
     )
-    assert releases.warning("26.08", "torchscript", signature) is None
-    assert "Triton 29.01 is not in releases.py" in str(releases.warning("29.01", "torchscript", signature))
+    assert releases.load_warning("26.08", "torchscript", signature) is None
+    assert "Triton 29.01 is not in releases.py" in str(releases.load_warning("29.01", "torchscript", signature))
 
 
 @pytest.mark.usefixtures("folder")

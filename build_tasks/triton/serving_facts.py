@@ -1,0 +1,19 @@
+"""What the checks of a ModelConfig need to know of the model that is served. The package spec builds this record."""
+
+from typing import Any, NamedTuple
+
+
+class ServingFacts(NamedTuple):
+    """One model of the project, as far as Triton is concerned.
+
+    A model format is a key of platforms.TRITON_MODELS: a format that is served, or a part of the ensemble.
+    """
+
+    config_fields: dict[str, Any]  # [triton] without the project's own keys: fields, and a table of fields by format
+    model_formats: tuple[str, ...]  # one Triton model is published for each
+    device: str  # triton.device: "auto", "gpu" or "cpu"
+    keep_versions: int  # triton.keep_versions
+    max_batch_size: int  # the largest batch that the build checks
+    largest_batches: dict[str, int]  # by model format; 0 where the batch is fixed
+    profile: tuple[int, int, int]  # smallest, best and largest batch of the engine
+    warm_up_folder: str  # holds the files that model_warmup names
