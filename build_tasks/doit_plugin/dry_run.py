@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from build_tasks.doit_plugin.task_graph import requested_tasks, required_tasks
 from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.stage import NEVER_BUILT, Stage, stage_of
+from build_tasks.runtime.fingerprint import NEVER_BUILT, BuildRecord
+from build_tasks.runtime.stage import Stage, stage_of
 
 LEFT_OUT = (TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY, TaskState.IGNORED)
 BY_COMMAND = "by the command `doit ignore`"
@@ -93,7 +94,7 @@ def predict(
     return TaskState.UP_TO_DATE, [], False
 
 
-def causes(stage: Stage, values: dict[str, Any], made: dict[str, str | None]) -> list[str]:
+def causes(stage: Stage, values: BuildRecord, made: dict[str, str | None]) -> list[str]:
     """What is sure to have changed: a file that cannot be foreseen is taken for the same."""
 
     def content(path: str) -> str | None:

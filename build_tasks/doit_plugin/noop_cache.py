@@ -172,7 +172,7 @@ class NoopCache:
         seen: dict[str, StatSignature] = {}
         for stage, state in zip(stages, states, strict=True):
             judged = state == TaskState.UP_TO_DATE
-            for path in (*stage.inputs.values(), *stage.code, *stage.outputs.values()):
+            for path in (*stage.dependency_paths(), *stage.outputs.values()):
                 if not path.startswith("build_tasks/") and not _judged(path, seen, judged):
                     return None
             for elsewhere in filter(None, stage.external_inputs.values()):

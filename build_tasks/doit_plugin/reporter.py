@@ -29,7 +29,8 @@ from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.paths import BUILD, STATE_DB
 from build_tasks.runtime import progress, resources, worker
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.stage import NEVER_BUILT, stage_of, unsupported_message
+from build_tasks.runtime.fingerprint import NEVER_BUILT
+from build_tasks.runtime.stage import stage_of, unsupported_message
 
 WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
 SOON = 0.1  # seconds

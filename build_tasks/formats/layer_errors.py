@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats.onnx_files import onnx_file
-from build_tasks.formats.onnx_runtime import emulate_on_cpu, session_without_optimizations
+from build_tasks.formats.onnx_runtime import ONNX_MODULES, emulate_on_cpu, session_without_optimizations
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
 from build_tasks.text_table import format_table
@@ -13,6 +13,13 @@ from build_tasks.verification.tolerance import ROUNDOFF
 if TYPE_CHECKING:
     import onnx
 
+# The modules of the project that decide the errors of layers, for the fingerprint of the stages that compute them.
+LAYER_MODULES = (
+    "build_tasks.formats.layer_errors",
+    "build_tasks.text_table",
+    "build_tasks.verification.tolerance",
+    *ONNX_MODULES,
+)
 SAMPLES = 4  # that are looked at: one after the other, for every tensor of a graph is in memory at once
 JUMP = 8  # times the largest error of a node's inputs, above which its own is not their fault
 COARSENESS = 2**-7  # of int8 and fp8, in the place of the unit roundoff

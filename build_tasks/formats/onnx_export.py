@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from build_tasks.errors import first_lines
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.onnx_files import onnx_file, opset, signature_tensors, strip_metadata
-from build_tasks.formats.onnx_runtime import onnx_session
+from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
 from build_tasks.runtime.distributions import versions
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+# The modules of the project that decide what is exported, for the fingerprint of the stage that does it.
+EXPORT_MODULES = ("build_tasks.formats.onnx_export", *pytorch_network.NETWORK_MODULES, *ONNX_MODULES)
 TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 # Of torch 2.14. The dynamo exporter writes 18 and above, and converts down where it can.
 HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}

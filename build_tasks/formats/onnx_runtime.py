@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+# The modules of the project that decide what ONNX Runtime computes, for the fingerprint of the stages that run it.
+ONNX_MODULES = ("build_tasks.formats.onnx_files", "build_tasks.formats.onnx_runtime", "build_tasks.tensors")
+
 
 def onnx_session(path: str, cores: int = 1) -> "Callable[[np.ndarray], list[np.ndarray]]":
     """An ONNX artifact in ONNX Runtime on the CPU, as a function from a batch to its outputs.

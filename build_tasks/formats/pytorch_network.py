@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.onnx_files import fixed_batch
-from build_tasks.formats.onnx_runtime import onnx_session
+from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import Model, settings
 from build_tasks.tensors import layout_dims
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 
 NORMALISING = ("shape", "mean", "std")  # of [input]; the shape for the number of channels
+
+NETWORK_MODULES = ("build_tasks.formats.pytorch_network", "build_tasks.tensors", "build_tasks.verification.tolerance")
 
 
 def settings_of(model: Model) -> Settings:
@@ -65,6 +67,11 @@ def size_dependent_axes(
         [axis for axis in range(1, same[0].ndim) if len({answer.shape[axis] for answer in same}) > 1]
         for same in zip(*answers, strict=True)
     ]
+
+
+def source_modules(model: Model) -> tuple[str, ...]:
+    """The project's modules that make the network, for the fingerprint of every stage that uses it."""
+    return (*NETWORK_MODULES, *(ONNX_MODULES if model.spec.from_onnx else ()))
 
 
 def user_source_files(model: Model) -> tuple[str, ...]:

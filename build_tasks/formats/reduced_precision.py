@@ -11,7 +11,7 @@ from msgspec import Struct, ValidationError, convert
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
-from build_tasks.runtime.stage import Paths, Settings, source_files
+from build_tasks.runtime.stage import Paths, Settings
 from build_tasks.spec.model import QUANTIZED_PRECISIONS, Model
 from build_tasks.tensors import INPUT
 from build_tasks.verification import accuracy_samples
@@ -234,17 +234,17 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
     return own
 
 
-def source_files_of(model: Model, precision: str) -> tuple[str, ...]:
-    own = calibration_source(model, precision)
-    network = (
-        (
-            *source_files("verification.accuracy_samples", "formats.pytorch_network"),
-            *pytorch_network.user_source_files(model),
-        )
-        if own
-        else ()
-    )
-    return (*source_files("stages.precision", "stages.onnx", "verification.tolerance"), *network)
+def source_modules(model: Model, precision: str) -> tuple[str, ...]:
+    """The project's modules that decide the graph, for the fingerprint of the stages that convert it."""
+    modules = (__name__, "build_tasks.formats.onnx_files", "build_tasks.tensors")
+    if calibration_source(model, precision) is None:
+        return modules
+    return (*modules, "build_tasks.verification.accuracy_samples", *pytorch_network.source_modules(model))
+
+
+def user_source_files(model: Model, precision: str) -> tuple[str, ...]:
+    """The user's files that make the network, which only prepares samples of the spec's own."""
+    return pytorch_network.user_source_files(model) if calibration_source(model, precision) else ()
 
 
 def calibration_source(model: Model, precision: str) -> str | None:

@@ -12,7 +12,7 @@ from build_tasks.formats import layer_errors
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import worker
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, log_of, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, log_of
 from build_tasks.spec.model import NATIVE_PRECISIONS, QUANTIZED_PRECISIONS, Model
 from build_tasks.verification import gate
 
@@ -51,7 +51,7 @@ def _stage(model: Model, name: str, model_format: str, file: str, precision: str
             "log": log_of(model, f"accuracy:{name}"),
         },
         tools=(),
-        code=source_files("stages.accuracy", "verification.gate", "verification.tolerance"),
+        modules=(__name__, *gate.GATE_MODULES, *(layer_errors.LAYER_MODULES if reduced else ())),
         in_process=True,
     )
 

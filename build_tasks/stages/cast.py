@@ -12,7 +12,7 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.distributions import versions
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, settings
 
 TOOLS = ("torch",)
@@ -43,9 +43,7 @@ def task(model: Model) -> dict[str, Any]:
             "sizes": model.spec.sizes,
         },
         tools=TOOLS,
-        code=source_files(
-            "stages.cast", "formats.torchscript_graph", "formats.pytorch_network", "verification.tolerance"
-        ),
+        modules=(__name__, "build_tasks.formats.torchscript_graph", *pytorch_network.source_modules(model)),
     )
     return stage.task(doc=f"{file}: {model.torchscript.precision}, {model.torchscript.memory_format}")
 

@@ -13,7 +13,7 @@ import shutil
 from typing import Any
 
 from build_tasks.json_files import read_json
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.tensors import IMAGE, Signature, TensorSignature
 
@@ -45,7 +45,8 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
         outputs={"folder": model.artifact(f"clients/{name}")},
         settings={"name": name, "top_k": model.spec.output.top_k},
         tools=("jinja2",),
-        code=(*source_files("stages.client", "triton.preprocess_model.preprocessing"), TEMPLATE),
+        modules=(__name__, "build_tasks.tensors", "build_tasks.triton.preprocess_model.preprocessing"),
+        source_files=(TEMPLATE,),
         in_process=True,
     )
     return stage.task(doc=f"Example clients of {name}, over HTTP and gRPC")

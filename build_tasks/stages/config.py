@@ -10,7 +10,7 @@ import msgspec
 
 from build_tasks.errors import UserError
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton import releases
@@ -24,6 +24,17 @@ from build_tasks.triton.derived_config import (
 )
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line
+
+CONFIG_MODULES = (
+    "build_tasks.tensors",
+    "build_tasks.triton.derived_config",
+    "build_tasks.triton.model_config",
+    "build_tasks.triton.model_config_checks",
+    "build_tasks.triton.optimization_checks",
+    "build_tasks.triton.platforms",
+    "build_tasks.triton.releases",
+    "build_tasks.triton.repository",
+)
 
 
 def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
@@ -44,16 +55,7 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
             ranked=model.spec.output.top_k is not None,
         ),
         tools=("tritonclient",),
-        code=source_files(
-            "stages.config",
-            "verification.tolerance",
-            "triton.derived_config",
-            "triton.model_config",
-            "triton.model_config_checks",
-            "triton.optimization_checks",
-            "triton.releases",
-            "runtime.digests",
-        ),
+        modules=(__name__, *CONFIG_MODULES),
         in_process=True,
     )
     return stage.task(doc=f"config.pbtxt of {model.triton_name(model_format)}")
@@ -118,7 +120,7 @@ def ensemble_task(model: Model, files: list[str]) -> dict[str, Any]:
         outputs={"config": model.artifact(f"{TRITON_MODELS['ensemble'].file}.config.pbtxt")},
         settings=settings_of(model, "ensemble", files=files),
         tools=("tritonclient",),
-        code=source_files("stages.config", "triton.derived_config", "triton.model_config", "runtime.digests"),
+        modules=(__name__, *CONFIG_MODULES),
         in_process=True,
     )
     return stage.task(doc=f"config.pbtxt of {model.triton_name('ensemble')}")

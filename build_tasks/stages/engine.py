@@ -20,7 +20,7 @@ from build_tasks.paths import BUILD
 from build_tasks.runtime import atomic_files, hardware
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model, settings
 
@@ -74,7 +74,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
             "sizes": model.spec.sizes,
         },
         tools=TOOLS,
-        code=source_files("stages.engine", "formats.tensorrt", "verification.tolerance", "runtime.hardware"),
+        modules=(__name__, "build_tasks.formats.tensorrt", "build_tasks.runtime.hardware", "build_tasks.tensors"),
         missing_requirements=hardware.missing_requirements_rtx
         if rtx
         else functools.partial(hardware.missing_requirements, capability),

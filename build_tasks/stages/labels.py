@@ -3,7 +3,7 @@
 from typing import Any
 
 from build_tasks.errors import UserError
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 
 IMAGENET = "imagenet-1k"  # the only list that timm and this project both know by name
@@ -20,7 +20,7 @@ def task(model: Model) -> dict[str, Any]:
         outputs={"labels": model.artifact("labels.txt")},
         settings={"labels": labels},
         tools=("timm",) if labels == IMAGENET else (),
-        code=source_files("stages.labels"),
+        modules=(__name__,),
         in_process=labels != IMAGENET,
     )
     return stage.task(doc=f"labels.txt from {labels}")

@@ -8,9 +8,9 @@ On demand (`doit layers:NAME`), and by the accuracy stage for a graph that it re
 
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.formats.layer_errors import compare_layers, first_jump, format_layers, inputs_of
+from build_tasks.formats.layer_errors import LAYER_MODULES, compare_layers, first_jump, format_layers, inputs_of
 from build_tasks.json_files import write_json
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
 
@@ -29,7 +29,7 @@ def task(model: Model) -> dict[str, Any]:
         peak_batch=4 * model.spec.onnx.batch_size,  # of each there is every tensor at once
         settings={"precision": precision},
         tools=("onnx", "onnxruntime"),
-        code=source_files("stages.layers", "verification.tolerance", "text_table"),
+        modules=(__name__, *LAYER_MODULES),
     )
     return stage.task(doc=f"The error after each node of {model.graph}", params=overrides.params("layers"))
 

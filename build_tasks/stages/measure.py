@@ -6,11 +6,12 @@ samples.json ─► artifact ─► Polygraphy: every output, every sample ─�
 import functools
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.formats.onnx_runtime import onnx_session, reduced_session
+from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
+from build_tasks.formats.pytorch_network import NETWORK_MODULES
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import hardware, threads
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
 from build_tasks.verification import accuracy_samples, metrics
 from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
@@ -26,6 +27,15 @@ RUNNERS = {
     "onnx": ("onnxruntime", "polygraphy"),
     "graph": ("onnx", "onnxruntime", "polygraphy"),
     "tensorrt": ("polygraphy",),
+}
+
+# The modules that run it.
+RUNNER_MODULES = {
+    "torchscript": NETWORK_MODULES,
+    "cast": ("build_tasks.formats.torchscript_graph", *NETWORK_MODULES),
+    "onnx": ONNX_MODULES,
+    "graph": ONNX_MODULES,
+    "tensorrt": ("build_tasks.formats.tensorrt",),
 }
 
 
@@ -67,15 +77,14 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
         peak_batch=BATCH * threads.AT_ONCE,
         settings={"runner": runner, "truth": truth, "top_k": model.spec.output.top_k},
         tools=RUNNERS[runner],
-        code=source_files(
-            "stages.measure",
-            "verification.metrics",
-            "verification.accuracy_samples",
-            "verification.tolerance",
-            "formats.pytorch_network",
-            "runtime.digests",
-            "runtime.threads",
-            *(("formats.tensorrt",) if plan else ("formats.torchscript_graph",) if runner == "cast" else ()),
+        modules=(
+            __name__,
+            "build_tasks.runtime.threads",
+            "build_tasks.tensors",
+            "build_tasks.verification.accuracy_samples",
+            "build_tasks.verification.metrics",
+            "build_tasks.verification.reference_outputs",
+            *RUNNER_MODULES[runner],
         ),
         missing_requirements=functools.partial(hardware.missing_requirements, model.plans[file])
         if plan

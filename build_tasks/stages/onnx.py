@@ -11,10 +11,18 @@ from typing import Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
-from build_tasks.formats.onnx_export import TOOLS, ExporterRefusedError, check_export, export, slim, write_records
+from build_tasks.formats.onnx_export import (
+    EXPORT_MODULES,
+    TOOLS,
+    ExporterRefusedError,
+    check_export,
+    export,
+    slim,
+    write_records,
+)
 from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
 from build_tasks.formats.onnx_import import set_batch_and_size
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model, settings
 
@@ -50,19 +58,12 @@ def stage(model: Model) -> Stage:
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
-        code=(
-            *source_files(
-                "stages.onnx",
-                "formats.onnx_export",
-                "formats.onnx_files",
-                "formats.onnx_runtime",
-                "formats.pytorch_network",
-                "tensors",
-                "verification.tolerance",
-                *(("formats.onnx_import",) if only_onnx else ()),
-            ),
-            *pytorch_network.user_source_files(model),
+        modules=(
+            __name__,
+            *EXPORT_MODULES,
+            *(("build_tasks.formats.onnx_import",) if only_onnx else ()),
         ),
+        source_files=pytorch_network.user_source_files(model),
     )
 
 

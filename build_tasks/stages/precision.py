@@ -23,8 +23,9 @@ from build_tasks.formats.reduced_precision import (
     inputs_of,
     locked_nodes,
     settings_of,
-    source_files_of,
+    source_modules,
     tools_of,
+    user_source_files,
 )
 from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -48,7 +49,8 @@ def task(model: Model, precision: str) -> dict[str, Any]:
         peak_batch=CALIBRATION_SAMPLES if precision in QUANTIZED_PRECISIONS else 1,
         settings=settings_of(model, precision),
         tools=tools_of(model, precision),
-        code=source_files_of(model, precision),
+        modules=(__name__, *source_modules(model, precision)),
+        source_files=user_source_files(model, precision),
     )
     task = stage.task(doc=f"{file}, which engines are compiled from")
     if made_here and lock not in task["file_dep"]:

@@ -17,7 +17,7 @@ from build_tasks.formats.artifacts import PREPROCESS_FOLDER
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.tensors import IMAGE, INPUT
 from build_tasks.verification import accuracy_samples
@@ -49,13 +49,12 @@ def task(model: Model) -> dict[str, Any]:
         },
         settings={"spec": model.file},
         tools=TOOLS,
-        code=source_files(
-            "stages.preprocess",
-            "formats.pytorch_network",
-            "verification.accuracy_samples",
-            "runtime.digests",
-            "triton.preprocess_model.model",
-            "triton.preprocess_model.preprocessing",
+        modules=(
+            __name__,
+            "build_tasks.triton.preprocess_model.model",
+            "build_tasks.triton.preprocess_model.preprocessing",
+            "build_tasks.verification.accuracy_samples",
+            *pytorch_network.source_modules(model),
         ),
     )
     return stage.task(doc=f"The Python model {model.triton_name('preprocess')}, to the bit as timm's transform")

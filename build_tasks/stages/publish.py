@@ -19,7 +19,7 @@ from build_tasks.json_files import read_json, write_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
@@ -34,6 +34,13 @@ DECIDING = {
     "onnx": ("architecture", "weights", "input", "output", "onnx"),
     "tensorrt": ("architecture", "weights", "input", "output", "onnx", "engine"),
 }
+
+PUBLISH_MODULES = (
+    "build_tasks.triton.model_config",
+    "build_tasks.triton.platforms",
+    "build_tasks.triton.releases",
+    "build_tasks.triton.repository",
+)
 
 
 def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "provenance": model.triton("provenance"),
         },
         tools=(),
-        code=source_files("stages.publish", "triton.releases"),
+        modules=(__name__, *PUBLISH_MODULES),
         in_process=True,
         install=atomic_files.replace if kept == 1 else atomic_files.sync_dir,
     )

@@ -13,7 +13,7 @@ from typing import Any
 from build_tasks.formats import pytorch_network
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.tensors import INPUT, OUTPUT
 from build_tasks.verification import accuracy_samples
@@ -59,16 +59,13 @@ def task(model: Model) -> dict[str, Any]:
             "polygraphy",
             *(("onnxruntime",) if model.spec.from_onnx else ()),
         ),
-        code=(
-            *source_files(
-                "stages.reference",
-                "verification.accuracy_samples",
-                "formats.pytorch_network",
-                "verification.tolerance",
-                "runtime.threads",
-            ),
-            *pytorch_network.user_source_files(model),
+        modules=(
+            __name__,
+            "build_tasks.runtime.threads",
+            "build_tasks.verification.accuracy_samples",
+            *pytorch_network.source_modules(model),
         ),
+        source_files=pytorch_network.user_source_files(model),
     )
     return stage.task(doc=f"reference.json: what {model.reference} answers to the accuracy samples")
 

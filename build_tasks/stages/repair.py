@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from build_tasks.errors import UserError
 from build_tasks.formats import reduced_precision
 from build_tasks.formats.onnx_files import onnx_file, save_onnx
-from build_tasks.formats.onnx_runtime import reduced_session, session_without_optimizations
+from build_tasks.formats.onnx_runtime import ONNX_MODULES, reduced_session, session_without_optimizations
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import atomic_files, progress
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import installed_version
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.fingerprint import imported_digests
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
 from build_tasks.verification import gate, node_sensitivity, reference_outputs
@@ -37,12 +38,12 @@ PROBED = 4  # samples, for an effect
 
 # The modules that decide what is measured.
 MEASURING = (
-    "verification.node_sensitivity",
-    "stages.precision",
-    "stages.onnx",
-    "verification.tolerance",
-    "stages.measure",
-    "verification.metrics",
+    "build_tasks.formats.reduced_precision",
+    "build_tasks.verification.metrics",
+    "build_tasks.verification.node_sensitivity",
+    "build_tasks.verification.reference_outputs",
+    "build_tasks.verification.tolerance",
+    *ONNX_MODULES,
 )
 
 HEADER = """\
@@ -74,14 +75,13 @@ def task(model: Model) -> dict[str, Any]:
             "cache": model.artifact("repair"),
         },
         tools=(*reduced_precision.tools_of(model, engine.precision), "polygraphy"),
-        code=tuple(
-            dict.fromkeys(
-                (
-                    *source_files("stages.repair", "verification.gate", *MEASURING),
-                    *reduced_precision.source_files_of(model, engine.precision),
-                )
-            )
+        modules=(
+            __name__,
+            *MEASURING,
+            *gate.GATE_MODULES,
+            *reduced_precision.source_modules(model, engine.precision),
         ),
+        source_files=reduced_precision.user_source_files(model, engine.precision),
     )
     doc = f"{reduced_precision.LOCK_FILE}: the fewest nodes to leave out of {engine.precision} so that the gate holds"
     task = stage.task(doc=doc, params=overrides.params("repair"))
@@ -154,7 +154,7 @@ class Trial:
         judged = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")
         recipe = {key: value for key, value in settings.items() if key not in judged}
         tools = {tool: installed_version(tool) for tool in ("nvidia-modelopt", "onnx", "onnxruntime", "polygraphy")}
-        digests = [digest(path) for path in (*inputs.values(), *source_files(*MEASURING))]
+        digests = [[digest(path) for path in inputs.values()], imported_digests(MEASURING)]
         self.recipe = json.dumps([recipe, tools, digests], sort_keys=True)
 
     def __call__(self, spared: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import hardware
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import installed_version
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import REDUCED_PRECISIONS, Model
 from build_tasks.text_table import format_table
 from build_tasks.verification import accuracy_samples, gate
@@ -57,7 +57,15 @@ def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) 
             "gates": [gate.settings_of(model, artifact.format, artifact.precision) for artifact in artifacts],
         },
         tools=("matplotlib",),
-        code=source_files("stages.summary", "verification.gate", "verification.tolerance", "text_table"),
+        modules=(
+            __name__,
+            "build_tasks.figures",
+            "build_tasks.tensors",
+            "build_tasks.text_table",
+            "build_tasks.verification.accuracy_samples",
+            "build_tasks.verification.judged_artifacts",
+            *gate.GATE_MODULES,
+        ),
         missing_requirements=missing_requirements,
     )
 

@@ -11,7 +11,7 @@ from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
 from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.tensors import INPUT, OUTPUT
 from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
@@ -43,12 +43,8 @@ def task(model: Model) -> dict[str, Any]:
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
-        code=(
-            *source_files(
-                "stages.torchscript", "formats.torchscript_graph", "formats.pytorch_network", "verification.tolerance"
-            ),
-            *pytorch_network.user_source_files(model),
-        ),
+        modules=(__name__, "build_tasks.formats.torchscript_graph", *pytorch_network.source_modules(model)),
+        source_files=pytorch_network.user_source_files(model),
     )
     return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
 

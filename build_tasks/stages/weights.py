@@ -14,21 +14,13 @@ from build_tasks.formats import pytorch_network, weight_sources
 from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import check_image_input, format_dims, read_onnx, rename_tensors
 from build_tasks.paths import MODELS
-from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, source_files
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, settings, split_source
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-
-ONNX_MODULES = (
-    "formats.onnx_files",
-    "formats.onnx_import",
-    "formats.onnx_runtime",
-    "tensors",
-    "verification.tolerance",
-)
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -49,18 +41,10 @@ def stage(model: Model) -> Stage:
         elsewhere["source"] = weight_sources.package_file(rest)
     elif (placed := weight_sources.manual_path(model.name, weights.source)) and os.path.exists(placed):
         inputs["source"] = placed
-    code = (
-        *source_files(
-            "stages.weights",
-            "formats.weight_sources",
-            "formats.pytorch_network",
-            *(ONNX_MODULES if spec.from_onnx else ()),
-        ),
-        *pytorch_network.user_source_files(model),
-    )
+    user_files = pytorch_network.user_source_files(model)
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
-        code = (*code, *pytorch_network.python_files(model))  # it may import what stands beside it
+        user_files = (*user_files, *pytorch_network.python_files(model))  # it may import what stands beside it
     return Stage(
         name=f"weights:{model.name}",
         model=model,
@@ -74,7 +58,13 @@ def stage(model: Model) -> Stage:
             **({"shape": spec.input.shape} if spec.from_onnx else {}),
         },
         tools=("torch", "timm", "safetensors"),
-        code=code,
+        modules=(
+            __name__,
+            "build_tasks.formats.weight_sources",
+            *(("build_tasks.formats.onnx_import",) if spec.from_onnx else ()),
+            *pytorch_network.source_modules(model),
+        ),
+        source_files=user_files,
     )
 
 

@@ -20,6 +20,13 @@ from build_tasks.verification.tolerance import ROUNDOFF, tolerance
 
 Settings = dict[str, Any]
 
+# The modules of the project that decide a verdict, for the fingerprint of the stages that judge.
+GATE_MODULES = (
+    "build_tasks.verification.gate",
+    "build_tasks.verification.metrics",
+    "build_tasks.verification.tolerance",
+)
+
 # What a limit bounds, and how it is told. The first four are of Polygraphy's comparisons.
 AT_MOST = {
     "relative_l2": "relative L2 error",

@@ -166,7 +166,7 @@ def test_a_recipe_that_is_edited_during_the_run_is_not_taken_for_the_one_that_ra
     run = project.doit("reference:tiny")
     assert run.code == 1
     assert run.failed == ["reference:tiny"]
-    assert "build_tasks/stages/reference.py was edited since doit started; run doit again" in run.out
+    assert "build_tasks.stages.reference was edited since doit started; run doit again" in run.out
     assert project.built("reference:tiny").ran == ["reference:tiny"]
 
 
