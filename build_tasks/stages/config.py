@@ -34,6 +34,7 @@ CONFIG_MODULES = (
     "build_tasks.triton.platforms",
     "build_tasks.triton.releases",
     "build_tasks.triton.repository",
+    "build_tasks.triton.serving_facts",
 )
 
 
