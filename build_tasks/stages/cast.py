@@ -2,8 +2,9 @@
 
     fp32 NCHW ─► cast, channels last ─► the frozen trace in fp16 ─► cast ─► fp32      clients see no difference
 
-model.pt stays what is exported to ONNX, and what needs no cast is served from it. The numbers are the gate's to judge,
-on pictures and with the rounding of a GPU (see script.py); here only the form is compared.
+The ONNX export always starts from model.pt, and so does the serving of models that need no cast. This stage compares
+only dtypes and shapes with model.pt. The gate judges the values later, on the accuracy samples, with the rounding of a
+GPU (see formats/torchscript_graph.py).
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, settings
 
 TOOLS = ("torch",)
-BATCHES = (1, 3)  # that are tried; that every other one fits is what the trace was checked for
+BATCHES = (1, 3)  # run here; the torchscript stage has checked model.pt at more of them
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -55,17 +56,17 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     signature = read_json(inputs["trace's signature"])
     tools = read_json(inputs["trace's tools"])
-    wanted, input_format = settings["torchscript"], settings["format"]
-    answers = [tensor["dtype"] for tensor in signature["outputs"]]
+    options, input_format = settings["torchscript"], settings["format"]
+    dtypes = [tensor["dtype"] for tensor in signature["outputs"]]
     try:
         torchscript_graph.save_torchscript(
-            torchscript_graph.cast_trace(inputs["trace"], **wanted, answers=answers, input_format=input_format),
+            torchscript_graph.cast_trace(inputs["trace"], **options, answers=dtypes, input_format=input_format),
             outputs["model"],
         )
         check(inputs["trace"], outputs["model"], signature["inputs"][0]["shape"], settings)
     except RuntimeError as error:
         raise UserError(
-            f"the trace does not run in {wanted['precision']}: {first_lines(error)}; "
+            f"the trace does not run in {options['precision']}: {first_lines(error)}; "
             'with torchscript.precision = "fp32" model.pt is served as it is'
         ) from error
     for name, record in (
@@ -73,11 +74,19 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         ("tools", {**tools, **versions(TOOLS)}),
     ):
         write_json(outputs[name], record)
-    return {**wanted, "batches": list(BATCHES)}
+    return {**options, "batches": list(BATCHES)}
 
 
 def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
-    """RuntimeError where what was cast answers in another form than the trace, at any of the sizes of the spec."""
+    """Compare the dtypes and shapes of the outputs with those of model.pt, at all sizes of the spec.
+
+    Args:
+        trace: Path of model.pt.
+        path: Path of the cast file.
+        dims: Shape of the input in the signature, with the batch.
+    Raises:
+        RuntimeError: If they differ, or if the cast file does not run.
+    """
     import torch
 
     from build_tasks.formats import torchscript_graph
@@ -93,4 +102,4 @@ def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
             found = pytorch_network.forward(lambda batch: torchscript_graph.run_with_gpu_rounding(loaded, batch), batch)
             forms = [[(answer.dtype, answer.shape) for answer in each] for each in (found, expected)]
             if forms[0] != forms[1]:
-                raise RuntimeError(f"at batch {count} it answers {forms[0]}, and the trace {forms[1]}")
+                raise RuntimeError(f"at batch {count} its outputs are {forms[0]}, and those of model.pt {forms[1]}")

@@ -1,8 +1,12 @@
 """onnx: model.pt -> model.onnx, model.onnx.signature.json, model.onnx.export.json (which exporter, and why)
 
-model.pt ──► TorchScript exporter ──► slim ──► check ──► model.onnx
-                 │ fails, or does not agree              ▲
-network  ──► dynamo exporter ──► slim ──► check ─────────┘
+    model.pt ──► TorchScript exporter ──► slim ──► check ──► model.onnx
+                     │ fails, or the check does              ▲
+    network  ──► dynamo exporter ──► slim ──► check ─────────┘
+
+Where the source is an ONNX file, nothing is exported:
+
+    weights.onnx ──► batch and size of the spec ──► slim ──► check ──► model.onnx
 """
 
 import os
@@ -33,14 +37,14 @@ def task(model: Model) -> dict[str, Any]:
 
 
 def stage(model: Model) -> Stage:
-    """The stage that makes model.onnx; `build_from_onnx` where the source is an ONNX file."""
-    only_onnx = model.spec.from_onnx
+    """The stage that makes model.onnx. `doit new` runs it without doit."""
+    from_onnx = model.spec.from_onnx
     return Stage(
         name=f"onnx:{model.name}",
         model=model,
-        build=build_from_onnx if only_onnx else build,
+        build=build_from_onnx if from_onnx else build,
         inputs={"weights": model.weights}
-        if only_onnx
+        if from_onnx
         else {"model": model.artifact("model.pt"), "weights": model.weights},
         outputs={
             "model": model.artifact("model.onnx"),
@@ -61,7 +65,7 @@ def stage(model: Model) -> Stage:
         modules=(
             __name__,
             *EXPORT_MODULES,
-            *(("build_tasks.formats.onnx_import",) if only_onnx else ()),
+            *(("build_tasks.formats.onnx_import",) if from_onnx else ()),
         ),
         source_files=pytorch_network.user_source_files(model),
     )
@@ -76,24 +80,24 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     shape = pytorch_network.input_shape(module, settings["shape"])
     exporters = {"torchscript": script, "dynamo": module}
     if settings["exporter"] == "auto":
-        wanted, choice = list(exporters), "first choice"
+        names, choice = list(exporters), "first choice"
     else:
-        wanted, choice = [settings["exporter"]], "the spec's choice"
-    refusals = {}
-    for exporter in wanted:
+        names, choice = [settings["exporter"]], "the spec's choice"
+    reasons = {}
+    for exporter in names:
         try:
             with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
                 graph = slim(export(exporter, exporters[exporter], shape, settings, folder))
             save_onnx(graph, outputs["model"], settings["external_data"])
-            error = check_export(outputs["model"], script, module, shape, settings)
-        except ExporterRefusedError as refusal:
-            refusals[exporter] = str(refusal)
-            print(f"{exporter} exporter: {refusal}")
+            difference = check_export(outputs["model"], script, module, shape, settings)
+        except ExporterRefusedError as error:
+            reasons[exporter] = str(error)
+            print(f"{exporter} exporter: {error}")
             continue
-        why = "; ".join(f"since {other} {reason}" for other, reason in refusals.items()) or choice
+        why = "; ".join(f"since {other} {reason}" for other, reason in reasons.items()) or choice
         write_records(graph, outputs, exporter, why)
-        return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": error}
-    raise UserError("; ".join(f"the {exporter} exporter {reason}" for exporter, reason in refusals.items()))
+        return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": difference}
+    raise UserError("; ".join(f"the {name} exporter {reason}" for name, reason in reasons.items()))
 
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -104,12 +108,12 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     graph = slim(set_batch_and_size(onnx.load(onnx_file(inputs["weights"])), network, settings))
     save_onnx(graph, outputs["model"], settings["external_data"])
     try:
-        error = check_export(outputs["model"], network, network, (channels, height, width), settings)
-    except ExporterRefusedError as refusal:
-        what = str(refusal).removeprefix("wrote a graph that ")
+        difference = check_export(outputs["model"], network, network, (channels, height, width), settings)
+    except ExporterRefusedError as error:
+        problem = str(error).removeprefix("wrote a graph that ")
         batch = "an open batch" if settings["dynamic_axes"] else f"a batch of {settings['batch_size']}"
         own = fixed_batch(inputs["weights"])
         advice = f"; its own is {own}: onnx.dynamic_axes = false and onnx.batch_size = {own} keep it" if own else ""
-        raise UserError(f"with {batch} the graph {what}{advice}") from refusal
+        raise UserError(f"with {batch} the graph {problem}{advice}") from error
     write_records(graph, outputs, None, "the source is ONNX")
-    return {"nodes": len(graph.graph.node), "opset": opset(graph), "error": error}
+    return {"nodes": len(graph.graph.node), "opset": opset(graph), "error": difference}

@@ -1,10 +1,11 @@
 """reference: the fp32 PyTorch network on the accuracy samples -> samples.json, reference.json
 
     samples ─► timm's transform ─► samples.json ─► eager network ─► reference.json
-                    └─► preprocessing.json              └ once more, with every input value moved by an ulp
+                    └─► preprocessing.json              └ and a second run, with every input value perturbed by one ulp
 
-The first two are Polygraphy's own files, so that any artifact can be compared on any machine, without torch. The second
-answer tells how far the network itself carries the smallest of differences: no artifact can be held to less.
+samples.json and reference.json are in Polygraphy's formats, so that every machine can compare every artifact with them,
+without torch. The second run measures the sensitivity of the network: the change of its outputs for the smallest
+change of its inputs. The gate requires no artifact to be closer than that.
 """
 
 import functools
@@ -19,8 +20,8 @@ from build_tasks.tensors import INPUT, OUTPUT
 from build_tasks.verification import accuracy_samples
 from build_tasks.verification.tolerance import perturb_one_ulp
 
-RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # of reference.json
-BATCH = 8  # samples that the network sees at once
+RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # names in reference.json
+BATCH = 8  # samples in one run of the network
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def task(model: Model) -> dict[str, Any]:
         ),
         source_files=pytorch_network.user_source_files(model),
     )
-    return stage.task(doc=f"reference.json: what {model.reference} answers to the accuracy samples")
+    return stage.task(doc=f"reference.json: the outputs of {model.reference} for the accuracy samples")
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -79,18 +80,18 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     module = pytorch_network.wrap_for_serving(pytorch_network.create_network(settings, inputs["weights"]), interface)
     preprocessing = pytorch_network.data_config(module, settings["input"])
     transform = pytorch_network.transform(preprocessing, interface["format"])
-    paths = [path for name, path in inputs.items() if name == path]
+    paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
     names, batch = accuracy_samples.load_samples(
         settings["samples"], paths, lambda: transform, tuple(preprocessing["input_size"]), interface["format"]
     )
     save_json([{INPUT: batch}], outputs["samples"])
     results = RunResults()
     exact = batch
-    if interface["format"] == "uint8_nhwc":  # there is no ulp of a byte
+    if interface["format"] == "uint8_nhwc":  # a byte has no ulp, so that the normalized floats are perturbed
         exact = pytorch_network.normalize_input(module, torch.from_numpy(batch), interface).numpy()
     runner = RUNNERS[settings["reference"]]
-    for name, seen in ((runner, batch), (f"{runner}, inputs moved by an ulp", perturb_one_ulp(exact))):
-        batches = torch.from_numpy(seen).split(BATCH)
+    for name, samples in ((runner, batch), (f"{runner}, inputs perturbed by one ulp", perturb_one_ulp(exact))):
+        batches = torch.from_numpy(samples).split(BATCH)
         parts = threads.each(functools.partial(pytorch_network.forward, module), batches)
         answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
         results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=name)

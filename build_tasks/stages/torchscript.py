@@ -1,7 +1,8 @@
 """torchscript: weights.safetensors -> model.pt, model.pt.signature.json
 
-network ─► reparameterised ─► traced at batch 2 ─► frozen ─► without debug records ─► checked at batches 1, 2, 3, max
-                                                                                      and at the sizes of the spec
+network ─► reparameterized ─► traced at batch 2 ─► frozen ─► debug records removed ─► model.pt
+                                                                                         │
+                compared with the network at batches 1, 2, 3, max and at the sizes of the spec
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from build_tasks.verification.tolerance import float_outputs, max_relative_error
 if TYPE_CHECKING:
     import torch
 
-TRACED_BATCH = 2  # 1 would let a trace take a dimension of size one for granted
+TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
 TOOLS = ("torch", "timm")
 
 
@@ -62,7 +63,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     module = pytorch_network.wrap_for_serving(module, interface)
     batch = pytorch_network.example_input(shape, TRACED_BATCH, interface["format"])
     with torch.inference_mode(False), torch.no_grad():
-        slim(batch)  # what a network computes only once must not end up in the trace
+        slim(batch)  # what a network computes at its first call only must not be traced
         try:
             trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
         except RuntimeError as error:
@@ -89,7 +90,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 def check(
     path: str, module: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings
 ) -> dict[tuple[int, ...], float]:
-    """The relative error of model.pt against the module, by (batch, *shape). UserError where it is too large."""
+    """The relative errors of model.pt against the module, by (batch, channels, height, width).
+
+    Raises:
+        UserError: If model.pt refuses a batch or a size, or if its error is above the fp32 tolerance.
+    """
     import torch
 
     loaded = torch.jit.load(path)
@@ -107,19 +112,23 @@ def check(
         expected = [answer.numpy() for answer in pytorch_network.forward(module, batch)]
         try:
             found = [answer.numpy() for answer in pytorch_network.forward(loaded, batch)]
-        except (RuntimeError, UserError) as error:  # it refuses the batch, or answers for another one
+        except (RuntimeError, UserError) as error:  # it refuses the batch, or its answer has another batch size
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
-        off = errors[size, *rest] = max_relative_error(float_outputs(found), float_outputs(expected))
-        if not off <= limit:
+        difference = errors[size, *rest] = max_relative_error(float_outputs(found), float_outputs(expected))
+        if not difference <= limit:
             raise UserError(
-                f"at {at} the trace differs from the network by {off:.1e} (limit {limit:.0e}): "
+                f"at {at} the trace differs from the network by {difference:.1e} (limit {limit:.0e}): "
                 "does its forward depend on values, or on random numbers?"
             )
     return errors
 
 
 def tensor(name: str, value: "torch.Tensor", opened: Iterable[int]) -> dict[str, Any]:
-    """A tensor of a signature; the batch is open, and so are some dimensions more. dtype as NumPy names it."""
+    """One tensor of a signature.
+
+    Args:
+        opened: Axes that are open (-1) besides the batch.
+    """
     shape = [-1 if axis in (0, *opened) else length for axis, length in enumerate(value.shape)]
     return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}

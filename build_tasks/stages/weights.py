@@ -1,7 +1,11 @@
-"""weights: whatever the spec names as a source -> weights.safetensors, with the network's own keys.
+"""weights: the source that the spec names -> weights.safetensors, under the keys of the network
 
-hf:// https:// timm:// package:// path random://
-          └─► sha256 ─► converter ─► keys checked ─► weights.safetensors
+    hf:// https:// timm:// package:// path random://
+              └─► sha256 ─► converter ─► keys checked ─► weights.safetensors
+
+Where the source is an ONNX file, it holds the network too:
+
+    model.onnx ─► sha256 ─► input checked ─► tensors renamed ─► one run in ONNX Runtime ─► weights.onnx
 """
 
 import math
@@ -30,27 +34,30 @@ def task(model: Model) -> dict[str, Any]:
 
 
 def stage(model: Model) -> Stage:
-    """The stage that fetches the source; `build_from_onnx` where that is an ONNX file."""
+    """The stage that fetches the source. `doit new` runs it without doit.
+
+    The source is an input where it is a file of the user. The settings identify a download, by its URL and sha256.
+    """
     spec, weights = model.spec, model.spec.weights
     inputs: Paths = {}
-    elsewhere: dict[str, str | None] = {}
+    external: dict[str, str | None] = {}
     scheme, rest = split_source(weights.source)
     if scheme == "file":
         inputs["source"] = model.source(rest)
     elif scheme == "package":
-        elsewhere["source"] = weight_sources.package_file(rest)
-    elif (placed := weight_sources.manual_path(model.name, weights.source)) and os.path.exists(placed):
-        inputs["source"] = placed
+        external["source"] = weight_sources.package_file(rest)
+    elif (file := weight_sources.manual_path(model.name, weights.source)) and os.path.exists(file):
+        inputs["source"] = file  # the user put it there, for example on a machine without a network
     user_files = pytorch_network.user_source_files(model)
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
-        user_files = (*user_files, *pytorch_network.python_files(model))  # it may import what stands beside it
+        user_files = (*user_files, *pytorch_network.python_files(model))  # a converter may import the files beside it
     return Stage(
         name=f"weights:{model.name}",
         model=model,
         build=build_from_onnx if spec.from_onnx else build,
         inputs=inputs,
-        external_inputs=elsewhere,
+        external_inputs=external,
         outputs={"weights": model.weights},
         settings={
             **pytorch_network.settings_of(model),
@@ -73,10 +80,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     source = settings["weights"]["source"]
     scheme, rest = split_source(source)
-    state = random_state(settings, seed=int(rest)) if scheme == "random" else taken(inputs, settings, read)
+    if scheme == "random":
+        state = random_state(settings, seed=int(rest))
+    else:
+        state = read_source(inputs, settings, read_state_dict)
     if converter := settings["weights"]["converter"]:
-        state = converted(state, settings["model"], converter)
-    state = matched(state, pytorch_network.create_network(settings).state_dict(), source)
+        state = convert(state, settings["model"], converter)
+    state = match_keys(state, pytorch_network.create_network(settings).state_dict(), source)
     save_file(state, outputs["weights"])
     parameters = sum(tensor.numel() for tensor in state.values())
     return {"weights": "RANDOM" if scheme == "random" else source, "parameters": parameters}
@@ -84,7 +94,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     path = inputs.get("source", settings["weights"]["source"])
-    graph = taken(inputs, settings, read_onnx)
+    graph = read_source(inputs, settings, read_onnx)
     image = check_image_input(graph, path)
     for axis, length in enumerate(settings["shape"], start=1):
         if image[axis] not in (None, length):
@@ -95,14 +105,20 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         pytorch_network.forward(network, pytorch_network.example_input(settings["shape"], 2))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # of ONNX Runtime, whose errors have no common base
+    except Exception as error:  # the errors of ONNX Runtime have no common base class
         raise UserError(f"{path} does not run in ONNX Runtime: {first_lines(error)}") from error
     parameters = sum(math.prod(tensor.dims) for tensor in graph.graph.initializer)
     return {"weights": settings["weights"]["source"], "parameters": parameters}
 
 
-def taken(inputs: Paths, settings: Settings, read: Callable[[str], T]) -> T:
-    """What `read` makes of the source: a file that is here, or that is fetched; verified."""
+def read_source(inputs: Paths, settings: Settings, read: Callable[[str], T]) -> T:
+    """The result of `read` for the source file. The file is fetched if it is not on this machine.
+
+    Args:
+        read: A function from a path to the content. If it raises a UserError, a downloaded file is deleted.
+    Raises:
+        UserError: If the file cannot be fetched, has another sha256 than the spec says, or cannot be read.
+    """
     source, sha256 = settings["weights"]["source"], settings["weights"]["sha256"]
     path = inputs.get("source") or weight_sources.fetch(settings["model"], source, sha256)
     if "source" in inputs:
@@ -110,13 +126,13 @@ def taken(inputs: Paths, settings: Settings, read: Callable[[str], T]) -> T:
     try:
         return read(path)
     except UserError:
-        if weight_sources.is_download(path):  # a page that asks for a login, say; the next run fetches anew
+        if weight_sources.is_download(path):  # it may be a login page; the next run downloads the file again
             os.remove(path)
         raise
 
 
 def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
-    """The architecture's own initialisation under a seed."""
+    """The initial state dict of the architecture for one seed."""
     import random
 
     import numpy
@@ -128,27 +144,31 @@ def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
     return pytorch_network.create_network(settings).state_dict()
 
 
-def read(path: str) -> "dict[str, torch.Tensor]":
-    """The state dict of a safetensors file or a checkpoint, unwrapped as timm does. No code in it is executed."""
+def read_state_dict(path: str) -> "dict[str, torch.Tensor]":
+    """The state dict of a safetensors file or a checkpoint, unwrapped as timm does. No code in the file is executed."""
     import pickle
 
     from timm.models import load_state_dict
 
     try:
         state: dict[str, torch.Tensor] = load_state_dict(path, use_ema=True, weights_only=True)
-    except Exception as error:  # whatever torch, safetensors or timm say of a file that is none of theirs
-        # torch's unpickler meets an "unsupported operand" in what is no pickle at all, a web page for example.
+    except Exception as error:  # torch, safetensors and timm raise many classes for a file that they cannot read
+        # torch's unpickler reports an "unsupported operand" for a file that is no pickle, for example a web page.
         cause = error.__cause__
         if isinstance(cause, pickle.UnpicklingError):
             if "Unsupported operand" in str(cause):
-                raise UserError(f"{path} cannot be read as weights: it is no checkpoint") from error
+                raise UserError(f"{path} cannot be read as weights: it is not a checkpoint") from error
             raise UserError(f"{path} holds more than tensors and could execute code: save it as safetensors") from error
         raise UserError(f"{path} cannot be read as weights: {first_lines(error)}") from error
     return state
 
 
-def converted(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "dict[str, torch.Tensor]":
-    """What the spec's converter makes of it. UserError where that fails, or is something else."""
+def convert(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "dict[str, torch.Tensor]":
+    """The state dict that the spec's converter returns.
+
+    Raises:
+        UserError: If the converter raises an error, or returns something else than a dict of tensors.
+    """
     import torch
 
     path = f"{MODELS}/{model}/{converter.partition(':')[0]}"
@@ -162,23 +182,29 @@ def converted(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "
     return result
 
 
-def matched(state: "dict[str, torch.Tensor]", own: "dict[str, torch.Tensor]", source: str) -> "dict[str, torch.Tensor]":
-    """`state` in the dtype and under the keys of `own`. UserError that lists every key that does not match."""
-    # Older checkpoints lack the counter that only training uses, as torch's own loader knows.
-    optional = {key for key in own if key.endswith("num_batches_tracked")}
-    missing = sorted(own.keys() - state.keys() - optional)
-    unexpected = sorted(state.keys() - own.keys())
-    wrong = sorted(
-        f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
+def match_keys(
+    state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", source: str
+) -> "dict[str, torch.Tensor]":
+    """`state` under the keys of `expected`, in its dtypes and its order.
+
+    Raises:
+        UserError: If any key or shape does not match. The message lists them.
+    """
+    # Older checkpoints lack a counter that only training uses. torch's own loader accepts that, too.
+    optional = {key for key in expected if key.endswith("num_batches_tracked")}
+    missing = sorted(expected.keys() - state.keys() - optional)
+    unexpected = sorted(state.keys() - expected.keys())
+    misshapen = sorted(
+        f"{key} {list(state[key].shape)} instead of {list(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
     )
-    problems = {"missing": missing, "unexpected": unexpected, "wrongly shaped": wrong}
+    problems = {"missing": missing, "unexpected": unexpected, "wrongly shaped": misshapen}
     if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
-        raise UserError(f"{source} does not fit the architecture: {told}")
-    return {key: state.get(key, own[key]).to(own[key].dtype).clone().contiguous() for key in own}
+        details = "; ".join(f"{len(keys)} {kind}: {_first_keys(keys)}" for kind, keys in problems.items() if keys)
+        raise UserError(f"{source} does not fit the architecture: {details}")
+    return {key: state.get(key, tensor).to(tensor.dtype).clone().contiguous() for key, tensor in expected.items()}
 
 
-def _some(keys: list[str], limit: int = 8) -> str:
+def _first_keys(keys: list[str], limit: int = 8) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

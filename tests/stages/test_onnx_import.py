@@ -151,7 +151,7 @@ def test_artifacts_are_compared_with_the_file_itself(built: Project, network: "t
     reference = json.loads((built / "build/open/reference.json").read_text())
     assert [runner for runner, _ in reference["lst"]] == [
         "onnxruntime-fp32",
-        "onnxruntime-fp32, inputs moved by an ulp",
+        "onnxruntime-fp32, inputs perturbed by one ulp",
     ]
     summary = json.loads((built / "build/open/accuracy.json").read_text())
     assert [(row["artifact"], row["status"]) for row in summary["artifacts"]] == [("ONNX", "ok"), ("fp16 graph", "ok")]

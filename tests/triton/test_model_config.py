@@ -412,7 +412,9 @@ def test_what_contradicts_the_artifact_is_refused_with_one_line(
 @pytest.mark.usefixtures("folder")
 def test_labels_are_as_many_as_classes() -> None:
     top = 'labels = "labels.txt"'
-    with pytest.raises(UserError, match=r"labels: expected one label for each of the 1000 classes of OUTPUT__0, found 999 labels"):
+    with pytest.raises(
+        UserError, match=r"labels: expected one label for each of the 1000 classes of OUTPUT__0, found 999 labels"
+    ):
         derived(spec("", top), "onnx", tensors(), labels=999)
     assert derived(spec("", top), "onnx", tensors(), labels=1000).output[0].label_filename == "labels.txt"
 
