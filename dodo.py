@@ -39,7 +39,7 @@ from build_tasks.spec.model import REDUCED_PRECISIONS, Model
 
 with lazily():
     from build_tasks.bench import task as bench
-    from build_tasks.serving import check, container, serve, smoke, triton_server
+    from build_tasks.serving import check, container, serve, smoke, triton_core
     from build_tasks.stages import (
         accuracy,
         cast,
@@ -295,4 +295,4 @@ if not noop_cache.models_only:  # what no model needs is not made, or imported, 
         return serve.task(MODELS)
 
     def task_tritonserver() -> dict[str, Any]:
-        return triton_server.task()
+        return triton_core.task()

@@ -1,20 +1,22 @@
-"""A benchmark's points: beside the plain trace and the last run, kept, told, drawn.
+"""What becomes of a benchmark's points: compared, kept, printed, drawn.
 
-    {"model": ..., "runs": [{"machine", "tools", "date", "measured", "points", "failed", "left out", "proposals"}]}
+    Run ─► compare: with the plain trace, and with the last run of this machine ─► bench.json, bench.svg, a table
+                    └► recommendation.py: lines for [triton] of the spec
 
-bench.json keeps the last run of every machine, hardware or server, that the model was measured on: only runs of the
-same are compared. Where the tools of the last run were others, that is told beside the ratios.
+bench.json keeps the last run of every machine that measured the model, this one or a server. Only runs of the same
+machine are compared. If its tools have changed since, a line says so.
 """
 
 import contextlib
-import json
 import time
-from typing import Any
+from collections.abc import Sequence
 
-from build_tasks import figures
-from build_tasks.bench import recommendation, workload
+import msgspec
+
+from build_tasks.bench import charts, recommendation, workload
+from build_tasks.bench.records import TRACE, Machine, Point, Proposal, Run, write_runs
+from build_tasks.bench.workload import Sweep
 from build_tasks.errors import UserError
-from build_tasks.json_files import write_json
 from build_tasks.runtime import atomic_files, hardware, resources, worker
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import log_of
@@ -22,16 +24,12 @@ from build_tasks.spec.model import Model
 from build_tasks.text_table import format_table
 
 ONNX_RUNTIME = ("onnxruntime", "onnxruntime-gpu")
-TRACE, TRTEXEC = "trace", "trtexec"  # formats of their own here: the plain fp32 trace; a plan by NVIDIA's tool
 TOOLS = ("torch", *ONNX_RUNTIME, *hardware.TENSORRT, *hardware.TENSORRT_RTX)
 COLUMNS = ("format", "batch", "concurrency", "p50", "p99", "images/s", "vs trace", "vs last run")
 
-Point = dict[str, Any]
-Run = dict[str, Any]
-
 
 def cores() -> int:
-    """Whole ones that this process may use."""
+    """Whole cores that this process may use."""
     return max(1, int(resources.cores()))
 
 
@@ -46,171 +44,123 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def new_run(server: str | None) -> Run:
-    """A run without its points. `machine` is what two runs must have in common to be compared."""
+def machine(server: str | None = None) -> Machine:
+    """This machine, and the server that is measured from it."""
     gpu = hardware.gpu()
-    return {
-        "machine": {
-            "cpu": cpu(),
-            "cores": cores(),
-            "gpu": gpu.name if isinstance(gpu, hardware.Gpu) else None,
-            "server": server,
-        },
-        "tools": versions(TOOLS),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "measured": {},
-        "points": [],
-        "failed": [],
-        "left out": [],
-    }
+    return Machine(cpu(), cores(), gpu.name if isinstance(gpu, hardware.Gpu) else None, server)
 
 
-def say(model: Model, line: str) -> None:
+def now() -> str:
+    """The time in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def log_line(model: Model, line: str) -> None:
+    """Print a line while the benchmark runs."""
     worker.audience(f"bench:{model.name}", line)
 
 
-def foretell(model: Model, count: int, options: dict[str, Any], loading: float) -> None:
-    """How long it will take, before it begins."""
-    seconds = count * options["seconds"] * (1 + workload.WARM_UP_SHARE) + loading
-    each = f"{options['seconds']:g} s each, and a warm-up"
-    say(model, f"  {count} points, {each}: about {seconds:.0f} s, and longer where a batch takes long")
+def log_estimate(model: Model, sweeps: Sequence[Sweep], loading: float = 0) -> None:
+    """Print how long the benchmark will take.
+
+    Args:
+        loading: Seconds to load all formats.
+    """
+    count = sum(len(sweep.batches) * len(sweep.concurrency) for sweep in sweeps)
+    if not count:
+        return
+    seconds = sweeps[0].seconds
+    total = count * seconds * (1 + workload.WARM_UP_SHARE) + loading
+    estimate = f"about {total:.0f} s, and longer if a batch takes long"
+    log_line(model, f"  {count} points, {seconds:g} s each, and a warm-up: {estimate}")
 
 
-def runs(path: str) -> list[Run]:
-    """The last run of each machine, as bench.json keeps them; none where there is no file, or one that is damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="utf-8") as file:
-        return [run for run in json.load(file)["runs"] if isinstance(run["machine"], dict)]
-    return []
+def compare(run: Run, last: Run | None) -> Run:
+    """The run with the throughput of each point as a multiple of the plain trace's, and of the last run's.
+
+    Args:
+        last: The last run of the same machine, None if there is none.
+    """
+    traces = {point.load: point.images_per_s for point in run.points if point.model_format == TRACE}
+    last_points = {(point.model_format, *point.load): point.images_per_s for point in (last.points if last else [])}
+
+    def ratio(point: Point, images_per_s: float | None) -> float | None:
+        return round(point.images_per_s / images_per_s, 3) if images_per_s else None
+
+    points = [
+        msgspec.structs.replace(
+            point,
+            vs_trace=ratio(point, traces.get(point.load)),
+            vs_last=ratio(point, last_points.get((point.model_format, *point.load))),
+        )
+        for point in run.points
+    ]
+    return msgspec.structs.replace(run, points=points)
 
 
-def place(point: Point) -> tuple[Any, ...]:
-    """What two points must have in common to be compared."""
-    return tuple(point.get(key) for key in ("batch", "concurrency", "threads"))
-
-
-def compare(run: Run, last: Run | None) -> None:
-    """Into each point its throughput as a multiple of the plain trace's, and of the last run's, where there is one."""
-    traces = {place(point): point["images_per_s"] for point in run["points"] if point["format"] == TRACE}
-    before = {(p["format"], *place(p)): p["images_per_s"] for p in (last["points"] if last else [])}
-    for point in run["points"]:
-        for key, known in (
-            ("vs_trace", traces.get(place(point))),
-            ("vs_last", before.get((point["format"], *place(point)))),
-        ):
-            if known:
-                point[key] = round(point["images_per_s"] / known, 3)
-
-
-def proposals(model: Model, run: Run, limit_ms: float | None) -> dict[str, Any]:
-    """By format, for those that are served: lines for the spec, and reasons."""
+def proposals(model: Model, run: Run, limit_ms: float | None) -> dict[str, Proposal]:
+    """Lines for the spec and their reasons, by format, for the formats that are served."""
     found = {}
     for model_format in model.served_formats:
-        if points := [point for point in run["points"] if point["format"] == model_format]:
-            proposal = recommendation.proposal(
+        if points := [point for point in run.points if point.model_format == model_format]:
+            found[model_format] = recommendation.propose(
                 model_format,
                 points,
                 limit_ms=limit_ms,
-                fixed=model.largest_batch(model_format) == 0,
-                at_server=run["machine"]["server"] is not None,
-                cores=run["machine"]["cores"],
+                fixed_batch=model.largest_batch(model_format) == 0,
+                at_server=run.machine.server is not None,
+                cores=run.machine.cores,
             )
-            found[model_format] = proposal._asdict()
     return found
 
 
-def keep(model: Model, every: list[Run], run: Run) -> list[str]:
-    """bench.json of all machines' runs, and a picture of this one where matplotlib is installed; its name."""
-    drawn = ["bench.svg"] if versions(("matplotlib",)) else []
+def write_results(model: Model, runs: list[Run], run: Run) -> list[str]:
+    """Write bench.json with all runs, and bench.svg with `run` if matplotlib is installed. Returns the files' names."""
+    names = ["bench.json", *(["bench.svg"] if versions(("matplotlib",)) else [])]
     with atomic_files.scratch_dir() as folder:
-        write_json(f"{folder}/bench.json", {"model": model.name, "runs": every})
-        if drawn:
+        write_runs(f"{folder}/bench.json", model.name, runs)
+        if "bench.svg" in names:
+            log = log_of(model, f"bench:{model.name}")
             try:
-                worker.call(draw, model.name, run, f"{folder}/bench.svg", log=log_of(model, f"bench:{model.name}"))
+                worker.call(charts.plot_run, model.name, run, f"{folder}/bench.svg", log=log)
             except worker.CrashError as error:
                 raise UserError(str(error)) from error
-        for name in ("bench.json", *drawn):
+        for name in names:
             atomic_files.flush(f"{folder}/{name}")
             atomic_files.replace(f"{folder}/{name}", model.artifact(name))
-    return drawn
+    return names
 
 
-def told(run: Run, last: Run | None) -> str:
-    """The points as a table, where they were measured, what was not, and what follows."""
+def format_run(run: Run, last: Run | None) -> str:
+    """The run as text: a table of its points, the machine and the tools, what was left out, and the proposals."""
     rows = []
-    for point in run["points"]:
-        ratios = [f"{point[key]:.2f}" if key in point else "-" for key in ("vs_trace", "vs_last")]
-        times = [f"{point[key]:.2f} ms" for key in ("p50_ms", "p99_ms")]
-        rows.append(
-            [point["format"], point["batch"], point["concurrency"], *times, f"{point['images_per_s']:.1f}", *ratios]
-        )
-    lines = [format_table(COLUMNS, rows), where(run)]
+    for point in run.points:
+        ratios = ["-" if value is None else f"{value:.2f}" for value in (point.vs_trace, point.vs_last)]
+        latencies = [f"{value:.2f} ms" for value in (point.p50_ms, point.p99_ms)]
+        throughput = f"{point.images_per_s:.1f}"
+        rows.append([point.model_format, point.batch, point.concurrency, *latencies, throughput, *ratios])
+    lines = [format_table(COLUMNS, rows), format_machine(run)]
     if last:
         changed = [
-            f"{tool} {last['tools'].get(tool)} -> {run['tools'].get(tool)}"
-            for tool in sorted(run["tools"].keys() | last["tools"].keys())
-            if last["tools"].get(tool) != run["tools"].get(tool)
+            f"{tool} {last.tools.get(tool)} -> {run.tools.get(tool)}"
+            for tool in sorted(run.tools.keys() | last.tools.keys())
+            if last.tools.get(tool) != run.tools.get(tool)
         ]
-        lines.append(f"the last run: {last['date']}{', with ' + ', '.join(changed) if changed else ''}")
-    lines += [f"– {reason}" for reason in run["left out"]]
-    for model_format, proposal in run["proposals"].items():
-        lines += ["", *(proposal["lines"] or [f"# {model_format}"]), *(f"# {reason}" for reason in proposal["reasons"])]
+        lines.append(f"the last run: {last.date}{', with ' + ', '.join(changed) if changed else ''}")
+    lines += [f"– {reason}" for reason in run.left_out]
+    for model_format, proposal in run.proposals.items():
+        lines += ["", *(proposal.lines or [f"# {model_format}"]), *(f"# {reason}" for reason in proposal.reasons)]
     return "\n".join(lines)
 
 
-def where(run: Run) -> str:
-    known = run["machine"]
-    tools = ", ".join(f"{tool} {version}" for tool, version in run["tools"].items())
-    if known["server"]:
-        return f"the server at {known['server']}; {tools}"
-    timed: dict[str, list[str]] = {}
-    for model_format, how in run["measured"].items():
-        timed.setdefault(f"{how['device']}, by {how['timed_by']}", []).append(model_format)
-    gpu = f", {known['gpu']}" if known["gpu"] else ""
-    how = "; ".join(f"{', '.join(formats)} on {way}" for way, formats in timed.items())
-    return f"{known['cores']} cores of {known['cpu']}{gpu}; {tools}; {how}"
-
-
-def draw(model: str, run: Run, path: str) -> None:
-    """Throughput and latency over the batch, as a picture of the same bytes for the same figures."""
-    from matplotlib import ticker
-
-    pyplot = figures.pyplot(model)
-    colours = {
-        TRACE: "#666666", "torchscript": "#b3261e", "onnx": "#1f5fa8", "tensorrt": "#2a7f62", TRTEXEC: "#8ac2ab",
-        "rtx": "#b8860b",
-    }  # fmt: skip
-    styles = ["solid", "dashed", "dotted", "dashdot"]
-    figure, (rate, latency) = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    counts = sorted({point["concurrency"] for point in run["points"]})
-    for model_format, colour in colours.items():
-        for index, count in enumerate(counts):
-            line = [p for p in run["points"] if (p["format"], p["concurrency"]) == (model_format, count)]
-            if not line:
-                continue
-            line.sort(key=lambda point: int(point["batch"]))
-            batches = [point["batch"] for point in line]
-            look = {"color": colour, "linestyle": styles[index % len(styles)], "marker": "o", "markersize": 3}
-            rate.plot(batches, [point["images_per_s"] for point in line], label=f"{model_format} x {count}", **look)
-            p50, p99 = ([point[key] for point in line] for key in ("p50_ms", "p99_ms"))
-            latency.plot(batches, p50, **look)
-            latency.vlines(batches, p50, p99, color=colour, linewidth=1)
-    for axes, title in ((rate, "images a second"), (latency, "milliseconds of a batch: p50, and up to p99")):
-        axes.set_xscale("log", base=2)
-        every = sorted({point["batch"] for point in run["points"]})
-        axes.set_xticks(every, [str(batch) for batch in every])
-        axes.minorticks_off()
-        axes.set_xlabel("batch")
-        axes.set_title(title, fontsize=9)
-        axes.grid(alpha=0.3)
-    rate.set_ylim(bottom=0)
-    latency.set_yscale("log")
-    latency.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    latency.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    latency.minorticks_off()
-    figure.legend(loc="outside lower center", ncols=6, fontsize=8)
-    known = run["machine"]
-    hardware = f"the server at {known['server']}" if known["server"] else known["gpu"] or known["cpu"]
-    figure.suptitle(
-        f"{model} on {hardware} (x: {'requests at a time' if known['server'] else 'instances'})", fontsize=9
-    )
-    figures.save_svg(figure, path)
+def format_machine(run: Run) -> str:
+    """The line on the machine or server, the versions of the tools, and how each format was timed."""
+    tools = ", ".join(f"{tool} {version}" for tool, version in run.tools.items())
+    if run.machine.server:
+        return f"the server at {run.machine.server}; {tools}"
+    formats_of: dict[str, list[str]] = {}
+    for model_format, timing in run.measured.items():
+        formats_of.setdefault(f"{timing.device}, by {timing.timed_by}", []).append(model_format)
+    gpu = f", {run.machine.gpu}" if run.machine.gpu else ""
+    timings = "; ".join(f"{', '.join(formats)} on {timing}" for timing, formats in formats_of.items())
+    return f"{run.machine.cores} cores of {run.machine.cpu}{gpu}; {tools}; {timings}"

@@ -1,97 +1,128 @@
-"""A benchmark of a running Triton server: what it has published of a model, under requests.
+"""A benchmark of a running Triton server: the formats of a model that it has loaded.
 
-    server at --url ─► perf_analyzer, where it is on the PATH │ else Triton's client for Python ─► points
+    server at --url ─► perf_analyzer, if it is on the PATH; else Triton's client for Python ─► Points ─► a Run
 
-Concurrency is here that of requests: how many instances share them, and into which batches they are put together, is
-the server's.
+Concurrency is the number of requests at a time. The server decides how many instances share them, and which batches
+they form.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 from build_tasks.bench import nvidia_tools, workload
-from build_tasks.bench.results import Run, foretell, new_run, say
+from build_tasks.bench.records import Options, Run, Timing
+from build_tasks.bench.results import log_estimate, log_line, machine, now
+from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import artifacts
 from build_tasks.runtime import atomic_files, worker
 from build_tasks.runtime.stage import log_of
 from build_tasks.spec.model import Model
+from build_tasks.tensors import Signature
 
 
-def measured(model: Model, options: dict[str, Any]) -> Run:
-    """The published formats that a running server has loaded. UserError where none answers."""
+class ServerSweep(NamedTuple):
+    """The points of one model of the server. max_batch_size: 0 if its batch is the first of its dims."""
+
+    sweep: Sweep
+    max_batch_size: int
+
+
+def measure(model: Model, options: Options) -> Run:
+    """Measure the published formats of a model that the server has loaded.
+
+    Raises:
+        UserError: If no server answers.
+    """
     from build_tasks.serving.triton_client import Client
 
-    url = options["url"]
-    client = Client("HTTP", url)
-    version = nvidia_tools.perf_analyzer(model.release)
+    client = Client("HTTP", options.url)
+    version = nvidia_tools.perf_analyzer_version(model.release)
     if version is None:
-        say(
+        log_line(
             model,
-            "  perf_analyzer is not on the PATH, and Triton's client for Python measures, whose own time counts: "
-            + nvidia_tools.GET_IT.format(model.release),
+            "  perf_analyzer is not on the PATH: Triton's client for Python measures instead, and its own time counts. "
+            f"To get perf_analyzer: {nvidia_tools.INSTALL_HINT.format(model.release)}",
         )
-    run = new_run(url)
-    run["tools"] = {"Triton": client.release(), "perf_analyzer": version or "none"}
-    plans: dict[str, tuple[list[int], int]] = {}
-    for model_format in options["formats"]:
+    run = Run(
+        machine=machine(options.url),
+        tools={"Triton": client.server_version(), "perf_analyzer": version or "none"},
+        date=now(),
+    )
+    sweeps = []
+    for model_format in options.formats:
         name = model.triton_name(model_format)
         if not client.ready(name):
-            run["left out"].append(f"{model_format}: {name} is not loaded at {url}")
+            run.left_out.append(f"{model_format}: {name} is not loaded at {options.url}")
             continue
-        most = int(client.config(name).get("max_batch_size", 0))
-        fixed = 0 if most else int(signature(model, model_format)["inputs"][0]["shape"][0])
-        if batches := [b for b in options["batches"] if (b <= most if most else b == fixed)]:
-            plans[model_format] = batches, most
+        max_batch_size = int(client.config(name).get("max_batch_size", 0))
+        batch_of_dims = 0 if max_batch_size else signature_of(model, model_format)["inputs"][0]["shape"][0]
+        if batches := [b for b in options.batches if (b <= max_batch_size if max_batch_size else b == batch_of_dims)]:
+            sweep = Sweep(model_format, batches, options.concurrency, options.seconds)
+            sweeps.append(ServerSweep(sweep, max_batch_size))
         else:
-            takes = f"at most {most}" if most else f"{fixed}"
-            run["left out"].append(f"{model_format}: {name} takes {takes} images, and none of {options['batches']}")
-    foretell(model, sum(len(batches) for batches, _ in plans.values()) * len(options["concurrency"]), options, 0)
-    for model_format, (batches, most) in plans.items():
+            limit = f"at most {max_batch_size}" if max_batch_size else f"{batch_of_dims}"
+            run.left_out.append(f"{model_format}: {name} takes {limit} images, and none of {options.batches}")
+    log_estimate(model, [each.sweep for each in sweeps])
+    for sweep, max_batch_size in sweeps:
         try:
-            found = (by_tool if version else by_client)(model, model_format, batches, most, options)
+            if version:
+                measurement = measure_with_perf_analyzer(model, sweep, options.url, max_batch_size)
+            else:
+                measurement = measure_with_client(model, sweep, options.url)
         except (UserError, worker.CrashError) as error:
-            run["failed"].append(f"{model_format}: {first_lines(error)}")
+            run.failed.append(f"{sweep.model_format}: {first_lines(error)}")
             continue
-        run["points"] += found.pop("points")
-        run["failed"] += [f"{model_format}: {reason}" for reason in found.pop("failed")]
-        run["measured"][model_format] = found
+        run.points.extend(measurement.points)
+        run.failed.extend(f"{sweep.model_format}: {reason}" for reason in measurement.failed)
+        run.measured[sweep.model_format] = Timing(measurement.timed_by)
     return run
 
 
-def by_client(
-    model: Model, model_format: str, batches: list[int], most: int, options: dict[str, Any]
-) -> dict[str, Any]:
-    """A model of a server: its points, how they were timed, what failed. most: 0 where its batch stands in the dims."""
-    settings = {key: options[key] for key in ("concurrency", "seconds", "url")}
-    settings |= {"format": model_format, "name": model.triton_name(model_format), "batches": batches}
-    log = log_of(model, f"bench:{model.name}.{model_format}")
-    paths = {"samples": model.artifact("samples.json")}
-    found: dict[str, Any] = worker.call(workload.requests, paths, settings, log=log, task=f"bench:{model.name}")
-    return found
+def measure_with_client(model: Model, sweep: Sweep, url: str) -> Measurement:
+    """Measure a model of the server with Triton's client for Python, in a process of its own."""
+    task = f"bench:{model.name}"
+    measurement: Measurement = worker.call(
+        workload.measure_server,
+        {"samples": model.artifact("samples.json")},
+        sweep,
+        url,
+        model.triton_name(sweep.model_format),
+        log=log_of(model, f"{task}.{sweep.model_format}"),
+        task=task,
+    )
+    return measurement
 
 
-def by_tool(model: Model, model_format: str, batches: list[int], most: int, options: dict[str, Any]) -> dict[str, Any]:
-    """The same by perf_analyzer."""
-    name, points, failed = model.triton_name(model_format), [], []
-    one = nvidia_tools.one_input(model) if -1 in signature(model, model_format)["inputs"][0]["shape"][1:] else None
+def measure_with_perf_analyzer(model: Model, sweep: Sweep, url: str, max_batch_size: int) -> Measurement:
+    """Measure a model of the server with perf_analyzer. Of one concurrency, batches after a failure are not tried."""
+    name, points, failed = model.triton_name(sweep.model_format), [], []
+    has_open_dims = -1 in signature_of(model, sweep.model_format)["inputs"][0]["shape"][1:]
+    one_input = nvidia_tools.input_shape(model) if has_open_dims else None
     with atomic_files.scratch_dir() as folder:
-        for concurrency in options["concurrency"]:
-            for batch in batches:
-                asks, shape = (batch, one) if most else (0, [batch, *one] if one else None)
+        for concurrency in sweep.concurrency:
+            for batch in sweep.batches:
+                shape = one_input and (one_input if max_batch_size else [batch, *one_input])
                 try:
-                    point = nvidia_tools.server_point(
-                        name, options["url"], asks, concurrency, options["seconds"], folder, shape
+                    point = nvidia_tools.perf_analyzer_point(
+                        sweep.model_format,
+                        name,
+                        url,
+                        batch,
+                        concurrency,
+                        sweep.seconds,
+                        folder,
+                        shape,
+                        batched=max_batch_size > 0,
                     )
                 except UserError as error:
                     failed.append(f"batch {batch} x {concurrency}: {error}")
                     break
-                if not most:
-                    point["images_per_s"] *= batch  # perf_analyzer counts requests
-                points.append({"format": model_format, "batch": batch, "concurrency": concurrency, **point})
-                say(model, workload.told(points[-1]))
-    return {"points": points, "timed_by": "perf_analyzer", "failed": failed}
+                points.append(point)
+                log_line(model, workload.format_point(point))
+    return Measurement(points, failed, "perf_analyzer")
 
 
-def signature(model: Model, model_format: str) -> dict[str, Any]:
-    """Of several plans that of the first: what a server takes is the same for all."""
-    return artifacts.read_signature({"signature": model.artifact(f"{model.files(model_format)[0]}.signature.json")})
+def signature_of(model: Model, model_format: str) -> Signature:
+    """Signature of the model's first artifact. All plans of one model have identical tensors."""
+    file = model.files(model_format)[0]
+    return artifacts.read_signature({"signature": model.artifact(f"{file}.signature.json")})

@@ -1,13 +1,13 @@
 """Which artifacts a Triton model is served from, and their signatures."""
 
 import os
-from typing import Any
 
 from build_tasks.formats import artifacts
 from build_tasks.json_files import read_json
 from build_tasks.runtime import hardware
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
+from build_tasks.tensors import Signature
 from build_tasks.triton.platforms import ENSEMBLE_MODELS
 
 PREPROCESS_FOLDER = "preprocess"  # the folder that the version of <model>_preprocess holds
@@ -41,6 +41,7 @@ def present_artifacts(model: Model, model_format: str) -> list[str]:
     return here or artifacts
 
 
-def read_signature(inputs: Paths) -> dict[str, Any]:
-    signature: dict[str, Any] = read_json(inputs["signature"])
+def read_signature(inputs: Paths) -> Signature:
+    """The signature of an artifact, from the input `signature` of a stage."""
+    signature: Signature = read_json(inputs["signature"])
     return signature

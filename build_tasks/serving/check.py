@@ -1,14 +1,16 @@
-"""check: every model of model_repository/ loaded by Triton's own server, as strictly as it can
+"""check: load every model of model_repository/ in Triton's own server, with its strictest options
 
-    ok                      it is loaded, and warmed up; a Python model answers with what the network wants
-    config accepted         all that the core checks is right, and then a backend or a GPU was not there
-    refused: reason         exit code 1
+    published models ─► server (triton_server.py) ─► load, warm-up ─► ok
+                                                                   ├► config accepted: the core accepts it, and then a
+                                                                   │  backend or a GPU is missing on this machine
+                                                                   └► refused: reason ─► exit code 1
 
-Source of what the server says: the core's model_config_utils.cc, backend_model.cc and ensemble_utils.cc.
+The preprocessing model of an ensemble also has to prepare the accuracy samples as timm does. Source of the server's
+messages: model_config_utils.cc, backend_model.cc and ensemble_utils.cc of Triton's core.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from doit.exceptions import TaskFailed
 
@@ -22,98 +24,124 @@ from build_tasks.verification import accuracy_samples
 
 LOG = f"{BUILD}/check.log"
 
-# What a server says that lacks something, after everything that it checks without it was right.
-LACKING = {
-    r"unable to find backend library for backend '(\w+)'": "backend {} not on this machine",
-    r"unable to find '[^']*libtriton_(\w+)\.so'": "backend {} not on this machine",
-    r"has kind (KIND_GPU) but no GPUs are available": "{}, and no GPU on this machine",
-    r"KIND_CPU but (\w+) backend supports only GPU": "no GPU on this machine for {}",
+# The server's messages about what this machine lacks. They come after every check that does not need it.
+MISSING_ON_MACHINE = {
+    r"unable to find backend library for backend '(\w+)'": "backend {} is not on this machine",
+    r"unable to find '[^']*libtriton_(\w+)\.so'": "backend {} is not on this machine",
+    r"has kind (KIND_GPU) but no GPUs are available": "{} needs a GPU, and this machine has none",
+    r"KIND_CPU but (\w+) backend supports only GPU": "backend {} needs a GPU, and this machine has none",
 }
 
-STAND_IN_FOR = {"torchscript": "PyTorch", "onnx": "ONNX Runtime"}
+STUB_LIBRARIES = {"torchscript": "PyTorch", "onnx": "ONNX Runtime"}
 
-# Where the server's Pillow is of another version, its JPEG decoder may round otherwise: by a grey level, of 256.
-DECODERS_APART = 1e-2  # relative L2
+# The JPEG decoder of another version of Pillow may round differently, by one of 256 gray levels.
+DECODER_TOLERANCE = 1e-2  # relative L2
 
-STAND_INS = {
-    "name": "stand_ins", "long": "stand_ins", "type": bool, "default": False,
-    "help": "with the core: run ONNX and TorchScript models by the same libraries in its Python backend",
-}  # fmt: skip
+PARAMS = [
+    triton_server.SERVER_PARAM,
+    {
+        "name": "stubs", "long": "stubs", "type": bool, "default": False,
+        "help": "with the core: run ONNX and TorchScript models with the same libraries in its Python backend",
+    },
+    {"name": "old_stubs", "long": "stand_ins", "type": bool, "default": False, "help": "the former name of --stubs"},
+]  # fmt: skip
+
+
+class ServedModel(NamedTuple):
+    """A model of Triton's, and the spec and the format that it is built from."""
+
+    name: str
+    model: Model
+    model_format: str
 
 
 def task(models: list[Model]) -> dict[str, Any]:
+    """doit's task `check`."""
     return {
         "actions": [(check, [models])],
-        "params": [triton_server.SERVER, STAND_INS],
+        "params": PARAMS,
         "io": {"capture": False},
         "doc": f"On demand: load {REPOSITORY}/ in Triton's own server, strictly",
     }
 
 
-def check(models: list[Model], server: str, stand_ins: bool) -> TaskFailed | None:
-    """doit's action: one row for each model; with Docker, in the image of the release that the spec names."""
-    described = {
-        m.triton_name(model_format): (m, model_format)
-        for m in models
-        for model_format in (*m.served_formats, *m.ensemble_parts)
-    }
+def served_models(models: list[Model]) -> list[ServedModel]:
+    """All models of Triton's that the specs describe, published or not."""
+    return [
+        ServedModel(model.triton_name(model_format), model, model_format)
+        for model in models
+        for model_format in (*model.served_formats, *model.ensemble_parts)
+    ]
+
+
+def check(models: list[Model], server: str, stubs: bool, old_stubs: bool) -> TaskFailed | None:
+    """doit's action: load each model and print a line for it.
+
+    In Docker each model is loaded by the image of the release that its spec names.
+    """
     names = published_models()
     if not names:
         return TaskFailed(f"{REPOSITORY}/ has no model; `doit` builds them")
+    stubs = stubs or old_stubs
+    specs = {served.name: served for served in served_models(models)}
     default = models[0].release
+    refused = []
     try:
-        kind = triton_server.which(server, default)
-        by_release: dict[str, list[str]] = {}
+        kind = triton_server.select_kind(server, default)
+        names_of: dict[str, list[str]] = {}
         for name in names:
-            release = described[name][0].release if kind == "docker" and name in described else default
-            by_release.setdefault(release, []).append(name)
-        refused = []
-        for release, theirs in sorted(by_release.items()):
-            with triton_server.started(kind, release, triton_server.free_ports(), LOG, stand_ins=stand_ins) as running:
-                for name in theirs:
-                    said = verdict(running, name, described.get(name))
-                    if said.startswith("refused"):
+            release = specs[name].model.release if kind == "docker" and name in specs else default
+            names_of.setdefault(release, []).append(name)
+        for release in sorted(names_of):
+            with triton_server.start(kind, release, triton_server.free_ports(), LOG, stubs=stubs) as running:
+                for name in names_of[release]:
+                    result = check_model(running, name, specs.get(name))
+                    if result.startswith("refused"):
                         refused.append(name)
-                    elif stand_ins and kind == "core" and said.startswith("ok"):  # other servers have their backends
-                        said += stood_in(name)
-                    print(f"  {name}: {said}", flush=True)
+                    elif stubs and kind == "core" and result.startswith("ok"):  # other servers have their backends
+                        result += stub_note(name)
+                    print(f"  {name}: {result}", flush=True)
     except UserError as error:
         return TaskFailed(str(error))
     if refused:
-        return TaskFailed(f"Triton refuses {', '.join(refused)}; its log: {LOG}")
+        return TaskFailed(f"Triton refuses {', '.join(refused)}; the server's log: {LOG}")
     return None
 
 
-def stood_in(name: str) -> str:
-    """What is to be said of a model that another backend runs than Triton's own."""
+def stub_note(name: str) -> str:
+    """A remark on a model that a stub runs in place of Triton's backend; empty for other models."""
     with open(f"{REPOSITORY}/{name}/config.pbtxt", encoding="utf-8") as file:
         platform = re.search(r'^platform: "(.*)"', file.read(), re.MULTILINE)
-    stand_ins = {FORMATS[model_format].platform: library for model_format, library in STAND_IN_FOR.items()}
-    library = stand_ins.get(platform[1]) if platform else None
-    return f" ({library} in Python, in the place of Triton's backend)" if library else ""
+    libraries = {FORMATS[model_format].platform: library for model_format, library in STUB_LIBRARIES.items()}
+    library = libraries.get(platform[1]) if platform else None
+    return f" (by a stub: {library} in the Python backend)" if library else ""
 
 
-def verdict(server: triton_server.Server, name: str, described: tuple[Model, str] | None) -> str:
-    """What the server thinks of a model."""
+def check_model(server: triton_server.Server, name: str, served: ServedModel | None) -> str:
+    """Load a model, and compare its answers if it preprocesses. Returns "ok", or what `format_load_result` returns."""
     reason = server.load(name)
-    if reason is None and described and described[1] == "preprocess":
-        return answers(server, name, described[0])
-    return reason_told(reason)
+    if reason is None and served and served.model_format == "preprocess":
+        return check_preprocessing(server, name, served.model)
+    return format_load_result(reason)
 
 
-def reason_told(reason: str | None) -> str:
-    """What it means that a model cannot be loaded; None means that it can."""
+def format_load_result(reason: str | None) -> str:
+    """The result of loading a model, for people: "ok", "config accepted, …" or "refused: …".
+
+    Args:
+        reason: Why the server could not load the model, None if it could.
+    """
     if reason is None:
         return "ok"
-    for pattern, told in LACKING.items():
-        if found := re.search(pattern, reason):
+    for pattern, message in MISSING_ON_MACHINE.items():
+        if match := re.search(pattern, reason):
             step = re.search(r"depends on '([^']+)'", reason)
-            return f"config accepted, {told.format(found[1])}" + (f", for its step {step[1]}" if step else "")
+            return f"config accepted, but {message.format(match[1])}" + (f" (for its step {step[1]})" if step else "")
     return f"refused: {reason}"
 
 
-def answers(server: triton_server.Server, name: str, model: Model) -> str:
-    """What a Python model makes of the accuracy samples, beside what timm made of them."""
+def check_preprocessing(server: triton_server.Server, name: str, model: Model) -> str:
+    """Send the encoded accuracy samples to a Python model and compare its answer with timm's preprocessing."""
     from polygraphy.json import load_json
 
     from build_tasks.tensors import INPUT
@@ -124,10 +152,10 @@ def answers(server: triton_server.Server, name: str, model: Model) -> str:
     batch = encoded[: model.largest_batch("preprocess")]
     client = triton_client.Client("HTTP", server.http)
     try:
-        _, (found,) = client.infer(name, client.tensors(name), batch)
+        _, (answer,) = client.infer(name, client.tensors(name), batch)
     except UserError as error:
         return f"refused: {error}"
     expected = load_json(model.artifact("samples.json"))[0][INPUT][: len(batch)]
-    off = relative_error(found.astype("float32"), expected.astype("float32"))
-    told = f"{len(batch)} pictures prepared, off from timm's by {off:.1e}"
-    return f"ok, {told}" if off <= DECODERS_APART else f"refused: {told}, limit {DECODERS_APART:.0e}"
+    difference = relative_error(answer.astype("float32"), expected.astype("float32"))
+    message = f"{len(batch)} images preprocessed, relative L2 error {difference:.1e} against timm"
+    return f"ok, {message}" if difference <= DECODER_TOLERANCE else f"refused: {message}, limit {DECODER_TOLERANCE:.0e}"

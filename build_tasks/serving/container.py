@@ -1,9 +1,9 @@
-"""container: the engines of all models, built in NVIDIA's container over this checkout
+"""container: build the engines of all models in NVIDIA's TensorRT container, over this checkout
 
     docker run --gpus all … tensorrt:<release>-py3   pip install -r requirements-engine.txt && doit publish:NAME_trt …
 
-The image of a Triton release has the TensorRT that this release serves with. Nothing else is outdated there, since
-what is not installed cannot make an artifact stale.
+The image of a Triton release has the TensorRT that this release serves with. Only the engines are stale in there: a
+package that is not installed cannot make an artifact stale.
 """
 
 import os
@@ -22,6 +22,7 @@ WORKSPACE = "/workspace/models"
 
 
 def task(models: list[Model]) -> dict[str, Any]:
+    """doit's task `container`."""
     return {
         "actions": [(run, [models])],
         "doc": "On demand: build the engines in NVIDIA's container (needs Docker and a GPU)",
@@ -30,9 +31,9 @@ def task(models: list[Model]) -> dict[str, Any]:
 
 
 def commands(models: list[Model]) -> list[list[str]]:
-    """The command line of each release that a spec names, with the tasks of the models that it will serve.
+    """The command line of each release that a spec names, which builds and publishes the plans for that release.
 
-    They are named, so that a container that sees no GPU is a failure.
+    The tasks are named one by one: doit then fails where the container sees no GPU, and does not skip them.
     """
     releases: dict[str, list[str]] = {}
     for model in models:
@@ -42,15 +43,15 @@ def commands(models: list[Model]) -> list[list[str]]:
 
 
 def command(release: str, tasks: list[str]) -> list[str]:
-    """`docker run` for some tasks.
+    """The arguments of `docker run` for some tasks.
 
-    It runs as the user who called, so that what it writes is his; pip then installs into the home that it is given.
+    The container runs as the calling user, who then owns the files that it writes. pip installs into HOME.
     """
     script = f"python3 -m pip install --user -r requirements-engine.txt && python3 -m doit {shlex.join(tasks)}"
     return [
         *("docker", "run", "--rm", "--gpus", "all"),
         *(("--user", f"{os.getuid()}:{os.getgid()}") if hasattr(os, "getuid") else ()),  # not on Windows
-        # The container is an environment of its own: pip shall neither refuse it nor follow its constraints.
+        # pip may change the container's environment, and must not follow the constraints that the image sets.
         *("--env", "HOME=/tmp", "--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),
         *("--volume", f"{os.getcwd()}:{WORKSPACE}", "--workdir", WORKSPACE),
         *(IMAGE.format(release), "bash", "-c", script),
@@ -58,14 +59,15 @@ def command(release: str, tasks: list[str]) -> list[str]:
 
 
 def run(models: list[Model]) -> TaskFailed | None:
-    """doit's action: show the command lines, and run them one after the other."""
+    """doit's action: print the command lines and run them, one after the other."""
     if not (lines := commands(models)):
         print("no model has the format tensorrt")
     for line in lines:
         print(f"+ {shlex.join(line)}", flush=True)
         if shutil.which(line[0]) is None:
             return TaskFailed(
-                "there is no docker here; run the line above where there is, with NVIDIA's container toolkit"
+                "there is no docker on the PATH; run the line above on a machine that has Docker and NVIDIA's "
+                "container toolkit"
             )
         if code := subprocess.run(line, check=False).returncode:
             return TaskFailed(f"docker ended with exit code {code}")

@@ -1,4 +1,7 @@
-"""serve: Triton's server over model_repository/, in the foreground, until Ctrl-C"""
+"""serve: a Triton server over model_repository/, in the foreground, until Ctrl-C
+
+model_repository/ ─► server (triton_server.py) ─► every model loaded ─► HTTP, gRPC, metrics
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ from doit.exceptions import TaskFailed
 from build_tasks.errors import UserError
 from build_tasks.paths import BUILD, REPOSITORY
 from build_tasks.serving import triton_server
-from build_tasks.serving.check import reason_told
+from build_tasks.serving.check import format_load_result
 from build_tasks.serving.triton_server import Ports
 from build_tasks.spec.model import Model
 from build_tasks.triton.repository import published_models
@@ -15,16 +18,20 @@ from build_tasks.triton.repository import published_models
 LOG = f"{BUILD}/serve.log"
 
 PARAMS = [
-    triton_server.SERVER,
-    {"name": "address", "long": "address", "type": str, "default": "127.0.0.1", "help": "0.0.0.0 lets others in"},
+    triton_server.SERVER_PARAM,
+    {
+        "name": "address", "long": "address", "type": str, "default": "127.0.0.1",
+        "help": "where the server listens; 0.0.0.0 admits other machines",
+    },
     *(
         {"name": name, "long": name, "type": int, "default": port, "help": f"port of {name}"}
         for name, port in Ports()._asdict().items()
     ),
-]
+]  # fmt: skip
 
 
 def task(models: list[Model]) -> dict[str, Any]:
+    """doit's task `serve`."""
     return {
         "actions": [(serve, [models])],
         "params": PARAMS,
@@ -34,26 +41,29 @@ def task(models: list[Model]) -> dict[str, Any]:
 
 
 def serve(models: list[Model], server: str, address: str, http: int, grpc: int, metrics: int) -> TaskFailed | None:
-    """doit's action."""
+    """doit's action: start a server, load every model, and wait until the server ends.
+
+    If the specs name several releases, the newest serves all models.
+    """
     names, release = published_models(), max(model.release for model in models)
     if not names:
         return TaskFailed(f"{REPOSITORY}/ has no model; `doit` builds them")
     if others := sorted({model.release for model in models} - {release}):
-        print(f"the specs name the releases {', '.join([*others, release])}: {release} serves", flush=True)
+        print(f"the specs name the releases {', '.join([*others, release])}; {release} serves all models", flush=True)
     try:
-        kind = triton_server.which(server, release)
+        kind = triton_server.select_kind(server, release)
         if kind == "core":
             print(
-                "the server core from PyPI has no backend but Python's, and runs ONNX and TorchScript models by the "
-                "same libraries in that, on the CPU: to try a client with, not to measure by",
+                "the server core from PyPI has only the Python backend: stubs run ONNX and TorchScript models in it, "
+                "with the same libraries, on the CPU; use it to try clients, not to measure",
                 flush=True,
             )
         ports = Ports(http, grpc, metrics)
-        with triton_server.started(kind, release, ports, LOG, stand_ins=True, address=address) as running:
+        with triton_server.start(kind, release, ports, LOG, stubs=True, address=address) as running:
             for name in names:
-                print(f"  {name}: {reason_told(running.load(name))}", flush=True)
-            where = f"HTTP {address}:{http}, gRPC {address}:{grpc}, metrics {address}:{metrics}"
-            print(f"serving: {where}; log: {LOG}; Ctrl-C ends it", flush=True)
+                print(f"  {name}: {format_load_result(running.load(name))}", flush=True)
+            urls = f"HTTP {address}:{http}, gRPC {address}:{grpc}, metrics {address}:{metrics}"
+            print(f"serving: {urls}; log: {LOG}; Ctrl-C stops the server", flush=True)
             code = running.process.wait()
     except UserError as error:
         return TaskFailed(str(error))

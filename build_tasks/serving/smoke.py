@@ -1,11 +1,14 @@
-"""smoke: a running server is sent the reference samples, by both protocols, and its answers are judged by the gate
+"""smoke: send the reference samples to a running server, over both protocols, and apply the gate to its answers
 
-samples.json ─► every published model, HTTP and gRPC ─► reference.json, under the gate ─► exit code 1 where it fails
-                                                     └► latency
+    samples.json ─► every published model, over HTTP and gRPC ─► answers ─► the gate, beside reference.json ─► a row
+                                                              ├► the version that answered: is it the newest build?
+                                                              └► latency of single requests
+
+The exit code is 1 if a model is not loaded, is of another build, or does not pass the gate.
 """
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doit.exceptions import TaskFailed
 
@@ -14,7 +17,7 @@ from build_tasks.formats import artifacts
 from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.serving import triton_server
-from build_tasks.serving.check import DECODERS_APART
+from build_tasks.serving.check import DECODER_TOLERANCE, ServedModel, served_models
 from build_tasks.serving.triton_client import PROTOCOLS, Client
 from build_tasks.spec.model import Model
 from build_tasks.text_table import format_table
@@ -25,23 +28,44 @@ from build_tasks.verification.tolerance import relative_error
 if TYPE_CHECKING:
     import numpy as np
 
-REQUESTS = 20  # of one sample, for the latency
-
-NOT_ASKED = "not asked: the samples are tensors"
-
-COLUMNS = ("model", "protocol", "version", "error", "limit", "top-1", "median", "slowest", "verdict")
+REQUESTS = 20  # of single requests, for the latency
 
 PARAMS = [
     {
         "name": "url", "long": "url", "type": str, "default": f"localhost:{triton_server.Ports().http}",
-        "help": "host and port of HTTP",
+        "help": "host:port of HTTP",
     },
-    {"name": "grpc", "long": "grpc", "type": str, "default": "", "help": "of gRPC; the port after HTTP's by default"},
-    {"name": "model", "long": "model", "type": str, "default": "", "help": "one model of Triton's, and not all"},
+    {"name": "grpc", "long": "grpc", "type": str, "default": "", "help": "host:port of gRPC; default: HTTP's port + 1"},
+    {"name": "model", "long": "model", "type": str, "default": "", "help": "only this model of Triton's"},
 ]  # fmt: skip
+
+COLUMNS = ("model", "protocol", "version", "error", "limit", "top-1", "median", "slowest", "result")
+
+
+class SmokeRow(NamedTuple):
+    """What is printed of one model over one protocol, as text. The fields are those of COLUMNS."""
+
+    model: str
+    protocol: str
+    version: str = "-"
+    error: str = "-"
+    limit: str = "-"
+    top_1: str = "-"
+    median: str = "-"
+    slowest: str = "-"
+    result: str = "ok"
+
+
+class Accuracy(NamedTuple):
+    """The relative L2 error that comes nearest to its limit, and how many samples keep their class, as text."""
+
+    error: str
+    limit: str
+    top_1: str = "-"
 
 
 def task(models: list[Model]) -> dict[str, Any]:
+    """doit's task `smoke`."""
     return {
         "actions": [(smoke, [models])],
         "params": PARAMS,
@@ -51,141 +75,160 @@ def task(models: list[Model]) -> dict[str, Any]:
 
 
 def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | None:
-    """doit's action: a row for each model and protocol."""
+    """doit's action: print a row for each model and protocol."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     if not host or not port.isdecimal():
         return TaskFailed(f"--url: expected host:port, found {url!r}")
     urls = {"HTTP": f"{host}:{port}", "gRPC": grpc or f"{host}:{int(port) + 1}"}
-    here = published_models()
-    asked = [
-        (m, model_format)
-        for m in models
-        for model_format in (*m.served_formats, *m.ensemble_parts)
-        if m.triton_name(model_format) in here and model in ("", m.triton_name(model_format))
-    ]
-    if not asked:
-        what = f"no model {model!r} of the specs" if model else "no model of the specs"
-        return TaskFailed(f"{REPOSITORY}/ has {what}; `doit` builds them")
+    published = published_models()
+    selected = [served for served in served_models(models) if served.name in published and model in ("", served.name)]
+    if not selected:
+        expected = f"no model {model!r} of the specs" if model else "no model of the specs"
+        return TaskFailed(f"{REPOSITORY}/ has {expected}; `doit` builds them")
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = {"": G_LOGGER.CRITICAL}
-    rows: list[list[str]] = []
-    failed = []
+    rows: list[SmokeRow] = []
+    failures = []
     for protocol in PROTOCOLS:
         try:
             client = Client(protocol, urls[protocol])
-            client.ready(asked[0][0].triton_name(asked[0][1]))
+            client.ready(selected[0].name)  # if no server answers, one message is enough
         except UserError as error:
             return TaskFailed(str(error))
-        for m, model_format in asked:
-            name = m.triton_name(model_format)
+        for served in selected:
             try:
-                row = asked_of(client, m, model_format)
+                rows.append(smoke_model(client, served))
             except UserError as error:
-                row = {"verdict": f"refused: {error}"}
-            if row["verdict"] not in ("ok", NOT_ASKED):
-                failed.append(f"{name} ({protocol}): {row['verdict'].removeprefix('refused: ')}")
-                row["verdict"] = "refused"
-            rows.append([name, protocol, *(row.get(column, "-") for column in COLUMNS[2:])])
-    print(format_table(COLUMNS, sorted(rows, key=lambda row: str(row[0]))), flush=True)
-    return TaskFailed("; ".join(failed)) if failed else None
+                rows.append(SmokeRow(served.name, protocol, result="failed"))
+                failures.append(f"{served.name} ({protocol}): {error}")
+    rows.sort(key=lambda row: row.model)
+    print(format_table(COLUMNS, rows), flush=True)
+    return TaskFailed("; ".join(failures)) if failures else None
 
 
-def asked_of(client: Client, model: Model, model_format: str) -> dict[str, str]:
-    """The row of a model. UserError for what the server refuses, for another build, and beyond the gate."""
-    name = model.triton_name(model_format)
+def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
+    """Send the samples to one model.
+
+    Raises:
+        UserError: If the server refuses a request, serves another build, or its answers do not pass the gate.
+    """
+    name, model, model_format = served
     if not client.ready(name):
-        raise UserError("it is not loaded")
-    encoded = accuracy_samples.read_encoded(model) if model_format in model.ensemble_parts else None
-    if model_format in model.ensemble_parts and encoded is None:
-        return {"verdict": NOT_ASKED}
+        raise UserError("the server has not loaded it")
+    takes_images = model_format in model.ensemble_parts
+    encoded = accuracy_samples.read_encoded(model) if takes_images else None
+    if takes_images and encoded is None:
+        return SmokeRow(name, client.protocol, result="skipped: the samples are tensors, not images")
     tensors, config = client.tensors(name), client.config(name)
     files = {key: model.artifact(f"{key}.json") for key in ("samples", "reference")}
-    known = reference_outputs.Reference({**files, "names": model.artifact("samples.txt")})
-    prepared = known.samples
+    reference = reference_outputs.Reference({**files, "names": model.artifact("samples.txt")})
+    preprocessed = reference.samples
     if encoded is not None:
-        known.samples = encoded
+        reference.samples = encoded
     versions = set()
 
     def run(batch: "np.ndarray") -> "list[np.ndarray]":
-        version, answers = client.infer(name, tensors, typed(batch, tensors.type))
+        version, outputs = client.infer(name, tensors, cast_to_input_type(batch, tensors.input_type))
         versions.add(version)
-        return answers
+        return outputs
 
     import statistics
 
-    sizes = batches(model, model_format, int(config.get("max_batch_size", 0)))
+    sizes = batch_limits(model, model_format, int(config.get("max_batch_size", 0)))
     if model_format == "preprocess":
-        (answer,) = reference_outputs.run_in_batches(run, known.samples, *sizes)
-        row = as_timm(answer, prepared)
+        (images,) = reference_outputs.run_in_batches(run, reference.samples, *sizes)
+        accuracy = compare_with_timm(images, preprocessed)
     else:
-        row = judged(model, model_format, known.measure(run, *sizes, model.spec.output.top_k))
-    same_build(model, model_format, config, versions)
-    seconds = latencies(run, known.samples, sizes[0])
+        accuracy = apply_gate(model, model_format, reference.measure(run, *sizes, model.spec.output.top_k))
+    check_build(model, model_format, config, versions)
+    seconds = request_latencies(run, reference.samples, sizes[0])
     median, slowest = (f"{value * 1e3:.1f} ms" for value in (statistics.median(seconds), max(seconds)))
-    return {"version": ", ".join(sorted(versions)), **row, "median": median, "slowest": slowest, "verdict": "ok"}
+    return SmokeRow(
+        name,
+        client.protocol,
+        version=", ".join(sorted(versions)),
+        error=accuracy.error,
+        limit=accuracy.limit,
+        top_1=accuracy.top_1,
+        median=median,
+        slowest=slowest,
+    )
 
 
-def typed(batch: "np.ndarray", triton_type: str) -> "np.ndarray":
-    """A batch as the model takes it; fp16, say."""
+def cast_to_input_type(batch: "np.ndarray", triton_type: str) -> "np.ndarray":
+    """A batch in the type of the model's input, such as "FP16"."""
     from tritonclient.utils import triton_to_np_dtype
 
     return batch if triton_type == "BYTES" else batch.astype(triton_to_np_dtype(triton_type))
 
 
-def batches(model: Model, model_format: str, most: int) -> tuple[int, int]:
-    """The smallest and the largest batch of the samples that are sent at once."""
+def batch_limits(model: Model, model_format: str, max_batch_size: int) -> tuple[int, int]:
+    """The smallest and the largest batch in which the samples are sent.
+
+    Args:
+        max_batch_size: Of the server's ModelConfig; 0 if the model does not batch.
+    """
     if model_format in model.ensemble_parts:
-        return 1, min(reference_outputs.BATCH, most)
-    sizes = []
-    for artifact in artifacts.artifacts_of(model, model_format):
-        sizes.append(reference_outputs.batch_sizes(read_json(model.artifact(f"{artifact}.signature.json"))))
+        return 1, min(reference_outputs.BATCH, max_batch_size)
+    files = artifacts.artifacts_of(model, model_format)
+    sizes = [reference_outputs.batch_sizes(read_json(model.artifact(f"{file}.signature.json"))) for file in files]
     smallest, largest = max(size for size, _ in sizes), min(size for _, size in sizes)
-    return smallest, min(largest, most) if most else largest
+    return smallest, min(largest, max_batch_size) if max_batch_size else largest
 
 
-def as_timm(found: "np.ndarray", expected: "np.ndarray") -> dict[str, str]:
-    """Pictures as a Python model prepares them, beside those that timm prepared. UserError where they differ."""
-    error = relative_error(found.astype("float32"), expected.astype("float32"))
-    figure, limit = (gate.format_metric("relative_l2", value) for value in (error, DECODERS_APART))
-    if not error <= DECODERS_APART:
-        raise UserError(f"the pictures differ from timm's by {figure}, limit {limit}")
-    return {"error": figure, "limit": limit}
+def compare_with_timm(images: "np.ndarray", expected: "np.ndarray") -> Accuracy:
+    """How far the images that a Python model preprocessed are from timm's.
+
+    Raises:
+        UserError: If they differ by more than DECODER_TOLERANCE.
+    """
+    difference = relative_error(images.astype("float32"), expected.astype("float32"))
+    error, limit = (gate.format_metric("relative_l2", value) for value in (difference, DECODER_TOLERANCE))
+    if not difference <= DECODER_TOLERANCE:  # NaN, too, is no success
+        raise UserError(f"the preprocessed images differ from timm's: relative L2 error {error}, limit {limit}")
+    return Accuracy(error, limit)
 
 
-def judged(model: Model, model_format: str, measured: dict[str, Any]) -> dict[str, str]:
-    """The figures of a model. UserError where the gate refuses them."""
-    of = model.spec.ensemble if model_format == "ensemble" else model_format
-    assert of is not None
-    settings = gate.settings_of(model, of, model.precision(of))
-    # What the samples show is not asked for here: agreement is judged.
+def apply_gate(model: Model, model_format: str, measured: dict[str, Any]) -> Accuracy:
+    """The accuracy of a model's answers.
+
+    Raises:
+        UserError: If they do not pass the gate.
+    """
+    gate_format = model.spec.ensemble if model_format == "ensemble" else model_format
+    assert gate_format is not None
+    settings = gate.settings_of(model, gate_format, model.precision(gate_format))
+    # accuracy.truth is not read here, so that the limits of a drop in true classes do not apply.
     rules = [{key: value for key, value in rule.items() if not key.endswith("_drop")} for rule in settings["gate"]]
     settings |= {"gate": rules, "allow_untestable": True}
     if reason := gate.gate_error(measured, settings, ""):
         raise UserError(reason)
-    row = {key: str(value) for key, value in metrics.key_figures(measured).items() if key == "top-1"}
     error, limit = gate.nearest_limit(measured, settings)
-    return {**row, "error": error, "limit": limit}
+    return Accuracy(error, limit, top_1=str(metrics.key_figures(measured).get("top-1", "-")))
 
 
-def same_build(model: Model, model_format: str, config: dict[str, Any], versions: set[str]) -> None:
-    """UserError where the server tells that what answers is another build than the one that was published last."""
-    verdicts = []
-    for file in artifacts.artifacts_of(model, model_format):
-        verdicts.append(read_json(model.artifact(f"{file}.verdict.json"))["model"])
+def check_build(model: Model, model_format: str, config: dict[str, Any], versions: set[str]) -> None:
+    """Compare the provenance in the server's ModelConfig with the newest build.
+
+    Raises:
+        UserError: If a version that answered is of another build. A version without provenance is accepted.
+    """
+    files = artifacts.artifacts_of(model, model_format)
+    newest = " ".join(read_json(model.artifact(f"{file}.verdict.json"))["model"] for file in files)
     for version in versions:
-        told = config.get("parameters", {}).get(f"provenance.{version}.build", {}).get("string_value")
-        if told not in (None, " ".join(verdicts)):
-            raise UserError(f"version {version} is build {told[:12]}, and the newest is {' '.join(verdicts)[:12]}")
+        build = config.get("parameters", {}).get(f"provenance.{version}.build", {}).get("string_value")
+        if build not in (None, newest):
+            raise UserError(f"version {version} is build {build[:12]}, and the newest build is {newest[:12]}")
 
 
-def latencies(run: reference_outputs.RunBatch, samples: "np.ndarray", size: int) -> list[float]:
-    """Seconds of single requests of the smallest batch."""
+def request_latencies(run: reference_outputs.RunBatch, samples: "np.ndarray", batch_size: int) -> list[float]:
+    """Seconds of each of REQUESTS single requests of `batch_size` images."""
     import numpy as np
 
     seconds = []
     for index in range(REQUESTS):
-        batch = np.resize(samples[index % len(samples)][None], (size, *samples.shape[1:]))
+        batch = np.resize(samples[index % len(samples)][None], (batch_size, *samples.shape[1:]))
         started = time.perf_counter()
         run(batch)
         seconds.append(time.perf_counter() - started)

@@ -1,5 +1,6 @@
-"""Requests to a running server, over HTTP and gRPC, by Triton's own client."""
+"""Requests to a running Triton server over HTTP and gRPC, by Triton's own client library."""
 
+import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
@@ -9,62 +10,107 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("HTTP", "gRPC")
 
+CONNECTION_TIMEOUT = 10.0  # seconds, of HTTP
+NETWORK_TIMEOUT = 600.0  # seconds for an answer, of HTTP
+
 
 class Tensors(NamedTuple):
-    """What a model takes and gives, as the server says: names and Triton's types."""
+    """The tensors of a model that has one input: their names, and the input's type as Triton calls it, "FP32"."""
 
-    input: str
-    type: str
-    outputs: list[str]
+    input_name: str
+    input_type: str
+    output_names: list[str]
 
 
 class Client:
-    """A server, by one of the protocols. Every method has UserError for what the server refuses, or does not answer."""
+    """A client of one server, over one protocol.
 
-    def __init__(self, protocol: str, url: str):
-        import tritonclient.grpc
-        import tritonclient.http
+    Every method raises UserError if the server refuses the request, or does not answer.
 
+    Args:
+        protocol: One of PROTOCOLS.
+        url: host:port of that protocol.
+        timeout: Seconds for an answer over HTTP.
+    """
+
+    def __init__(self, protocol: str, url: str, timeout: float = NETWORK_TIMEOUT):
         self.protocol, self.url = protocol, url
-        self.library: Any = tritonclient.http if protocol == "HTTP" else tritonclient.grpc
-        more = {"network_timeout": 600.0, "connection_timeout": 10.0} if protocol == "HTTP" else {}
-        self.client: Any = self.library.InferenceServerClient(url, **more)
-        self.as_json = {} if protocol == "HTTP" else {"as_json": True}
+        try:
+            self.library: Any = importlib.import_module(f"tritonclient.{protocol.lower()}")
+        except (ModuleNotFoundError, RuntimeError) as error:  # the second where the extra of tritonclient is missing
+            package = f"tritonclient[{protocol.lower()}]"
+            raise UserError(f"the package {package} is not installed here: pip install -r requirements.txt") from error
+        is_http = protocol == "HTTP"
+        timeouts = {"network_timeout": timeout, "connection_timeout": CONNECTION_TIMEOUT} if is_http else {}
+        self.client: Any = self.library.InferenceServerClient(url, **timeouts)
+        self.as_json = {} if is_http else {"as_json": True}
+
+    def live(self) -> bool:
+        """Whether the server answers, and is live."""
+        try:
+            return bool(self._call("is_server_live"))
+        except UserError:
+            return False
 
     def ready(self, model: str) -> bool:
+        """Whether a model is loaded and can answer."""
         return bool(self._call("is_model_ready", model))
 
-    def release(self) -> str:
+    def load(self, model: str) -> str | None:
+        """Load a model, or load it again. Returns the server's reason if it cannot, and None if it is loaded."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            self._send("load_model", model)
+        except InferenceServerException as error:
+            return str(error.message())
+        return None
+
+    def server_version(self) -> str:
         """The server's version, "2.51.0"."""
         return str(self._call("get_server_metadata", **self.as_json)["version"])
 
     def tensors(self, model: str) -> Tensors:
-        said = self._call("get_model_metadata", model, **self.as_json)
-        (tensor,) = said["inputs"]
-        return Tensors(tensor["name"], tensor["datatype"], [output["name"] for output in said["outputs"]])
+        """The tensors of a model that is loaded."""
+        metadata = self._call("get_model_metadata", model, **self.as_json)
+        (tensor,) = metadata["inputs"]
+        return Tensors(tensor["name"], tensor["datatype"], [output["name"] for output in metadata["outputs"]])
 
     def config(self, model: str) -> dict[str, Any]:
-        """The ModelConfig that the server has of a model, as JSON."""
-        said: dict[str, Any] = self._call("get_model_config", model, **self.as_json)
-        return dict(said.get("config", said))
+        """The ModelConfig that the server uses for a model, as JSON."""
+        answer: dict[str, Any] = self._call("get_model_config", model, **self.as_json)
+        return dict(answer.get("config", answer))
 
     def infer(self, model: str, tensors: Tensors, batch: "np.ndarray") -> "tuple[str, list[np.ndarray]]":
-        """The version that answers, and its outputs."""
-        tensor = self.library.InferInput(tensors.input, list(batch.shape), tensors.type)
+        """The version of the model that answers a batch, and its outputs."""
+        tensor = self.library.InferInput(tensors.input_name, list(batch.shape), tensors.input_type)
         tensor.set_data_from_numpy(batch)
-        answer = self._call("infer", model, [tensor])
-        said = answer.get_response()
-        version = said["model_version"] if isinstance(said, dict) else said.model_version
-        return version, [answer.as_numpy(name) for name in tensors.outputs]
+        result = self._call("infer", model, [tensor])
+        response = result.get_response()
+        version = response["model_version"] if isinstance(response, dict) else response.model_version
+        return version, [result.as_numpy(name) for name in tensors.output_names]
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """Call a method of Triton's client. Every failure is a UserError."""
         from tritonclient.utils import InferenceServerException
 
         try:
-            return getattr(self.client, method)(*arguments, **named)
+            return self._send(method, *arguments, **named)
         except InferenceServerException as error:
             raise UserError(f"{self.protocol}: {error.message() or first_lines(error)}") from error
-        except OSError as error:
+
+    def _send(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """Call a method of Triton's client.
+
+        Raises:
+            UserError: If nothing answers.
+            InferenceServerException: If the server refuses the request.
+        """
+        from http.client import HTTPException
+
+        try:
+            return getattr(self.client, method)(*arguments, **named)
+        except (OSError, HTTPException) as error:  # the second where the server ends while it answers
             raise UserError(
                 f"nothing answers {self.protocol} at {self.url} ({error}); `doit serve` starts a server"
             ) from error

@@ -1,50 +1,48 @@
-"""Triton's server on this machine: which there is, how it is started, and what it says of a model.
+"""A Triton server on this machine: which one there is, how it starts, and how it loads a model.
 
-Every doit imports this, so that what takes time to import is imported where it is used.
+    tritonserver on the PATH │ Docker, with the image of triton.release │ the core from PyPI (triton_core.py)
+                             └──────────► a process on this machine ◄───┘
+                                                  │ HTTP (triton_client.py)
+                                     load a model: None, or the reason why not
 
-    tritonserver on the PATH │ Docker, with the image of triton.release │ the core from PyPI in build/.tritonserver
-
-`doit tritonserver` fetches the third, and `doit serve` runs one of them over model_repository/.
+`doit check` and `doit serve` start a server. doit imports this module in runs that start none: imports that take long
+stand inside the functions.
 """
 
 import contextlib
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
-from build_tasks.errors import UserError
-from build_tasks.paths import BUILD, REPOSITORY
-from build_tasks.runtime import atomic_files, hardware
-
-CORE = f"{BUILD}/.tritonserver"
-REQUIREMENTS = "requirements-tritonserver.txt"
-CORE_RELEASE = "24.10"  # of the core that REQUIREMENTS name
+from build_tasks.errors import UserError, first_lines
+from build_tasks.paths import REPOSITORY
+from build_tasks.runtime import hardware
+from build_tasks.serving import triton_core
+from build_tasks.serving.triton_client import Client
 
 # Source: the container's page; see container.py for TensorRT's.
 IMAGE = "nvcr.io/nvidia/tritonserver:{}-py3"
-IN_IMAGE = "/models"
+REPOSITORY_IN_IMAGE = "/models"
 
 KINDS = ("auto", "local", "docker", "core")
-PYTHON_BACKENDS = "build_tasks/serving/stub_backends"
-WAIT = 120  # seconds for the server to be alive; in Docker, pip goes first
 
-LOADING = 300  # seconds for a model, warm-up and all: a plan takes long, and the Python backend may hang
+START_TIMEOUT = 120  # seconds until the server is live; in Docker, pip runs first
+LIVE_TIMEOUT = 5  # seconds for one answer to "are you live?"
+LOAD_TIMEOUT = 300  # seconds to load and warm up a model: a plan takes long, and the Python backend may hang
 
-SERVER = {
+SERVER_PARAM = {
     "name": "server", "long": "server", "type": str, "default": "auto", "choices": [(kind, "") for kind in KINDS],
-    "help": "local: tritonserver on the PATH; docker; core: the one that `doit tritonserver` fetches; auto: the first",
+    "help": "local: tritonserver on the PATH; docker; core: fetched by `doit tritonserver`; auto: the first of these",
 }  # fmt: skip
 
-STRICT = (
+STRICT_OPTIONS = (
     *("--disable-auto-complete-config", "--exit-on-error=false", "--model-control-mode=explicit"),
-    "--exit-timeout-secs=5",  # what still runs then is of no interest
+    "--exit-timeout-secs=5",  # requests that still run when the server is stopped do not matter
 )
 
 
@@ -55,187 +53,170 @@ class Ports(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """How a server is started."""
+    """How a server is started. `environment` is added to the environment of this process."""
 
     command: list[str]
     environment: dict[str, str]
-    told: str  # which server it is
+    description: str
 
 
-def which(kind: str, release: str) -> str:
-    """The kind of server that is used here. UserError where there is none."""
-    there = {
+def select_kind(kind: str, release: str) -> str:
+    """The kind of server to start: `kind` itself, or for "auto" the first one that is available.
+
+    Raises:
+        UserError: If that kind, or any kind, is not available on this machine.
+    """
+    available = {
         "local": shutil.which("tritonserver") is not None,
-        "docker": shutil.which("docker") is not None and _answers(["docker", "version"]),
-        "core": os.path.isdir(CORE),
+        "docker": shutil.which("docker") is not None and _succeeds(["docker", "version"]),
+        "core": triton_core.installed(),
     }
     if kind == "auto":
-        if found := next((k for k, here in there.items() if here), None):
-            return found
+        if first := next((name for name, is_available in available.items() if is_available), None):
+            return first
         raise UserError(
-            f"there is no Triton here: neither tritonserver on the PATH, nor Docker (for {IMAGE.format(release)}), nor "
-            "the server core from PyPI, which `doit tritonserver` fetches (some 70 MB)"
+            f"there is no Triton server on this machine: neither tritonserver on the PATH, nor Docker (for "
+            f"{IMAGE.format(release)}), nor the server core from PyPI; `doit tritonserver` fetches it (some 70 MB)"
         )
-    if not there[kind]:
-        lacking = {
+    if not available[kind]:
+        reasons = {
             "local": "there is no tritonserver on the PATH",
-            "docker": "there is no docker here whose engine runs",
-            "core": f"there is no {CORE}: `doit tritonserver` fetches it (some 70 MB)",
+            "docker": "there is no docker on the PATH whose engine runs",
+            "core": f"there is no {triton_core.CORE}; `doit tritonserver` fetches the core (some 70 MB)",
         }
-        raise UserError(lacking[kind])
+        raise UserError(f"--server {kind}: {reasons[kind]}")
     return kind
 
 
-def _answers(command: list[str]) -> bool:
+def _succeeds(command: list[str]) -> bool:
+    """Whether a command ends with exit code 0 within 20 seconds."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
     return False
 
 
-def launch(kind: str, release: str, ports: Ports, address: str, backends: str | None) -> Launch:
-    """The command of a server. backends: a folder of backends for the core; other servers have their own."""
+def launch(kind: str, release: str, ports: Ports, address: str, backend_directory: str | None) -> Launch:
+    """The command that starts a server.
+
+    Args:
+        kind: "local", "docker" or "core".
+        release: Triton's release, which selects the image of Docker.
+        ports: Ports of this machine.
+        address: Address of this machine that the server listens on.
+        backend_directory: Folder with the backends of the core. Other servers have their own.
+    """
     if kind == "docker":
-        gpus = ["--gpus", "all"] if isinstance(hardware.gpu(), hardware.Gpu) else []
-        published = [f"{address}:{port}:{inside}" for port, inside in zip(ports, Ports(), strict=True)]
-        # The Python models of ensembles decode with Pillow, which the image does not have.
-        pip = shlex.join(["pip", "install", "--quiet", *re.findall(r"^pillow==\S+", _text(REQUIREMENTS) or "", re.M)])
-        script = f"{pip}; exec tritonserver --model-repository={IN_IMAGE} {shlex.join(STRICT)}"
-        command = [
-            *("docker", "run", "--rm", "--init", *gpus, "--shm-size", "1g"),
-            *(part for mapping in published for part in ("--publish", mapping)),
-            *("--volume", f"{os.path.abspath(REPOSITORY)}:{IN_IMAGE}:ro"),
-            *("--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),  # as in container.py
-            *(IMAGE.format(release), "bash", "-c", script),
-        ]
-        return Launch(command, {}, f"Docker's {IMAGE.format(release)}")
-    flags = [f"--model-repository={os.path.abspath(REPOSITORY)}", *STRICT]
-    flags += [
-        f"--{name}-{what}={value}"
-        for name, port in ports._asdict().items()
-        for what, value in (("address", address), ("port", port))
-    ]
+        return _launch_docker(release, ports, address)
+    options = [f"--model-repository={os.path.abspath(REPOSITORY)}", *STRICT_OPTIONS]
+    for name, port in ports._asdict().items():
+        options += [f"--{name}-address={address}", f"--{name}-port={port}"]
     if kind == "local":
-        return Launch(["tritonserver", *flags], {}, "tritonserver on the PATH")
-    package = os.path.abspath(f"{CORE}/package")
-    environment = {
-        "LD_LIBRARY_PATH": f"{package}/nvidia_pytriton.libs",
-        "PATH": f"{os.path.abspath(CORE)}/python/bin{os.pathsep}{os.environ['PATH']}",
-        "TRITON_PYTHON_BACKENDS_PATH": os.pathsep.join(path for path in sys.path if path.endswith("-packages")),
-    }
-    command = [f"{package}/pytriton/tritonserver/bin/tritonserver", *flags, "--allow-gpu-metrics=false"]
-    if backends:
-        command.append(f"--backend-directory={os.path.abspath(backends)}")
-    return Launch(command, environment, f"the server core {CORE_RELEASE} from PyPI")
+        return Launch(["tritonserver", *options], {}, "tritonserver on the PATH")
+    options.append("--allow-gpu-metrics=false")
+    if backend_directory:
+        options.append(f"--backend-directory={backend_directory}")
+    description = f"the server core {triton_core.RELEASE} from PyPI"
+    return Launch([triton_core.executable(), *options], triton_core.environment(), description)
 
 
-@contextlib.contextmanager
-def backends(kind: str, stand_ins: bool) -> Iterator[str | None]:
-    """A folder of backends for the core: Python's, and, as stand-ins in Python, those for ONNX and TorchScript."""
-    if kind != "core":
-        yield None
-        return
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="backends-") as folder:
-        home = f"{CORE}/package/pytriton/tritonserver"
-        shutil.copytree(f"{home}/backends/python", f"{folder}/python")
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shutil.copy(f"{home}/python_backend_stubs/{version}/triton_python_backend_stub", f"{folder}/python")
-        if stand_ins:
-            for name in os.listdir(PYTHON_BACKENDS):
-                if os.path.exists(f"{PYTHON_BACKENDS}/{name}/model.py"):
-                    os.makedirs(f"{folder}/{name}")
-                    shutil.copy(f"{PYTHON_BACKENDS}/{name}/model.py", f"{folder}/{name}")
-        yield folder
+def _launch_docker(release: str, ports: Ports, address: str) -> Launch:
+    image = IMAGE.format(release)
+    gpus = ["--gpus", "all"] if isinstance(hardware.gpu(), hardware.Gpu) else []
+    mappings = [f"{address}:{port}:{inside}" for port, inside in zip(ports, Ports(), strict=True)]
+    # The image does not have Pillow, which the Python models of ensembles decode images with.
+    pip = shlex.join(["pip", "install", "--quiet", *triton_core.pillow_requirements()])
+    script = f"{pip}; exec tritonserver --model-repository={REPOSITORY_IN_IMAGE} {shlex.join(STRICT_OPTIONS)}"
+    command = [
+        *("docker", "run", "--rm", "--init", *gpus, "--shm-size", "1g"),
+        *(argument for mapping in mappings for argument in ("--publish", mapping)),
+        *("--volume", f"{os.path.abspath(REPOSITORY)}:{REPOSITORY_IN_IMAGE}:ro"),
+        *("--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),  # as in container.py
+        *(image, "bash", "-c", script),
+    ]
+    return Launch(command, {}, f"Docker's {image}")
 
 
 class Server:
-    """A server that runs: where it listens, and what it writes."""
+    """A running server.
+
+    Args:
+        http, grpc: host:port of the two protocols.
+        log: The server's output, open for reading.
+        process: The server's process, or that of `docker run`.
+    """
 
     def __init__(self, http: str, grpc: str, log: IO[str], process: "subprocess.Popen[bytes]"):
         self.http, self.grpc, self.log, self.process = http, grpc, log, process
 
-    def request(self, path: str, body: dict[str, Any] | None = None, timeout: float = 600) -> tuple[int, str]:
-        """HTTP's status and answer. OSError where nothing answers."""
-        import urllib.error
-        import urllib.request
+    def load(self, model: str) -> str | None:
+        """Load a model. Returns the reason if the server cannot load it, and None if it is loaded.
 
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            with urllib.request.urlopen(f"http://{self.http}/v2/{path}", data, timeout) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def alive(self) -> bool:
-        try:
-            return self.request("health/live", timeout=5)[0] == 200
-        except OSError:
-            return False
-
-    def load(self, name: str) -> str | None:
-        """Load a model. Why it cannot be, None where it is.
-
-        What the server finds wrong in a configuration it tells to its standard error alone.
+        The server writes some mistakes in a configuration only to its log: they are taken from there.
         """
-        self.log.seek(0, os.SEEK_END)
-        place = self.log.tell()
+        position = self.log.seek(0, os.SEEK_END)
         try:
-            status, answer = self.request(f"repository/models/{name}/load", {}, timeout=LOADING)
-        except OSError as error:  # it hangs, or has ended
-            return f"the server did not answer within {LOADING} s, or ended ({error})"
-        if status == 200:
+            reason = Client("HTTP", self.http, timeout=LOAD_TIMEOUT).load(model)
+        except UserError as error:  # it hangs, or has ended
+            cause = first_lines(error.__cause__ or error)
+            return f"the server did not answer within {LOAD_TIMEOUT} s, or it has ended ({cause})"
+        if reason is None:
             return None
-        reason = str(json.loads(answer)["error"])
-        self.log.seek(place)
-        said = self.log.read()
-        polled = re.findall(rf"Poll failed for model directory '{re.escape(name)}': (.*)", said)
-        parsed = re.findall(r"Error parsing text-format inference\.ModelConfig: (.*)", said)
-        reason = "; ".join([*polled[-1:], *parsed[-1:]]) or reason
+        self.log.seek(position)
+        lines = self.log.read()
+        not_polled = re.findall(rf"Poll failed for model directory '{re.escape(model)}': (.*)", lines)
+        not_parsed = re.findall(r"Error parsing text-format inference\.ModelConfig: (.*)", lines)
+        reason = "; ".join([*not_polled[-1:], *not_parsed[-1:]]) or reason
         return re.sub(r"^load failed for model '[^']*': version \d+ is at UNAVAILABLE state: |;?\s*$", "", reason)
 
 
 def free_ports() -> Ports:
-    """Ports of the loopback that nobody listens on."""
+    """Ports of the loopback interface that no process listens on."""
     import socket
 
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in Ports._fields]
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in Ports._fields]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return Ports(*(each.getsockname()[1] for each in sockets))
 
 
 @contextlib.contextmanager
-def started(
+def start(
     kind: str,
     release: str,
     ports: Ports,
     log: str,
-    stand_ins: bool = False,
+    stubs: bool = False,
     address: str = "127.0.0.1",
 ) -> Iterator[Server]:
-    """A server that is alive, with nothing loaded; gone afterwards. UserError where it does not start.
+    """Context manager for a server that is live and has loaded no model. It is stopped at the end.
 
-    log: where its output goes.
+    Args:
+        kind, release, ports, address: As of `launch`.
+        log: File for the server's output.
+        stubs: Whether the core gets the stub backends. Other servers have their own backends.
+    Raises:
+        UserError: If the server does not start.
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
     image = IMAGE.format(release)
-    if kind == "docker" and not _answers(["docker", "image", "inspect", image]):
+    if kind == "docker" and not _succeeds(["docker", "image", "inspect", image]):
         print(f"+ docker pull {image}", flush=True)
         if code := subprocess.run(["docker", "pull", image], check=False).returncode:
             raise UserError(f"docker pull {image} ended with exit code {code}")
-    with backends(kind, stand_ins) as folder, open(log, "w+", encoding="utf-8") as file:
-        start = launch(kind, release, ports, address, folder)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(triton_core.backend_directory(stubs)) if kind == "core" else None
+        file = stack.enter_context(open(log, "w", encoding="utf-8"))
+        launched = launch(kind, release, ports, address, folder)
         process = subprocess.Popen(
-            start.command, env={**os.environ, **start.environment}, stdout=file, stderr=subprocess.STDOUT
+            launched.command, env={**os.environ, **launched.environment}, stdout=file, stderr=subprocess.STDOUT
         )
         try:
-            with open(log, encoding="utf-8", errors="replace") as reader:
-                host = "127.0.0.1" if address == "0.0.0.0" else address
-                server = Server(f"{host}:{ports.http}", f"{host}:{ports.grpc}", reader, process)
-                wait(server, start, log)
-                yield server
+            reader = stack.enter_context(open(log, encoding="utf-8", errors="replace"))
+            host = "127.0.0.1" if address == "0.0.0.0" else address
+            server = Server(f"{host}:{ports.http}", f"{host}:{ports.grpc}", reader, process)
+            wait_until_live(server, launched.description, log)
+            yield server
         finally:
             process.terminate()
             try:
@@ -245,57 +226,18 @@ def started(
                 process.wait()
 
 
-def wait(server: Server, start: Launch, log: str) -> None:
-    """Until the server is alive. UserError where it ends, or is not within WAIT seconds."""
-    until, process = time.monotonic() + WAIT, server.process
-    while not server.alive():
-        if process.poll() is not None or time.monotonic() > until:
+def wait_until_live(server: Server, description: str, log: str) -> None:
+    """Wait until the server is live.
+
+    Raises:
+        UserError: If the server ends, or is not live within START_TIMEOUT seconds.
+    """
+    deadline, process = time.monotonic() + START_TIMEOUT, server.process
+    client = Client("HTTP", server.http, timeout=LIVE_TIMEOUT)
+    while not client.live():
+        if process.poll() is not None or time.monotonic() > deadline:
             with open(log, encoding="utf-8", errors="replace") as file:
-                last = "".join(file.readlines()[-3:]).strip()
+                last_lines = "".join(file.readlines()[-3:]).strip()
             ended = f"ended with exit code {process.returncode}" if process.poll() is not None else "does not answer"
-            raise UserError(f"{start.told} {ended}: {last} (all of it: {log})")
+            raise UserError(f"{description} {ended}: {last_lines} (the whole log: {log})")
         time.sleep(0.1)
-
-
-def task() -> dict[str, Any]:
-    return {
-        "actions": [fetch],
-        "uptodate": [lambda: _text(f"{CORE}/installed") == _wanted()],
-        "io": {"capture": False},
-        "doc": f"On demand: fetch Triton's server core from PyPI -> {CORE}, for check and serve",
-    }
-
-
-def _wanted() -> str:
-    return f"{sys.version_info[:2]}\n{_text(REQUIREMENTS)}"
-
-
-def _text(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return None
-
-
-def fetch() -> Any:
-    """doit's action: the core and its NumPy in a folder, and a Python that sees them and nothing else."""
-    from doit.exceptions import TaskFailed
-
-    with atomic_files.scratch_dir() as folder:
-        draft = f"{folder}/tritonserver"
-        line = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        line += ["--no-deps", "--only-binary=:all:", "--target", f"{draft}/package", "-r", REQUIREMENTS]
-        print(f"+ {shlex.join(line)}", flush=True)
-        if code := subprocess.run(line, check=False).returncode:
-            return TaskFailed(
-                f"pip ended with exit code {code}; the core is for Linux on x86-64, and Python 3.11 and 3.12"
-            )
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{draft}/python"], check=True)
-        site = f"{draft}/python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-        with open(f"{site}/package.pth", "w", encoding="utf-8") as file:
-            file.write(f"{os.path.abspath(CORE)}/package\n")
-        with open(f"{draft}/installed", "w", encoding="utf-8") as file:
-            file.write(_wanted())
-        atomic_files.replace(draft, CORE)
-    return None

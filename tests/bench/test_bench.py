@@ -1,4 +1,4 @@
-"""`doit bench`: real artifacts under a short load, what is compared with what, what is proposed, and real servers."""
+"""`doit bench`: artifacts and servers under a short load, the comparisons between runs, and the proposals."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from build_tasks.bench import nvidia_tools, recommendation, results
+from build_tasks.bench.records import Point, Proposal, read_runs
 from build_tasks.errors import UserError
 from build_tasks.runtime import hardware
 from build_tasks.serving import triton_server
@@ -28,7 +29,7 @@ BOTH = '"torchscript", "onnx"'
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A model as it is, one whose ONNX has a fixed batch, one of open sizes; and the server's core."""
+    """A plain model, one whose ONNX has a fixed batch, one with open image sizes; and the server's core."""
     project = Project(tmp_path_factory.mktemp("bench") / "project")
     tiny_network.add(project, "net", formats=BOTH)
     tiny_network.add(project, "fixed", formats=BOTH, onnx="dynamic_axes = false\nbatch_size = 2")
@@ -38,22 +39,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-def known(project: Project, model: str = "net") -> list[dict[str, Any]]:
-    """The runs of bench.json."""
+def read_bench_json(project: Project, model: str = "net") -> list[dict[str, Any]]:
+    """The runs of bench.json, as JSON."""
     runs: list[dict[str, Any]] = json.loads((project / f"build/{model}/bench.json").read_text())["runs"]
     return runs
 
 
-def places(run: dict[str, Any]) -> list[tuple[str, int, int]]:
+def loads(run: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """(format, batch, concurrency) of each point."""
     return [(point["format"], point["batch"], point["concurrency"]) for point in run["points"]]
 
 
 def test_every_format_is_measured_beside_the_plain_trace_and_the_last_run(built: Project) -> None:
     first = built.built("bench:net", *SHORT)
     assert "12 points, 0.05 s each, and a warm-up: about 10 s" in first.out
-    (run,) = known(built)
-    every = [(f, b, n) for f in ("trace", "torchscript", "onnx") for n in (1, 2) for b in (1, 3)]
-    assert places(run) == every
+    (run,) = read_bench_json(built)
+    expected = [(f, b, n) for f in ("trace", "torchscript", "onnx") for n in (1, 2) for b in (1, 3)]
+    assert loads(run) == expected
     for point in run["points"]:
         assert 0 < point["p50_ms"] <= point["p99_ms"]
         assert point["requests"] >= 3 * point["concurrency"]
@@ -70,12 +72,12 @@ def test_every_format_is_measured_beside_the_plain_trace_and_the_last_run(built:
 
     second = built.built("bench:net", *SHORT)
     assert second.ran == ["bench:net"], "it is never up to date"
-    (again,) = known(built)
+    (again,) = read_bench_json(built)
     for before, now in zip(run["points"], again["points"], strict=True):
         ratio = now["images_per_s"] / before["images_per_s"]
         assert now["vs_last"] == pytest.approx(ratio, rel=1e-2, abs=1e-3)  # it has three decimals
     assert f"the last run: {run['date']}\n" in second.out
-    assert (built / "models/net/model.toml").read_text() == spec, "what is proposed is not done"
+    assert (built / "models/net/model.toml").read_text() == spec, "the spec is not changed"
 
 
 def test_a_run_of_another_machine_is_kept_and_not_compared(built: Project) -> None:
@@ -85,14 +87,33 @@ def test_a_run_of_another_machine_is_kept_and_not_compared(built: Project) -> No
     path.write_text(path.read_text().replace(json.dumps(cpu), '"Another"').replace('"torch": "', '"torch": "0.'))
     run = built.built("bench:net", *SHORT, "--formats", "onnx")
     assert "the last run" not in run.out
-    assert [each["machine"]["cpu"] for each in known(built)] == ["Another", cpu]
-    assert not any("vs_last" in point for each in known(built)[1:] for point in each["points"])
+    assert [each["machine"]["cpu"] for each in read_bench_json(built)] == ["Another", cpu]
+    assert not any("vs_last" in point for each in read_bench_json(built)[1:] for point in each["points"])
     path.write_text(path.read_text().replace(json.dumps(cpu), '"A third"').replace('"Another"', json.dumps(cpu)))
     run = built.built("bench:net", *SHORT, "--formats", "onnx")
-    assert re.search(r"the last run: \S+, with torch 0\.(\S+) -> \1\n", run.out), "other tools are told"
+    assert re.search(r"the last run: \S+, with torch 0\.(\S+) -> \1\n", run.out), (
+        "the line names the tools that changed"
+    )
     path.write_text("damaged")
     built.built("bench:net", *SHORT, "--formats", "onnx")
-    assert len(known(built)) == 1
+    assert len(read_bench_json(built)) == 1
+
+
+def test_a_bench_json_of_an_older_version_is_read(built: Project) -> None:
+    """Keys that have gone or come since are no error, and a run that cannot be read does not hide the others."""
+    machine = {"cpu": "Another", "cores": 2, "gpu": None, "server": None}
+    point = {"format": "onnx", "batch": 1, "concurrency": 1, "p50_ms": 2, "p99_ms": 3, "images_per_s": 500}
+    run = {"machine": machine, "tools": {}, "date": "2025-01-01T00:00:00Z", "points": [{**point, "mean_ms": 2}]}
+    path = built / "build/net/bench.json"
+    path.write_text(json.dumps({"model": "net", "runs": [run, {"machine": "unreadable"}, 7]}))
+    (first,) = read_runs(str(path))
+    assert first.points == [Point(model_format="onnx", batch=1, concurrency=1, p50_ms=2, p99_ms=3, images_per_s=500)]
+    built.built("bench:net", *SHORT, "--formats", "onnx")
+    before, after = read_bench_json(built)
+    assert before == {
+        **run, "measured": {}, "points": [point], "failed": [], "left out": [], "proposals": {}
+    }  # fmt: skip
+    assert after["machine"]["cpu"] == results.cpu()
 
 
 def test_it_is_no_part_of_a_build(built: Project) -> None:
@@ -102,7 +123,7 @@ def test_it_is_no_part_of_a_build(built: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--batches", "1,x"], "--batches: expected whole numbers from 1 on, such as 1,8,32, found '1,x'"),
         (["--batches", "0"], "--batches: expected whole numbers from 1 on"),
@@ -115,45 +136,47 @@ def test_it_is_no_part_of_a_build(built: Project) -> None:
         (["--url", "h:1", "--formats", "trace"], "--formats: expected some of torchscript, onnx, found 'trace'"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(built: Project, options: list[str], told: str) -> None:
+def test_an_impossible_option_is_one_line(built: Project, options: list[str], message: str) -> None:
     run = built.doit("bench:net", *options)
     assert run.code == 1
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
-    assert told in line
+    assert message in line
 
 
 def test_a_fixed_batch_is_measured_at_it_alone(built: Project) -> None:
     built.built("bench:fixed", "--seconds", "0.02", "--concurrency", "1")
-    (run,) = known(built, "fixed")
-    assert places(run) == [(f, b, 1) for f in ("trace", "torchscript") for b in (1, 2, 3)] + [("onnx", 2, 1)]
+    (run,) = read_bench_json(built, "fixed")
+    assert loads(run) == [(f, b, 1) for f in ("trace", "torchscript") for b in (1, 2, 3)] + [("onnx", 2, 1)]
     assert run["points"][-1]["vs_trace"] > 0
     assert run["proposals"]["onnx"]["lines"][1:2] == ["instance_group = [{ count = 1 }]"]
     before = (built / "build/fixed/bench.json").read_bytes()
-    refused = built.doit("bench:fixed", "--formats", "onnx", "--batches", "1,3")
-    assert refused.code == 1
-    assert "onnx: it takes none of the batches 1, 3" in refused.out
+    failed = built.doit("bench:fixed", "--formats", "onnx", "--batches", "1,3")
+    assert failed.code == 1
+    assert "onnx: it takes none of the batches 1, 3" in failed.out
     assert (built / "build/fixed/bench.json").read_bytes() == before
 
 
 def test_a_batch_that_fails_does_not_lose_the_others(project: Project) -> None:
-    """Nothing is built with batches of more than 8, and this network has room for no more."""
+    """The network accepts batches up to 8. The build uses no larger ones."""
     tiny_network.add(project, "net", formats=BOTH, body="x = x + torch.zeros(8, 1, 1, 1)[: x.shape[0]]")
     run = project.doit("bench:net", "--seconds", "0.02", "--batches", "1,9", "--concurrency", "1")
     assert run.code == 1
-    assert places(known(project)[0]) == [(model_format, 1, 1) for model_format in ("trace", "torchscript", "onnx")]
+    assert loads(read_bench_json(project)[0]) == [
+        (model_format, 1, 1) for model_format in ("trace", "torchscript", "onnx")
+    ]
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
     assert all(f"{model_format}: batch 9 x 1: " in line for model_format in ("trace", "torchscript", "onnx"))
 
 
 def test_an_engine_that_cannot_be_loaded_costs_its_own_format(project: Project) -> None:
-    """A made-up GPU has no CUDA; the engines are built first, since there is one."""
+    """The machine has a fake GPU, for which the engines are built first, and no CUDA to run them with."""
     tiny_network.add(project, "net", formats='"onnx", "tensorrt", "rtx"')
-    here = fakes.machine(project.root.parent)
-    run = project.doit("bench:net", "--formats", "onnx,tensorrt,rtx", *SHORT, **here)
+    environment = fakes.machine(project.root.parent)
+    run = project.doit("bench:net", "--formats", "onnx,tensorrt,rtx", *SHORT, **environment)
     assert run.code == 1
-    (found,) = known(project)
-    assert places(found) == [("onnx", b, n) for n in (1, 2) for b in (1, 3)]
-    assert found["machine"]["gpu"] == "NVIDIA RTX A4000"
+    (result,) = read_bench_json(project)
+    assert loads(result) == [("onnx", b, n) for n in (1, 2) for b in (1, 3)]
+    assert result["machine"]["gpu"] == "NVIDIA RTX A4000"
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗ bench")]
     assert re.search(r"tensorrt: TensorRT \S+ cannot load build/net/model.plan here: ", line)
     assert re.search(r"rtx: TensorRT-RTX \S+ cannot load build/net/model.rtx here: ", line)
@@ -173,12 +196,19 @@ def test_a_benchmark_that_is_cut_short_leaves_the_last_one(built: Project) -> No
     assert (built / "build/net/bench.json").read_bytes() == before
 
 
-def point(batch: int, concurrency: int, images_per_s: float, p50_ms: float, **more: Any) -> dict[str, Any]:
-    return {"batch": batch, "concurrency": concurrency, "images_per_s": images_per_s, "p50_ms": p50_ms,
-            "p99_ms": p50_ms * 1.5, **more}  # fmt: skip
+def point(batch: int, concurrency: int, images_per_s: float, p50_ms: float, threads: int | None = None) -> Point:
+    return Point(
+        model_format="onnx",
+        batch=batch,
+        concurrency=concurrency,
+        threads=threads,
+        p50_ms=p50_ms,
+        p99_ms=p50_ms * 1.5,
+        images_per_s=images_per_s,
+    )
 
 
-# Of a GPU: nearly no more from batch 32 on, and from two instances on.
+# On a GPU: the throughput hardly rises from batch 32 on, and from two instances on.
 GPU = [
     point(1, 1, 250, 4), point(8, 1, 1600, 5), point(32, 1, 3200, 10), point(128, 1, 3400, 37),
     point(1, 2, 400, 5), point(8, 2, 2400, 6.7), point(32, 2, 3900, 16), point(128, 2, 4000, 64),
@@ -186,62 +216,61 @@ GPU = [
 ]  # fmt: skip
 
 
-def propose(points: list[dict[str, Any]], model_format: str = "onnx", **more: Any) -> recommendation.Proposal:
-    settings = {"limit_ms": None, "fixed": False, "at_server": False, "cores": 8, **more}
-    return recommendation.proposal(model_format, points, **settings)
+def propose(points: list[Point], model_format: str = "onnx", **more: Any) -> Proposal:
+    settings = {"limit_ms": None, "fixed_batch": False, "at_server": False, "cores": 8, **more}
+    return recommendation.propose(model_format, points, **settings)
 
 
 def test_the_smallest_load_that_is_nearly_the_best_is_proposed() -> None:
-    found = propose(GPU)
-    # 3900 of 4050 images/s; 31 / 3900 s, where 32 x 5 ms - 16 ms would be saved.
-    assert found.lines == [
+    proposal = propose(GPU)
+    # 3900 of 4050 images/s. A batch fills in 31 / 3900 s, and saves 32 x 5 ms - 16 ms.
+    assert proposal.lines == [
         "[triton.onnx]",
         "max_batch_size = 32",
         "instance_group = [{ count = 2 }]",
         "dynamic_batching = { max_queue_delay_microseconds = 7900 }",
     ]
-    assert found.reasons[0] == "batch 32 x 2 gives 3900.0 images/s, 96% of the best (4050.0, batch 128 x 4)"
-    assert "a batch fills in 7.95 ms at 3900.0 images/s" in found.reasons[1]
-    assert "save 144 ms (32 x 5 ms - 16 ms)" in found.reasons[1]
+    assert proposal.reasons[0] == "batch 32 x 2 gives 3900.0 images/s, 96% of the best (4050.0, batch 128 x 4)"
+    assert "a batch fills in 7.95 ms at 3900.0 images/s" in proposal.reasons[1]
+    assert "a batch of 32 saves 144 ms (32 x 5 ms - 16 ms)" in proposal.reasons[1]
 
 
 def test_a_limit_of_latency_bounds_all_three() -> None:
-    found = propose(GPU, limit_ms=11)
-    assert found.lines[1:3] == ["max_batch_size = 8", "instance_group = [{ count = 2 }]"]
+    proposal = propose(GPU, limit_ms=11)
+    assert proposal.lines[1:3] == ["max_batch_size = 8", "instance_group = [{ count = 2 }]"]
     # p99 is 10.05 ms: 0.95 ms are left, and a batch fills in 2.9 ms.
-    assert found.lines[3] == "dynamic_batching = { max_queue_delay_microseconds = 950 }"
-    assert "2400.0 images/s, the best with p99 within 11 ms" in found.reasons[0]
-    nothing = propose(GPU, limit_ms=1)
-    assert nothing == ([], ["no point is within 1 ms; the fastest has p99 6 ms"])
+    assert proposal.lines[3] == "dynamic_batching = { max_queue_delay_microseconds = 950 }"
+    assert "2400.0 images/s, the best with p99 within 11 ms" in proposal.reasons[0]
+    assert propose(GPU, limit_ms=1) == Proposal([], ["no point is within 1 ms; the fastest has p99 6 ms"])
 
 
-def test_where_batches_save_nothing_none_are_waited_for() -> None:
-    """Of a CPU: every image costs the same."""
+def test_no_queue_delay_is_proposed_if_batches_save_no_time() -> None:
+    """On a CPU every image takes the same time."""
     points = [point(b, n, 20 * n, 50 * b, threads=8 // n) for n in (1, 2, 4) for b in (1, 8)]
-    found = propose(points, "torchscript")
-    assert found.lines == [
+    proposal = propose(points, "torchscript")
+    assert proposal.lines == [
         "[triton.torchscript]",
         "max_batch_size = 1",
         "instance_group = [{ count = 4 }]",
         "dynamic_batching = false",
         "parameters = { INTRA_OP_THREAD_COUNT = 2 }",
     ]
-    assert "count: no more instances were measured (--concurrency)" in found.reasons
+    assert "count: no larger number of instances was measured (--concurrency)" in proposal.reasons
 
 
 def test_what_was_not_varied_is_not_proposed() -> None:
-    found = propose(GPU, at_server=True)
-    assert found.lines == []
-    assert found.reasons[0].startswith("batch 32 x 2 gives 3900.0 images/s")
-    assert "a server puts requests into batches itself" in found.reasons[1]
-    assert propose([point(2, 1, 100, 20), point(2, 2, 190, 21)], fixed=True).lines == [
+    proposal = propose(GPU, at_server=True)
+    assert proposal.lines == []
+    assert proposal.reasons[0].startswith("batch 32 x 2 gives 3900.0 images/s")
+    assert "the server builds batches itself" in proposal.reasons[1]
+    assert propose([point(2, 1, 100, 20), point(2, 2, 190, 21)], fixed_batch=True).lines == [
         "[triton.onnx]",
         "instance_group = [{ count = 2 }]",
     ]
 
 
 def test_what_is_proposed_is_a_spec(project: Project) -> None:
-    """And the config that Triton gets."""
+    """The proposed lines are valid in a spec, and reach config.pbtxt."""
     tiny_network.add(project, "net", formats=BOTH)
     spec = project / "models/net/model.toml"
     several = [point(1, 1, 100, 10, threads=2), point(3, 1, 200, 15, threads=2)]
@@ -260,30 +289,31 @@ def test_what_is_proposed_is_a_spec(project: Project) -> None:
     assert re.search(r'key: "intra_op_thread_count"\s+value {\s+string_value: "1"', config)
 
 
-def test_what_trtexec_prints_is_read() -> None:
-    """Lines as TensorRT's samples/common/sampleReporting.cpp writes them."""
-    said = (
+def test_the_output_of_trtexec_is_parsed() -> None:
+    """The lines are those of TensorRT's samples/common/sampleReporting.cpp."""
+    output = (
         "[11/26/2026-09:00:00] [I] Throughput: 507.399 qps\n"
         "[11/26/2026-09:00:00] [I] Latency: min = 1.9 ms, max = 2.2 ms, mean = 2 ms, median = 2 ms, "
         "percentile(99%) = 2.1 ms\n"
         "[11/26/2026-09:00:00] [I] GPU Compute Time: min = 1.8 ms, max = 2.1 ms, mean = 1.9 ms, median = 1.87363 ms, "
         "percentile(99%) = 2.01 ms\n"
     )
-    found = nvidia_tools.trtexec_figures(said, batch=8)
-    assert found == {"p50_ms": 1.87363, "p99_ms": 2.01, "images_per_s": 4059.19}
+    assert nvidia_tools.parse_trtexec(output, batch=8, streams=2) == Point(
+        model_format="trtexec", batch=8, concurrency=2, p50_ms=1.87363, p99_ms=2.01, images_per_s=4059.19
+    )
     with pytest.raises(UserError, match="trtexec: Error Code 1: Serialization"):
-        nvidia_tools.trtexec_figures("[11/26/2026-09:00:00] [E] Error Code 1: Serialization\n&&&& FAILED", batch=8)
+        nvidia_tools.parse_trtexec("[11/26/2026-09:00:00] [E] Error Code 1: Serialization\n&&&& FAILED", 8, 2)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(hardware.missing_requirements() is not None, reason=f"lacks {hardware.missing_requirements()}")
-def test_on_a_gpu_events_are_what_is_timed_by(project: Project) -> None:
+def test_on_a_gpu_cuda_events_are_the_timer(project: Project) -> None:
     tiny_network.add(project, "net", formats='"torchscript", "onnx", "tensorrt"')
     project.built("bench:net", *SHORT)
-    (run,) = known(project)
-    ways = {model_format: (how["device"], how["timed_by"]) for model_format, how in run["measured"].items()}
-    assert ways["trace"] == ways["torchscript"] == ways["tensorrt"] == ("cuda", "CUDA events")
-    assert {("tensorrt", 3, 2), ("torchscript", 3, 2)} <= {*places(run)}
+    (run,) = read_bench_json(project)
+    timings = {name: (timing["device"], timing["timed_by"]) for name, timing in run["measured"].items()}
+    assert timings["trace"] == timings["torchscript"] == timings["tensorrt"] == ("cuda", "CUDA events")
+    assert {("tensorrt", 3, 2), ("torchscript", 3, 2)} <= {*loads(run)}
     assert not any("threads" in point for point in run["points"] if point["format"] != "onnx")
 
 
@@ -291,8 +321,8 @@ def test_on_a_gpu_events_are_what_is_timed_by(project: Project) -> None:
 def perf_analyzer(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the PATH with NVIDIA's perf_analyzer.
 
-    The one that came with its client until 24.10, since it runs with older C libraries than what is on PyPI under its
-    own name. Two libraries that it wants are in the server's core.
+    It is the one that came with Triton's client until 24.10: it runs with older C libraries than the package
+    perf-analyzer needs. The server's core has two libraries that it needs.
     """
     folder = tmp_path_factory.mktemp("perf_analyzer")
     download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "tritonclient==2.51.0"]
@@ -312,7 +342,7 @@ def perf_analyzer(built: Project, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def url(built: Project) -> Iterator[str]:
-    """Triton's core over the three models."""
+    """host:port of Triton's core, which serves the three models."""
     ports = triton_server.free_ports()
     options = [word for name, port in ports._asdict().items() for word in (f"--{name}", str(port))]
     with built.start("serve", "--server", "core", *options) as process:
@@ -333,32 +363,32 @@ def at_server(project: Project, url: str, path: Path | str, model: str = "net", 
 def test_perf_analyzer_measures_a_running_server(built: Project, url: str, perf_analyzer: Path) -> None:
     first = at_server(built, url, perf_analyzer)
     assert first.code == 0, first.out
-    run = known(built)[-1]
+    run = read_bench_json(built)[-1]
     assert run["machine"]["server"] == url
     assert run["tools"] == {"Triton": "2.51.0", "perf_analyzer": "2.51.0 (commit unknown)"}
-    assert places(run) == [
+    assert loads(run) == [
         (model_format, b, n) for model_format in ("torchscript", "onnx") for n in (1, 2) for b in (1, 3)
     ]
     assert all(0 < point["p50_ms"] <= point["p99_ms"] and point["compute_ms"] > 0 for point in run["points"])
-    assert {how["timed_by"] for how in run["measured"].values()} == {"perf_analyzer"}
-    assert "# nothing is proposed: a server puts requests into batches itself" in first.out
+    assert {timing["timed_by"] for timing in run["measured"].values()} == {"perf_analyzer"}
+    assert "# nothing is proposed: the server builds batches itself" in first.out
     assert at_server(built, url, perf_analyzer).code == 0
-    assert all(point["vs_last"] > 0 for point in known(built)[-1]["points"])
+    assert all(point["vs_last"] > 0 for point in read_bench_json(built)[-1]["points"])
 
 
 @pytest.mark.parametrize(("model", "batches"), [("fixed", [("torchscript", 1), ("torchscript", 3), ("onnx", 2)]),
                                                 ("sizes", [("onnx", 1), ("onnx", 3)])])  # fmt: skip
-def test_perf_analyzer_is_told_what_it_cannot_know(
+def test_perf_analyzer_gets_the_shapes_that_the_config_leaves_open(
     built: Project, url: str, perf_analyzer: Path, model: str, batches: list[tuple[str, int]]
 ) -> None:
-    """Open sizes; and a batch that stands in the dims, of which it counts requests."""
-    wanted = ",".join(sorted({str(batch) for _, batch in batches}))
-    run = at_server(built, url, perf_analyzer, model, "--batches", wanted, "--concurrency", "1")
+    """Open image sizes; and a batch that is the first of the dims, where perf_analyzer counts requests, not images."""
+    sizes = ",".join(sorted({str(batch) for _, batch in batches}))
+    run = at_server(built, url, perf_analyzer, model, "--batches", sizes, "--concurrency", "1")
     assert run.code == 0, run.out
-    found = known(built, model)[-1]
-    measured = [(point["format"], point["batch"]) for point in found["points"]]
+    result = read_bench_json(built, model)[-1]
+    measured = [(point["format"], point["batch"]) for point in result["points"]]
     assert [each for each in measured if each in batches] == batches
-    for point in found["points"]:
+    for point in result["points"]:
         assert point["images_per_s"] * point["p50_ms"] / 1e3 == pytest.approx(point["batch"], rel=0.9)
 
 
@@ -366,18 +396,18 @@ def test_perf_analyzer_is_told_what_it_cannot_know(
 def test_where_perf_analyzer_finds_no_request_it_measures_longer(
     built: Project, url: str, perf_analyzer: Path, tmp_path: Path, option: str
 ) -> None:
-    """The real one, but that its first measurement of a kind says what it says under load."""
+    """The real perf_analyzer, whose first measurement prints what it prints on a busy machine."""
     script = tmp_path / "perf_analyzer"
     script.write_text(
-        f'#!/bin/sh\ncase "$*" in *{option}*) echo "$*" >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 1 ] || '
+        f'#!/bin/sh\ncase "$*" in *{option}*) echo "$*" >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) -gt 1 ] || '
         f"{{ echo failed to find the requested model version; exit 1; }};; esac\n"
         f'exec {perf_analyzer}/perf_analyzer "$@"\n'
     )
     script.chmod(0o755)
     run = at_server(built, url, tmp_path, "net", "--batches", "1", "--concurrency", "1", "--formats", "onnx")
     assert run.code == 0, run.out
-    asked = [int(line.split(f"{option} ")[1].split()[0]) for line in (tmp_path / "asked").read_text().splitlines()]
-    assert asked[1] == pytest.approx(4 * asked[0], abs=2)
+    lengths = [int(line.split(f"{option} ")[1].split()[0]) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert lengths[1] == pytest.approx(4 * lengths[0], abs=2)
 
 
 def test_without_it_the_client_for_python_measures(built: Project, url: str) -> None:
@@ -385,13 +415,13 @@ def test_without_it_the_client_for_python_measures(built: Project, url: str) -> 
     assert run.code == 0, run.out
     assert "perf_analyzer is not on the PATH" in run.out
     assert "pip install 'perf-analyzer>=2.60'" in run.out
-    found = known(built)[-1]
-    assert found["measured"]["onnx"]["timed_by"] == "Triton's client for Python"
-    assert places(found) == [("onnx", b, n) for n in (1, 2) for b in (1, 3)]
+    result = read_bench_json(built)[-1]
+    assert result["measured"]["onnx"]["timed_by"] == "Triton's client for Python"
+    assert loads(result) == [("onnx", b, n) for n in (1, 2) for b in (1, 3)]
 
 
-def test_a_perf_analyzer_that_does_not_start_is_said(built: Project, url: str, tmp_path: Path) -> None:
-    """As the one from PyPI says it on an older system; its entry point ends with 0 all the same."""
+def test_a_perf_analyzer_that_does_not_start_is_an_error(built: Project, url: str, tmp_path: Path) -> None:
+    """The one from PyPI prints this on an older system, and ends with exit code 0."""
     script = tmp_path / "perf_analyzer"
     script.write_text("#!/bin/sh\necho \"version 'GLIBC_2.38' not found\" >&2\n")
     script.chmod(0o755)
@@ -400,7 +430,9 @@ def test_a_perf_analyzer_that_does_not_start_is_said(built: Project, url: str, t
     assert "the perf_analyzer on the PATH does not start: version 'GLIBC_2.38' not found" in run.out
 
 
-def test_a_server_that_is_not_there_or_lacks_the_model_is_said(built: Project, url: str, project: Project) -> None:
+def test_a_server_that_does_not_answer_or_lacks_the_model_is_an_error(
+    built: Project, url: str, project: Project
+) -> None:
     port = triton_server.free_ports().http
     assert f"nothing answers HTTP at 127.0.0.1:{port}" in at_server(built, f"127.0.0.1:{port}", "").out
     tiny_network.add(project, "other", formats='"onnx"')

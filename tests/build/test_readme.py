@@ -36,9 +36,9 @@ RUN: dict[str, tuple[int, str]] = {
     "doit onnx:efficientnet_b3 --opset_version 13 --dynamic_axes --batch_size 8": (1, "✗ weights"),
     "doit engine:efficientnet_b3 --engine_precision FP32 --min_engine_batch_size 1 --opt_engine_batch_size 16 "
     "--max_engine_batch_size 64": (1, "✗ weights"),
-    "doit container": (1, "there is no docker here; run the line above where there is"),
+    "doit container": (1, "there is no docker on the PATH; run the line above on a machine that has Docker"),
     "doit tritonserver": (0, "✓ tritonserver"),
-    "doit check": (0, "efficientnet_lite0_preprocess: ok, 7 pictures prepared"),
+    "doit check": (0, "efficientnet_lite0_preprocess: ok, 7 images preprocessed"),
     "doit new mine --architecture resnet50": (0, "models/mine/model.toml"),
 }
 

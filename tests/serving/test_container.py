@@ -1,4 +1,4 @@
-"""`doit container`, up to a Docker of our own; and what runs inside: doit over the same checkout, without torch."""
+"""`doit container` with a fake docker command, and doit inside the container: the same checkout, without torch."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from tests.support.project import ROOT, Project, Run
 
 PLAN = '"torchscript", "onnx", "tensorrt"'
 
-# Records how it was called, and then does what the variable says.
+# Records its arguments. With INSIDE it runs the command of the container, and else it ends with EXIT_CODE.
 DOCKER = """\
 #!{python}
 import json, os, subprocess, sys
 
 with open(os.environ["CALLS"], "a") as file:
     print(json.dumps(sys.argv), file=file)
-if "INSIDE" in os.environ:  # run what the container would, in the environment that it would have
+if "INSIDE" in os.environ:  # the environment of the container
     inside = {{**os.environ, **json.loads(os.environ["INSIDE"])}}
     sys.exit(subprocess.run(["bash", "-c", sys.argv[-1]], env=inside).returncode)
 sys.exit(int(os.environ.get("EXIT_CODE", "0")))
@@ -33,7 +33,7 @@ sys.exit(int(os.environ.get("EXIT_CODE", "0")))
 
 @pytest.fixture
 def docker(tmp_path: Path) -> dict[str, str]:
-    """A folder with a stand-in for docker in front of the PATH."""
+    """The environment variables that put a fake docker command first on the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "docker").write_text(DOCKER.format(python=sys.executable))
@@ -63,7 +63,7 @@ def test_docker_is_run_as_shown(project: Project, docker: dict[str, str]) -> Non
     tiny_network.add(project, "no_plan")
     run = project.built("container", **docker)
     ((_, *arguments),) = calls(docker)
-    assert arguments == line(project, "26.08", "net"), "of the models with a plan"
+    assert arguments == line(project, "26.08", "net"), "only for the models with a plan"
     assert f"+ {shlex.join(['docker', *arguments])}" in run.out.splitlines()
 
 
@@ -79,22 +79,22 @@ def test_models_are_built_in_the_container_of_their_tritons_release(project: Pro
         line(project, "25.03", "a", "c"),
         line(project, "26.08", "b"),
     ]
-    assert len([shown for shown in run.out.splitlines() if shown.startswith("+ docker")]) == 2
+    assert len([text for text in run.out.splitlines() if text.startswith("+ docker")]) == 2
 
 
-def test_the_containers_failure_is_ours(project: Project, docker: dict[str, str]) -> None:
+def test_the_exit_code_of_docker_fails_the_task(project: Project, docker: dict[str, str]) -> None:
     tiny_network.add(project, "net", formats=PLAN)
     run = project.doit("container", EXIT_CODE="125", **docker)
     assert run.code == 1
     assert "docker ended with exit code 125" in run.out
 
 
-def test_without_docker_the_line_is_shown_to_be_run_elsewhere(project: Project, tmp_path: Path) -> None:
+def test_without_docker_the_command_is_printed_for_another_machine(project: Project, tmp_path: Path) -> None:
     tiny_network.add(project, "net", formats=PLAN)
     (tmp_path / "empty").mkdir()
     run = project.doit("container", PATH=str(tmp_path / "empty"))
     assert run.code == 1
-    assert "there is no docker here; run the line above where there is" in run.out
+    assert "there is no docker on the PATH; run the line above on a machine that has Docker" in run.out
     assert f"+ {shlex.join(['docker', *line(project, '26.08', 'net')])}" in run.out.splitlines()
 
 
@@ -112,12 +112,12 @@ def test_a_plain_doit_starts_no_container(project: Project, docker: dict[str, st
     assert not Path(docker["CALLS"]).exists()
 
 
-# Inside.
+# In the container.
 
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment of requirements-engine.txt, and TensorRT: what NVIDIA's container has after pip."""
+    """A virtual environment like NVIDIA's container: requirements-engine.txt, and TensorRT-RTX as TensorRT."""
     import tensorrt_rtx  # type: ignore[import-untyped]
 
     folder = tmp_path_factory.mktemp("container")
@@ -132,7 +132,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of which everything is built that needs no GPU."""
+    """A project in which everything is built that needs no GPU."""
     project = Project(tmp_path_factory.mktemp("checkout") / "project")
     shutil.copy(ROOT / "requirements-engine.txt", project.root)
     tiny_network.add(project, "tiny", formats=PLAN)
@@ -175,26 +175,26 @@ def test_in_the_container_nothing_is_stale_but_the_engines(
     assert doit_inside(inside, project, "engine:tiny").ran == []
     run = doit_inside(inside, project)
     assert run.ran == ["client:tiny_trt", "config:tiny_trt"]
-    assert run.failed == ["measure:tiny_trt"], "it runs the plan, which takes CUDA"
+    assert run.failed == ["measure:tiny_trt"], "it runs the plan, which needs CUDA"
     assert run.code == 1
     assert re.search(r"TensorRT \S+ cannot run build/tiny/model.plan, which TensorRT \S+ built for NVIDIA RTX", run.out)
     published = sorted(path.name for path in (project / "model_repository").iterdir())
     assert published == ["tiny", "tiny_onnx"]
     outside = project.doit(**fakes.machine(project.root.parent, tensorrt=None, gpus=None))
-    assert (outside.code, outside.ran, outside.failed) == (0, [], []), "and outside all of it is up to date"
+    assert (outside.code, outside.ran, outside.failed) == (0, [], []), "outside the container everything is up to date"
 
 
 def test_doit_container_builds_the_plan_from_end_to_end(
     inside: Path, checkout: Project, copy_of: Callable[[Project], Project], docker: dict[str, str]
 ) -> None:
-    """Docker apart, all of it runs: pip over requirements-engine.txt, then doit, in that environment.
+    """All but Docker itself runs: pip with requirements-engine.txt, then doit, in the container's environment.
 
-    measure:tiny_trt fails there for want of CUDA, and its exit code is that of `doit container`.
+    measure:tiny_trt fails because there is no CUDA, and `doit container` fails with its exit code.
     """
     project = copy_of(checkout)
     (inside / "bin").mkdir(exist_ok=True)
     python3 = inside / "bin/python3"
-    # In a virtual environment pip knows no --user; its requirements are there already.
+    # pip does not accept --user in a virtual environment. The requirements are installed already.
     python = shlex.quote(str(inside / "venv/bin/python"))
     python3.write_text(f'#!/bin/bash\nexec {python} "${{@/--user/--disable-pip-version-check}}"\n')
     python3.chmod(0o755)

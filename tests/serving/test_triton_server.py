@@ -1,7 +1,7 @@
 """Triton's own server, in its core from PyPI, over repositories that were built here.
 
-Its Python backend runs the Python models for real, and ONNX and TorchScript models by stand-ins for their backends,
-with the same libraries, in that. What the core checks, schedules, warms up and answers is the server's own.
+Its Python backend runs the Python models. Stub backends run ONNX and TorchScript models with the same libraries, in the
+Python backend. The core checks, schedules, warms up and answers as any Triton server does.
 """
 
 import json
@@ -24,15 +24,15 @@ from tests.support import specs_served, tiny_network
 from tests.support.project import ROOT, Project
 
 GOLDEN = sorted(path.stem for path in (ROOT / "tests/triton/golden").glob("*.pbtxt") if not path.stem.endswith("_trt"))
-One = Callable[[str], Project]
+CopyOf = Callable[[str], Project]
 Serving = Callable[[Project], tuple[triton_server.Server, Client]]
 
 PICTURE = ROOT / "build_tasks/verification/photographs/coffee.jpg"
 
 
 @pytest.fixture(scope="module")
-def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The models of specs_served.py, built, with the server's core; tests that change them copy it."""
+def all_models(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The models of specs_served.py, built, with the server's core. Tests that change the project copy it."""
     project = Project(tmp_path_factory.mktemp("served") / "project")
     for name in specs_served.SPECS:
         specs_served.add(project, name)
@@ -42,11 +42,11 @@ def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def one_of_them(all_of_them: Project, tmp_path: Path) -> Callable[[str], Project]:
-    """A copy of the project with one model; the core is shared by a link."""
+def project_with(all_models: Project, tmp_path: Path) -> Callable[[str], Project]:
+    """Returns a copy of the project with one model. A symbolic link shares the core."""
 
-    def copied(name: str) -> Project:
-        copy = all_of_them.copy(
+    def copy_with(name: str) -> Project:
+        copy = all_models.copy(
             tmp_path / "copy",
             ignore=lambda folder, names: [
                 entry
@@ -56,10 +56,10 @@ def one_of_them(all_of_them: Project, tmp_path: Path) -> Callable[[str], Project
                 or (folder.endswith("/model_repository") and entry not in (name, *(f"{name}_{s}" for s in SUFFIXES)))
             ],
         )
-        (copy / "build/.tritonserver").symlink_to(all_of_them / "build/.tritonserver")
+        (copy / "build/.tritonserver").symlink_to(all_models / "build/.tritonserver")
         return copy
 
-    return copied
+    return copy_with
 
 
 SUFFIXES = ("onnx", "preprocess", "ensemble")
@@ -67,7 +67,7 @@ SUFFIXES = ("onnx", "preprocess", "ensemble")
 
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    """Start the server over a project, with the stand-ins, and nothing loaded."""
+    """Starts the server over a project, with the stub backends, and loads no model."""
     import contextlib
 
     with contextlib.ExitStack() as running:
@@ -75,7 +75,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
         def start(project: Project) -> tuple[triton_server.Server, Client]:
             monkeypatch.chdir(project.root)
             server = running.enter_context(
-                triton_server.started("core", "26.08", triton_server.free_ports(), "build/test.log", stand_ins=True)
+                triton_server.start("core", "26.08", triton_server.free_ports(), "build/test.log", stubs=True)
             )
             return server, Client("HTTP", server.http)
 
@@ -83,7 +83,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
 
 
 def parsed(path: Path) -> ModelConfig:
-    """Without the provenance, which tells of this machine's tools."""
+    """A config.pbtxt without its provenance, which names the tools of this machine."""
     config = text_format.Parse(path.read_text(), ModelConfig())
     for key in [key for key in config.parameters if key.startswith("provenance.")]:
         del config.parameters[key]
@@ -91,36 +91,36 @@ def parsed(path: Path) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_a_config_is_as_it_should_be(all_of_them: Project, name: str) -> None:
-    found = parsed(all_of_them / f"model_repository/{name}/config.pbtxt")
-    assert found == parsed(ROOT / f"tests/triton/golden/{name}.pbtxt")
+def test_a_config_is_as_it_should_be(all_models: Project, name: str) -> None:
+    config = parsed(all_models / f"model_repository/{name}/config.pbtxt")
+    assert config == parsed(ROOT / f"tests/triton/golden/{name}.pbtxt")
 
 
-def test_there_is_a_golden_config_of_every_model_that_is_published(all_of_them: Project) -> None:
-    assert sorted(path.name for path in (all_of_them / "model_repository").iterdir()) == GOLDEN
+def test_there_is_a_golden_config_of_every_model_that_is_published(all_models: Project) -> None:
+    assert sorted(path.name for path in (all_models / "model_repository").iterdir()) == GOLDEN
 
 
-def test_check_loads_every_model_in_the_server(all_of_them: Project) -> None:
-    """Strictly, with its warm-up: what is accepted here contradicts neither the artifact nor itself."""
-    run = all_of_them.built("check", "--server", "core", "--stand_ins")
+def test_check_loads_every_model_in_the_server(all_models: Project) -> None:
+    """The server loads strictly and warms up: the configs contradict neither themselves nor their artifacts."""
+    run = all_models.built("check", "--server", "core", "--stubs")
     for name in GOLDEN:
         assert f"\n  {name}: ok" in run.out, run.out
-    assert "  pictures_preprocess: ok, 3 pictures prepared, off from timm's by 0.0e+00" in run.out
+    assert "  pictures_preprocess: ok, 3 images preprocessed, relative L2 error 0.0e+00 against timm" in run.out
 
 
-def test_a_backend_that_is_not_here_is_said(all_of_them: Project) -> None:
-    run = all_of_them.built("check", "--server", "core")
+def test_check_names_a_backend_that_this_machine_lacks(all_models: Project) -> None:
+    run = all_models.built("check", "--server", "core")
     for name in GOLDEN:
         if name.endswith("_preprocess"):
-            said = "ok, 3 pictures prepared"
+            result = "ok, 3 images preprocessed"
         elif name.endswith("_ensemble"):
             step = name.replace("ensemble", "onnx") if name.startswith("pictures") else name.removesuffix("_ensemble")
             backend = "onnxruntime" if step.endswith("_onnx") else "pytorch"
-            said = f"config accepted, backend {backend} not on this machine, for its step {step}"
+            result = f"config accepted, but backend {backend} is not on this machine (for its step {step})"
         else:
             backend = "onnxruntime" if name.endswith("_onnx") else "pytorch"
-            said = f"config accepted, backend {backend} not on this machine"
-        assert f"\n  {name}: {said}" in run.out
+            result = f"config accepted, but backend {backend} is not on this machine"
+        assert f"\n  {name}: {result}" in run.out
 
 
 @pytest.mark.parametrize(
@@ -136,25 +136,25 @@ def test_a_backend_that_is_not_here_is_said(all_of_them: Project) -> None:
         ("pytorch_libtorch", "onnxruntime_pytorch", "unexpected platform type 'onnxruntime_pytorch'"),
     ],
 )
-def test_what_the_server_refuses_fails_with_its_reason(one_of_them: One, old: str, new: str, reason: str) -> None:
-    project = one_of_them("plain")
+def test_what_the_server_refuses_fails_with_its_reason(project_with: CopyOf, old: str, new: str, reason: str) -> None:
+    project = project_with("plain")
     project.edit("model_repository/plain/config.pbtxt", old, new)
-    run = project.doit("check", "--server", "core", "--stand_ins")
+    run = project.doit("check", "--server", "core", "--stand_ins")  # the former name of --stubs
     assert run.code == 1
     assert reason in next(line for line in run.out.splitlines() if line.startswith("  plain: refused: "))
     assert "  plain_onnx: ok" in run.out
-    assert "Triton refuses plain; its log: build/check.log" in run.out
+    assert "Triton refuses plain; the server's log: build/check.log" in run.out
 
 
-def test_instances_on_a_gpu_are_accepted_as_far_as_this_machine_goes(one_of_them: One) -> None:
-    project = one_of_them("plain")
+def test_instances_on_a_gpu_are_accepted_as_far_as_this_machine_goes(project_with: CopyOf) -> None:
+    project = project_with("plain")
     project.edit("models/plain/model.toml", "[onnx]", '[triton]\ndevice = "gpu"\n[onnx]')
     project.built()
-    run = project.built("check", "--server", "core", "--stand_ins")
-    assert "  plain: config accepted, KIND_GPU, and no GPU on this machine" in run.out
+    run = project.built("check", "--server", "core", "--stubs")
+    assert "  plain: config accepted, but KIND_GPU needs a GPU, and this machine has none" in run.out
 
 
-def test_nothing_to_check_and_no_server_are_said(project: Project) -> None:
+def test_check_without_models_or_without_a_server_says_so(project: Project) -> None:
     tiny_network.add(project, "net", formats='"onnx"')
     run = project.doit("check", "--server", "core")
     assert run.code == 1
@@ -163,17 +163,17 @@ def test_nothing_to_check_and_no_server_are_said(project: Project) -> None:
     path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "docker").exists())
     run = project.doit("check", PATH=path)
     assert run.code == 1
-    assert "there is no Triton here: neither tritonserver on the PATH, nor Docker" in run.out
+    assert "there is no Triton server on this machine: neither tritonserver on the PATH, nor Docker" in run.out
 
 
-def test_the_ensemble_answers_to_pictures(one_of_them: One, serving: Serving) -> None:
-    """JPEGs in, and out what the reference of the fp32 network says of them; one that is none fails alone."""
-    project = one_of_them("pictures")
+def test_the_ensemble_answers_to_pictures(project_with: CopyOf, serving: Serving) -> None:
+    """JPEG files give the outputs of the fp32 network. A request that holds no image fails, and later ones do not."""
+    project = project_with("pictures")
     server, client = serving(project)
     assert server.load("pictures_ensemble") is None
     encoded = [path.read_bytes() for path in sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))[:3]]
     tensors = client.tensors("pictures_ensemble")
-    assert (tensors.input, tensors.type) == ("IMAGE", "BYTES")
+    assert (tensors.input_name, tensors.input_type) == ("IMAGE", "BYTES")
     _, (scores,) = client.infer("pictures_ensemble", tensors, np.array([[data] for data in encoded], dtype=object))
     from polygraphy.comparator import RunResults
 
@@ -185,23 +185,28 @@ def test_the_ensemble_answers_to_pictures(one_of_them: One, serving: Serving) ->
     np.testing.assert_allclose(again, scores[:1], rtol=1e-4)
 
 
-def test_a_server_can_be_asked_what_it_serves(one_of_them: One, serving: Serving) -> None:
-    project = one_of_them("plain")
+def test_the_server_reports_the_provenance_of_what_it_serves(project_with: CopyOf, serving: Serving) -> None:
+    project = project_with("plain")
     server, client = serving(project)
     assert server.load("plain_onnx") is None
-    told = {key: value["string_value"] for key, value in client.config("plain_onnx")["parameters"].items()}
+    parameters = {key: value["string_value"] for key, value in client.config("plain_onnx")["parameters"].items()}
     import hashlib
 
     def sha256(path: str) -> str:
         return hashlib.sha256((project / path).read_bytes()).hexdigest()
 
-    assert told["provenance.1.build"] == sha256("build/plain/model.onnx")
-    assert told["provenance.1.weights"] == sha256("build/plain/weights.safetensors")
-    assert len(told["provenance.1.spec"]) == 64
-    assert {word.split()[0] for word in told["provenance.1.tools"].split(", ")} >= {"torch", "onnx", "onnxruntime"}
+    assert parameters["provenance.1.build"] == sha256("build/plain/model.onnx")
+    assert parameters["provenance.1.weights"] == sha256("build/plain/weights.safetensors")
+    assert len(parameters["provenance.1.spec"]) == 64
+    assert {word.split()[0] for word in parameters["provenance.1.tools"].split(", ")} >= {
+        "torch",
+        "onnx",
+        "onnxruntime",
+    }
 
 
-def weights_of(project: Project, name: str, seed: int) -> None:
+def write_weights(project: Project, name: str, seed: int) -> None:
+    """Replace the weights of a model by random ones."""
     import torch
     from safetensors.torch import save_file
     from torch import nn
@@ -213,10 +218,10 @@ def weights_of(project: Project, name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("provenance", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_new_version_does_not_disturb_the_one_that_is_served(
-    one_of_them: One, serving: Serving, provenance: bool
+    project_with: CopyOf, serving: Serving, provenance: bool
 ) -> None:
-    """Version 1 is asked all the time, while version 2 is built, published and loaded."""
-    project = one_of_them("versions")
+    """A thread sends requests to version 1 while version 2 is built, published and loaded."""
+    project = project_with("versions")
     if not provenance:
         project.edit("models/versions/model.toml", "keep_versions = 3", "keep_versions = 3\nprovenance = false")
     project.edit("models/versions/model.toml", "[1]", "[1, 2]")
@@ -231,23 +236,23 @@ def test_a_new_version_does_not_disturb_the_one_that_is_served(
 
     failures, answers, stop = [], [], threading.Event()
 
-    def ask() -> None:
+    def send_requests() -> None:
         import tritonclient.grpc as grpc
 
-        mine = grpc.InferenceServerClient(server.grpc)
+        version_1 = grpc.InferenceServerClient(server.grpc)
         tensor = grpc.InferInput("INPUT__0", [2, 3, 16, 16], "FP32")
         tensor.set_data_from_numpy(batch)
         while not stop.is_set():
             try:
-                answer = mine.infer("versions_onnx", [tensor], model_version="1")
+                answer = version_1.infer("versions_onnx", [tensor], model_version="1")
                 answers.append(np.array_equal(answer.as_numpy("OUTPUT__0"), first))
             except Exception as error:
                 failures.append(str(error))
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    thread = threading.Thread(target=send_requests)
+    thread.start()
     try:
-        weights_of(project, "versions", seed=2)
+        write_weights(project, "versions", seed=2)
         assert "versions: 1, 2" in project.built().out
         assert server.load("versions_onnx") is None
         version, (second,) = client.infer("versions_onnx", tensors, batch)
@@ -255,10 +260,10 @@ def test_a_new_version_does_not_disturb_the_one_that_is_served(
         assert not np.array_equal(second, first)
         before = len(answers)
         while len(answers) < before + 20:
-            assert asking.is_alive()
+            assert thread.is_alive()
     finally:
         stop.set()
-        asking.join()
+        thread.join()
     assert not failures
     assert len(answers) > 50
     assert all(answers), "version 1 answers as before"
@@ -269,17 +274,17 @@ def test_a_new_version_does_not_disturb_the_one_that_is_served(
     assert log.count("TRITONBACKEND_ModelInstanceInitialize: versions_onnx") == (3 if provenance else 2), reloaded
 
 
-def test_the_oldest_version_goes_when_there_are_too_many(one_of_them: One) -> None:
-    project = one_of_them("versions")
+def test_the_oldest_version_goes_when_there_are_too_many(project_with: CopyOf) -> None:
+    project = project_with("versions")
     project.edit("models/versions/model.toml", "version_policy", "# version_policy")
     project.built()
     for seed in (2, 3, 4):
-        weights_of(project, "versions", seed)
+        write_weights(project, "versions", seed)
         project.built()
     folder = project / "model_repository/versions"
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["2", "3", "4"]
-    told = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig()).parameters
-    builds = {key: told[key].string_value for key in told if key.endswith(".build")}
+    parameters = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig()).parameters
+    builds = {key: parameters[key].string_value for key in parameters if key.endswith(".build")}
     assert set(builds) == {f"provenance.{version}.build" for version in (2, 3, 4)}
     assert len(set(builds.values())) == 3
     assert json.loads((folder / "3/provenance.json").read_text())["build"] == builds["provenance.3.build"]
@@ -289,8 +294,8 @@ def test_the_oldest_version_goes_when_there_are_too_many(one_of_them: One) -> No
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["2", "4"]
 
 
-def test_versions_with_other_tensors_are_not_kept_under_one_config(one_of_them: One) -> None:
-    project = one_of_them("versions")
+def test_versions_with_other_tensors_are_not_kept_under_one_config(project_with: CopyOf) -> None:
+    project = project_with("versions")
     project.edit("models/versions/model.toml", "version_policy", "# version_policy")
     project.edit("models/versions/model.toml", "shape = [3, 16, 16]", "shape = [3, 16, 20]")
     run = project.built()
@@ -299,8 +304,8 @@ def test_versions_with_other_tensors_are_not_kept_under_one_config(one_of_them: 
     assert folders == ["2"]
 
 
-def test_a_version_that_a_policy_names_must_be_there(one_of_them: One) -> None:
-    project = one_of_them("versions")
+def test_a_version_that_a_policy_names_must_be_there(project_with: CopyOf) -> None:
+    project = project_with("versions")
     before = project.tree()
     project.edit("models/versions/model.toml", "versions = [1]", "versions = [1, 7]")
     run = project.doit()
@@ -316,8 +321,8 @@ def smoke(project: Project, server: triton_server.Server, *more: str) -> tuple[i
     return run.code, run.out
 
 
-def test_smoke_judges_a_running_server_by_the_gate(one_of_them: One, serving: Serving) -> None:
-    project = one_of_them("pictures")
+def test_smoke_judges_a_running_server_by_the_gate(project_with: CopyOf, serving: Serving) -> None:
+    project = project_with("pictures")
     server, _ = serving(project)
     for name in ("pictures_onnx", "pictures_ensemble"):
         assert server.load(name) is None
@@ -329,20 +334,20 @@ def test_smoke_judges_a_running_server_by_the_gate(one_of_them: One, serving: Se
         for name in ("pictures_ensemble", "pictures_onnx", "pictures_preprocess")
         for protocol in ("HTTP", "gRPC")
     ]
-    assert all(row[-2] == "ms" for row in rows), "latencies are told"
+    assert all(row[-2] == "ms" for row in rows), "the last column before the result is a latency"
 
-    weights_of(project, "pictures", seed=2)  # the server still serves the old
+    write_weights(project, "pictures", seed=2)  # the server still has the old weights
     project.built()
     code, out = smoke(project, server, "--model", "pictures_onnx")
     assert code == 1
     assert "pictures_onnx (HTTP): output OUTPUT__0: " in out
     project.edit("models/pictures/model.toml", 'source = "weights', '# as before\nsource = "weights')
     code, out = smoke(project, server, "--model", "pictures_preprocess")
-    assert code == 0, "what did not change is still right"
+    assert code == 0, "the preprocessing did not change"
 
 
-def test_smoke_tells_another_build_from_the_newest(one_of_them: One, serving: Serving) -> None:
-    project = one_of_them("plain")
+def test_smoke_detects_a_build_that_is_not_the_newest(project_with: CopyOf, serving: Serving) -> None:
+    project = project_with("plain")
     server, _ = serving(project)
     assert server.load("plain_onnx") is None
     (project / "models/plain/model.toml").write_text(
@@ -354,11 +359,11 @@ def test_smoke_tells_another_build_from_the_newest(one_of_them: One, serving: Se
     assert "plain_onnx (HTTP): version 1 is build " in out
     code, out = smoke(project, server, "--model", "plain")
     assert code == 1
-    assert "plain (HTTP): it is not loaded" in out
+    assert "plain (HTTP): the server has not loaded it" in out
 
 
-def test_smoke_without_a_server_says_how_to_start_one(one_of_them: One) -> None:
-    project = one_of_them("plain")
+def test_smoke_without_a_server_says_how_to_start_one(project_with: CopyOf) -> None:
+    project = project_with("plain")
     port = triton_server.free_ports().http
     run = project.doit("smoke", "--url", f"127.0.0.1:{port}")
     assert run.code == 1
@@ -369,12 +374,12 @@ def test_smoke_without_a_server_says_how_to_start_one(one_of_them: One) -> None:
 
 
 @pytest.mark.parametrize("name", ["pictures_ensemble", "pictures_onnx", "from_bytes_onnx", "plain", "fixed_onnx"])
-def test_the_examples_of_clients_run_as_they_stand(all_of_them: Project, serving: Serving, name: str) -> None:
-    server, _ = serving(all_of_them)
+def test_the_examples_of_clients_run_as_they_stand(all_models: Project, serving: Serving, name: str) -> None:
+    server, _ = serving(all_models)
     assert server.load(name) is None
     model = name.removesuffix("_ensemble").removesuffix("_onnx")
-    folder = all_of_them / f"build/{model}/clients/{name}"
-    said = []
+    folder = all_models / f"build/{model}/clients/{name}"
+    outputs = []
     for protocol, url in (("http", server.http), ("grpc", server.grpc)):
         script = folder / f"{protocol}_client.py"
         run = subprocess.run(
@@ -385,17 +390,17 @@ def test_the_examples_of_clients_run_as_they_stand(all_of_them: Project, serving
             check=False,
         )
         assert run.returncode == 0, run.stderr
-        said.append(run.stdout)
+        outputs.append(run.stdout)
         body = script.read_text().split('"""')[2]
         assert len([line for line in body.splitlines() if line.strip()]) <= 18
-    assert said[0] == said[1]
-    assert said[0].startswith(str(PICTURE))
+    assert outputs[0] == outputs[1]
+    assert outputs[0].startswith(str(PICTURE))
     if name.startswith("pictures"):
-        assert {line.split()[1] for line in said[0].splitlines()[1:5]} == {"one", "two", "three", "four"}
+        assert {line.split()[1] for line in outputs[0].splitlines()[1:5]} == {"one", "two", "three", "four"}
 
 
-def test_serve_serves_until_it_is_told_to_end(one_of_them: One) -> None:
-    project = one_of_them("plain")
+def test_serve_runs_until_a_signal(project_with: CopyOf) -> None:
+    project = project_with("plain")
     ports = triton_server.free_ports()
     options = [word for name, port in ports._asdict().items() for word in (f"--{name}", str(port))]
     with project.start("serve", "--server", "core", *options) as process:

@@ -1,6 +1,6 @@
-"""A stand-in for Triton's PyTorch backend: the same library, on the CPU, in Triton's Python backend.
+"""A stub for Triton's PyTorch backend: runs a model with the same library, on the CPU, in Triton's Python backend.
 
-For a machine that has the server's core alone. It is slower, and knows none of that backend's parameters.
+It is for a machine that has only the server's core. It is slower than the backend, and ignores its parameters.
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-import numpy as np  # before the path below is known: the one that the Python backend can read
+import numpy as np  # before sys.path grows: this must be the NumPy that the core's Python backend was built for
 import triton_python_backend_utils as pb_utils
 
 sys.path += os.environ["TRITON_PYTHON_BACKENDS_PATH"].split(os.pathsep)
@@ -26,15 +26,15 @@ class TritonPythonModel:
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self.answer(request) for request in requests]
+        return [self.respond(request) for request in requests]
 
-    def answer(self, request: Any) -> Any:
+    def respond(self, request: Any) -> Any:
         feed = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
         with self.torch.inference_mode():
-            answer = self.module(*(self.torch.from_numpy(value.copy()) for value in feed))
-        answers = [answer] if isinstance(answer, self.torch.Tensor) else answer
+            outputs = self.module(*(self.torch.from_numpy(value.copy()) for value in feed))
+        outputs = [outputs] if isinstance(outputs, self.torch.Tensor) else outputs
         tensors = [
             pb_utils.Tensor(name, np.ascontiguousarray(value.numpy()))
-            for name, value in zip(self.outputs, answers, strict=True)
+            for name, value in zip(self.outputs, outputs, strict=True)
         ]
         return pb_utils.InferenceResponse(tensors)

@@ -1,0 +1,169 @@
+"""Instances of an artifact, as `doit bench` measures them: one loader for each format.
+
+    model.pt, the plain trace    TorchScript modules     on the GPU a CUDA stream each
+    model.onnx                   ONNX Runtime sessions
+    plans, engines of RTX        execution contexts      always on a GPU
+
+Only the artifact is timed: the inputs lie on its device before the first request, and the outputs stay there.
+"""
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from build_tasks.bench.workload import Instance, Request, wall_clock_request
+from build_tasks.formats.artifacts import read_signature
+from build_tasks.formats.onnx_files import onnx_file
+from build_tasks.runtime.stage import Paths, Settings
+from build_tasks.tensors import INPUT
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+CUDA_EVENTS, WALL_CLOCK = "CUDA events", "wall clock"
+
+
+class Loaded(NamedTuple):
+    """The instances of an artifact.
+
+    Args:
+        device: "cpu" or "cuda".
+        timed_by: CUDA_EVENTS or WALL_CLOCK.
+        dtype: NumPy's type of the input; None for the type of the samples.
+    """
+
+    instances: list[Instance]
+    device: str
+    timed_by: str
+    dtype: str | None
+
+
+def load_torchscript(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """Copies of model.pt."""
+    with open(inputs["model"], "rb") as file:
+        return _load_modules(file.read(), settings, threads, count)
+
+
+def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """Copies of the network as torch.jit.trace gives it, in fp32, neither frozen nor optimized."""
+    import torch
+
+    from build_tasks.formats import pytorch_network
+    from build_tasks.stages.torchscript import TRACED_BATCH
+
+    network = pytorch_network.create_network(settings["network"], inputs["weights"])
+    module = pytorch_network.wrap_for_serving(network, settings["interface"])
+    shape = pytorch_network.input_shape(network, settings["shape"])
+    example = pytorch_network.example_input(shape, TRACED_BATCH, settings["interface"]["format"])
+    with torch.no_grad():
+        module(example)  # what a network computes only once must not become part of the trace
+        traced = torch.jit.trace(module, example, check_trace=False)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer)
+    return _load_modules(buffer.getvalue(), settings, threads, count)
+
+
+def _load_modules(data: bytes, settings: Settings, threads: int, count: int) -> Loaded:
+    """Copies of a TorchScript module; on the GPU if PyTorch sees one and [triton] allows it."""
+    import torch
+
+    device = "cuda" if settings["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def instance(module: "torch.jit.ScriptModule") -> Instance:
+        def prepare(batch: "np.ndarray") -> Request:
+            torch.set_num_threads(threads)  # each thread has an OpenMP team of its own
+            example = torch.from_numpy(batch).to(device)
+            if device == "cpu":
+                return wall_clock_request(lambda: run(module, example))
+            stream = torch.cuda.Stream()
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()  # the example was copied on another stream
+
+            def request() -> float:
+                with torch.cuda.stream(stream):
+                    before.record()
+                    run(module, example)
+                    after.record()
+                after.synchronize()
+                return float(before.elapsed_time(after)) / 1e3
+
+            return request
+
+        return prepare
+
+    def run(module: "torch.jit.ScriptModule", example: "torch.Tensor") -> None:
+        with torch.inference_mode():
+            module(example)
+
+    copies = [torch.jit.load(io.BytesIO(data), map_location=device).eval() for _ in range(count)]
+    timed_by = WALL_CLOCK if device == "cpu" else CUDA_EVENTS
+    return Loaded([instance(module) for module in copies], device, timed_by, dtype=None)
+
+
+def load_onnx(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """Sessions of ONNX Runtime; on the GPU if it has the CUDA provider, whose runs end when the GPU has the answer."""
+    import onnxruntime
+
+    cuda = "CUDAExecutionProvider"
+    on_gpu = settings["device"] != "cpu" and cuda in onnxruntime.get_available_providers()
+
+    def instance() -> Instance:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        providers = [*([cuda] if on_gpu else []), "CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(onnx_file(inputs["model"]), options, providers=providers)
+
+        def prepare(batch: "np.ndarray") -> Request:
+            if not on_gpu:
+                return wall_clock_request(lambda: session.run(None, {INPUT: batch}))
+            binding = session.io_binding()
+            binding.bind_ortvalue_input(INPUT, onnxruntime.OrtValue.ortvalue_from_numpy(batch, "cuda", 0))
+            for output in session.get_outputs():
+                binding.bind_output(output.name, "cuda")
+            return wall_clock_request(lambda: session.run_with_iobinding(binding))
+
+        return prepare
+
+    device = "cuda" if on_gpu else "cpu"
+    return Loaded([instance() for _ in range(count)], device, WALL_CLOCK, _input_dtype(inputs))
+
+
+def load_plan(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """Execution contexts of a plan of TensorRT."""
+    return _load_contexts(inputs, count, rtx=False)
+
+
+def load_rtx(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """Execution contexts of an engine of TensorRT-RTX."""
+    return _load_contexts(inputs, count, rtx=True)
+
+
+def _load_contexts(inputs: Paths, count: int, rtx: bool) -> Loaded:
+    """Execution contexts of an engine.
+
+    Raises:
+        UserError: If this machine cannot load the engine.
+    """
+    import polygraphy.config
+
+    polygraphy.config.USE_TENSORRT_RTX = rtx
+    from build_tasks.formats.tensorrt_context import ExecutionContext
+
+    instances: list[Instance] = [ExecutionContext(inputs["model"]).prepare_request for _ in range(count)]
+    return Loaded(instances, "cuda", CUDA_EVENTS, _input_dtype(inputs))
+
+
+def _input_dtype(inputs: Paths) -> str:
+    dtype: str = read_signature(inputs)["inputs"][0]["dtype"]
+    return dtype
+
+
+LOADERS: dict[str, Callable[[Paths, Settings, int, int], Loaded]] = {
+    "trace": load_trace,
+    "torchscript": load_torchscript,
+    "onnx": load_onnx,
+    "tensorrt": load_plan,
+    "rtx": load_rtx,
+}

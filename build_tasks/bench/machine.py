@@ -1,0 +1,136 @@
+"""A benchmark on this machine: every format of a model, each in a process of its own.
+
+    the plain trace, model.pt, model.onnx, plans ─► workload.py ─► Points ─► a Run
+    plans ─► trtexec, if it is on the PATH       ─────────────────┘
+
+A process holds one format: it does not share memory or threads with another format, and a crash loses one format.
+"""
+
+from build_tasks.bench import nvidia_tools, results, workload
+from build_tasks.bench.records import TRACE, TRTEXEC, Options, Run, Timing
+from build_tasks.bench.workload import Measurement, Sweep
+from build_tasks.errors import UserError, first_lines
+from build_tasks.formats import artifacts, pytorch_network
+from build_tasks.runtime import hardware, worker
+from build_tasks.runtime.digests import digest
+from build_tasks.runtime.distributions import versions
+from build_tasks.runtime.stage import Paths, Settings, log_of
+from build_tasks.spec.model import Model
+
+LOADING_SECONDS = 3  # of one format, for the estimate
+
+
+def formats_of(model: Model) -> list[str]:
+    """What can be measured of a model on some machine. The plain trace comes first: others are compared with it."""
+    return [*([] if model.spec.from_onnx else [TRACE]), *model.spec.formats]
+
+
+def measurable_formats(model: Model) -> list[str]:
+    """What can be measured of a model on this machine."""
+    return [model_format for model_format in formats_of(model) if not missing_requirements(model, model_format)]
+
+
+def missing_requirements(model: Model, model_format: str) -> str | None:
+    """What this machine lacks to run a format; None if nothing."""
+    packages = {TRACE: ("torch",), "torchscript": ("torch",), "onnx": results.ONNX_RUNTIME}.get(model_format)
+    if packages and hardware.version(packages) is None:
+        return f"the package {packages[0]} (pip install -r requirements.txt)"
+    if model_format == "tensorrt":
+        return hardware.missing_requirements(model.plans[plan_file(model)])
+    if model_format == "rtx":
+        gpu = hardware.gpu()
+        return hardware.missing_requirements_rtx() or (gpu if isinstance(gpu, str) else None)
+    return None
+
+
+def plan_file(model: Model) -> str:
+    """The plan for this machine's GPU, if the model has several."""
+    for_this_gpu = [file for file, capability in model.plans.items() if not hardware.missing_requirements(capability)]
+    return (for_this_gpu or artifacts.present_artifacts(model, "tensorrt"))[0]
+
+
+def input_paths(model: Model, model_format: str) -> Paths:
+    """The files that a format is measured with."""
+    samples = {"samples": model.artifact("samples.json")}
+    if model_format == TRACE:
+        return {**samples, "weights": model.weights}
+    if model_format == "rtx":
+        file = "model.rtx"
+    elif model_format == "tensorrt":
+        file = plan_file(model)
+    else:
+        file = model.files(model_format)[0]
+    return {**samples, "model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")}
+
+
+def measure(model: Model, options: Options) -> Run:
+    """Measure the requested formats of a model on this machine."""
+    run = Run(machine=results.machine(), tools=versions(results.TOOLS), date=results.now())
+    sweeps = []
+    for model_format in options.formats:
+        if missing := missing_requirements(model, model_format):
+            run.left_out.append(f"{model_format}: this machine lacks {missing}")
+        elif batches := [batch for batch in options.batches if accepts_batch(model, model_format, batch)]:
+            sweeps.append(Sweep(model_format, batches, options.concurrency, options.seconds))
+        else:
+            run.left_out.append(f"{model_format}: it takes none of the batches {', '.join(map(str, options.batches))}")
+    results.log_estimate(model, sweeps, LOADING_SECONDS * len(sweeps))
+    task = f"bench:{model.name}"
+    for sweep in sweeps:
+        model_format = sweep.model_format
+        paths = input_paths(model, model_format)
+        log = log_of(model, f"{task}.{model_format}")
+        try:
+            measurement: Measurement = worker.call(
+                workload.measure_artifact, paths, sweep, settings_of(model, model_format), log=log, task=task
+            )
+        except (UserError, worker.CrashError) as error:
+            run.failed.append(f"{model_format}: {first_lines(error)} (log: {log})")
+            continue
+        run.points.extend(measurement.points)
+        run.failed.extend(f"{model_format}: {reason}" for reason in measurement.failed)
+        sha256 = digest(paths.get("model", model.weights))
+        run.measured[model_format] = Timing(measurement.timed_by, measurement.device, sha256)
+        if model_format == "tensorrt" and nvidia_tools.has_trtexec():
+            measure_with_trtexec(model, paths, sweep, run)
+    return run
+
+
+def settings_of(model: Model, model_format: str) -> Settings:
+    """The settings of `workload.measure_artifact`."""
+    settings: Settings = {"device": model.triton("device"), "cores": results.cores()}
+    if model_format == TRACE:
+        settings |= {
+            "network": pytorch_network.settings_of(model),
+            "interface": pytorch_network.interface_of(model),
+            "shape": model.spec.input.shape,
+        }
+    return settings
+
+
+def accepts_batch(model: Model, model_format: str, batch: int) -> bool:
+    """Whether an artifact takes a batch. One with an open batch also takes batches that the spec does not serve."""
+    if model_format == TRACE:
+        return True
+    signature = artifacts.read_signature(input_paths(model, model_format))
+    tensor = signature["inputs"][0]
+    if profile := signature.get("profile"):
+        shapes = profile[tensor["name"]]
+        return shapes["min"][0] <= batch <= shapes["max"][0]
+    return tensor["shape"][0] in (-1, batch)
+
+
+def measure_with_trtexec(model: Model, paths: Paths, sweep: Sweep, run: Run) -> None:
+    """Measure the plan again with NVIDIA's own tool, and append its points to the run."""
+    has_open_dims = bool(artifacts.read_signature(paths).get("profile"))
+    for concurrency in sweep.concurrency:
+        for batch in sweep.batches:
+            shape = [batch, *nvidia_tools.input_shape(model)] if has_open_dims else None
+            try:
+                point = nvidia_tools.trtexec_point(paths["model"], shape, batch, concurrency, sweep.seconds)
+            except UserError as error:
+                run.failed.append(str(error))
+                return
+            run.points.append(point)
+            results.log_line(model, workload.format_point(point))
+    run.measured[TRTEXEC] = Timing(timed_by=TRTEXEC, device="cuda")

@@ -1,0 +1,117 @@
+"""Triton's server core from PyPI: how it is fetched, and which backends it has.
+
+    requirements-tritonserver.txt ─► doit tritonserver ─► build/.tritonserver/package    the server, libraries, NumPy
+                                                                              python     a Python that sees only those
+                                                                              installed  what was fetched, for doit
+
+The core serves `doit check` and `doit serve` on a machine that has neither a tritonserver nor Docker. It has the Python
+backend and no other. stub_backends/ holds stubs for the backends of ONNX and TorchScript models: they run the same
+libraries on the CPU, in the Python backend.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from build_tasks.paths import BUILD
+from build_tasks.runtime import atomic_files
+
+CORE = f"{BUILD}/.tritonserver"
+REQUIREMENTS = "requirements-tritonserver.txt"
+RELEASE = "24.10"  # Triton's release of the core that REQUIREMENTS name
+HOME = f"{CORE}/package/pytriton/tritonserver"
+STUBS = "build_tasks/serving/stub_backends"
+
+
+def task() -> dict[str, Any]:
+    """doit's task `tritonserver`."""
+    return {
+        "actions": [fetch],
+        "uptodate": [lambda: _read_text(f"{CORE}/installed") == _version_record()],
+        "io": {"capture": False},
+        "doc": f"On demand: fetch Triton's server core from PyPI -> {CORE}, for check and serve",
+    }
+
+
+def fetch() -> Any:
+    """doit's action: install the core and its NumPy into a folder, with a Python that sees nothing else."""
+    from doit.exceptions import TaskFailed
+
+    with atomic_files.scratch_dir() as folder:
+        draft = f"{folder}/tritonserver"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["--no-deps", "--only-binary=:all:", "--target", f"{draft}/package", "-r", REQUIREMENTS]
+        print(f"+ {shlex.join(command)}", flush=True)
+        if code := subprocess.run(command, check=False).returncode:
+            return TaskFailed(
+                f"pip ended with exit code {code}; the core runs on Linux on x86-64, with Python 3.11 and 3.12"
+            )
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{draft}/python"], check=True)
+        site = f"{draft}/python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+        with open(f"{site}/package.pth", "w", encoding="utf-8") as file:
+            file.write(f"{os.path.abspath(CORE)}/package\n")
+        with open(f"{draft}/installed", "w", encoding="utf-8") as file:
+            file.write(_version_record())
+        atomic_files.replace(draft, CORE)
+    return None
+
+
+def installed() -> bool:
+    """Whether `doit tritonserver` has fetched the core."""
+    return os.path.isdir(CORE)
+
+
+def executable() -> str:
+    """The absolute path of the core's tritonserver."""
+    return os.path.abspath(f"{HOME}/bin/tritonserver")
+
+
+def environment() -> dict[str, str]:
+    """The variables that the core needs: its libraries, its Python, and the packages that the stubs import."""
+    return {
+        "LD_LIBRARY_PATH": os.path.abspath(f"{CORE}/package/nvidia_pytriton.libs"),
+        "PATH": f"{os.path.abspath(CORE)}/python/bin{os.pathsep}{os.environ['PATH']}",
+        "TRITON_PYTHON_BACKENDS_PATH": os.pathsep.join(path for path in sys.path if path.endswith("-packages")),
+    }
+
+
+@contextlib.contextmanager
+def backend_directory(stubs: bool) -> Iterator[str]:
+    """A temporary folder with the core's Python backend, and with the stub backends if `stubs` is set."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="backends-") as folder:
+        shutil.copytree(f"{HOME}/backends/python", f"{folder}/python")
+        # NVIDIA calls the process that runs a Python model a stub, too: one for each version of Python.
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        shutil.copy(f"{HOME}/python_backend_stubs/{version}/triton_python_backend_stub", f"{folder}/python")
+        for name in os.listdir(STUBS) if stubs else ():
+            if os.path.exists(f"{STUBS}/{name}/model.py"):
+                os.makedirs(f"{folder}/{name}")
+                shutil.copy(f"{STUBS}/{name}/model.py", f"{folder}/{name}")
+        yield os.path.abspath(folder)
+
+
+def pillow_requirements() -> list[str]:
+    """The version of Pillow that the Python models of ensembles decode images with, as an argument of pip."""
+    return re.findall(r"^pillow==\S+", _read_text(REQUIREMENTS) or "", re.MULTILINE)
+
+
+def _version_record() -> str:
+    """The content of the file `installed`: the version of Python, and the requirements."""
+    return f"{sys.version_info[:2]}\n{_read_text(REQUIREMENTS)}"
+
+
+def _read_text(path: str) -> str | None:
+    """The content of a file, None if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return None
