@@ -4,8 +4,8 @@
     settings├─► fingerprint ─► stale? ─► build() in a child, into a scratch folder ─► complete targets at their paths
     tools  ─┘
 
-A stage module holds `task(model)`, which returns the doit task, and `build(inputs, outputs, settings)`, a plain function
-from files to files that returns notes about the result.
+A stage module holds `task(model)`, which returns the doit task, and `build(inputs, outputs, settings)`, a plain
+function from files to files that returns notes about the result.
 """
 
 import contextlib
