@@ -117,9 +117,9 @@ def test_a_bench_json_of_an_older_version_is_read(built: Project) -> None:
 
 
 def test_it_is_no_part_of_a_build(built: Project) -> None:
-    assert built.plan()["run"] == []
+    assert built.plan()["to run"] == []
     assert "bench:" not in built.built("info", "net").out
-    assert built.plan("bench:net")["run"] == ["bench:net"]
+    assert built.plan("bench:net")["to run"] == ["bench:net"]
 
 
 @pytest.mark.parametrize(
