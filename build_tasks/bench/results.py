@@ -100,10 +100,10 @@ def compare(run: Run, last: Run | None) -> Run:
 
 def proposals(model: Model, run: Run, limit_ms: float | None) -> dict[str, Proposal]:
     """Lines for the spec and their reasons, by format, for the formats that are served."""
-    found = {}
+    proposed = {}
     for model_format in model.served_formats:
         if points := [point for point in run.points if point.model_format == model_format]:
-            found[model_format] = recommendation.propose(
+            proposed[model_format] = recommendation.propose(
                 model_format,
                 points,
                 limit_ms=limit_ms,
@@ -111,7 +111,7 @@ def proposals(model: Model, run: Run, limit_ms: float | None) -> dict[str, Propo
                 at_server=run.machine.server is not None,
                 cores=run.machine.cores,
             )
-    return found
+    return proposed
 
 
 def write_results(model: Model, runs: list[Run], run: Run) -> list[str]:

@@ -166,6 +166,16 @@ def test_check_without_models_or_without_a_server_says_so(project: Project) -> N
     assert "there is no Triton server on this machine: neither tritonserver on the PATH, nor Docker" in run.out
 
 
+def test_a_server_that_has_ended_is_the_reason_why_a_model_is_not_loaded(tmp_path: Path) -> None:
+    url = f"127.0.0.1:{triton_server.free_ports().http}"
+    with subprocess.Popen(["true"]) as process, open(tmp_path / "log", "w+") as log:
+        server = triton_server.Server(url, url, log, process)
+        reason = server.load("net")
+    assert reason is not None
+    assert reason.startswith("the server did not answer within 300 s, or it has ended (")
+    assert "refused" in reason
+
+
 def test_the_ensemble_answers_to_pictures(project_with: CopyOf, serving: Serving) -> None:
     """JPEG files give the outputs of the fp32 network. A request that holds no image fails, and later ones do not."""
     project = project_with("pictures")
