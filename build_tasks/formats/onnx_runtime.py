@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats.onnx_files import LARGEST_MESSAGE, numpy_dtype, onnx_file
 from build_tasks.tensors import INPUT
@@ -70,39 +70,37 @@ def computes_bf16(graph: "onnx.ModelProto") -> bool:
     return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer)
 
 
-def emulate_bf16(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The same graph with its bf16 arithmetic done in fp32, and every result rounded to bf16.
+def emulate_bf16(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Return the same graph with its bf16 arithmetic done in fp32 and every result rounded to bf16.
 
-    ONNX Runtime has no bf16 kernels for CPUs. A GPU's matrix units, too, multiply bf16 and add up in fp32.
+    ONNX Runtime has no bf16 kernels for CPUs. The matrix units of a GPU also multiply bf16 and add up in fp32.
     """
     import numpy as np
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    import onnx_graphsurgeon as gs
+    from onnx_graphsurgeon.logger import G_LOGGER
 
-    bf16 = TensorProto.BFLOAT16
-
-    def widened(tensor: TensorProto) -> TensorProto:
-        if tensor.data_type != bf16:
-            return tensor
-        return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-
-    typed = onnx.shape_inference.infer_shapes(graph).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*typed.value_info, *typed.output, *typed.input)}
-    nodes = []
-    for node in graph.graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                attribute.t.CopyFrom(widened(attribute.t))
-            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == bf16:
-                attribute.i = TensorProto.FLOAT
-        nodes.append(node)
-        for index, name in enumerate(node.output):
-            if types.get(name) == bf16:
-                node.output[index] = f"{name}.exact"
-                nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.bf16"], to=bf16))
-                nodes.append(helper.make_node("Cast", [f"{name}.bf16"], [name], to=TensorProto.FLOAT))
-    initializers = [widened(tensor) for tensor in graph.graph.initializer]
-    del graph.graph.node[:], graph.graph.initializer[:], graph.graph.value_info[:]
-    graph.graph.node.extend(nodes)
-    graph.graph.initializer.extend(initializers)
-    return graph
+    bf16, fp32 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    with G_LOGGER.suppress(G_LOGGER.ERROR):  # it warns that NumPy has no bf16, once for each tensor
+        graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+        for tensor in graph.tensors().values():
+            if isinstance(tensor, gs.Constant) and tensor.dtype == bf16:
+                tensor.values = tensor.values.astype(np.float32)
+        nodes: list[Any] = []
+        for node in graph.nodes:
+            for name, value in node.attrs.items():
+                if isinstance(value, gs.Constant) and value.dtype == bf16:
+                    value.values = value.values.astype(np.float32)
+                elif (node.op, name, value) == ("Cast", "to", bf16):
+                    node.attrs[name] = fp32
+            nodes.append(node)
+            for index, tensor in enumerate(node.outputs):
+                if tensor.dtype == bf16:
+                    node.outputs[index] = gs.Variable(f"{tensor.name}.exact")
+                    rounded = gs.Variable(f"{tensor.name}.bf16")
+                    nodes.append(gs.Node("Cast", attrs={"to": bf16}, inputs=[node.outputs[index]], outputs=[rounded]))
+                    nodes.append(gs.Node("Cast", attrs={"to": fp32}, inputs=[rounded], outputs=[tensor]))
+    graph.nodes = nodes
+    emulated: onnx.ModelProto = gs.export_onnx(graph)
+    del emulated.graph.value_info[:]  # it still says bf16
+    return emulated

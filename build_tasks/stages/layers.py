@@ -28,7 +28,7 @@ def task(model: Model) -> dict[str, Any]:
         outputs={"layers": model.artifact(f"{model.graph}.layers.json")},
         peak_batch=4 * model.spec.onnx.batch_size,  # of each there is every tensor at once
         settings={"precision": precision},
-        tools=("onnx", "onnxruntime"),
+        tools=("onnx", "onnx-graphsurgeon", "onnxruntime"),
         modules=(__name__, *LAYER_MODULES),
     )
     return stage.task(doc=f"The error after each node of {model.graph}", params=overrides.params("layers"))

@@ -25,7 +25,7 @@ RUNNERS = {
     "torchscript": ("torch", "polygraphy"),
     "cast": ("torch", "polygraphy"),
     "onnx": ("onnxruntime", "polygraphy"),
-    "graph": ("onnx", "onnxruntime", "polygraphy"),
+    "graph": ("onnx", "onnx-graphsurgeon", "onnxruntime", "polygraphy"),
     "tensorrt": ("polygraphy",),
 }
 

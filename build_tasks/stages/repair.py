@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import reduced_precision
+from build_tasks.formats import node_precision, reduced_precision
 from build_tasks.formats.onnx_files import onnx_file, save_onnx
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, reduced_session, session_without_optimizations
 from build_tasks.json_files import read_json, write_json
@@ -38,6 +38,7 @@ PROBED = 4  # samples, for an effect
 
 # The modules that decide what is measured.
 MEASURING = (
+    "build_tasks.formats.node_precision",
     "build_tasks.formats.reduced_precision",
     "build_tasks.verification.metrics",
     "build_tasks.verification.node_sensitivity",
@@ -216,12 +217,12 @@ class Trial:
         if fixed := self.source.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
             batch = np.resize(batch, (fixed, *batch.shape[1:]))
         if self.calibration is None:
-            reduced = node_sensitivity.emulate_nodes(self.source, self.settings["precision"])
+            reduced = node_precision.emulate_nodes(self.source, self.settings["precision"])
         else:
             whole = reduced_precision.convert_graph(
                 self.source, self.calibration, self.settings, [], self.folder, rest="fp32"
             )
-            reduced = functools.partial(node_sensitivity.keep_qdq_for, whole)
+            reduced = functools.partial(node_precision.keep_qdq_for, whole)
         expected = float_outputs(session_without_optimizations(self.source)(batch))
 
         def effect(nodes: list[str]) -> float:

@@ -1,122 +1,56 @@
-"""What single nodes cost in a precision: graphs in which only some of them are, and the nodes in order of their effect.
+"""The nodes of a graph in the order of their effect on the outputs, found with few evaluations.
 
-Emulated in ONNX Runtime on a few samples, and so faster than a conversion; repair.py begins with it.
+stages/repair.py begins with this order. An evaluation runs a graph in which only some nodes have the reduced precision
+(see formats/node_precision.py), which takes less time than a conversion.
 """
 
 import heapq
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import onnx
-
-MAX_EVALUATIONS = 96  # effects that are measured, at most
-
-
-def emulate_nodes(source: "onnx.ModelProto", to: str) -> "Callable[[set[str]], onnx.ModelProto]":
-    """The function from some nodes to the graph in which only those take and give numbers of fp16 or bf16."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    kind = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[to]
-    typed = onnx.shape_inference.infer_shapes(source).graph
-    known = (*typed.value_info, *typed.input, *typed.output)
-    floats = {value.name for value in known if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    floats |= {tensor.name for tensor in source.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-
-    def casts(old: str, new: str) -> "list[onnx.NodeProto]":
-        return [
-            helper.make_node("Cast", [old], [f"{new}.low"], to=kind),
-            helper.make_node("Cast", [f"{new}.low"], [new], to=TensorProto.FLOAT),
-        ]
-
-    def rounded(nodes: set[str]) -> "onnx.ModelProto":
-        graph = onnx.ModelProto()
-        graph.CopyFrom(source)
-        del graph.graph.node[:]
-        there: set[str] = set()
-        for original in source.graph.node:
-            node = onnx.NodeProto()
-            node.CopyFrom(original)
-            after = []
-            if node.name in nodes:
-                for index, name in enumerate(node.input):
-                    if name in floats:
-                        node.input[index] = f"{name}.in"
-                        if name not in there:
-                            there.add(name)
-                            graph.graph.node.extend(casts(name, f"{name}.in"))
-                for index, name in enumerate(node.output):
-                    if name in floats:
-                        node.output[index] = f"{name}.exact"
-                        after += casts(f"{name}.exact", name)
-            graph.graph.node.extend([node, *after])
-        return graph
-
-    return rounded
-
-
-def keep_qdq_for(whole: "onnx.ModelProto", nodes: set[str]) -> "onnx.ModelProto":
-    """A quantised graph with the Q/DQ pairs before some nodes only."""
-    import onnx
-
-    pairs = {"QuantizeLinear", "DequantizeLinear"}
-    made_by = {name: node for node in whole.graph.node if node.op_type in pairs for name in node.output}
-
-    def exact(name: str) -> str:
-        while name in made_by:
-            name = made_by[name].input[0]
-        return name
-
-    graph = onnx.ModelProto()
-    graph.CopyFrom(whole)
-    for node in graph.graph.node:
-        if node.op_type not in pairs and node.name not in nodes:
-            for index, name in enumerate(node.input):
-                node.input[index] = exact(name)
-    used, needed = {output.name for output in graph.graph.output}, []
-    for node in reversed(graph.graph.node):
-        if node.op_type not in pairs or not used.isdisjoint(node.output):
-            needed.append(node)
-            used |= {*node.input}
-    kept = [node.SerializeToString() for node in reversed(needed)]
-    del graph.graph.node[:]
-    graph.graph.node.extend(onnx.NodeProto.FromString(node) for node in kept)
-    return graph
+MAX_EVALUATIONS = 96
 
 
 def rank_nodes(
-    effect: Callable[[Iterable[str]], float], nodes: list[str], limit: float, tell: Callable[[str], None]
+    effect: Callable[[Iterable[str]], float], nodes: list[str], limit: float, log: Callable[[str], None]
 ) -> list[str]:
-    """The nodes, those first that move the outputs most.
+    """Return the nodes in the order of their effect, the largest first.
 
-    The nodes are halved where the effect is largest, again and again, until PROBES effects are known, or the parts that
-    are left with several nodes move the outputs together by a quarter of the limit, or of what all nodes do, at most.
-    The nodes of such a part share its effect. tell: hears of the progress.
+    The part with the largest effect is halved again and again. This ends after MAX_EVALUATIONS, or when the effects of
+    all parts with several nodes together are at most a quarter of the limit, or of the effect of all nodes. The nodes
+    of such a part share its effect. Of equal effects, the node that comes first in the graph comes first.
+
+    Args:
+        effect: The relative error of the outputs when exactly these nodes have the reduced precision.
+        nodes: The names of all nodes, in the order of the graph.
+        limit: The relative L2 error that the gate allows.
+        log: Takes a line about the progress.
     """
-    place = {name: index for index, name in enumerate(nodes)}
-    weighed: list[tuple[float, int, str]] = []
-    parts: list[tuple[float, int, list[str]]] = []  # the negative effect, for the largest first
+    position = {name: index for index, name in enumerate(nodes)}
+    singles: list[tuple[float, int, str]] = []  # the negative effect, so that the largest comes first
+    parts: list[tuple[float, int, list[str]]] = []  # likewise
 
-    def weigh(part: list[str]) -> None:
+    def evaluate(part: list[str]) -> None:
         size = effect(part)
         if len(part) == 1:
-            weighed.append((-size, place[part[0]], part[0]))
+            singles.append((-size, position[part[0]], part[0]))
         else:
-            heapq.heappush(parts, (-size, place[part[0]], part))
+            heapq.heappush(parts, (-size, position[part[0]], part))
 
-    weigh(nodes)
-    enough = min(limit, -parts[0][0] if parts else 0.0) / 4
-    probes = 1
-    while parts and probes + 2 <= MAX_EVALUATIONS and math.hypot(*(size for size, _, _ in parts)) > enough:
+    evaluate(nodes)
+    threshold = min(limit, -parts[0][0] if parts else 0.0) / 4
+    evaluations = 1
+    while parts and evaluations + 2 <= MAX_EVALUATIONS and math.hypot(*(size for size, _, _ in parts)) > threshold:
         _, _, part = heapq.heappop(parts)
         middle = len(part) // 2
-        weigh(part[:middle])
-        weigh(part[middle:])
-        probes += 2
-        if probes % 8 == 1 and parts:
+        evaluate(part[:middle])
+        evaluate(part[middle:])
+        evaluations += 2
+        if evaluations % 8 == 1 and parts:
             largest = -parts[0][0]
-            tell(f"effects measured: {probes} of at most {MAX_EVALUATIONS}, the largest of several nodes {largest:.1e}")
-    weighed += [(size / math.sqrt(len(part)), place[name], name) for size, _, part in parts for name in part]
-    return [name for _, _, name in sorted(weighed)]
+            log(
+                f"effects measured: {evaluations} of at most {MAX_EVALUATIONS}, "
+                f"the largest of several nodes {largest:.1e}"
+            )
+    shared = [(size / math.sqrt(len(part)), position[name], name) for size, _, part in parts for name in part]
+    return [name for _, _, name in sorted(singles + shared)]
