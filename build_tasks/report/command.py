@@ -1,9 +1,9 @@
-"""doit report: everything that is known of the build, on one page -> build/report.html
+"""doit report: the state of the whole build on one page -> build/report.html
 
-    specs, build/, doit's records ─► card.py: each model as plain data ─► templates/report.html.j2 ─► one file
-                                               └─► since.py: what is different from the last report
+    specs, build/, doit's records ─► model_page.py: each model as a record ─► templates/report.html.j2 ─► one file
+                                               └─► snapshot_diff.py: what has changed since the last report
 
-It builds nothing, shows what is there, in whatever state that is, and asks the network for nothing.
+It builds nothing, shows what exists in whatever state it is, and does not use the network.
 """
 
 import json
@@ -12,6 +12,7 @@ import re
 import time
 from typing import Any
 
+import msgspec
 from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
@@ -19,8 +20,9 @@ from doit.exceptions import InvalidCommand
 from build_tasks.doit_plugin import dry_run
 from build_tasks.errors import with_suggestion
 from build_tasks.paths import BUILD
-from build_tasks.report import snapshot_diff
-from build_tasks.report.model_page import STATES, Card, card, told
+from build_tasks.report import charts, snapshot_diff
+from build_tasks.report.model_page import STATES, model_page, task_row
+from build_tasks.report.records import ModelPage, Snapshot
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.stage import stage_of
 from build_tasks.text_table import format_size
@@ -33,9 +35,9 @@ TEMPLATES = "build_tasks/report/templates"
 class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
     """The command."""
 
-    doc_purpose = "write all that is known of the build as one page, build/report.html"
+    doc_purpose = "write the state of the build as one page, build/report.html"
     doc_usage = "[MODEL ...]"
-    doc_description = "Nothing is built. Without a MODEL the page is about all of them."
+    doc_description = "Nothing is built. Without a MODEL, the page shows all models."
     cmd_options = ()
 
     def _execute(self, pos_args: list[str]) -> int:
@@ -44,67 +46,84 @@ class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
         for name in pos_args:
             if name not in models:
                 raise InvalidCommand(f"expected the name of a model, found {with_suggestion(name, models)}")
-        chosen = [model for name, model in models.items() if not pos_args or name in pos_args]
-        cards = []
-        for model in chosen:
-            order = {name: place for place, name in enumerate(tasks[model.name].task_dep)}
-            steps = [step for step in dry_run.plan_steps(tasks, [model.name], self.dep_manager) if step.stage]
+        before = snapshot_diff.read_snapshot()
+        dependencies = {name: set(task.task_dep) for name, task in tasks.items()}
+        pages = []
+        for name in [name for name in models if not pos_args or name in pos_args]:
+            order = {task: index for index, task in enumerate(tasks[name].task_dep)}
+            steps = [step for step in dry_run.plan_steps(tasks, [name], self.dep_manager) if step.stage]
             steps.sort(key=lambda step: order.get(step.task, len(order)))
-            known = [told(step, self.dep_manager.get_values(step.task)) for step in steps]
-            cards.append(card(model, tasks, known))
-        before = snapshot_diff.last()
-        for each in cards:
-            each["changes"] = snapshot_diff.changes(before, each["name"], each["facts"])
+            rows = [task_row(step, self.dep_manager.get_values(step.task)) for step in steps]
+            pages.append(model_page(models[name], dependencies, rows, before))
         written = time.time()
-        _write(page(cards, before.get("written"), written), snapshot_diff.noted(before, cards, written, [*models]))
+        write_files(
+            render(pages, before.written, written), snapshot_diff.next_snapshot(before, pages, written, [*models])
+        )
         self.outstream.write(f"{PAGE}\n")
         return 0
 
 
-def _write(html: str, snapshot: dict[str, Any]) -> None:
-    """Both files whole, the page first: if the other is lost, the next report tells the same changes once more."""
+def write_files(html: str, snapshot: Snapshot) -> None:
+    """Write the page and the snapshot, each as a whole.
+
+    The page comes first: if the snapshot is lost, the next report shows the same changes once more.
+    """
+    snapshot_text = json.dumps(msgspec.to_builtins(snapshot), indent=1)
     with atomic_files.scratch_dir() as folder:
-        for path, text in ((PAGE, html), (snapshot_diff.SNAPSHOT, json.dumps(snapshot, indent=1))):
+        for path, text in ((PAGE, html), (snapshot_diff.SNAPSHOT, snapshot_text)):
             draft = f"{folder}/{os.path.basename(path)}"
-            with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:  # paths may be of another age
+            # A path may hold bytes that are not UTF-8.
+            with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
             atomic_files.flush(draft)
             atomic_files.replace(draft, path)
 
 
-def page(cards: list[Card], before: float | None, written: float) -> str:
+def render(pages: list[ModelPage], before: float | None, written: float) -> str:
+    """The page as HTML.
+
+    Args:
+        before: When the last report was written, in seconds since 1970; None if this is the first one.
+        written: The same of this report.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,  # names, labels and paths are the user's
+        autoescape=True,  # names, labels and paths come from the user
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
         "size": format_size,
-        "moment": moment,
-        "marked": marked,
-        "figure": gate.format_metric,
-        "seconds": seconds,
+        "time": format_time,
+        "code": format_code,
+        "metric": gate.format_metric,
+        "seconds": format_seconds,
     }
-    counts = {state: sum(step["state"] == state for card in cards for step in card["steps"]) for state in STATES}
+    counts = {state: sum(task.state == state for page in pages for task in page.tasks) for state in STATES}
     return environment.get_template("report.html.j2").render(
-        project=os.path.basename(os.getcwd()), cards=cards, counts=counts, before=before, written=written
+        project=os.path.basename(os.getcwd()),
+        pages=pages,
+        counts=counts,
+        before=before,
+        written=written,
+        box=(charts.BOX_WIDTH, charts.BOX_HEIGHT),
     )
 
 
-def seconds(duration: float | None) -> str:
-    return "–" if duration is None else f"{duration:.1f} s"
+def format_seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.1f} s"
 
 
-def marked(text: str) -> Any:
-    """A message as it is shown on a terminal, with what stands in backticks as code."""
+def format_code(message: str) -> Any:
+    """A message as HTML, with the text in backticks as code."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(message))))
 
 
-def moment(stamp: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(stamp))
+def format_time(seconds: float) -> str:
+    """A time in seconds since 1970, as local time with its offset from UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(seconds))

@@ -1,98 +1,127 @@
-"""What is different from the last report: a snapshot of each model in build/report.json, and differences in words."""
+"""What has changed since the last report: a snapshot of each model in build/report.json, and differences in words."""
 
+from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from build_tasks.json_files import read_json
 from build_tasks.paths import BUILD
+from build_tasks.report.records import Change, FileSnapshot, GateRow, ModelPage, ModelSnapshot, Snapshot, TaskRow
 
 SNAPSHOT = f"{BUILD}/report.json"
-FIGURES = ("measure", "accuracy", "summary")  # stages that write what is compared as errors and verdicts
-NOISE = 1.25, 1.0  # a duration is told that is so many times another, and so many seconds from it
+FIGURE_STAGES = ("measure", "accuracy", "summary")  # their files are compared as errors and gate results
 
-Facts = dict[str, dict[str, Any]]
+# A duration has changed if it is so many times another, and differs by so many seconds.
+MIN_DURATION_RATIO, MIN_DURATION_CHANGE = 1.25, 1.0
 
 
-def last() -> dict[str, Any]:
-    """The snapshot of the last report; empty where there is none, or none that can be read."""
+def read_snapshot() -> Snapshot:
+    """What the last report remembered; without the models that another version of this page has written."""
     try:
-        found = read_json(SNAPSHOT)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and found.keys() == {"written", "models"} else {}
+        content = read_json(SNAPSHOT)
+        written, saved_models = content["written"], content["models"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Snapshot()
+    models = {}
+    for name, saved in saved_models:
+        try:
+            models[name] = msgspec.convert(saved, ModelSnapshot)
+        except msgspec.ValidationError:
+            continue
+    return Snapshot(written, models)
 
 
-def facts(steps: list[dict[str, Any]], judged: list[dict[str, Any]]) -> Facts:
-    """What of a model is compared."""
+def take_snapshot(tasks: list[TaskRow], gate_results: list[GateRow]) -> ModelSnapshot:
+    """What this report remembers of a model."""
     tools: dict[str, set[str]] = {}
-    for step in steps:
-        for tool, version in step["tools"].items():
+    for task in tasks:
+        for tool, version in task.tools.items():
             tools.setdefault(tool, set()).add(version)
-    return {
-        "files": {s["file"]: [s["sha256"], s["size"]] for s in steps if s["sha256"] and s["stage"] not in FIGURES},
-        "errors": {
-            row["file"]: max(output["relative_l2"] for output in row["outputs"].values())
-            for row in judged
-            if not any("wrong" in output for output in row["outputs"].values())
+    return ModelSnapshot(
+        files={
+            task.file: FileSnapshot(task.sha256, task.size)
+            for task in tasks
+            if task.sha256 and task.stage not in FIGURE_STAGES
         },
-        "verdicts": {row["file"]: row["status"] for row in judged},
-        "tools": {tool: ", ".join(sorted(versions)) for tool, versions in sorted(tools.items())},
-        "seconds": {step["task"]: step["seconds"] for step in steps if step["seconds"] is not None},
-    }
+        errors={
+            row.file: max(output["relative_l2"] for output in row.outputs.values())
+            for row in gate_results
+            if not any("wrong" in output for output in row.outputs.values())
+        },
+        verdicts={row.file: row.status for row in gate_results},
+        tools={tool: ", ".join(sorted(versions)) for tool, versions in sorted(tools.items())},
+        seconds={task.task: task.seconds for task in tasks if task.seconds is not None},
+    )
 
 
-def noted(before: dict[str, Any], cards: list[dict[str, Any]], written: float, models: list[str]) -> dict[str, Any]:
-    """The snapshot to keep: of the models that are not on the page the one that was, as long as they have a spec."""
-    kept = {name: facts for name, facts in before.get("models", {}).items() if name in models}
-    return {"written": written, "models": {**kept, **{card["name"]: card["facts"] for card in cards}}}
+def next_snapshot(before: Snapshot, pages: list[ModelPage], written: float, models: list[str]) -> Snapshot:
+    """The snapshot of this report.
+
+    Args:
+        before: The snapshot of the last report. Models that are not on the page keep theirs.
+        pages: The models on the page.
+        written: The time of this report, in seconds since 1970.
+        models: The names of all models that have a spec. The snapshots of others are dropped.
+    """
+    kept = {name: snapshot for name, snapshot in before.models.items() if name in models}
+    return Snapshot(written, {**kept, **{page.name: page.snapshot for page in pages}})
 
 
-def changes(before: dict[str, Any], name: str, now: Facts) -> list[tuple[str, str]] | None:
-    """(what, how it changed) since the last report; None where this is the first of the model."""
-    then: Facts | None = before.get("models", {}).get(name)
-    if then is None or then.keys() != TOLD.keys():  # the second: of another version of this page
+def describe_changes(before: ModelSnapshot | None, now: ModelSnapshot) -> list[Change] | None:
+    """What has changed since the last report; None if this is the first report of the model."""
+    if before is None:
         return None
-    found = []
-    for kind, tell in TOLD.items():
-        old, new = then[kind], now[kind]
-        for key in (*new, *(key for key in old if key not in new)):
-            if (told := tell(old.get(key), new.get(key))) is not None:
-                found.append((key, told))
-    return found
+    changes = []
+    for field, describe in DESCRIPTIONS.items():
+        old, new = getattr(before, field), getattr(now, field)
+        for subject in (*new, *(subject for subject in old if subject not in new)):
+            if (description := describe(old.get(subject), new.get(subject))) is not None:
+                changes.append(Change(subject, description))
+    return changes
 
 
-def _file(old: Any, new: Any) -> str | None:
-    if told := _come_or_gone(old, new):
-        return told
-    if old[0] == new[0]:
-        return None
-    size = f", {old[1]} → {new[1]} bytes" if old[1] != new[1] else ""
-    return f"sha256 {old[0][:8]}… → {new[0][:8]}…{size}"
-
-
-def _error(old: Any, new: Any) -> str | None:
+def _describe_file(old: FileSnapshot | None, new: FileSnapshot | None) -> str | None:
     if old is None or new is None:
-        return None  # told with the file
+        return _new_or_gone(old, new)
+    if old.sha256 == new.sha256:
+        return None
+    size = f", {old.size} → {new.size} bytes" if old.size != new.size else ""
+    return f"sha256 {old.sha256[:8]}… → {new.sha256[:8]}…{size}"
+
+
+def _describe_error(old: float | None, new: float | None) -> str | None:
+    if old is None or new is None:
+        return None  # the change of the file says it
     before, after = f"{old:.1e}", f"{new:.1e}"
     return f"error {before} → {after}" if before != after else None
 
 
-def _verdict(old: Any, new: Any) -> str | None:
+def _describe_verdict(old: str | None, new: str | None) -> str | None:
     return f"{old} → {new}" if None not in (old, new) and old != new else None
 
 
-def _version(old: Any, new: Any) -> str | None:
-    return _come_or_gone(old, new) or (f"{old} → {new}" if old != new else None)
+def _describe_version(old: str | None, new: str | None) -> str | None:
+    return _new_or_gone(old, new) or (f"{old} → {new}" if old != new else None)
 
 
-def _seconds(old: Any, new: Any) -> str | None:
-    times, apart = NOISE
-    if old is None or new is None or abs(new - old) < apart or max(old, new) < times * min(old, new):
+def _describe_duration(old: float | None, new: float | None) -> str | None:
+    if old is None or new is None:
+        return None
+    if abs(new - old) < MIN_DURATION_CHANGE or max(old, new) < MIN_DURATION_RATIO * min(old, new):
         return None
     return f"{old:.1f} s → {new:.1f} s"
 
 
-def _come_or_gone(old: Any, new: Any) -> str | None:
+def _new_or_gone(old: object, new: object) -> str | None:
     return "new" if old is None else "gone" if new is None else None
 
 
-TOLD = {"files": _file, "errors": _error, "verdicts": _verdict, "tools": _version, "seconds": _seconds}
+# By field of ModelSnapshot: how a difference is described, None if it is none.
+DESCRIPTIONS: dict[str, Callable[[Any, Any], str | None]] = {
+    "files": _describe_file,
+    "errors": _describe_error,
+    "verdicts": _describe_verdict,
+    "tools": _describe_version,
+    "seconds": _describe_duration,
+}

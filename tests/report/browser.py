@@ -1,6 +1,8 @@
-"""A page in a real browser: headless Chromium, driven by its own chromedriver.
+"""Show a page in a real browser: headless Chromium, driven by its own chromedriver.
 
-python tests/report/browser.py      docs/images/report-light.png and docs/images/report-dark.png of build/report.html
+    python tests/report/browser.py
+
+writes docs/images/report-light.png and docs/images/report-dark.png from build/report.html.
 """
 
 import base64
@@ -25,13 +27,13 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-SHOWN = (1280, 3440)  # of docs/images/, in pixels of the page: down to the errors of the nodes
+DOCS_SIZE = (1280, 3440)  # of docs/images/, in pixels of the page: down to the errors of the nodes
 
 
 @contextmanager
 def chromium() -> Iterator[Chrome]:
-    """A browser of its own, in an empty profile that goes with it."""
-    os.environ["SE_OFFLINE"] = "true"  # the driver is the one beside the browser: nothing is to be looked up, or told
+    """Start a browser with an empty profile; both are gone afterwards."""
+    os.environ["SE_OFFLINE"] = "true"  # the driver is installed with the browser: Selenium need not search for one
     options = ChromeOptions()
     options.binary_location = CHROMIUM or ""
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -45,8 +47,8 @@ def chromium() -> Iterator[Chrome]:
             driver.quit()
 
 
-def show(driver: Chrome, page: Path, scheme: str, width: int, height: int = 900) -> None:
-    """Load a page in a window of this width; scheme: what the reader prefers, "light" or "dark"."""
+def open_page(driver: Chrome, page: Path, scheme: str, width: int, height: int = 900) -> None:
+    """Load a page in a window of this size, for a reader who prefers the scheme "light" or "dark"."""
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
@@ -57,9 +59,9 @@ def show(driver: Chrome, page: Path, scheme: str, width: int, height: int = 900)
     driver.get(page.absolute().as_uri())
 
 
-def picture(driver: Chrome, width: int, height: int) -> Image.Image:
-    """The page's upper left corner, of this size."""
-    taken = driver.execute_cdp_cmd(
+def screenshot(driver: Chrome, width: int, height: int) -> Image.Image:
+    """The upper left corner of the page, in this size."""
+    response = driver.execute_cdp_cmd(
         "Page.captureScreenshot",
         {
             "format": "png",
@@ -67,30 +69,30 @@ def picture(driver: Chrome, width: int, height: int) -> Image.Image:
             "clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
         },
     )
-    return Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")
+    return Image.open(io.BytesIO(base64.b64decode(response["data"]))).convert("RGB")
 
 
-def complaints(driver: Chrome) -> list[str]:
-    """What the browser's console says: errors of the page, and what its policy has blocked."""
+def console_messages(driver: Chrome) -> list[str]:
+    """The messages in the browser's console: errors of the page, and what its content policy has blocked."""
     return [entry["message"] for entry in driver.get_log("browser")]
 
 
 def requests(driver: Chrome) -> list[str]:
-    """The addresses that the page has asked for, itself among them; data: aside."""
+    """The addresses that the page has requested, including its own, without data: URIs."""
     messages: list[dict[str, Any]] = [
         json.loads(entry["message"])["message"] for entry in driver.get_log("performance")
     ]
-    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
-    urls = [one["request"]["url"] for one in sent if one["documentURL"] == driver.current_url]
+    parameters = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    urls = [request["request"]["url"] for request in parameters if request["documentURL"] == driver.current_url]
     return [url for url in urls if not url.startswith("data:")]
 
 
 def main(page: Path = Path("build/report.html"), folder: Path = Path("docs/images")) -> None:
     with chromium() as driver:
         for scheme in SCHEMES:
-            show(driver, page, scheme, SHOWN[0])
-            few = picture(driver, *SHOWN).quantize(128, dither=Image.Dither.NONE)
-            few.save(folder / f"report-{scheme}.png", optimize=True)
+            open_page(driver, page, scheme, DOCS_SIZE[0])
+            image = screenshot(driver, *DOCS_SIZE).quantize(128, dither=Image.Dither.NONE)
+            image.save(folder / f"report-{scheme}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""doit report: one page of all that is known, and what a reader sees of it in a real browser."""
+"""doit report: the page with the state of the build, and how a real browser shows it."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import pytest
 from PIL import ImageStat
 
 from build_tasks.report import charts, snapshot_diff
+from build_tasks.report.records import FileSnapshot, ModelSnapshot, Snapshot
 from tests.report import browser
 from tests.support.project import OTHER, ROOT, Project
 
@@ -19,12 +20,12 @@ PAGE = "build/report.html"
 HOSTILE = "<script>document.title='owned'</script> & \"so\" `on`"
 
 
-class Words(HTMLParser):
-    """What is on a page, without its markup; headings and the texts of SVG, too."""
+class PageText(HTMLParser):
+    """The text of a page without its markup, with headings and the text in SVG; and its tags with their attributes."""
 
     def __init__(self, html: str):
         super().__init__()
-        self.found: list[str] = []
+        self.parts: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(html)
 
@@ -32,16 +33,17 @@ class Words(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.found.append(data)
+        self.parts.append(data)
 
     @property
     def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.found))
+        return re.sub(r"\s+", " ", " ".join(self.parts))
 
 
-def reported(project: Project, *names: str, **environment: str) -> Words:
+def write_report(project: Project, *names: str, **environment: str) -> PageText:
+    """Run `doit report` and read its page."""
     assert project.built("report", *names, **environment).out == f"{PAGE}\n"
-    return Words((project / PAGE).read_text())
+    return PageText((project / PAGE).read_text())
 
 
 @pytest.fixture
@@ -51,17 +53,17 @@ def built(built_tiny: Project, copy_of: Callable[[Project], Project]) -> Project
 
 def test_nothing_is_built_by_a_report_of_nothing(project: Project) -> None:
     project.model("other", OTHER.replace('"torchscript"', '"torchscript", "tensorrt"'))
-    page = reported(project, CUDA_VISIBLE_DEVICES="")
+    page = write_report(project, CUDA_VISIBLE_DEVICES="")
     assert "other_trt model.plan not for this machine" in page.text
     assert "This machine lacks TensorRT" in page.text
     assert "random weights" in page.text
-    assert "tasks never ran; doit other runs them" in page.text
+    assert "tasks never ran. Run doit other to build them." in page.text
     assert "up to date" not in page.text
     assert not (project / "build/other").exists()
 
 
 def test_what_is_built_is_shown(built: Project) -> None:
-    page = reported(built)
+    page = write_report(built)
     for words in (
         "tiny_onnx model.onnx up to date",  # the overview
         "TorchScript ok",
@@ -85,7 +87,7 @@ def test_a_model_that_exists_only_as_onnx_is_compared_with_that(built: Project) 
     folder = built.model("only", f"{spec}mean = [0, 0, 0]\nstd = [1, 1, 1]\n")
     shutil.copy(built / "build/tiny/model.onnx", folder / "network.onnx")
     built.built("only")
-    page = reported(built, "only")
+    page = write_report(built, "only")
     assert "sample ONNX Runtime ONNX" in page.text
     assert "PyTorch" not in page.text
     assert "weights.onnx up to date" in page.text
@@ -93,67 +95,76 @@ def test_a_model_that_exists_only_as_onnx_is_compared_with_that(built: Project) 
 
 def test_the_state_of_a_spec_that_was_edited_is_told_with_its_reason(built: Project) -> None:
     built.edit("models/tiny/model.toml", "max_batch_size = 4", "max_batch_size = 5")
-    page = reported(built)
+    page = write_report(built)
     assert re.search(r"torchscript:tiny \S*max_batch_size: 4 -> 5", page.text)
     assert "if model.pt" in page.text
     assert "5" not in (built / "model_repository/tiny/config.pbtxt").read_text().split("max_batch_size: ")[1][:1]
 
 
 def test_the_next_report_tells_what_has_changed(built: Project) -> None:
-    reported(built)
-    assert "Nothing has changed." in reported(built).text
+    write_report(built)
+    assert "Nothing has changed." in write_report(built).text
     built.edit("models/tiny/model.toml", "[accuracy]", "[onnx]\nopset = 16\n\n[accuracy]")
     built.built()
     snapshot = json.loads((built / snapshot_diff.SNAPSHOT).read_text())
     snapshot["models"]["tiny"]["tools"] |= {"onnxslim": "0.0.1", "abandoned": "1.0"}
     del snapshot["models"]["tiny"]["files"]["build/tiny/labels.txt"]
     (built / snapshot_diff.SNAPSHOT).write_text(json.dumps(snapshot))
-    page = reported(built)
+    page = write_report(built)
     assert re.search(r"build/tiny/model\.onnx : sha256 \w{8}… → \w{8}…", page.text)
     assert re.search(r"onnxslim : 0\.0\.1 → [1-9.]*", page.text)
     assert "abandoned : gone" in page.text
     assert "build/tiny/labels.txt : new" in page.text
     assert "build/tiny/model.pt :" not in page.text
-    assert "Nothing has changed." in reported(built).text
+    assert "Nothing has changed." in write_report(built).text
 
 
 def test_differences_in_words() -> None:
-    then: snapshot_diff.Facts = {
-        "files": {"a": ["1" * 64, 10], "b": ["2" * 64, 1]},
-        "errors": {"a": 1.3e-6, "b": 2e-3},
-        "verdicts": {"a": "ok"},
-        "tools": {"onnx": "1"},
-        "seconds": {"fast": 0.1, "slow": 10.0, "much": 4.0},
-    }
-    now: snapshot_diff.Facts = {
-        "files": {"a": ["3" * 64, 12], "b": ["2" * 64, 1]},
-        "errors": {"a": 2.2e-6, "b": 2.0001e-3},
-        "verdicts": {"a": "refused"},
-        "tools": {"onnx": "2"},
-        "seconds": {"fast": 0.9, "slow": 11.0, "much": 9.0},
-    }
-    before = {"models": {"m": then}}
-    assert snapshot_diff.changes(before, "m", now) == [
+    before = ModelSnapshot(
+        files={"a": FileSnapshot("1" * 64, 10), "b": FileSnapshot("2" * 64, 1)},
+        errors={"a": 1.3e-6, "b": 2e-3},
+        verdicts={"a": "ok"},
+        tools={"onnx": "1"},
+        seconds={"fast": 0.1, "slow": 10.0, "much": 4.0},
+    )
+    now = ModelSnapshot(
+        files={"a": FileSnapshot("3" * 64, 12), "b": FileSnapshot("2" * 64, 1)},
+        errors={"a": 2.2e-6, "b": 2.0001e-3},
+        verdicts={"a": "refused"},
+        tools={"onnx": "2"},
+        seconds={"fast": 0.9, "slow": 11.0, "much": 9.0},
+    )
+    assert snapshot_diff.describe_changes(before, now) == [
         ("a", "sha256 11111111… → 33333333…, 10 → 12 bytes"),
         ("a", "error 1.3e-06 → 2.2e-06"),
         ("a", "ok → refused"),
         ("onnx", "1 → 2"),
         ("much", "4.0 s → 9.0 s"),
     ]
-    assert snapshot_diff.changes(before, "m", then) == []
-    assert snapshot_diff.changes(before, "other", now) is None
-    assert snapshot_diff.changes({"models": {"m": {"files": {}}}}, "m", now) is None
+    assert snapshot_diff.describe_changes(before, before) == []
+    assert snapshot_diff.describe_changes(None, now) is None
+
+
+def test_a_snapshot_of_another_version_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert snapshot_diff.read_snapshot() == Snapshot()
+    (tmp_path / "build").mkdir()
+    saved = {"files": {"a": ["1" * 64, None]}, "errors": {}, "verdicts": {}, "tools": {}, "seconds": {}}
+    content = {"written": 1.5, "models": {"m": saved, "old": {"files": {}}, "new": {**saved, "further": {}}}}
+    (tmp_path / snapshot_diff.SNAPSHOT).write_text(json.dumps(content))
+    model = ModelSnapshot({"a": FileSnapshot("1" * 64, None)}, {}, {}, {}, {})
+    assert snapshot_diff.read_snapshot() == Snapshot(1.5, {"m": model})
 
 
 def test_a_report_of_one_model_keeps_what_is_known_of_the_others(built: Project) -> None:
     built.model("other", OTHER)
-    reported(built)
-    page = reported(built, "other")
+    write_report(built)
+    page = write_report(built, "other")
     assert "models/tiny/model.toml" not in page.text
     assert "Nothing has changed." in page.text
     shutil.rmtree(built / "models/other")
     assert json.loads((built / snapshot_diff.SNAPSHOT).read_text())["models"].keys() == {"tiny", "other"}
-    reported(built, "tiny")
+    write_report(built, "tiny")
     assert json.loads((built / snapshot_diff.SNAPSHOT).read_text())["models"].keys() == {"tiny"}
 
 
@@ -172,9 +183,9 @@ def test_a_sample_that_changes_its_class_comes_first(built: Project) -> None:
     change = {"sample": "rocket.jpg", "reference_class": output["classes"][6], "artifact_class": 3, "margin": 0.25}
     output["top1_changes"] = [change]
     path.write_text(json.dumps(measured))
-    page = reported(built)
+    page = write_report(built)
     assert "1 of 7 samples change their class" in page.text
-    assert re.search(r"ONNX rocket\.jpg class \d+ class \d+ same \S+ ≠ class 3 was behind by 0\.25 RMS", page.text)
+    assert re.search(r"ONNX rocket\.jpg class \d+ class \d+ same \S+ ≠ class 3 margin 0\.25 RMS", page.text)
 
 
 def test_an_output_without_numbers_is_refused_in_words(built: Project) -> None:
@@ -182,9 +193,9 @@ def test_an_output_without_numbers_is_refused_in_words(built: Project) -> None:
     measured = json.loads(path.read_text())
     measured["outputs"]["OUTPUT__0"] = {"wrong": "NaN or infinity in 3 of 7000 values"}
     path.write_text(json.dumps(measured))
-    page = reported(built)
+    page = write_report(built)
     assert "ONNX refused NaN or infinity in 3 of 7000 values" in page.text
-    assert re.search(r"tiny_onnx model\.onnx run \S+ MB refused – –", page.text)
+    assert re.search(r"tiny_onnx model\.onnx to run \S+ MB refused – –", page.text)
 
 
 def test_figures_of_another_artifact_are_not_shown(built: Project) -> None:
@@ -192,13 +203,13 @@ def test_figures_of_another_artifact_are_not_shown(built: Project) -> None:
     (built / "build/tiny/model.pt.measured.json").write_text("{")
     (built / "build/tiny/model.pt.signature.json").write_text("[]")
     (built / snapshot_diff.SNAPSHOT).write_text("[]")
-    page = reported(built)
-    assert "Nothing was measured of what is there now" in page.text
+    page = write_report(built)
+    assert "The artifacts that are here now were not measured" in page.text
     assert re.search(r"measure:tiny build/tiny/model\.pt\.measured\.json: sha256 \w{8} -> \w{8}", page.text)
 
 
 def test_a_report_is_written_whole_or_not_at_all(built: Project) -> None:
-    reported(built)
+    write_report(built)
     before = (built / PAGE).read_bytes(), (built / snapshot_diff.SNAPSHOT).read_bytes()
     with (built / "build_tasks/report/templates/report.html.j2").open("a") as template:
         template.write("{{ nobody }}")
@@ -208,34 +219,35 @@ def test_a_report_is_written_whole_or_not_at_all(built: Project) -> None:
     assert list((built / "build/.scratch").iterdir()) == []
 
 
-# From here on: how it looks.
+# From here on: what a reader sees.
 
 
-def test_lines_pass_behind_no_box() -> None:
-    needs = {
+def test_edges_pass_behind_no_box() -> None:
+    dependencies = {
         "weights": set(), "reference": {"weights"}, "torchscript": {"weights"}, "onnx": {"torchscript"},
         "labels": set(), "measure": {"torchscript", "reference", "weights"}, "config": {"torchscript", "labels"},
         "measure_onnx": {"onnx", "reference"}, "config_onnx": {"onnx", "labels"}, "publish": {"measure", "config"},
         "publish_onnx": {"measure_onnx", "config_onnx", "labels"},
     }  # fmt: skip
     shared = dict.fromkeys(("weights", "labels", "reference"), "")
-    lanes = {name: shared.get(name, "onnx" if "onnx" in name else "torchscript") for name in needs}
-    layout = charts.layered(needs, lanes)
-    places = {box.name: box for box in layout.boxes}
-    assert all(places[need].x < places[name].x for name, mine in needs.items() for need in mine)
-    assert len({(box.x, box.y) for box in layout.boxes}) == len(needs)
-    assert len(layout.lines) == sum(map(len, needs.values())) - 2  # what is needed by way of something else
-    for line in layout.lines:
-        x1, y1, left, *_, right, y2, x2 = map(int, re.findall(r"\d+", line))
-        for box in layout.boxes:
+    bands = {name: shared.get(name, "onnx" if "onnx" in name else "torchscript") for name in dependencies}
+    graph = charts.task_graph(dependencies, bands)
+    boxes = {box.name: box for box in graph.boxes}
+    assert all(boxes[source].x < boxes[name].x for name, sources in dependencies.items() for source in sources)
+    assert len({(box.x, box.y) for box in graph.boxes}) == len(dependencies)
+    assert len(graph.edges) == sum(map(len, dependencies.values())) - 2  # two follow from others
+    for edge in graph.edges:
+        x1, y1, left, *_, right, y2, x2 = map(int, re.findall(r"\d+", edge))
+        for box in graph.boxes:
             for start, end, y in ((x1, left, y1), (right, x2, y2)):
-                assert not (box.y <= y <= box.y + charts.BOX[1] and start < box.x + charts.BOX[0] and box.x < end), line
+                inside = box.y <= y <= box.y + charts.BOX_HEIGHT
+                assert not (inside and start < box.x + charts.BOX_WIDTH and box.x < end), edge
 
 
 def test_every_sample_is_in_a_bar_of_a_histogram() -> None:
     errors = [0.0, 1e-12, 3e-7, 3.1e-7, 2e-3]
     chart = charts.histogram(errors, 1e-2, [*errors, 1e-2])
-    assert [bar.told.split()[0] for bar in chart.bars] == ["2", "2", "1"]
+    assert [bar.label.split()[0] for bar in chart.bars] == ["2", "2", "1"]
     assert all(0 <= bar.x < bar.x + bar.width <= chart.width for bar in chart.bars)
     assert chart.bars[-1].x < chart.limit
 
@@ -246,21 +258,21 @@ def test_a_layer_without_a_number_is_drawn_at_the_top() -> None:
         {"node": "a", "operator": "Conv", "place": 1, "error": 1e-4},
     ]
     first, second = charts.curve(layers, "a").points
-    assert (first.kind, second.kind) == ("jump", "lost")
+    assert (first.kind, second.kind) == ("jump", "not-finite")
     assert second.y < first.y
-    assert "NaN or infinity" in second.told
+    assert "NaN or infinity" in second.label
 
 
 @pytest.fixture(scope="module")
 def hostile(built_tiny: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with a turn for the worse: names that are markup, a spec that was edited, a model that is not built."""
+    """A page of the hard cases: names that are HTML, a spec that was edited, a model that is not built."""
     project = built_tiny.copy(tmp_path_factory.mktemp("hostile") / "project")
     samples = project / "models/tiny/samples"
     samples.mkdir()
-    for place, path in enumerate(sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))):
-        shutil.copy(path, samples / f"<img src=x onerror=alert({place})>&.jpg")
+    for index, path in enumerate(sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))):
+        shutil.copy(path, samples / f"<img src=x onerror=alert({index})>&.jpg")
     labels = project / "models/tiny/labels.txt"
-    labels.write_text("".join(f"{HOSTILE} {place}\n" for place in range(1000)))
+    labels.write_text("".join(f"{HOSTILE} {index}\n" for index in range(1000)))
     project.edit("models/tiny/model.toml", "[accuracy]", '[accuracy]\nsamples = "samples"')
     project.built()
     project.model("other", OTHER)
@@ -271,7 +283,7 @@ def hostile(built_tiny: Project, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_names_are_text_and_nothing_comes_from_elsewhere(hostile: Path) -> None:
     html = hostile.read_text()
-    page = Words(html)
+    page = PageText(html)
     assert HOSTILE in page.text
     assert "<img src=x onerror=alert(3)>&.jpg" in page.text
     tags = [tag for tag, _ in page.tags]
@@ -297,23 +309,23 @@ def chromium() -> Iterator[Any]:
         yield driver
 
 
-# What a browser makes of colours: every text with what it stands on, and the contrast of the two.
+# Each text on the page with its color, the color behind it, and the contrast of the two.
 # Source: WCAG 2.2, success criterion 1.4.3, and "relative luminance" there.
 CONTRASTS = """
-const parsed = colour => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-const luminance = colour => parsed(colour).slice(0, 3).map(v => v / 255)
+const parsed = color => (color.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+const luminance = color => parsed(color).slice(0, 3).map(v => v / 255)
     .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const opaque = colour => parsed(colour).length < 4 || parsed(colour)[3] === 1;
+const opaque = color => parsed(color).length < 4 || parsed(color)[3] === 1;
 const ground = element => {
     for (let one = element; one && element.ownerSVGElement; one = one.previousElementSibling)
-        if (one.matches("rect.box, rect.lane")) return getComputedStyle(one).fill;
+        if (one.matches("rect.box, rect.band")) return getComputedStyle(one).fill;
     for (let one = element; one; one = one.parentElement) {
-        const colour = getComputedStyle(one).backgroundColor;
-        if (opaque(colour)) return colour;
+        const color = getComputedStyle(one).backgroundColor;
+        if (opaque(color)) return color;
     }
 };
-const found = [];
+const contrasts = [];
 const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (texts.nextNode()) {
     const element = texts.currentNode.parentElement;
@@ -321,12 +333,12 @@ while (texts.nextNode()) {
     const style = getComputedStyle(element);
     const pair = [element.ownerSVGElement ? style.fill : style.color, ground(element)];
     const [low, high] = pair.map(luminance).sort((a, b) => a - b);
-    found.push([(high + 0.05) / (low + 0.05), texts.currentNode.data.trim(), ...pair]);
+    contrasts.push([(high + 0.05) / (low + 0.05), texts.currentNode.data.trim(), ...pair]);
 }
-return found;
+return contrasts;
 """
 
-# What a screen reader would stumble over.
+# Elements that a screen reader cannot handle.
 MISTAKES = """
 const all = selector => [...document.querySelectorAll(selector)];
 const level = element => Number(element.tagName[1]);
@@ -348,8 +360,8 @@ return [
 @pytest.mark.parametrize("scheme", browser.SCHEMES)
 @pytest.mark.parametrize("width", [400, 1600])
 def test_a_reader_sees_all_of_it(hostile: Path, chromium: Any, scheme: str, width: int) -> None:
-    browser.show(chromium, hostile, scheme, width)
-    assert browser.complaints(chromium) == []
+    browser.open_page(chromium, hostile, scheme, width)
+    assert browser.console_messages(chromium) == []
     assert browser.requests(chromium) == [hostile.absolute().as_uri()]
     assert chromium.title.endswith("report")
     chromium.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -357,14 +369,14 @@ def test_a_reader_sees_all_of_it(hostile: Path, chromium: Any, scheme: str, widt
     assert chromium.execute_script("return [...document.images].every(one => one.naturalWidth > 0)")
     contrasts = chromium.execute_script(CONTRASTS)
     assert len(contrasts) > 200
-    assert [found for found in contrasts if found[0] < 4.5] == []
+    assert [row for row in contrasts if row[0] < 4.5] == []
     assert chromium.execute_script(MISTAKES) == []
 
 
 @needs_browser
-def test_light_and_dark_are_two_looks(hostile: Path, chromium: Any) -> None:
+def test_light_and_dark_differ(hostile: Path, chromium: Any) -> None:
     brightness = {}
     for scheme in browser.SCHEMES:
-        browser.show(chromium, hostile, scheme, 1280)
-        brightness[scheme] = ImageStat.Stat(browser.picture(chromium, 1280, 900).convert("L")).mean[0]
+        browser.open_page(chromium, hostile, scheme, 1280)
+        brightness[scheme] = ImageStat.Stat(browser.screenshot(chromium, 1280, 900).convert("L")).mean[0]
     assert brightness["light"] > 200 > 60 > brightness["dark"]

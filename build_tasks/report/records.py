@@ -1,0 +1,256 @@
+"""The records that the report page consists of. The Jinja templates read their attributes.
+
+ModelPage ─┬─ tasks        TaskRow         one box of the task graph; `graph` holds where it stands
+           ├─ artifacts    ArtifactRow     one line of the overview
+           ├─ gate_results GateRow         what the accuracy gate says of one artifact
+           ├─ histograms   HistogramRow    the errors of its samples
+           ├─ samples      SampleTable     the class of each sample
+           ├─ node_errors  NodeErrors      the error after each node of a reduced-precision graph
+           ├─ tensors, configs, durations
+           └─ snapshot     ModelSnapshot   what the next report is compared with
+"""
+
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from build_tasks.doit_plugin.task_state import TaskState
+from build_tasks.report import charts
+from build_tasks.tensors import TensorSignature
+
+
+class TaskRow(Struct):
+    """One task of a model.
+
+    Attributes:
+        task: Name of the doit task.
+        stage: The part of `task` before the colon.
+        title: Short name for a box of the graph.
+        band: The artifact that the task belongs to, by the name of its Triton model.
+        reasons: Why the task would run, or cannot run.
+        seconds: Duration of its last run, None if it never ran.
+        file: Its first target.
+        is_artifact: Whether that is an artifact, and not a record about one.
+        size: Bytes of the target, None if it does not exist.
+        sha256: Digest of the target, None if it does not exist.
+        tools: Versions of the tools that built the target.
+        missing: What this machine lacks to run the task, None if nothing.
+    """
+
+    task: str
+    stage: str
+    title: str
+    band: str
+    state: TaskState
+    reasons: list[str]
+    seconds: float | None
+    file: str
+    is_artifact: bool
+    size: int | None
+    sha256: str | None
+    tools: dict[str, str]
+    missing: str | None
+
+
+class GateRow(Struct):
+    """The measured figures of an artifact with the result of the gate by the spec as it is now.
+
+    Attributes:
+        status: "ok", "refused" or "not testable".
+        reason: Why it is not ok.
+        outputs: The figures of each output, as `judged_artifacts.judge` returns them.
+        tie_tolerances: For each output that is measured, how far two classes may be apart in a near tie.
+        error: The relative L2 error that is nearest to its limit, formatted. None if an output has no figures.
+        limit: The limit of that error, formatted.
+    """
+
+    artifact: str
+    file: str
+    status: str
+    reason: str | None
+    outputs: dict[str, Any]
+    tie_tolerances: dict[str, float]
+    error: str | None
+    limit: str | None
+
+
+class ArtifactRow(Struct):
+    """A Triton model, or a graph, in one line of the overview.
+
+    Attributes:
+        state: The last one of its tasks' states in the order of `model_page.STATES`.
+        size: Bytes of its artifacts, None if there are none.
+        seconds: Duration of the last run of its tasks together, None if none ran.
+    """
+
+    name: str
+    files: list[str]
+    state: TaskState
+    size: int | None
+    gate_results: list[GateRow]
+    seconds: float | None
+
+
+class HistogramRow(Struct):
+    """The errors of all samples in one output of an artifact; `output` is None if the artifact has only one."""
+
+    artifact: str
+    output: str | None
+    status: str
+    errors: list[float]
+    limit: float
+    chart: charts.Histogram
+
+
+class SampleCell(Struct):
+    """The class that an artifact gives a sample.
+
+    Attributes:
+        label: The class, None if it is the one of the reference.
+        margin: By how many RMS of the sample's outputs the reference prefers its own class.
+        is_tie: Whether the gate ignores the change because the two classes are nearly equal.
+        error: Relative L2 error of the sample.
+    """
+
+    label: str | None
+    margin: float
+    is_tie: bool
+    error: float
+
+
+class SampleRow(Struct):
+    """One sample: its class by the reference, and a cell for each artifact; `picture` is a data: URI."""
+
+    name: str
+    class_index: int
+    label: str
+    cells: list[SampleCell]
+    picture: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        return any(cell.label is not None for cell in self.cells)
+
+
+class SampleTable(Struct):
+    """The class of each sample.
+
+    Attributes:
+        artifacts: Titles of the columns.
+        rows: The samples with a picture; those that change their class come first.
+        others: Number of samples that the page only counts, and how many of these change their class.
+        changed: Number of samples that change their class, of all samples.
+        total: Number of all samples.
+        source: Where the samples come from.
+    """
+
+    artifacts: list[str]
+    rows: list[SampleRow]
+    others: int
+    others_changed: int
+    changed: int
+    total: int
+    source: str
+
+
+class NodeErrors(Struct):
+    """What `doit layers` has measured; `worst` holds the nodes with the largest errors."""
+
+    precision: str
+    samples: int
+    first_jump: str | None
+    worst: list[dict[str, Any]]
+    chart: charts.Curve
+
+
+class TensorTable(Struct):
+    """The tensors of an artifact; each row is ("input" or "output", the tensor)."""
+
+    file: str
+    rows: list[tuple[str, TensorSignature]]
+
+
+class ConfigFile(Struct):
+    """A config.pbtxt, by the name of its Triton model."""
+
+    name: str
+    text: str
+
+
+class Durations(Struct):
+    """The last run of each task. Tasks of less than `threshold` seconds are only counted."""
+
+    tasks: list[TaskRow]
+    others: int
+    threshold: float
+    total: float
+    longest: float
+
+
+class FileSnapshot(NamedTuple):
+    sha256: str
+    size: int | None  # bytes
+
+
+class ModelSnapshot(Struct, forbid_unknown_fields=True):
+    """What a report remembers of a model.
+
+    Attributes:
+        files: By path.
+        errors: The largest relative L2 error of each artifact's outputs, by file.
+        verdicts: The result of the gate, by file.
+        tools: Versions, by distribution.
+        seconds: Duration of the last run, by task.
+    """
+
+    files: dict[str, FileSnapshot]
+    errors: dict[str, float]
+    verdicts: dict[str, str]
+    tools: dict[str, str]
+    seconds: dict[str, float]
+
+
+class Snapshot(Struct):
+    """The content of build/report.json: when the report was written (seconds since 1970), and its models."""
+
+    written: float | None = None
+    models: dict[str, ModelSnapshot] = {}  # a new one each, as msgspec has it
+
+
+class Change(NamedTuple):
+    """A difference from the last report; `subject` is a file, a tool or a task."""
+
+    subject: str
+    description: str
+
+
+class ModelPage(Struct):
+    """All that the page shows of one model.
+
+    Attributes:
+        random: Whether the weights are random.
+        reference: What the artifacts are compared with.
+        has_reduced_graph: Whether engines are compiled from a graph of reduced precision.
+        missing: What this machine lacks to run some of the tasks.
+        changes: Since the last report; None if this is the first one.
+    """
+
+    name: str
+    spec: str
+    formats: list[str]
+    random: bool
+    reference: str
+    tasks: list[TaskRow]
+    graph: charts.Graph
+    artifacts: list[ArtifactRow]
+    gate_results: list[GateRow]
+    histograms: list[HistogramRow]
+    samples: SampleTable | None
+    has_reduced_graph: bool
+    node_errors: NodeErrors | None
+    tensors: list[TensorTable]
+    configs: list[ConfigFile]
+    missing: list[str]
+    durations: Durations
+    snapshot: ModelSnapshot
+    changes: list[Change] | None
