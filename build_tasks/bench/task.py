@@ -21,7 +21,6 @@ from build_tasks.bench.records import TRACE, Options, read_runs
 from build_tasks.errors import UserError, with_suggestion
 from build_tasks.runtime import atomic_files, hardware
 from build_tasks.spec.model import Model
-from build_tasks.stages import engine
 
 DEFAULT_BATCHES = (1, 8, 32, 128)  # those below the largest batch of the spec, and that batch
 DEFAULT_INSTANCES = (1, 2, 4)  # on a CPU not more than cores
@@ -69,8 +68,10 @@ def bench(
     try:
         options = parse_options(model, batches, concurrency, seconds, formats, url, latency)
         runs = read_runs(model.artifact("bench.json"))
-        os.makedirs(engine.GPU, exist_ok=True)
-        with atomic_files.locked(engine.GPU):  # another benchmark, or the build of an engine, would disturb this one
+        os.makedirs(hardware.GPU_LOCK, exist_ok=True)
+        with atomic_files.locked(
+            hardware.GPU_LOCK
+        ):  # another benchmark, or the build of an engine, would disturb this one
             run = (server if url else machine).measure(model, options)
         if not run.points:
             raise UserError("; ".join(run.failed or run.left_out))

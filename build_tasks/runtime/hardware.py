@@ -9,7 +9,10 @@ import os
 import types
 from typing import Any, NamedTuple
 
+from build_tasks.paths import BUILD
 from build_tasks.runtime.distributions import installed_version
+
+GPU_LOCK = f"{BUILD}/.gpu"  # a folder; an engine build and a benchmark hold its lock while they time something
 
 OLDEST_TENSORRT = 10  # the first with strongly typed networks from ONNX in every precision
 

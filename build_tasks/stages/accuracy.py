@@ -1,8 +1,9 @@
-"""accuracy: what was measured against the gate -> model.*.verdict.json, which compiling and publishing ask for
+"""accuracy: the gate result of an artifact -> model.*.verdict.json, which engine and publish require
 
-model.*.measured.json ─► limits by precision, sensitivity, spec ─► ok | not testable | refused
-                                                                     │ a graph of reduced precision
-                                                                     └► where it goes wrong, layer by layer
+model.*.measured.json ─► limits by precision, sensitivity, spec ─► ok | not testable ─► model.*.verdict.json
+                                                                 └► refused: the task fails
+                                                                      └► a graph of reduced precision:
+                                                                         the error after each node, in the log
 """
 
 from typing import Any
@@ -18,18 +19,18 @@ from build_tasks.verification import gate
 
 
 def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
-    """Of an artifact that is served."""
+    """The doit task of an artifact that Triton serves."""
     precision = model.precision(model_format)
     stage = _stage(model, model.artifact_task_name(model_format, file), model_format, file, precision)
-    return stage.task(doc=f"{file} against the gate of {precision}; what fails is not published")
+    return stage.task(doc=f"{file} against the gate of {precision}; only a file that passes is published")
 
 
 def task_of_graph(model: Model) -> dict[str, Any]:
-    """Of the graph that engines are compiled from, where it is no artifact that is served."""
+    """The doit task of the graph that engines are compiled from, if Triton does not serve it."""
     name = model.graph_name(model.spec.engine.precision)
     precision = model.spec.engine.precision if model.converted else model.precision("onnx")
     stage = _stage(model, name, "graph", model.graph, precision)
-    return stage.task(doc=f"{model.graph} against the gate of {precision}; what fails is not compiled")
+    return stage.task(doc=f"{model.graph} against the gate of {precision}; only a graph that passes is compiled")
 
 
 def _stage(model: Model, name: str, model_format: str, file: str, precision: str) -> Stage:
@@ -59,51 +60,52 @@ def _stage(model: Model, name: str, model_format: str, file: str, precision: str
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     measured = read_json(inputs["measured"])
     for name in ("model", "reference"):
-        if measured[name] != digest(inputs[name]):  # `doit -s` leaves out the task that measures
-            raise UserError(f"{inputs['measured']} is of another file than {inputs[name]}")
-    if reason := gate.gate_error(measured, settings, advice(settings)):
-        wrong = "graph" in inputs and any(gate.failures(measured["outputs"], settings))
-        raise UserError(reason + (where(inputs, settings) if wrong else ""))
-    doubt = gate.untestable_reason(measured, settings)
-    status = f"not testable: {doubt}" if doubt else "ok"
+        if measured[name] != digest(inputs[name]):  # `doit -s` skips the measure task
+            raise UserError(f"{inputs['measured']} was measured with another file than {inputs[name]}")
+    if error := gate.gate_error(measured, settings, advice(settings)):
+        inaccurate = "graph" in inputs and any(gate.failures(measured["outputs"], settings))
+        raise UserError(error + (layers_message(inputs, settings) if inaccurate else ""))
+    reason = gate.untestable_reason(measured, settings)
+    status = f"not testable: {reason}" if reason else "ok"
     verdict = {"model": measured["model"], "signature": measured["signature"], "status": status}
     write_json(outputs["verdict"], verdict)
-    error, limit = gate.nearest_limit(measured, settings)
-    return {"accuracy": status, "error": f"{error}, limit {limit}"}
+    largest, limit = gate.nearest_limit(measured, settings)
+    return {"accuracy": status, "error": f"{largest}, limit {limit}"}
 
 
 def advice(settings: Settings) -> str:
-    """What to try, by what is refused."""
+    """The end of the message about a refused artifact: what the user can try."""
     precision, model_format, model = settings["precision"], settings["format"], settings["model"]
-    of_format = precision == "fp32" or model_format == "torchscript"
-    which = f'format = "{model_format}"' if of_format else f'precision = "{precision}"'
-    rule = f"an [[accuracy.gate]] with {which}"
+    by_format = precision == "fp32" or model_format == "torchscript"
+    key = f'format = "{model_format}"' if by_format else f'precision = "{precision}"'
+    rule = f"an [[accuracy.gate]] with {key}"
     if precision != "fp32" and model_format == "torchscript":
         return f"; try another torchscript.precision (fp32 serves model.pt itself), or {rule}"
     if precision in NATIVE_PRECISIONS or model_format == "tensorrt":
-        return f"; if that is accurate enough for you, say so in {rule}"
-    calibrate = "more pictures in engine.calibration, " if precision in QUANTIZED_PRECISIONS else ""
+        return f"; if that is accurate enough for you, allow it by {rule}"
+    calibrate = "more images in engine.calibration, " if precision in QUANTIZED_PRECISIONS else ""
     return (
-        f"; `doit repair:{model}` finds the nodes to leave out of {precision}; or try {calibrate}"
+        f"; `doit repair:{model}` finds the nodes to exclude from {precision}; or try {calibrate}"
         f"another engine.precision, or {rule}"
     )
 
 
-def where(inputs: Paths, settings: Settings) -> str:
-    """Where a refused graph goes wrong, for the message; the whole list goes to the log.
+def layers_message(inputs: Paths, settings: Settings) -> str:
+    """The part of the message that says where the error of a refused graph begins.
 
-    To judge takes no process of its own, but this does.
+    The gate itself needs no process of its own, but the comparison of layers runs ONNX Runtime in one. Its log has the
+    errors after all nodes.
     """
     try:
-        first = worker.call(opened, inputs, settings["precision"], log=settings["log"])
-    except (worker.CrashError, UserError):  # whatever it is, the graph is refused all the same
+        first = worker.call(print_layers, inputs, settings["precision"], log=settings["log"])
+    except (worker.CrashError, UserError):  # the graph is refused anyway, and the message has the gate's reason
         return ""
-    shown = f"layer by layer: {settings['log']}, or `doit layers:{settings['model']}`"
-    return f"; {first}; {shown}" if first else f"; {shown}"
+    details = f"layer by layer: {settings['log']}, or `doit layers:{settings['model']}`"
+    return f"; {first}; {details}" if first else f"; {details}"
 
 
-def opened(inputs: Paths, precision: str) -> str | None:
-    """Where the error of a graph begins; the errors after its nodes are printed."""
+def print_layers(inputs: Paths, precision: str) -> str | None:
+    """Print the errors after the nodes of a graph, and return where the error begins."""
     report = layer_errors.compare_layers(inputs["model.onnx"], inputs["graph"], inputs["samples"], precision)
     print(layer_errors.format_layers(report["layers"]))
     return layer_errors.first_jump(report)

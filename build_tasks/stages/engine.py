@@ -3,8 +3,8 @@
     verdict ok? ─► parse ─► profile ─► build ─► model.plan
                               timing cache ┘    model.plan.signature.json
 
-A plan is built on the GPU that it is for, and runs with the TensorRT that built it. TensorRT-RTX needs no GPU; its
-engines are for GeForce and RTX GPUs, and no models of Triton's.
+A plan must be built on the kind of GPU that it will run on, and runs only with the TensorRT version that built it.
+TensorRT-RTX builds without a GPU. Its engines are for GeForce and RTX GPUs, and Triton does not serve them.
 """
 
 import contextlib
@@ -26,22 +26,25 @@ from build_tasks.spec.model import Model, settings
 
 TOOLS = ("polygraphy",)
 TIMING_CACHES = f"{BUILD}/.timing"
-GPU = f"{BUILD}/.gpu"  # locked by whoever builds on it
 
 # The oldest compute capability that has a precision in hardware.
 # Source: the TensorRT support matrix, "Hardware and Precision".
-OLDEST = {"tf32": (8, 0), "bf16": (8, 0), "int8": (6, 1), "fp8": (8, 9)}
+OLDEST_CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "int8": (6, 1), "fp8": (8, 9)}
 
-# Keys of [engine] that decide the graph, and those that mean something to one compiler only.
-NOT_THE_BUILDER = {"keep_fp32", "keep_io_types", "calibration", "repair"}
+# Keys of [engine] that decide the graph, and keys that only one of the two compilers has.
+GRAPH_ONLY = {"keep_fp32", "keep_io_types", "calibration", "repair"}
 PLANS_ONLY = {"compute_capabilities", "hardware_compatibility", "version_compatible", "timing_cache"}
 RTX_ONLY = {"rtx_compute_capabilities"}
 
 
 def task(model: Model, file: str) -> dict[str, Any]:
-    """Of model.rtx, or of a plan."""
+    """The doit task.
+
+    Args:
+        file: "model.rtx", or one of the model's plans.
+    """
     engine, rtx = model.spec.engine, file == "model.rtx"
-    smallest, best, largest = model.spec.profile
+    smallest, optimal, largest = model.spec.profile
     capability = None if rtx else model.plans[file]
     cache = model.source(engine.timing_cache) if engine.timing_cache and not rtx else None
     stage = Stage(
@@ -62,12 +65,12 @@ def task(model: Model, file: str) -> dict[str, Any]:
             **{
                 key: value
                 for key, value in settings(engine).items()
-                if key not in NOT_THE_BUILDER | (PLANS_ONLY if rtx else RTX_ONLY)
+                if key not in GRAPH_ONLY | (PLANS_ONLY if rtx else RTX_ONLY)
             },
             **({} if rtx else {"compute_capabilities": capability and [capability]}),
             "compiler": "rtx" if rtx else "tensorrt",
             "min_batch_size": smallest,
-            "opt_batch_size": best,
+            "opt_batch_size": optimal,
             "max_batch_size": largest,
             "format": model.spec.input.format,
             "shape": model.spec.input.shape if model.spec.sizes else None,
@@ -80,55 +83,58 @@ def task(model: Model, file: str) -> dict[str, Any]:
         else functools.partial(hardware.missing_requirements, capability),
         host_fingerprint=hardware.host_fingerprint_rtx if rtx else hardware.host_fingerprint,
     )
-    doc = f"{file}: {engine.precision}, batches {smallest}, {best}, {largest}"
+    doc = f"{file}: {engine.precision}, batches {smallest}, {optimal}, {largest}"
     return stage.task(doc=doc, params=overrides.params("rtx" if rtx else "engine"))
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import polygraphy.config
 
-    # Which of the two Polygraphy works with; this process compiles nothing else.
+    # Polygraphy uses one of the two in a process. This process compiles one engine.
     polygraphy.config.USE_TENSORRT_RTX = rtx = settings["compiler"] == "rtx"
     from build_tasks.formats import tensorrt
 
-    if read_json(inputs["verdict"])["model"] != digest(inputs["graph"]):  # `doit -s` leaves out the task that judges
-        raise UserError(f"{inputs['verdict']} judges another file than {inputs['graph']}; nothing was compiled")
-    check_precision(settings["precision"], targets(settings))
-    with contextlib.ExitStack() as held:
-        if not rtx:  # builds time their tactics on the GPU, and two at once would time each other
-            os.makedirs(GPU, exist_ok=True)
-            held.enter_context(atomic_files.locked(GPU))
-        folder = held.enter_context(atomic_files.scratch_dir(TIMING_CACHES, prefix="draft-"))
-        kept = None if rtx or "timing_cache" in inputs else f"{TIMING_CACHES}/{cache_name(hardware.host_fingerprint())}"
+    if read_json(inputs["verdict"])["model"] != digest(inputs["graph"]):  # `doit -s` skips the accuracy task
+        raise UserError(
+            f"{inputs['verdict']} is the gate result of another file than {inputs['graph']}; nothing was compiled"
+        )
+    check_precision(settings["precision"], target_capabilities(settings))
+    with contextlib.ExitStack() as stack:
+        if not rtx:  # TensorRT times its tactics on the GPU; two builds at once would falsify each other's times
+            os.makedirs(hardware.GPU_LOCK, exist_ok=True)
+            stack.enter_context(atomic_files.locked(hardware.GPU_LOCK))
+        folder = stack.enter_context(atomic_files.scratch_dir(TIMING_CACHES, prefix="draft-"))
         draft = f"{folder}/timing.cache"
-        if known := inputs.get("timing_cache") or (kept and os.path.exists(kept) and kept):
-            shutil.copyfile(known, draft)
+        # The spec's timing cache is never written. Without one, build/ keeps a cache for each GPU and TensorRT.
+        own = None if rtx or "timing_cache" in inputs else f"{TIMING_CACHES}/{cache_name(hardware.host_fingerprint())}"
+        if existing := inputs.get("timing_cache") or (own and os.path.exists(own) and own):
+            shutil.copyfile(existing, draft)
         engine, signature = tensorrt.compile_engine(inputs["graph"], settings, draft)
-        if kept and os.path.exists(draft):
-            os.replace(draft, kept)
+        if own and os.path.exists(draft):
+            os.replace(draft, own)
     signature |= {key: settings[key] for key in ("compiler", "precision")}
     if not rtx:
         signature["version_compatible"] = settings["version_compatible"]
-    facts = hardware.host_fingerprint_rtx() if rtx else hardware.host_fingerprint()
-    signature |= facts
+    host = hardware.host_fingerprint_rtx() if rtx else hardware.host_fingerprint()
+    signature |= host
     with open(outputs["engine"], "wb") as file:
         file.write(engine)
-    for name, record in (("signature", signature), ("tools", {**versions(TOOLS), **facts})):
+    for name, record in (("signature", signature), ("tools", {**versions(TOOLS), **host})):
         write_json(outputs[name], record)
     batches = [settings[f"{point}_batch_size"] for point in ("min", "opt", "max")]
     return {"precision": settings["precision"], "batches": batches, "MB": f"{len(engine) / 1e6:.1f}"}
 
 
-def targets(settings: Settings) -> list[str]:
-    """The compute capabilities that the engine is for, as far as they are known."""
+def target_capabilities(settings: Settings) -> list[str]:
+    """The compute capabilities that the engine is for; empty where TensorRT-RTX compiles for all that it supports."""
     if settings["compiler"] == "rtx":
         return list(settings["rtx_compute_capabilities"])
     return [hardware.host_fingerprint()["compute capability"]]
 
 
 def check_precision(precision: str, capabilities: list[str]) -> None:
-    """UserError where a GPU does not have the precision."""
-    oldest = OLDEST.get(precision, (0, 0))
+    """Raise a UserError if a GPU of one of the compute capabilities does not have the precision."""
+    oldest = OLDEST_CAPABILITY.get(precision, (0, 0))
     for capability in capabilities:
         if tuple(map(int, capability.split("."))) < oldest:
             raise UserError(
@@ -137,6 +143,6 @@ def check_precision(precision: str, capabilities: list[str]) -> None:
             )
 
 
-def cache_name(facts: dict[str, str]) -> str:
-    """A timing cache holds measurements of one GPU by one TensorRT."""
-    return re.sub(r"[^\w.-]+", "_", f"{facts['TensorRT']}.{facts['GPU']}.cache")
+def cache_name(host: dict[str, str]) -> str:
+    """The file name of the timing cache, which holds times of one GPU and one TensorRT version."""
+    return re.sub(r"[^\w.-]+", "_", f"{host['TensorRT']}.{host['GPU']}.cache")

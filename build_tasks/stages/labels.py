@@ -1,4 +1,4 @@
-"""labels: the names of the classes -> labels.txt, one per line, as Triton's classification extension reads it."""
+"""labels: the names of the classes -> labels.txt, one per line, as Triton's classification extension reads them"""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from build_tasks.errors import UserError
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 
-IMAGENET = "imagenet-1k"  # the only list that timm and this project both know by name
+IMAGENET = "imagenet-1k"  # the only list of classes that a spec can name; it comes from timm
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -27,14 +27,18 @@ def task(model: Model) -> dict[str, Any]:
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    names = read(inputs["labels"]) if "labels" in inputs else imagenet()
+    names = read_labels(inputs["labels"]) if "labels" in inputs else imagenet_labels()
     with open(outputs["labels"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
     return {"classes": len(names)}
 
 
-def read(path: str) -> list[str]:
-    """The lines of a label file. UserError for an empty one, or for an empty line before the last."""
+def read_labels(path: str) -> list[str]:
+    """The lines of a label file. Empty lines at its end are ignored.
+
+    Raises:
+        UserError: If the file is empty or not UTF-8, or if a line before the last one is empty.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             names = file.read().rstrip("\n").split("\n")
@@ -47,8 +51,8 @@ def read(path: str) -> list[str]:
     return names
 
 
-def imagenet() -> list[str]:
-    """The 1000 classes in the order of the network's outputs."""
+def imagenet_labels() -> list[str]:
+    """The 1000 classes of ImageNet, in the order of the network's outputs."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()

@@ -1,21 +1,18 @@
-"""layers: where a graph of reduced precision goes wrong -> model.<precision>.onnx.layers.json
+"""layers: the error after each node of a graph of reduced precision -> model.<precision>.onnx.layers.json
 
     model.onnx ──────────────┐
-    model.<precision>.onnx ──┴► ONNX Runtime, every tensor marked ─► the error after each node, worst first
+    model.<precision>.onnx ──┴► ONNX Runtime, every tensor an output ─► the error after each node, largest first
 
-On demand (`doit layers:NAME`), and by the accuracy stage for a graph that it refuses.
+It runs on demand (`doit layers:NAME`). The accuracy stage computes the same errors for a graph that it refuses.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tasks.formats.layer_errors import LAYER_MODULES, compare_layers, first_jump, format_layers, inputs_of
 from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
-
-if TYPE_CHECKING:
-    pass
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -26,7 +23,7 @@ def task(model: Model) -> dict[str, Any]:
         build=build,
         inputs=inputs_of(model, precision),
         outputs={"layers": model.artifact(f"{model.graph}.layers.json")},
-        peak_batch=4 * model.spec.onnx.batch_size,  # of each there is every tensor at once
+        peak_batch=4 * model.spec.onnx.batch_size,  # all tensors of a graph are in memory at once
         settings={"precision": precision},
         tools=("onnx", "onnx-graphsurgeon", "onnxruntime"),
         modules=(__name__, *LAYER_MODULES),

@@ -1,10 +1,13 @@
-"""measure: an artifact on the accuracy samples, beside the reference -> model.*.measured.json
+"""measure: the outputs of an artifact for the accuracy samples, against the reference -> model.*.measured.json
 
-samples.json ─► artifact ─► Polygraphy: every output, every sample ─► figures, without a judgement (see accuracy.py)
+    samples.json ─► artifact ─► every output of every sample ─┐
+    reference.json ───────────────────────────────────────────┴► Polygraphy ─► figures
+
+The figures depend on no limit. The accuracy stage compares them with the gate.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
 from build_tasks.formats.pytorch_network import NETWORK_MODULES
@@ -16,11 +19,7 @@ from build_tasks.spec.model import Model
 from build_tasks.verification import accuracy_samples, metrics
 from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
 
-if TYPE_CHECKING:
-    pass
-
-
-# How an artifact is run, and which distributions that takes.
+# The ways to run an artifact, and the distributions that each of them uses.
 RUNNERS = {
     "torchscript": ("torch", "polygraphy"),
     "cast": ("torch", "polygraphy"),
@@ -29,7 +28,7 @@ RUNNERS = {
     "tensorrt": ("polygraphy",),
 }
 
-# The modules that run it.
+# The modules that each of them uses.
 RUNNER_MODULES = {
     "torchscript": NETWORK_MODULES,
     "cast": ("build_tasks.formats.torchscript_graph", *NETWORK_MODULES),
@@ -40,24 +39,24 @@ RUNNER_MODULES = {
 
 
 def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
-    """Of an artifact that is served."""
+    """The doit task of an artifact that Triton serves."""
     runner = "cast" if model_format == "torchscript" and model.is_cast else model_format
     stage = _stage(model, model.artifact_task_name(model_format, file), runner, file)
-    return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples")
+    return stage.task(doc=f"{file} against {model.reference} on the accuracy samples")
 
 
 def task_of_graph(model: Model, precision: str) -> dict[str, Any]:
-    """Of a graph that engines are compiled from, where it is no artifact that is served."""
+    """The doit task of a graph that engines are compiled from, if Triton does not serve it."""
     file = model.graph_file(precision)
     runner = "onnx" if file == "model.onnx" else "graph"
     stage = _stage(model, model.graph_name(precision), runner, file)
-    return stage.task(doc=f"{file} beside {model.reference} on the accuracy samples, in ONNX Runtime")
+    return stage.task(doc=f"{file} against {model.reference} on the accuracy samples, in ONNX Runtime")
 
 
 def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
-    plan = runner == "tensorrt"
+    is_plan = runner == "tensorrt"
     truth = model.spec.accuracy.truth
-    shown = {
+    truth_inputs = {
         **({"truth": model.source(truth)} if truth and truth != accuracy_samples.FOLDERS else {}),
         **({"labels": model.artifact("labels.txt")} if truth and model.spec.labels else {}),
     }
@@ -71,7 +70,7 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
             "samples": model.artifact("samples.json"),
             "names": model.artifact("samples.txt"),
             "reference": model.artifact("reference.json"),
-            **shown,
+            **truth_inputs,
         },
         outputs={"measured": model.artifact(f"{file}.measured.json")},
         peak_batch=BATCH * threads.AT_ONCE,
@@ -87,9 +86,9 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
             *RUNNER_MODULES[runner],
         ),
         missing_requirements=functools.partial(hardware.missing_requirements, model.plans[file])
-        if plan
+        if is_plan
         else nothing_missing,
-        host_fingerprint=hardware.host_fingerprint if plan else dict,
+        host_fingerprint=hardware.host_fingerprint if is_plan else dict,
     )
 
 
@@ -100,21 +99,24 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
         run = tensorrt.engine_session(inputs["model"], signature)
     else:
-        runners = {"torchscript": torchscript, "cast": cast, "onnx": onnx_session, "graph": reduced_session}
+        runners = {"torchscript": run_trace, "cast": run_cast, "onnx": onnx_session, "graph": reduced_session}
         run = runners[settings["runner"]](inputs["model"])
-    known = Reference(inputs)
-    each = map if settings["runner"] == "tensorrt" else threads.each  # a GPU is one
+    reference = Reference(inputs)
+    each = map if settings["runner"] == "tensorrt" else threads.each  # one batch at a time on a GPU
     measured = {
-        "model": digest(inputs["model"]),  # what the figures are of: who reads them asks for it
+        "model": digest(inputs["model"]),  # every reader of the figures compares these digests
         "signature": digest(inputs["signature"]),
         "reference": digest(inputs["reference"]),
-        **known.measure(run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, known.names), each),
+        **reference.measure(
+            run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, reference.names), each
+        ),
     }
     write_json(outputs["measured"], measured)
     return metrics.key_figures(measured)
 
 
 def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth | None:
+    """The true classes of the samples, None if the spec has no accuracy.truth."""
     if settings["truth"] is None:
         return None
     labels = None
@@ -124,7 +126,7 @@ def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth
     return accuracy_samples.read_truth(inputs.get("truth", accuracy_samples.FOLDERS), names, labels)
 
 
-def torchscript(path: str) -> RunBatch:
+def run_trace(path: str) -> RunBatch:
     """model.pt as a function from a batch to its outputs."""
     import torch
 
@@ -134,8 +136,8 @@ def torchscript(path: str) -> RunBatch:
     return lambda batch: [answer.numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch))]
 
 
-def cast(path: str) -> RunBatch:
-    """model.fp16.pt, say, likewise; with the rounding that a GPU would do."""
+def run_cast(path: str) -> RunBatch:
+    """A cast trace, model.fp16.pt for example, as such a function. It rounds as a GPU does."""
     import torch
 
     from build_tasks.formats import pytorch_network, torchscript_graph

@@ -1,18 +1,18 @@
 """precision: model.onnx -> model.<precision>.onnx, the graph that engines are compiled from, and its signature
 
-    fp16, bf16   AutoCast: everything is cast, but for what engine.keep_fp32 and the lock file name
-    int8, fp8    Q/DQ pairs with scales from the calibration samples; what is not quantised is fp16
+    fp16, bf16   AutoCast casts all nodes, except those that engine.keep_fp32 and the lock file name
+    int8, fp8    Q/DQ pairs with scales from the calibration samples; nodes that are not quantized are cast to fp16
 
-TensorRT 11 and TensorRT-RTX take a graph's types as they stand, and TensorRT 10 can: one way serves them all.
-fp32 and tf32 are compiled from model.onnx itself.
+TensorRT 11 and TensorRT-RTX compile a graph in the types that it has, and TensorRT 10 can do so, too. Therefore the
+precision is set in the graph, in one way for all of them. Engines of fp32 and tf32 are compiled from model.onnx.
 
-What may be cast is decided by the gate, and by `doit repair` where that fails (repair.py), not by a rule of thumb.
-AutoCast's own rule keeps in fp32 whatever exceeds 512 on the samples, whether that costs accuracy or not: a needless
-loss of speed in some networks, and no help where small numbers vanish.
+The gate decides which nodes may be cast; where it fails, `doit repair` finds the nodes to exclude (repair.py).
+AutoCast's own rule is not used. It keeps every node in fp32 whose values exceed 512 on the samples, whether they cost
+accuracy or not. In some networks that loses speed without need, and it does not help where small numbers become zero.
 """
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, signature_tensors
 from build_tasks.formats.reduced_precision import (
@@ -31,20 +31,17 @@ from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import QUANTIZED_PRECISIONS, Model
 
-if TYPE_CHECKING:
-    pass
-
 
 def task(model: Model, precision: str) -> dict[str, Any]:
     file = model.graph_file(precision)
     lock = model.source(LOCK_FILE)
-    made_here = model.spec.engine.repair and file == model.graph
-    locked = {"lock": lock} if os.path.exists(lock) or made_here else {}
+    repaired = model.spec.engine.repair and file == model.graph  # then the lock file is a target of the repair stage
+    locks = {"lock": lock} if os.path.exists(lock) or repaired else {}
     stage = Stage(
         name=f"precision:{model.graph_name(precision)}",
         model=model,
         build=build,
-        inputs={**inputs_of(model, precision), **locked},
+        inputs={**inputs_of(model, precision), **locks},
         outputs={"model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")},
         peak_batch=CALIBRATION_SAMPLES if precision in QUANTIZED_PRECISIONS else 1,
         settings=settings_of(model, precision),
@@ -53,8 +50,8 @@ def task(model: Model, precision: str) -> dict[str, Any]:
         source_files=user_source_files(model, precision),
     )
     task = stage.task(doc=f"{file}, which engines are compiled from")
-    if made_here and lock not in task["file_dep"]:
-        task["file_dep"].append(lock)  # by engine.repair it is a target, though not in build/: repair goes first
+    if repaired and lock not in task["file_dep"]:
+        task["file_dep"].append(lock)  # Stage.task leaves it out while it does not exist; doit must run repair first
     return task
 
 
@@ -62,12 +59,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
     source = onnx.load(onnx_file(inputs["model.onnx"]))
-    spared = locked_nodes(inputs["lock"], settings["precision"], source) if "lock" in inputs else []
+    excluded = locked_nodes(inputs["lock"], settings["precision"], source) if "lock" in inputs else []
     graph = convert_graph(
-        source, calibration_samples(inputs, settings), settings, spared, os.path.dirname(outputs["model"])
+        source, calibration_samples(inputs, settings), settings, excluded, os.path.dirname(outputs["model"])
     )
     save_onnx(graph, outputs["model"], settings["external_data"])
     write_json(outputs["signature"], signature_tensors(graph))
-    kinds = [node.op_type for node in graph.graph.node]
+    operators = [node.op_type for node in graph.graph.node]
     added = "QuantizeLinear" if settings["precision"] in QUANTIZED_PRECISIONS else "Cast"
-    return {"nodes": len(kinds), added: kinds.count(added), **({"locked": len(spared)} if spared else {})}
+    return {
+        "nodes": len(operators),
+        added: operators.count(added),
+        **({"locked": len(excluded)} if excluded else {}),
+    }

@@ -1,10 +1,11 @@
-"""repair: the fewest nodes to leave out of a precision so that the gate holds -> models/<model>/keep_fp32.lock
+"""repair: the fewest nodes to exclude from a precision so that the gate holds -> models/<model>/keep_fp32.lock
 
-    effect of halves, quarters, … of the nodes ─► nodes in order of effect ─► fewest of the first that suffice
-                                                                               └► each of them tried without
+    effect of halves, quarters, … of the nodes ─► nodes in order of effect ─► the first nodes that are enough
+                                                                                └► without those that are not needed
 
-In fp16 and bf16 graphs such nodes stay in fp32; in int8 and fp8 graphs they are not quantised. The lock file belongs to
-the spec: the precision stage reads it, and it is worth a commit. A locked set that still suffices stays as it is.
+Excluded nodes stay in fp32 in fp16 and bf16 graphs, and are not quantized in int8 and fp8 graphs. The lock file is a
+part of the spec: the precision stage reads it, and it should be committed. If the nodes in an existing lock file are
+still enough, it stays as it is.
 """
 
 import functools
@@ -33,11 +34,11 @@ from build_tasks.verification.tolerance import float_outputs, max_relative_error
 if TYPE_CHECKING:
     import onnx
 
-STEPS = 48  # conversions that are judged, at most
-PROBED = 4  # samples, for an effect
+MAX_STEPS = 48  # conversions of the graph in one search
+EFFECT_SAMPLES = 4  # samples that the effect of some nodes is measured on
 
 # The modules that decide what is measured.
-MEASURING = (
+MEASURE_MODULES = (
     "build_tasks.formats.node_precision",
     "build_tasks.formats.reduced_precision",
     "build_tasks.verification.metrics",
@@ -48,8 +49,9 @@ MEASURING = (
 )
 
 HEADER = """\
-# Nodes that are left out of a precision so that the accuracy gate holds: fp32 in fp16 and bf16 graphs, not quantised in
-# int8 and fp8 graphs. Found by `doit repair:{}`. It belongs to the spec; delete it to look for another set.
+# Nodes that are excluded from a precision so that the accuracy gate holds: fp32 in fp16 and bf16 graphs, not quantized
+# in int8 and fp8 graphs. `doit repair:{}` found them. This file is a part of the spec: commit it. To search for other
+# nodes, delete the file and repeat the command.
 """
 
 
@@ -78,17 +80,17 @@ def task(model: Model) -> dict[str, Any]:
         tools=(*reduced_precision.tools_of(model, engine.precision), "polygraphy"),
         modules=(
             __name__,
-            *MEASURING,
+            *MEASURE_MODULES,
             *gate.GATE_MODULES,
             *reduced_precision.source_modules(model, engine.precision),
         ),
         source_files=reduced_precision.user_source_files(model, engine.precision),
     )
-    doc = f"{reduced_precision.LOCK_FILE}: the fewest nodes to leave out of {engine.precision} so that the gate holds"
+    doc = f"{reduced_precision.LOCK_FILE}: the fewest nodes to exclude from {engine.precision} so that the gate holds"
     task = stage.task(doc=doc, params=overrides.params("repair"))
-    task["clean"] = []  # it is the user's, as the spec is
+    task["clean"] = []  # the lock file is the user's, like the spec
     if not engine.repair:
-        task["targets"] = []  # on demand: what reads the lock file must not bring about that it is made
+        task["targets"] = []  # on demand only: the precision stage reads the lock file, and must not start this task
     return task
 
 
@@ -98,28 +100,31 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     tables = reduced_precision.read_lock(settings["lock"])
     source = onnx.load(onnx_file(inputs["model.onnx"]))
     trial = Trial(inputs, settings, source, os.path.dirname(outputs["lock"]))
-    before = starting_point(settings, source)
+    locked = locked_nodes(settings, source)
     nodes = [node.name for node in source.graph.node if node.op_type != "Constant"]
-    refusal = trial(before)
-    if refusal is None:
-        spared = before
-    elif before and trial([]) is None:
-        spared = []
+    if trial(locked) is None:
+        excluded = locked
+    elif locked and trial([]) is None:
+        excluded = []
     else:
-        if doubt := gate.untestable_reason(trial.measured, settings):
-            raise UserError(f"samples that prove nothing repair nothing: {doubt}")
+        if reason := gate.untestable_reason(trial.measured, settings):
+            raise UserError(f"the samples cannot show which nodes to exclude: {reason}")
         limit = tolerance(settings["precision"], max(sensitivities(trial.measured)))
-        spared = fewest(trial, node_sensitivity.rank_nodes(trial.probe(), nodes, limit, tell))
-    if trial.nothing_left(spared):
-        raise UserError(f"the gate holds only where nothing is {settings['precision']}: choose another precision")
-    tables[settings["precision"]] = reduced_precision.LockedNodes(sorted(spared))
-    write(outputs["lock"], settings["model"], tables)
-    share = len(spared) / len(nodes)
-    cut = ", the bound: delete the lock file and repeat, to go on" if trial.steps >= STEPS else ""
+        excluded = fewest_nodes(trial, node_sensitivity.rank_nodes(trial.effect_of_nodes(), nodes, limit, log))
+    if trial.leaves_nothing(excluded):
+        raise UserError(
+            f"engine.precision: the gate holds only if no node is {settings['precision']}; choose another precision"
+        )
+    tables[settings["precision"]] = reduced_precision.LockedNodes(sorted(excluded))
+    write_lock(outputs["lock"], settings["model"], tables)
+    share = len(excluded) / len(nodes)
+    limited = ", the limit: delete the lock file and repeat to continue" if trial.steps >= MAX_STEPS else ""
     return {
-        settings["precision"]: f"{len(spared)} of {len(nodes)} nodes spared ({share:.1%}), {trial.steps} steps{cut}",
+        settings["precision"]: (
+            f"{len(excluded)} of {len(nodes)} nodes excluded ({share:.1%}), {trial.steps} steps{limited}"
+        ),
         "error": max(output["relative_l2"] for output in trial.measured["outputs"].values()),
-        "table": "\n".join(f"    {name}" for name in spared) or "    the gate holds as it is: nothing to spare",
+        "table": "\n".join(f"    {name}" for name in excluded) or "    the gate holds as it is: no node is excluded",
     }
 
 
@@ -127,8 +132,8 @@ def sensitivities(measured: dict[str, Any]) -> list[float]:
     return [output.get("sensitivity", 0.0) for output in measured["outputs"].values()]
 
 
-def starting_point(settings: Settings, source: "onnx.ModelProto") -> list[str]:
-    """What is locked already, if the graph still has those nodes."""
+def locked_nodes(settings: Settings, source: "onnx.ModelProto") -> list[str]:
+    """The nodes in the existing lock file; none if the graph no longer has all of them."""
     try:
         return reduced_precision.locked_nodes(settings["lock"], settings["precision"], source)
     except UserError:
@@ -136,84 +141,90 @@ def starting_point(settings: Settings, source: "onnx.ModelProto") -> list[str]:
 
 
 class Trial:
-    """Whether the gate holds for a set of spared nodes: a real conversion, all samples, the gate itself.
+    """Tests whether the gate holds for a set of excluded nodes, by a real conversion on all samples.
 
-    A conversion is a step; one that was made before is none.
+    Every conversion is a step. What was measured is saved in build/<model>/repair/ under a digest of all that it
+    depends on, and is not measured again. So an interrupted search continues, and a changed gate needs no new
+    conversions.
 
-    What is measured is kept in build/<model>/repair/, by what it depends on, so that a search that was cut goes on, and
-    another gate measures nothing anew.
+    Attributes:
+        steps: Number of conversions so far.
+        empty_sets: The sets of excluded nodes that leave no node in the precision.
+        measured: The figures of the last set for which the gate held, or else of the first set.
     """
 
     def __init__(self, inputs: Paths, settings: Settings, source: "onnx.ModelProto", folder: str):
         self.batches = reference_outputs.batch_sizes(read_json(inputs["signature"]))
         self.settings, self.source, self.folder = settings, source, folder
-        self.known = reference_outputs.Reference(inputs)
+        self.reference = reference_outputs.Reference(inputs)
         self.calibration = reduced_precision.calibration_samples(inputs, settings)
         self.steps = 0
-        self.vain: set[tuple[str, ...]] = set()  # the sets that leave nothing in the precision
-        self.measured: dict[str, Any] = {}  # of the last set that held, or of the first that did not
-        judged = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")
-        recipe = {key: value for key, value in settings.items() if key not in judged}
+        self.empty_sets: set[tuple[str, ...]] = set()
+        self.measured: dict[str, Any] = {}
+        irrelevant = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")  # for what is measured
+        relevant = {key: value for key, value in settings.items() if key not in irrelevant}
         tools = {tool: installed_version(tool) for tool in ("nvidia-modelopt", "onnx", "onnxruntime", "polygraphy")}
-        digests = [[digest(path) for path in inputs.values()], imported_digests(MEASURING)]
-        self.recipe = json.dumps([recipe, tools, digests], sort_keys=True)
+        digests = [[digest(path) for path in inputs.values()], imported_digests(MEASURE_MODULES)]
+        self.fingerprint = json.dumps([relevant, tools, digests], sort_keys=True)
 
-    def __call__(self, spared: Iterable[str]) -> str | None:
-        """Why the gate refuses the graph with these nodes spared; None if it holds."""
-        names, before = sorted(spared), self.steps
-        measured = self._kept("step", names, self._measured)
-        refusal: str | None
+    def __call__(self, excluded: Iterable[str]) -> str | None:
+        """Why the gate refuses the graph with these nodes excluded; None if it holds."""
+        names, steps_before = sorted(excluded), self.steps
+        measured = self._cached("step", names, self._measure)
+        error: str | None
         if "wrong" in measured:
-            refusal = said = measured["wrong"]
-        elif "vain" in measured:  # as accurate as can be, and not what was asked for
-            self.vain.add(tuple(names))
-            refusal, said = None, "nothing is left in this precision"
+            error = message = measured["wrong"]
+        elif "empty" in measured:  # the outputs are exact, but no node has the precision any more
+            self.empty_sets.add(tuple(names))
+            error, message = None, "no node is left in this precision"
         else:
-            refusal = gate.gate_error(measured, self.settings, advice="")
-            said = refusal.partition(" (and ")[0] if refusal else "the gate holds"
-            if refusal is None or not self.measured:
+            error = gate.gate_error(measured, self.settings, advice="")
+            message = error.partition(" (and ")[0] if error else "the gate holds"
+            if error is None or not self.measured:
                 self.measured = measured
-        step = f"step {self.steps} of at most {STEPS}" if self.steps > before else "known from before"
-        tell(f"{step}, nodes spared: {len(names)}: {said}")
-        return refusal
+        step = f"step {self.steps} of at most {MAX_STEPS}" if self.steps > steps_before else "measured before"
+        log(f"{step}, nodes excluded: {len(names)}: {message}")
+        return error
 
-    def _kept(self, kind: str, names: list[str], measure: Callable[[list[str]], Any]) -> Any:
-        """`measure(names)`, or what it said before."""
-        key = hashlib.sha256(f"{self.recipe}{names}".encode()).hexdigest()[:24]
+    def _cached(self, kind: str, names: list[str], measure: Callable[[list[str]], Any]) -> Any:
+        """The result of `measure(names)`, from the file of an earlier call if there is one."""
+        key = hashlib.sha256(f"{self.fingerprint}{names}".encode()).hexdigest()[:24]
         path = f"{self.settings['cache']}/{self.settings['precision']}.{kind}.{key}.json"
         try:
             return read_json(path)
         except (OSError, ValueError):
             value = measure(names)
         with atomic_files.scratch_dir() as folder:
-            write_json(f"{folder}/kept.json", value)
-            atomic_files.replace(f"{folder}/kept.json", path)
+            write_json(f"{folder}/value.json", value)
+            atomic_files.replace(f"{folder}/value.json", path)
         return value
 
-    def nothing_left(self, spared: Iterable[str]) -> bool:
-        return tuple(sorted(spared)) in self.vain
+    def leaves_nothing(self, excluded: Iterable[str]) -> bool:
+        """Whether no node has the precision any more. Only known of a set that was tested."""
+        return tuple(sorted(excluded)) in self.empty_sets
 
-    def _measured(self, spared: list[str]) -> dict[str, Any]:
+    def _measure(self, excluded: list[str]) -> dict[str, Any]:
+        """The figures of the converted graph, or {"empty": reason} or {"wrong": reason} where there is none."""
         self.steps += 1
         try:
-            graph = reduced_precision.convert_graph(self.source, self.calibration, self.settings, spared, self.folder)
+            graph = reduced_precision.convert_graph(self.source, self.calibration, self.settings, excluded, self.folder)
         except UserError as error:
-            if not spared:
-                raise  # it is not the set that is wrong
-            return {"vain" if isinstance(error, reduced_precision.NothingToQuantizeError) else "wrong": str(error)}
+            if not excluded:
+                raise  # the excluded nodes are not the cause
+            return {"empty" if isinstance(error, reduced_precision.NothingToQuantizeError) else "wrong": str(error)}
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             save_onnx(graph, f"{folder}/model.onnx", external_data=False)
             run = reduced_session(f"{folder}/model.onnx")
-        return self.known.measure(run, *self.batches, self.settings["top_k"])
+        return self.reference.measure(run, *self.batches, self.settings["top_k"])
 
-    def probe(self) -> "Callable[[Iterable[str]], float]":
-        """The function from some nodes to how far the outputs move when only those are in the precision.
+    def effect_of_nodes(self) -> Callable[[Iterable[str]], float]:
+        """A function from some nodes to the error of the outputs when only those nodes are in the precision.
 
-        It emulates the precision on a few samples, and so is faster than a conversion.
+        It emulates the precision on a few samples. That is faster than a conversion.
         """
         import numpy as np
 
-        batch = self.known.samples[:PROBED]
+        batch = self.reference.samples[:EFFECT_SAMPLES]
         if fixed := self.source.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
             batch = np.resize(batch, (fixed, *batch.shape[1:]))
         if self.calibration is None:
@@ -230,37 +241,42 @@ class Trial:
                 float_outputs(session_without_optimizations(reduced(set(nodes)))(batch)), expected
             )
 
-        return lambda nodes: float(self._kept("effect", sorted(nodes), effect))
+        return lambda nodes: float(self._cached("effect", sorted(nodes), effect))
 
 
-def fewest(trial: Trial, ordered: list[str]) -> list[str]:
-    """A set of nodes without which the gate holds. UserError where there is none.
+def fewest_nodes(trial: Trial, ordered: list[str]) -> list[str]:
+    """A set of nodes that is enough to exclude, and in which each node is needed.
 
-    None of them can be left out, unless the steps ran out before that was known.
+    If the steps run out, the set is enough, but may hold nodes that are not needed.
+
+    Args:
+        ordered: All nodes, those with the largest effect first.
+    Raises:
+        UserError: If the gate fails even with all nodes excluded.
     """
-    fails, holds = 0, 1
+    fails, holds = 0, 1  # the gate fails with this many of the first nodes excluded, and holds with that many
     while trial(ordered[:holds]) is not None:
         if holds == len(ordered):
             raise UserError(
-                f"even with every node spared the gate fails: {trial(ordered)}; what fails is not the precision"
+                f"the gate fails even with every node excluded, so the precision is not the cause: {trial(ordered)}"
             )
         fails, holds = holds, min(4 * holds, len(ordered))
     while holds - fails > 1:
         middle = (fails + holds) // 2
         fails, holds = (fails, middle) if trial(ordered[:middle]) is None else (middle, holds)
-    spared = ordered[:holds]
-    size = len(spared) // 2
-    while size and trial.steps < STEPS:  # the last node that was added is needed, but not every one before it
-        for start in range(len(spared) - size, -1, -size):
-            fewer = spared[:start] + spared[start + size :]
-            if len(spared) > 1 and trial.steps < STEPS and trial(fewer) is None:
-                spared = fewer
+    excluded = ordered[:holds]
+    size = len(excluded) // 2
+    while size and trial.steps < MAX_STEPS:  # the last of these nodes is needed, but perhaps not all before it
+        for start in range(len(excluded) - size, -1, -size):
+            fewer = excluded[:start] + excluded[start + size :]
+            if len(excluded) > 1 and trial.steps < MAX_STEPS and trial(fewer) is None:
+                excluded = fewer
         size //= 2
-    return spared
+    return excluded
 
 
-def write(path: str, model: str, tables: dict[str, reduced_precision.LockedNodes]) -> None:
-    """The lock file; a precision that spares nothing is not in it."""
+def write_lock(path: str, model: str, tables: dict[str, reduced_precision.LockedNodes]) -> None:
+    """Write the lock file. A precision without excluded nodes gets no table."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(HEADER.format(model))
         for name, table in sorted(tables.items()):
@@ -269,7 +285,7 @@ def write(path: str, model: str, tables: dict[str, reduced_precision.LockedNodes
                 file.write(f"\n[{name}]\nkeep_fp32 = [\n{lines}]\n")
 
 
-def tell(line: str) -> None:
-    """Progress, for whoever is watching."""
+def log(line: str) -> None:
+    """Print a line of progress to the log of the stage, and show it on the terminal."""
     print(line, flush=True)
     progress.emit(f"    {line}")

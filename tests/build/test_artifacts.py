@@ -238,7 +238,7 @@ def test_what_was_not_compared_itself_is_not_published_even_on_demand(tiny: Proj
     tiny.built("onnx:tiny", "--opset_version", "13")
     run = tiny.doit("-s", "publish:tiny_onnx")
     assert run.code == 1
-    assert "model.onnx.verdict.json judges another file than build/tiny/model.onnx" in run.out
+    assert "model.onnx.verdict.json is the gate result of another file than build/tiny/model.onnx" in run.out
     assert tiny.tree() == published
 
 

@@ -225,7 +225,7 @@ def test_a_graph_that_was_not_judged_itself_is_not_compiled_even_on_demand(plain
     before = (plain / "build/plain/model.rtx").read_bytes()
     run = plain.doit("-s", "rtx:plain", **without_gpu(plain))
     assert run.code == 1
-    assert "model.fp16.onnx.verdict.json judges another file than build/plain/model.fp16.onnx" in run.out
+    assert "model.fp16.onnx.verdict.json is the gate result of another file than build/plain/model.fp16.onnx" in run.out
     assert (plain / "build/plain/model.rtx").read_bytes() == before
 
 

@@ -271,7 +271,7 @@ def test_a_graph_that_is_too_far_off_is_not_compiled(zoo: tuple[Project, Run]) -
     line = refusal(run, "accuracy:strict.fp16")
     assert "output OUTPUT__0: relative L2 error" in line
     assert "limit 1.0e-09" in line
-    assert "`doit repair:strict` finds the nodes to leave out of fp16; or try another engine.precision" in line
+    assert "`doit repair:strict` finds the nodes to exclude from fp16; or try another engine.precision" in line
     assert 'an [[accuracy.gate]] with precision = "fp16"' in line
     assert "layer by layer: build/strict/logs/accuracy.strict.fp16.log, or `doit layers:strict`" in line
     assert run.code == 1

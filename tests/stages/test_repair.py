@@ -71,7 +71,7 @@ def test_a_planted_overflow_is_caught_by_the_default_gate(refused: tuple[Project
     assert run.failed == ["accuracy:planted.fp16"]
     line = refusal(run, "accuracy:planted.fp16")
     assert re.search(r"OUTPUT__0: NaN or infinity in \d+ of 7000 values, in \d of 7 samples, \w+.jpg the first", line)
-    assert "`doit repair:planted` finds the nodes to leave out of fp16" in line
+    assert "`doit repair:planted` finds the nodes to exclude from fp16" in line
     assert re.search(r"the error jumps at /MatMul_\d+ \(MatMul\), from \S+ to NaN or infinity", line)
     assert {"accuracy:sound.fp16", "rtx:sound"} <= {*run.ran}
     assert not (project / "build/planted/model.rtx").exists()
@@ -112,9 +112,9 @@ def test_repair_keeps_at_most_a_twentieth_of_the_nodes_in_fp32(repaired: tuple[P
     (names,) = locked(project, "planted").values()
     graph = onnx.load(project / "build/planted/model.onnx").graph
     assert 1 <= len(names) <= 0.05 * len(graph.node)
-    assert f"fp16: {len(names)} of {len(graph.node)} nodes spared" in run.out
+    assert f"fp16: {len(names)} of {len(graph.node)} nodes excluded" in run.out
     assert all(name in run.out for name in names)
-    assert "step 1 of at most 48, nodes spared: 0: output OUTPUT__0: NaN or infinity" in run.out
+    assert "step 1 of at most 48, nodes excluded: 0: output OUTPUT__0: NaN or infinity" in run.out
     assert ", 0 steps" not in run.out
 
 
@@ -170,7 +170,7 @@ def test_a_search_that_was_made_is_not_made_again(
 def test_where_the_gate_holds_nothing_is_locked(refused: tuple[Project, Run]) -> None:
     project, _ = refused
     run = project.built("repair:sound")
-    assert "the gate holds as it is: nothing to spare" in run.out
+    assert "the gate holds as it is: no node is excluded" in run.out
     assert locked(project, "sound") == {}
 
 
@@ -239,8 +239,9 @@ def test_what_cannot_be_repaired_is_said(project: Project) -> None:
         spec.write('\n[[accuracy.gate]]\nformat = "graph"\nsnr = 190\n')
     run = project.doit("repair")
     assert run.code == 1
-    assert "even with every node spared the gate fails: output OUTPUT__0: signal-to-noise ratio " in refusal(
-        run, "repair:net"
+    assert (
+        "the gate fails even with every node excluded, so the precision is not the cause: output OUTPUT__0: signal-to-noise ratio "
+        in refusal(run, "repair:net")
     )
     assert not (project / "models/net/keep_fp32.lock").exists()
     assert run.ran.count("repair:untested") == 1, "random weights are not judged, so nothing fails"
