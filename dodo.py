@@ -35,7 +35,8 @@ from build_tasks.runtime import memory_budget, resources
 from build_tasks.runtime.digests import ContentChecker, digest
 from build_tasks.spec import overrides
 from build_tasks.spec.loader import load, names
-from build_tasks.spec.model import REDUCED_PRECISIONS, Model
+from build_tasks.spec.model import Model
+from build_tasks.spec.tables import REDUCED_PRECISIONS
 
 with lazily():
     from build_tasks.bench import task as bench

@@ -258,10 +258,10 @@ def of_image(image: list[int | None], batch: int | None) -> tuple[list[Key], Col
 
 def rendered(about: str, keys: list[Key], without: Collection[str] = ()) -> str:
     """The text of the spec: the keys, and, as comments, those that are often set, `without` some."""
-    from build_tasks.spec.json_schema import LINE, comments, schema
+    from build_tasks.spec.json_schema import SCHEMA_DIRECTIVE, schema
 
-    meanings, defaults = comments(), schema()
-    lines = [LINE, f"# {about}. All keys: docs/reference/spec.md"]
+    defaults = schema()
+    lines = [SCHEMA_DIRECTIVE, f"# {about}. All keys: docs/reference/spec.md"]
     for table, often in OFTEN_SET.items():
         given = [key for key in keys if key.table == table]
         free = often.keys() - {*without, *(key.name for key in given)}
@@ -269,9 +269,8 @@ def rendered(about: str, keys: list[Key], without: Collection[str] = ()) -> str:
         lines += [line(key.name, key.value, key.comment) for key in given]
         for name in filter(free.__contains__, often):
             of = defaults["properties"][table]["properties"] if table == "triton" else properties(defaults, table)
-            owner = {"": "Spec", "triton": "TRITON_KEYS"}.get(table, table.capitalize())
             value = of[name]["default"] if often[name] is None else often[name]
-            lines.append(line(f"# {name}", value, meanings[owner, name]))
+            lines.append(line(f"# {name}", value, of[name]["description"]))
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.onnx_files import fixed_batch
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.paths import MODELS
-from build_tasks.spec.model import Model, settings
+from build_tasks.spec.model import Model, table_settings
 from build_tasks.tensors import layout_dims
 from build_tasks.verification.tolerance import float_outputs, max_relative_error, perturb_one_ulp
 
@@ -29,12 +29,14 @@ NETWORK_MODULES = ("build_tasks.formats.pytorch_network", "build_tasks.tensors",
 
 def settings_of(model: Model) -> Settings:
     """What decides the network, for the fingerprint of every stage that makes it."""
-    return {"model": model.name, "architecture": settings(model.spec.architecture)}
+    return {"model": model.name, "architecture": table_settings(model.spec.architecture)}
 
 
 def input_settings_of(model: Model) -> Settings:
     """What decides the preprocessing, besides the network."""
-    return {key: value for key, value in settings(model.spec.input).items() if key not in ("min_size", "max_size")}
+    return {
+        key: value for key, value in table_settings(model.spec.input).items() if key not in ("min_size", "max_size")
+    }
 
 
 def interface_of(model: Model) -> Settings:
@@ -43,7 +45,7 @@ def interface_of(model: Model) -> Settings:
     normalised = spec.input.format != "fp32_nchw"
     return {
         "format": spec.input.format,
-        **settings(spec.output),
+        **table_settings(spec.output),
         **({key: getattr(spec.input, key) for key in NORMALISING} if normalised else {}),
     }
 

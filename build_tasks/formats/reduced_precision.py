@@ -12,7 +12,8 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
 from build_tasks.runtime.stage import Paths, Settings
-from build_tasks.spec.model import QUANTIZED_PRECISIONS, Model
+from build_tasks.spec.model import Model
+from build_tasks.spec.tables import QUANTIZED_PRECISIONS
 from build_tasks.tensors import INPUT
 from build_tasks.verification import accuracy_samples
 

@@ -30,7 +30,8 @@ from build_tasks.report.records import (
 from build_tasks.report.sample_table import sample_table
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
-from build_tasks.spec.model import REDUCED_PRECISIONS, Model
+from build_tasks.spec.model import Model
+from build_tasks.spec.tables import REDUCED_PRECISIONS
 from build_tasks.verification import gate, judged_artifacts
 
 MIN_DURATION = 0.1  # seconds; shorter tasks are only counted

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict
 
 from build_tasks.runtime.digests import digest
-from build_tasks.spec.model import Model, Table
+from build_tasks.spec.model import Model
+from build_tasks.spec.tables import Table
 
 NEVER_BUILT = "no record of a build"
 OTHER_VERSION = "built by another version of this project"

@@ -1,127 +1,80 @@
-"""What editors and people are told of model.toml: a JSON schema and a reference, both made from spec.py itself.
+"""The JSON schema of model.toml for editors, and the reference of its keys for people.
 
     python -m build_tasks.spec.json_schema > models/model.schema.json
     python -m build_tasks.spec.json_schema --markdown > docs/reference/spec.md
 
-Types and defaults are those of the classes, the meaning of a key is the comment behind it, and the fields of Triton's
-ModelConfig are those of its protobuf. Editors find the schema by the first line of a spec.
+msgspec derives types, defaults and descriptions from the classes of tables.py and model.py. The fields of Triton's
+ModelConfig come from its protobuf. Editors find the schema through the first line of a spec.
 """
 
-import ast
-import inspect
-import io
 import json
 import sys
-import tokenize
 from typing import Any
 
 import msgspec
 
-from build_tasks.spec import loader, model
+from build_tasks.spec.model import Spec
+from build_tasks.spec.tables import TritonKeys
 from build_tasks.triton import model_config, platforms
 
 Schema = dict[str, Any]
 
-LINE = "#:schema ../model.schema.json"  # how a spec begins, for editors that know taplo's directives
+SCHEMA_DIRECTIVE = "#:schema ../model.schema.json"  # first line of a spec; taplo and editors based on it read it
 TITLE = "models/<model>/model.toml"
-DRAFT = "http://json-schema.org/draft-07/schema#"  # the newest that editors of TOML are sure to know
+DRAFT = "http://json-schema.org/draft-07/schema#"  # the newest draft that TOML editors support everywhere
 PROTOBUF = "https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto"
 
-# What of [triton] the types of spec.py leave open.
-TRITON_TYPES: dict[str, Schema] = {
-    "release": {"type": "string", "pattern": f"^{loader.RELEASE}$"},
-    "device": {"enum": list(loader.DEVICES)},
-    "warm_up": {"type": "integer", "minimum": 1},
-    "keep_versions": {"type": "integer", "minimum": 1},
-    "provenance": {"type": "boolean"},
-}
-OF_ONE_FORMAT: Schema = {
+MAX_BATCH_OF_FORMAT: Schema = {
     "type": "integer",
     "minimum": 1,
-    "description": "the largest batch of this format, in the place of the key above the tables",
+    "description": "Largest batch of this format. Replaces the key max_batch_size above the tables.",
 }
 
 
 def schema() -> Schema:
-    """The JSON schema of a spec, with a description of every key."""
-    made = msgspec.json.schema(model.Spec)
-    known, definitions = comments(), made["$defs"]
-    for table, definition in definitions.items():
-        definition.pop("title")
+    """Return the JSON schema of a spec, with a description of every key."""
+    definitions = _definitions(Spec)
+    spec = definitions.pop("Spec")
+    (formats,) = (f for f in msgspec.structs.fields(Spec) if f.name == "formats")
+    spec["properties"]["formats"]["default"] = formats.default_factory()
+    spec["properties"]["triton"] |= _triton(definitions)
+    return {"$schema": DRAFT, "title": TITLE, **spec, "$defs": dict(sorted(definitions.items()))}
+
+
+def _definitions(table: type[msgspec.Struct]) -> dict[str, Schema]:
+    """Return msgspec's schema of a table and of all tables in it, by name."""
+    definitions: dict[str, Schema] = msgspec.json.schema(table)["$defs"]
+    for definition in definitions.values():
+        del definition["title"]
         for key, of in definition["properties"].items():
-            definition["properties"][key] = _described(_without_null(of), known.get((table, key)))
-    whole = definitions.pop("Spec")
-    (formats,) = (f for f in msgspec.structs.fields(model.Spec) if f.name == "formats")
-    whole["properties"]["formats"]["default"] = formats.default_factory()
-    whole["properties"]["triton"] = _triton(definitions, known)
-    return {"$schema": DRAFT, "title": TITLE, **whole, "$defs": dict(sorted(definitions.items()))}
-
-
-def _described(of: Schema, text: str | None) -> Schema:
-    """A table is described where it is defined: what stands beside a reference does not count."""
-    return of if text is None or "$ref" in of else {"description": text, **of}
+            definition["properties"][key] = _without_null(of)
+    return definitions
 
 
 def _without_null(of: Schema) -> Schema:
-    """TOML has no null: a key that may be missing is left out."""
+    """Return the schema of a key without null, which TOML does not have."""
     if of.get("default", ...) is None:
         del of["default"]
     choices = [choice for choice in of.pop("anyOf", ()) if choice != {"type": "null"}]
-    return {**choices[0], **of} if choices else of
+    return {**of, **choices[0]} if choices else of
 
 
-def comments() -> dict[tuple[str, str], str]:
-    """What stands behind each key in spec.py, by class (or TRITON_KEYS) and key.
-
-    A comment on a line of its own is about all keys below it, up to the next one.
-    """
-    source = inspect.getsource(model)
-    behind: dict[int, str] = {}
-    above: dict[int, str] = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            place = above if token.line.lstrip().startswith("#") else behind
-            place[token.start[0]] = token.string.removeprefix("#").strip()
-    found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            group = ""
-            for part in node.body:
-                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-                    group = above.get(part.lineno - 1, group)
-                    text = behind.get(part.lineno, "")
-                    found[node.name, part.target.id] = f"{text} ({group})" if group else text
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict):
-            for key in node.value.keys:
-                if isinstance(key, ast.Constant) and key.lineno in behind:
-                    found["TRITON_KEYS", str(key.value)] = behind[key.lineno]
-    return found
-
-
-def _triton(definitions: dict[str, Schema], known: dict[tuple[str, str], str]) -> Schema:
-    """[triton]: its own keys, the fields of ModelConfig, and a table of such fields for each of Triton's models."""
+def _triton(definitions: dict[str, Schema]) -> Schema:
+    """Return the schema of [triton]: the project's keys, fields of ModelConfig, and a table of fields by format."""
     fields = _fields(definitions)
-    own = {
-        key: {"description": known["TRITON_KEYS", key], **TRITON_TYPES[key], "default": default}
-        for key, default in model.TRITON_KEYS.items()
-    }
     definitions["Triton.format"] = {
         "type": "object",
-        "description": "Fields for one of Triton's models, in the place of the same ones of [triton].",
-        "properties": {"max_batch_size": OF_ONE_FORMAT, **fields},
+        "description": "Fields of one of the Triton models. They replace the same fields of [triton].",
+        "properties": {"max_batch_size": MAX_BATCH_OF_FORMAT, **fields},
         "additionalProperties": False,
     }
     tables = {name: {"$ref": "#/$defs/Triton.format"} for name in platforms.TRITON_MODELS}
-    return {
-        "type": "object",
-        "description": known["Spec", "triton"],
-        "properties": {**own, **fields, **tables},
-        "additionalProperties": False,
-    }
+    keys = _definitions(TritonKeys)["TritonKeys"]["properties"]
+    return {"type": "object", "properties": {**keys, **fields, **tables}, "additionalProperties": False}
 
 
 def _fields(definitions: dict[str, Schema]) -> dict[str, Schema]:
-    """The fields of ModelConfig that a spec may set; `false` leaves a default out."""
+    """Return the schemas of the fields of ModelConfig that a spec can set. `false` removes a default."""
     descriptor = model_config.protobuf().ModelConfig.DESCRIPTOR
     fields = {f.name: _field(f, definitions) for f in descriptor.fields if f.name not in model_config.DERIVED}
     fields["parameters"] = {
@@ -132,7 +85,7 @@ def _fields(definitions: dict[str, Schema]) -> dict[str, Schema]:
 
 
 def _field(field: Any, definitions: dict[str, Schema]) -> Schema:
-    """A field of the protobuf as JSON; the messages that it holds are added to the definitions."""
+    """Return the schema of a field of the protobuf. The messages in it are added to the definitions."""
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         values = _field(field.message_type.fields_by_name["value"], definitions)
         return {"type": "object", "additionalProperties": values}
@@ -161,17 +114,17 @@ def _value(field: Any, definitions: dict[str, Schema]) -> Schema:
     return {"type": "integer", "minimum": lowest, "maximum": highest}
 
 
-HEAD = """\
+PAGE_HEAD = """\
 # All keys of `models/<model>/model.toml`
 
-This page is generated from `build_tasks/spec/model.py`, do not edit it:
+This page is generated from `build_tasks/spec/`, do not edit it:
 `python -m build_tasks.spec.json_schema --markdown > docs/reference/spec.md`.
-Editors that know JSON schemas of TOML files show the same: a spec begins with `{line}`.
+Editors that support JSON schemas for TOML show the same texts if the spec begins with `{directive}`.
 """
 TRITON_HEAD = """
-Any field of Triton's [ModelConfig]({protobuf}),
-under its own name, here for all formats, and in `[triton.<format>]` ({formats})
-for one of them; `false` leaves a default out. What follows from the artifact cannot be set:
+`[triton]` can also hold any field of Triton's [ModelConfig]({protobuf}), under its own name.
+A field in `[triton]` is for all formats, a field in `[triton.<format>]` ({formats}) is for one of them.
+`false` removes a default. These fields cannot be set, since they follow from the artifact:
 {derived}.
 
 | field | type |
@@ -180,11 +133,11 @@ for one of them; `false` leaves a default out. What follows from the artifact ca
 
 
 def markdown() -> str:
-    """The reference: a table of keys for each table of a spec."""
-    made = schema()
-    definitions = made["$defs"]
-    parts = [HEAD.format(line=LINE), _table("", made)]
-    for key, of in made["properties"].items():
+    """Return the reference page: a table of keys for each table of a spec."""
+    page = schema()
+    definitions = page["$defs"]
+    parts = [PAGE_HEAD.format(directive=SCHEMA_DIRECTIVE), _table("", page)]
+    for key, of in page["properties"].items():
         if key == "triton":
             parts.append(_triton_reference(of, definitions))
         elif "$ref" in of:
@@ -192,8 +145,8 @@ def markdown() -> str:
             parts.append(_table(f"[{key}]", table))
             for inner, other in table["properties"].items():
                 if "$ref" in other.get("items", {}):
-                    rows = definitions[other["items"]["$ref"].rpartition("/")[2]]
-                    parts.append(_table(f"[[{key}.{inner}]]", rows))
+                    element = definitions[other["items"]["$ref"].rpartition("/")[2]]
+                    parts.append(_table(f"[[{key}.{inner}]]", element))
     return "\n".join(parts)
 
 
@@ -209,18 +162,15 @@ def _table(heading: str, of: Schema) -> str:
 
 
 def _triton_reference(of: Schema, definitions: dict[str, Schema]) -> str:
-    fields = definitions["Triton.format"]["properties"]
-    own = {
-        "description": "What Triton is told of the model.",
-        "properties": {k: of["properties"][k] for k in TRITON_TYPES},
-    }
+    keys = {key: of["properties"][key] for key in TritonKeys.__struct_fields__}
     text = TRITON_HEAD.format(
         protobuf=PROTOBUF,
         formats=", ".join(platforms.TRITON_MODELS),
-        derived=", ".join(f"`{field}`{_cell(why)}" for field, why in model_config.DERIVED.items()),
+        derived=", ".join(f"`{field}`{_cell(hint)}" for field, hint in model_config.DERIVED.items()),
     )
+    fields = definitions["Triton.format"]["properties"]
     rows = [f"| `{key}` | {_type(value['anyOf'][0])} |\n" for key, value in fields.items() if "anyOf" in value]
-    return _table("[triton]", own) + text + "".join(rows)
+    return _table("[triton]", {**of, "properties": keys}) + text + "".join(rows)
 
 
 def _default(key: str, value: Schema, of: Schema) -> str:
@@ -235,7 +185,7 @@ def _cell(text: str) -> str:
 
 
 def _type(of: Schema) -> str:
-    """A type in a few words: choices, bounds, what a list holds."""
+    """Return a type in a few words: choices, bounds, what a list holds."""
     if "enum" in of:
         return ", ".join(f"`{choice}`" for choice in of["enum"])
     if "$ref" in of:
@@ -243,10 +193,10 @@ def _type(of: Schema) -> str:
     if of["type"] == "array":
         count = f"{of['maxItems']} x " if of.get("maxItems") else ""
         return f"list of {count}{_type(of['items'])}"
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    told = [f"{sign} {of[bound]:g}" for bound, sign in bounds.items() if abs(of.get(bound, 2**31)) < 2**31 - 1]
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {of[key]:g}" for key, sign in signs.items() if abs(of.get(key, 2**31)) < 2**31 - 1]
     name = {"object": "table", "number": "float"}.get(of["type"], str(of["type"]))
-    return " ".join([name, *told])
+    return " ".join([name, *bounds])
 
 
 if __name__ == "__main__":

@@ -11,20 +11,19 @@ from msgspec import Struct, ValidationError, convert
 
 from build_tasks.errors import UserError, with_suggestion
 from build_tasks.paths import MODELS
-from build_tasks.spec.model import (
+from build_tasks.spec.model import Model, Spec, split_source, table_settings
+from build_tasks.spec.overrides import Overrides
+from build_tasks.spec.tables import (
+    DEVICES,
     NATIVE_PRECISIONS,
     QUANTIZED_PRECISIONS,
+    RELEASE,
     Architecture,
     Input,
-    Model,
     Onnx,
     Output,
-    Spec,
     TorchScript,
-    settings,
-    split_source,
 )
-from build_tasks.spec.overrides import Overrides
 from build_tasks.triton import releases
 
 GATE_FITS = {"format", "precision", "output"}  # keys of a rule of accuracy.gate that say what it is for
@@ -32,9 +31,6 @@ ONE_PRECISION = ("torchscript", "onnx")  # formats that one file is served in
 
 # What timm.create_model would fetch or load by itself.
 WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
-
-DEVICES = ("auto", "gpu", "cpu")
-RELEASE = r"2[0-9]\.(0[1-9]|1[0-2])"
 
 SCHEMES = ("hf", "https", "http", "package", "timm", "random")
 
@@ -273,7 +269,7 @@ def _size_mistakes(size: Input) -> Iterator[tuple[str, str, str]]:
 def _gate_mistakes(model: Model) -> Iterator[tuple[str, str, str]]:
     accuracy = model.spec.accuracy
     for index, rule in enumerate(accuracy.gate):
-        given = {key for key, value in settings(rule).items() if value is not None}
+        given = {key for key, value in table_settings(rule).items() if value is not None}
         if not given - GATE_FITS:
             limits = ", ".join(sorted(set(rule.__struct_fields__) - GATE_FITS))
             yield f"accuracy.gate[{index}]", f"a limit: one of {limits}", "none"

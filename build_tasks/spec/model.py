@@ -1,6 +1,6 @@
-"""models/<model>/model.toml: what a model's owner can ask for.
+"""The spec of a model, and everything that follows from it: which artifacts are built, and under which names.
 
-The spec is data: reading it executes nothing of the model and imports nothing heavy.
+The spec is data. Reading it runs no code of the model and imports nothing heavy.
 """
 
 import os
@@ -10,170 +10,56 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta, Struct, field, to_builtins
 
 from build_tasks.paths import BUILD, MODELS
+from build_tasks.spec.tables import (
+    ENGINES,
+    NATIVE_PRECISIONS,
+    TRITON_KEYS,
+    Accuracy,
+    Architecture,
+    Engine,
+    Formats,
+    Input,
+    MemoryFormat,
+    Onnx,
+    Output,
+    Positive,
+    Table,
+    Text,
+    TorchScript,
+    Weights,
+)
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
 
 if TYPE_CHECKING:
     from build_tasks.triton.serving_facts import ServingFacts
 
-ENGINES = ("tensorrt", "rtx")  # formats that are compiled; an engine of TensorRT-RTX is no model of Triton's
-
-# Precisions that the fp32 graph stands for as it is: TensorRT's flag TF32 tells them apart.
-NATIVE_PRECISIONS = ("fp32", "tf32")
-QUANTIZED_PRECISIONS = ("int8", "fp8")
-REDUCED_PRECISIONS = ("fp16", "bf16", *QUANTIZED_PRECISIONS)
-
-# Keys of [triton] that are no fields of ModelConfig, and what holds where the spec does not have them. Comments behind
-# keys, here and below, are what editors and docs/reference/spec.md tell of them (see schema.py).
-TRITON_KEYS: dict[str, Any] = {
-    "release": "26.08",  # of Triton, whose server will serve
-    "device": "auto",  # "gpu", "cpu", or whichever the server has
-    "warm_up": 64,  # TorchScript on a GPU is warmed up at every batch up to this one, and at the largest
-    "keep_versions": 1,  # versions that stay in the repository
-    "provenance": True,  # of each version, as parameters
-}
-
-Positive = Annotated[int, Meta(ge=1)]
-Text = Annotated[str, Meta(min_length=1)]
-Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # H, W
-Share = Annotated[float, Meta(ge=0, le=1)]
-Formats = Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)]
-InputFormat = Literal["fp32_nchw", "uint8_nhwc"]
-MemoryFormat = Literal["contiguous", "channels_last"]
-Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
-Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
-
-
-class Table(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A table of the spec; `to_builtins` gives what a stage takes into its fingerprint."""
-
-
-class Architecture(Table):
-    """The network; nothing of it where weights.source is an ONNX file, which holds it."""
-
-    timm: Text | None = None  # a timm architecture, "efficientnet_b3"
-    network: str | None = None  # or a function of the model's own: "network.py:build"
-    arguments: dict[str, Any] = {}  # passed to whichever of the two makes the module
-
-
-class Weights(Table):
-    """Where the network's weights come from; an ONNX file is the network itself."""
-
-    source: Text  # hf://, https://, http://, timm://, package://, random:// and a seed, or a path in the model's folder
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None  # refused if the file has another
-    converter: str | None = None  # "convert.py:function", from the file's keys to the network's
-
-
-class Input(Table):
-    """What clients send; overrides of the architecture's own preprocessing (timm's data config)."""
-
-    format: InputFormat = "fp32_nchw"  # what clients send; uint8_nhwc is scaled, normalised and transposed inside
-    shape: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None  # C, H, W
-    min_size: Size | None = None  # H, W; with max_size: height and width stay open between the two
-    max_size: Size | None = None  # H, W
-    mean: list[float] | None = None  # of each channel, of pixels from 0 to 1
-    std: list[Annotated[float, Meta(gt=0)]] | None = None  # likewise
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None  # of resized pictures
-    crop_pct: Annotated[float, Meta(gt=0, le=1)] | None = None  # share of the resized picture that is kept
-    crop_mode: Literal["center", "squash", "border"] | None = None  # how a picture that is not square fits
-
-
-class Output(Table):
-    """What clients get, in every format, in the place of the network's one output of (batch, classes)."""
-
-    softmax: bool = False  # probabilities
-    top_k: Positive | None = None  # the largest values, OUTPUT__0, and their classes, OUTPUT__1
-
-
-class TorchScript(Table):
-    """What PyTorch serves: model.pt, or what is cast from it. Inputs and outputs stay as they are."""
-
-    precision: Literal["fp32", "fp16", "bf16"] | None = None  # fp16 without it where triton.device = "gpu", else fp32
-    memory_format: MemoryFormat | None = None  # of images and filters; channels_last without it in fp16 and bf16
-
-
-class Onnx(Table):
-    """The export to ONNX."""
-
-    exporter: Literal["auto", "torchscript", "dynamo"] = "auto"  # of torch; auto: dynamo where the other one fails
-    opset: Annotated[int, Meta(ge=7, le=23)] = 17  # of ONNX's operators
-    dynamic_axes: bool = True  # the batch dimension stays open
-    batch_size: Positive = 1  # of the example that is exported; the batch itself where dynamic_axes is false
-    external_data: bool = False  # weights in a file of their own; always so above 2 GB
-
-
-class Engine(Table):
-    """What TensorRT and TensorRT-RTX compile."""
-
-    # the graph that is compiled
-    precision: Precision = "fp16"  # of the graph; tf32 is a flag of the builder
-    keep_fp32: list[Text] = []  # operator types, or regular expressions of node names
-    keep_io_types: bool = True  # fp32 inputs and outputs, whatever is computed inside; fp16 may have its own
-    calibration: Text | None = None  # samples for int8 and fp8, as accuracy.samples, which serve without it
-    repair: bool = False  # where the gate fails, find the nodes to leave out of the precision, and lock them
-    # its optimisation profile
-    min_batch_size: Positive | None = None  # 1 without it; onnx.batch_size in all three where the batch is fixed
-    opt_batch_size: Positive | None = None  # which it is tuned for; at most 8 without it
-    max_batch_size: Positive | None = None  # what is served without it
-    # the builder
-    workspace: Positive | None = None  # MiB; all of the GPU's memory without it
-    optimization_level: Annotated[int, Meta(ge=0, le=5)] = 3  # higher: longer builds, perhaps faster engines
-    sparse_weights: bool = False  # kernels for weights of which two in four are zero
-    refittable: bool = False  # its weights can be replaced
-    strip_plan: bool = False  # without its weights, which are refitted where it runs
-    profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = "layer_names_only"  # of what profilers see
-    # TensorRT alone
-    compute_capabilities: list[Capability] = []  # a plan for each in one Triton model; of this machine's GPU without it
-    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"  # GPUs besides its own
-    version_compatible: bool = False  # runs with newer versions of TensorRT, too
-    timing_cache: Text | None = None  # a file in the model's folder, used and never written; build/ keeps its own
-    # TensorRT-RTX alone
-    rtx_compute_capabilities: list[Capability] = []  # of the GPUs it shall run on; all that it knows without it
-
-
-class Gate(Table):
-    """Limits for the artifacts that fit; the last rule that names a metric wins. See gate.py for what holds without."""
-
-    # of all without it
-    format: Literal["torchscript", "onnx", "graph", "tensorrt"] | None = None  # graph: what engines are compiled from
-    precision: Precision | None = None  # of the artifact; model.onnx is fp32
-    output: Text | None = None  # "OUTPUT__0"
-    # at most
-    relative_l2: Annotated[float, Meta(gt=0, lt=1)] | None = None  # norm of the difference over the reference's
-    max_absolute: Annotated[float, Meta(gt=0, lt=1e30)] | None = None  # of any value
-    top1_drop: Share | None = None  # of the share of samples that are recognised, where accuracy.truth says what is
-    top5_drop: Share | None = None  # likewise, among the five strongest
-    # at least
-    cosine: Annotated[float, Meta(ge=-1, le=1)] | None = None  # of the worst sample, as is
-    snr: Annotated[float, Meta(ge=-200, le=200)] | None = None  # the signal-to-noise ratio, in dB
-    top1: Share | None = None  # share of samples whose strongest class stays the same
-    top5: Share | None = None  # … whose strongest class stays among the five strongest
-
-
-class Accuracy(Table):
-    """What artifacts are compared on, and how far off they may be."""
-
-    samples: Text | None = None  # a folder of images, .npz or .json in the model's folder; the shipped photographs else
-    truth: Text | None = None  # a CSV file of lines `sample,class`, or "folders": each image stands in its class's
-    gate: list[Gate] = []  # limits; by precision and the network's own sensitivity without it
-    allow_untestable: bool = False  # publish a model whose outputs say nothing about accuracy
-
 
 class Spec(Table, kw_only=True):
-    """A model of the repository."""
+    """The model."""
 
     architecture: Architecture = field(default_factory=Architecture)
     weights: Weights
     input: Input = field(default_factory=Input)
     output: Output = field(default_factory=Output)
-    formats: Formats = field(default_factory=lambda: ["torchscript", "onnx", "tensorrt"])  # what is built
-    max_batch_size: Positive = 32  # the largest batch that is served, and that is checked
-    ensemble: Literal["torchscript", "onnx", "tensorrt"] | None = None  # pictures in, preprocessed for this format
-    labels: Text | None = None  # "imagenet-1k", or a text file in the model's folder, one class per line
+    formats: Annotated[Formats, Meta(description="Formats to build.")] = field(
+        default_factory=lambda: ["torchscript", "onnx", "tensorrt"]
+    )
+    max_batch_size: Annotated[Positive, Meta(description="Largest batch that is served and checked.")] = 32
+    ensemble: Annotated[
+        Literal["torchscript", "onnx", "tensorrt"] | None,
+        Meta(description="Also serve this format as an ensemble, which takes encoded pictures and prepares them."),
+    ] = None
+    labels: Annotated[
+        Text | None, Meta(description='"imagenet-1k", or a text file of the model with one class per line.')
+    ] = None
     torchscript: TorchScript = field(default_factory=TorchScript)
     onnx: Onnx = field(default_factory=Onnx)
     engine: Engine = field(default_factory=Engine)
     accuracy: Accuracy = field(default_factory=Accuracy)
-    triton: dict[str, Any] = {}  # TRITON_KEYS; fields of Triton's ModelConfig; tables of such for single formats
+    triton: Annotated[
+        dict[str, Any],
+        Meta(description="How Triton serves the model. Fields of Triton's ModelConfig, and keys of this project."),
+    ] = field(default_factory=dict)
 
     @property
     def profile(self) -> tuple[int, int, int]:
@@ -373,13 +259,13 @@ class Model(Struct, frozen=True):
         return int(rest) if scheme == "random" else None
 
 
-def settings(table: Table) -> dict[str, Any]:
-    """A table as plain data, as it stands in a stage's fingerprint."""
+def table_settings(table: Table) -> dict[str, Any]:
+    """Return a table as plain data, as it is recorded in a stage's fingerprint."""
     plain: dict[str, Any] = to_builtins(table)
     return plain
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(scheme, rest) of a weights source; a bare path has the scheme "file"."""
+    """Return (scheme, rest) of weights.source. A path without a scheme has the scheme "file"."""
     scheme, separator, rest = source.partition("://")
     return (scheme, rest) if separator else ("file", source)

@@ -14,7 +14,8 @@ from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, log_of
-from build_tasks.spec.model import NATIVE_PRECISIONS, QUANTIZED_PRECISIONS, Model
+from build_tasks.spec.model import Model
+from build_tasks.spec.tables import NATIVE_PRECISIONS, QUANTIZED_PRECISIONS
 from build_tasks.verification import gate
 
 

@@ -14,7 +14,7 @@ from build_tasks.formats import pytorch_network
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.model import Model, settings
+from build_tasks.spec.model import Model, table_settings
 
 TOOLS = ("torch",)
 BATCHES = (1, 3)  # run here; the torchscript stage has checked model.pt at more of them
@@ -38,7 +38,7 @@ def task(model: Model) -> dict[str, Any]:
         },
         peak_batch=max(BATCHES),
         settings={
-            "torchscript": settings(model.torchscript),
+            "torchscript": table_settings(model.torchscript),
             "format": model.spec.input.format,
             "shape": model.spec.input.shape,
             "sizes": model.spec.sizes,

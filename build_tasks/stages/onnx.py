@@ -28,7 +28,7 @@ from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_o
 from build_tasks.formats.onnx_import import set_batch_and_size
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
-from build_tasks.spec.model import Model, settings
+from build_tasks.spec.model import Model, table_settings
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def stage(model: Model) -> Stage:
         peak_batch=max(model.spec.max_batch_size, model.spec.onnx.batch_size),
         settings={
             **pytorch_network.settings_of(model),
-            **settings(model.spec.onnx),
+            **table_settings(model.spec.onnx),
             "interface": pytorch_network.interface_of(model),
             "shape": model.spec.input.shape,
             "sizes": model.spec.sizes,

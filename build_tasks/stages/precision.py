@@ -29,7 +29,8 @@ from build_tasks.formats.reduced_precision import (
 )
 from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.model import QUANTIZED_PRECISIONS, Model
+from build_tasks.spec.model import Model
+from build_tasks.spec.tables import QUANTIZED_PRECISIONS
 
 
 def task(model: Model, precision: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.model import Model, settings
+from build_tasks.spec.model import Model, table_settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line
@@ -96,7 +96,7 @@ ABOUT = ("verdict", "signature", "tools")  # what is written of an artifact, and
 
 def spec_digest(model: Model, model_format: str) -> str:
     """Of the tables that decide an artifact; comments, limits of accuracy and what is for Triton do not."""
-    tables = settings(model.spec) | {"torchscript": settings(model.torchscript)}
+    tables = table_settings(model.spec) | {"torchscript": table_settings(model.torchscript)}
     deciding = json.dumps({table: tables[table] for table in DECIDING[model_format]}, sort_keys=True)
     return hashlib.sha256(deciding.encode()).hexdigest()
 

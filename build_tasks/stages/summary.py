@@ -15,7 +15,8 @@ from build_tasks.runtime import hardware
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import installed_version
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.model import REDUCED_PRECISIONS, Model
+from build_tasks.spec.model import Model
+from build_tasks.spec.tables import REDUCED_PRECISIONS
 from build_tasks.text_table import format_table
 from build_tasks.verification import accuracy_samples, gate
 from build_tasks.verification.judged_artifacts import JudgedArtifact, judge, judged_artifacts, measured_file

@@ -19,7 +19,7 @@ from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import check_image_input, format_dims, read_onnx, rename_tensors
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.model import Model, settings, split_source
+from build_tasks.spec.model import Model, split_source, table_settings
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def stage(model: Model) -> Stage:
         outputs={"weights": model.weights},
         settings={
             **pytorch_network.settings_of(model),
-            "weights": settings(weights),
+            "weights": table_settings(weights),
             **({"shape": spec.input.shape} if spec.from_onnx else {}),
         },
         tools=("torch", "timm", "safetensors"),

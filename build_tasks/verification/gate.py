@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from build_tasks.errors import UserError
-from build_tasks.spec.model import QUANTIZED_PRECISIONS, Model, settings
+from build_tasks.spec.model import Model, table_settings
+from build_tasks.spec.tables import QUANTIZED_PRECISIONS
 from build_tasks.verification.metrics import Measured
 from build_tasks.verification.tolerance import ROUNDOFF, tolerance
 
@@ -58,7 +59,7 @@ def rules(model: Model, model_format: str, precision: str) -> list[dict[str, Any
     formats = {None, model_format}
     if model_format == "onnx" and model.spec.has_engine and not model.graph_gated_separately:
         formats.add("graph")  # model.onnx is what is compiled, too
-    found = [settings(rule) for rule in model.spec.accuracy.gate]
+    found = [table_settings(rule) for rule in model.spec.accuracy.gate]
     fitting = [r for r in found if r.pop("format") in formats and r.pop("precision") in (None, precision)]
     return [{key: value for key, value in rule.items() if value is not None} for rule in fitting]
 

@@ -8,7 +8,7 @@ import re
 import yaml  # type: ignore[import-untyped]
 from tests.support.project import ROOT
 
-from build_tasks.spec.model import TRITON_KEYS
+from build_tasks.spec.tables import TRITON_KEYS
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BAKE = (ROOT / "docker-bake.hcl").read_text()

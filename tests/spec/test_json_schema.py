@@ -10,7 +10,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from build_tasks.spec.json_schema import LINE
+from build_tasks.spec.json_schema import SCHEMA_DIRECTIVE
 from build_tasks.spec.model import Spec
 from tests.support import spec_cases, specs_served, tiny_network, triton_cases
 from tests.support.project import OTHER, ROOT, TINY
@@ -49,7 +49,7 @@ def test_it_is_a_schema_and_every_key_has_a_description() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*/model.toml")), ids=lambda path: path.parent.name)
 def test_a_shipped_spec_names_the_schema_and_fits_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
-    assert first == LINE
+    assert first == SCHEMA_DIRECTIVE
     assert (path.parent / first.removeprefix("#:schema ")).resolve() == SCHEMA
     assert found(path.read_text()) == []
 

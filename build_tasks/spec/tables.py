@@ -1,0 +1,285 @@
+"""The tables of models/<model>/model.toml, as types: what a user can set for a model.
+
+Every key has a description. Editors show it through models/model.schema.json, and docs/reference/spec.md is made from
+it (see json_schema.py).
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+from msgspec import Meta, Struct
+
+ENGINES = ("tensorrt", "rtx")  # formats that are compiled; Triton cannot serve an engine of TensorRT-RTX
+
+# An engine of these precisions is compiled from the fp32 graph. TensorRT's flag TF32 makes the difference.
+NATIVE_PRECISIONS = ("fp32", "tf32")
+QUANTIZED_PRECISIONS = ("int8", "fp8")
+REDUCED_PRECISIONS = ("fp16", "bf16", *QUANTIZED_PRECISIONS)
+
+Positive = Annotated[int, Meta(ge=1)]
+Text = Annotated[str, Meta(min_length=1)]
+Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # height, width
+Shape = Annotated[list[Positive], Meta(min_length=3, max_length=3)]  # channels, height, width
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Share = Annotated[float, Meta(ge=0, le=1)]
+PositiveShare = Annotated[float, Meta(gt=0, le=1)]
+RelativeError = Annotated[float, Meta(gt=0, lt=1)]
+AbsoluteError = Annotated[float, Meta(gt=0, lt=1e30)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+Decibels = Annotated[float, Meta(ge=-200, le=200)]
+Formats = Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)]
+InputFormat = Literal["fp32_nchw", "uint8_nhwc"]
+MemoryFormat = Literal["contiguous", "channels_last"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
+Device = Literal["auto", "gpu", "cpu"]
+DEVICES: tuple[str, ...] = get_args(Device)
+RELEASE = r"^2[0-9]\.(0[1-9]|1[0-2])$"
+
+
+class Table(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A table of the spec."""
+
+
+class Architecture(Table):
+    """The network. Leave this table out if weights.source is an ONNX file, which contains the network."""
+
+    timm: Annotated[Text | None, Meta(description='Name of a timm architecture, "efficientnet_b3".')] = None
+    network: Annotated[str | None, Meta(description='A function that builds your own network, "network.py:build".')] = (
+        None
+    )
+    arguments: Annotated[dict[str, Any], Meta(description="Arguments of timm.create_model or of your function.")] = {}
+
+
+class Weights(Table):
+    """The source of the network's weights. An ONNX file contains the network too."""
+
+    source: Annotated[
+        Text,
+        Meta(
+            description="hf://, https://, http://, timm://, package://, random:// and a seed, or a file of the model."
+        ),
+    ]
+    sha256: Annotated[Sha256 | None, Meta(description="SHA-256 digest that the file must have.")] = None
+    converter: Annotated[
+        str | None,
+        Meta(description='A function that converts the keys of the file, "convert.py:function".'),
+    ] = None
+
+
+class Input(Table):
+    """The input that clients send. Keys that are left out are those of the architecture (timm's data config)."""
+
+    format: Annotated[
+        InputFormat,
+        Meta(
+            description="Type and layout. With uint8_nhwc, the model scales, normalizes and transposes pixels itself."
+        ),
+    ] = "fp32_nchw"
+    shape: Annotated[Shape | None, Meta(description="[channels, height, width].")] = None
+    min_size: Annotated[
+        Size | None, Meta(description="Smallest [height, width]. With max_size, height and width are open.")
+    ] = None
+    max_size: Annotated[Size | None, Meta(description="Largest [height, width].")] = None
+    mean: Annotated[list[float] | None, Meta(description="Mean of each channel, for pixels from 0 to 1.")] = None
+    std: Annotated[
+        list[Annotated[float, Meta(gt=0)]] | None,
+        Meta(description="Standard deviation of each channel, for pixels from 0 to 1."),
+    ] = None
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, Meta(description="How pictures are resized.")
+    ] = None
+    crop_pct: Annotated[
+        PositiveShare | None, Meta(description="Share of the resized picture that the center crop keeps.")
+    ] = None
+    crop_mode: Annotated[
+        Literal["center", "squash", "border"] | None,
+        Meta(description="How a picture that is not square is fitted, as timm does it."),
+    ] = None
+
+
+class Output(Table):
+    """The outputs, in every format. Without these keys the network's own output of (batch, classes) is served."""
+
+    softmax: Annotated[bool, Meta(description="Return probabilities instead of logits.")] = False
+    top_k: Annotated[
+        Positive | None, Meta(description="Return only the k largest values, OUTPUT__0, and their classes, OUTPUT__1.")
+    ] = None
+
+
+class TorchScript(Table):
+    """The TorchScript file that is served: model.pt or a cast of it. The types of inputs and outputs stay the same."""
+
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        Meta(description='Precision of the computation. Default: fp16 if triton.device = "gpu", fp32 otherwise.'),
+    ] = None
+    memory_format: Annotated[
+        MemoryFormat | None,
+        Meta(description="Memory format of images and filters. Default: channels_last for fp16 and bf16."),
+    ] = None
+
+
+class Onnx(Table):
+    """The export to ONNX."""
+
+    exporter: Annotated[
+        Literal["auto", "torchscript", "dynamo"],
+        Meta(description="Exporter of torch. auto tries torchscript first and dynamo if it fails."),
+    ] = "auto"
+    opset: Annotated[int, Meta(ge=7, le=23, description="Version of ONNX's operator set.")] = 17
+    dynamic_axes: Annotated[bool, Meta(description="Leave the batch dimension open.")] = True
+    batch_size: Annotated[
+        Positive, Meta(description="Batch of the example that is exported; the fixed batch if dynamic_axes = false.")
+    ] = 1
+    external_data: Annotated[
+        bool, Meta(description="Store the weights in a separate file. Above 2 GB this is always done.")
+    ] = False
+
+
+class Engine(Table):
+    """The engines that TensorRT and TensorRT-RTX compile."""
+
+    # The graph that is compiled
+    precision: Annotated[
+        Precision, Meta(description="Precision of the compiled graph. tf32 is a flag of the builder.")
+    ] = "fp16"
+    keep_fp32: Annotated[
+        list[Text],
+        Meta(description="Nodes that stay in fp32: types of operators, or regular expressions for names of nodes."),
+    ] = []
+    keep_io_types: Annotated[
+        bool, Meta(description="Keep inputs and outputs in fp32. Only fp16 graphs allow false.")
+    ] = True
+    calibration: Annotated[
+        Text | None,
+        Meta(description="Calibration samples for int8 and fp8, as in accuracy.samples, which is the default."),
+    ] = None
+    repair: Annotated[
+        bool,
+        Meta(description="If the gate fails, find the nodes that must stay in fp32, and record them in a lock file."),
+    ] = False
+    # Its optimization profile
+    min_batch_size: Annotated[
+        Positive | None,
+        Meta(description="Smallest batch of the profile. Default: 1, or onnx.batch_size if the batch is fixed."),
+    ] = None
+    opt_batch_size: Annotated[
+        Positive | None, Meta(description="Batch that the engine is tuned for. Default: at most 8.")
+    ] = None
+    max_batch_size: Annotated[
+        Positive | None, Meta(description="Largest batch of the profile. Default: the max_batch_size of the model.")
+    ] = None
+    # The builder
+    workspace: Annotated[
+        Positive | None, Meta(description="Memory limit of the builder in MiB. Default: all memory of the GPU.")
+    ] = None
+    optimization_level: Annotated[
+        int, Meta(ge=0, le=5, description="A higher level takes longer to build and may give a faster engine.")
+    ] = 3
+    sparse_weights: Annotated[
+        bool, Meta(description="Allow kernels for weights in which two of four values are zero.")
+    ] = False
+    refittable: Annotated[bool, Meta(description="Allow the weights to be replaced later.")] = False
+    strip_plan: Annotated[
+        bool, Meta(description="Leave the weights out of the engine. They must be refitted where it runs.")
+    ] = False
+    profiling_verbosity: Annotated[
+        Literal["none", "layer_names_only", "detailed"], Meta(description="How much profilers show of the engine.")
+    ] = "layer_names_only"
+    # TensorRT only
+    compute_capabilities: Annotated[
+        list[Capability],
+        Meta(description="Build one plan for each, all in one Triton model. Default: the GPU of this machine."),
+    ] = []
+    hardware_compatibility: Annotated[
+        Literal["none", "ampere_plus", "same_compute_capability"],
+        Meta(description="GPUs that can run the plan besides the one that built it. TensorRT only."),
+    ] = "none"
+    version_compatible: Annotated[bool, Meta(description="Allow newer versions of TensorRT to run the plan.")] = False
+    timing_cache: Annotated[
+        Text | None,
+        Meta(description="A timing cache in the model's folder, which is only read. Default: one in build/."),
+    ] = None
+    # TensorRT-RTX only
+    rtx_compute_capabilities: Annotated[
+        list[Capability],
+        Meta(description="GPUs that an engine of TensorRT-RTX must run on. Default: all that it supports."),
+    ] = []
+
+
+class Gate(Table):
+    """Limits for some artifacts. If several rules set a metric, the last one counts. Defaults: accuracy.md."""
+
+    # The artifacts that the rule is for
+    format: Annotated[
+        Literal["torchscript", "onnx", "graph", "tensorrt"] | None,
+        Meta(description="Format that the rule is for; graph: what engines are compiled from. Default: all."),
+    ] = None
+    precision: Annotated[
+        Precision | None, Meta(description="Precision that the rule is for; model.onnx is fp32. Default: all.")
+    ] = None
+    output: Annotated[Text | None, Meta(description='Output that the rule is for, "OUTPUT__0". Default: all.')] = None
+    # Upper limits
+    relative_l2: Annotated[
+        RelativeError | None,
+        Meta(description="Upper limit: L2 norm of the difference, relative to that of the reference."),
+    ] = None
+    max_absolute: Annotated[
+        AbsoluteError | None, Meta(description="Upper limit: absolute difference of any value.")
+    ] = None
+    top1_drop: Annotated[
+        Share | None, Meta(description="Upper limit: loss of top-1 accuracy, which needs accuracy.truth.")
+    ] = None
+    top5_drop: Annotated[
+        Share | None, Meta(description="Upper limit: loss of top-5 accuracy, which needs accuracy.truth.")
+    ] = None
+    # Lower limits
+    cosine: Annotated[Cosine | None, Meta(description="Lower limit: cosine similarity of the worst sample.")] = None
+    snr: Annotated[Decibels | None, Meta(description="Lower limit: signal-to-noise ratio in dB.")] = None
+    top1: Annotated[
+        Share | None, Meta(description="Lower limit: share of samples whose strongest class stays the same.")
+    ] = None
+    top5: Annotated[
+        Share | None,
+        Meta(description="Lower limit: share of samples whose strongest class stays among the five strongest."),
+    ] = None
+
+
+class Accuracy(Table):
+    """The samples on which artifacts are compared with the reference, and the allowed differences."""
+
+    samples: Annotated[
+        Text | None,
+        Meta(description="A folder of images, an .npz or a .json file of the model. Default: the shipped photographs."),
+    ] = None
+    truth: Annotated[
+        Text | None,
+        Meta(description='A CSV file of lines `sample,class`, or "folders": each image lies in a folder of its class.'),
+    ] = None
+    gate: Annotated[
+        list[Gate], Meta(description="Limits. Default: by precision and by the network's own sensitivity.")
+    ] = []
+    allow_untestable: Annotated[
+        bool, Meta(description="Publish the model although its outputs are too weak to test the accuracy.")
+    ] = False
+
+
+class TritonKeys(Table):
+    """The model as Triton serves it."""
+
+    release: Annotated[
+        str, Meta(pattern=RELEASE, description="Release of the Triton server that will serve the model.")
+    ] = "26.08"
+    device: Annotated[Device, Meta(description="Device of the instances; auto: a GPU if the server has one.")] = "auto"
+    warm_up: Annotated[
+        Positive,
+        Meta(description="TorchScript on a GPU: warm up with every batch up to this one, and with the largest."),
+    ] = 64
+    keep_versions: Annotated[Positive, Meta(description="Number of versions that stay in the repository.")] = 1
+    provenance: Annotated[
+        bool, Meta(description="Write the provenance of each version into the parameters of config.pbtxt.")
+    ] = True
+
+
+# Keys of [triton] that are not fields of Triton's ModelConfig, with their defaults.
+TRITON_KEYS: dict[str, Any] = dict(zip(TritonKeys.__struct_fields__, TritonKeys.__struct_defaults__, strict=True))
