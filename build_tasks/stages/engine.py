@@ -22,7 +22,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
-from build_tasks.spec.model import Model, table_settings
+from build_tasks.spec.model import Model
 
 TOOLS = ("polygraphy",)
 TIMING_CACHES = f"{BUILD}/.timing"
@@ -64,7 +64,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
         settings={
             **{
                 key: value
-                for key, value in settings(engine).items()
+                for key, value in table_settings(engine).items()
                 if key not in GRAPH_ONLY | (PLANS_ONLY if rtx else RTX_ONLY)
             },
             **({} if rtx else {"compute_capabilities": capability and [capability]}),
