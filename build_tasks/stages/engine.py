@@ -22,7 +22,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
-from build_tasks.spec.model import Model
+from build_tasks.spec.model import Model, table_settings
 
 TOOLS = ("polygraphy",)
 TIMING_CACHES = f"{BUILD}/.timing"
