@@ -15,7 +15,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of TINY's architecture as a safetensors file, made once by the real weights stage."""
+    """Random weights of TINY's architecture in a safetensors file, written once by the real weights stage."""
     project = Project(tmp_path_factory.mktemp("tiny") / "project")
     project.model("tiny", TINY.replace("weights.safetensors", "random://0"))
     project.built("weights:tiny")
@@ -40,13 +40,14 @@ def built_tiny(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Project], Project]:
-    """A copy of a built project, for one test."""
+    """A function that copies a built project, for one test."""
     return lambda original: original.copy(tmp_path / "copy")
 
 
-COLD = ("test_parallel", "test_robustness", "test_shipped")  # about processes, or about all that a user's doit does
+# Modules whose tests are about processes, or about all that doit does for a user.
+WITH_OWN_FORK_SERVER = ("test_parallel", "test_robustness", "test_shipped")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def cold(request: pytest.FixtureRequest) -> None:
-    Project.cold = request.module.__name__.rpartition(".")[2] in COLD
+def choose_fork_server(request: pytest.FixtureRequest) -> None:
+    Project.own_fork_server = request.module.__name__.rpartition(".")[2] in WITH_OWN_FORK_SERVER

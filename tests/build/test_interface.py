@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from tests.support import tiny_network
 import torch
-from tests.support.project import ROOT, Project, refusal
+from tests.support.project import ROOT, Project, failure_line
 from PIL import Image
 from polygraphy.comparator import IterationResult
 
@@ -36,11 +36,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("interface") / "project")
     served = '"torchscript", "onnx"'
     tiny_network.add(project, "plain", formats=served)
-    add(project, "bytes", input=BYTES, formats=f'{served}, "rtx"')
-    add(project, "dynamo", input=BYTES, formats=served, onnx='exporter = "dynamo"\nopset = 18')
-    add(project, "old", input=BYTES, formats=served, onnx="opset = 11")
-    add(project, "sizes", input=f"{BYTES}\nmin_size = [16, 16]\nmax_size = [32, 24]", formats=f'{served}, "rtx"')
-    add(project, "bf16", input=BYTES, formats='"rtx"', engine='precision = "bf16"')
+    add(project, "bytes", input_table=BYTES, formats=f'{served}, "rtx"')
+    add(project, "dynamo", input_table=BYTES, formats=served, onnx='exporter = "dynamo"\nopset = 18')
+    add(project, "old", input_table=BYTES, formats=served, onnx="opset = 11")
+    add(project, "sizes", input_table=f"{BYTES}\nmin_size = [16, 16]\nmax_size = [32, 24]", formats=f'{served}, "rtx"')
+    add(project, "bf16", input_table=BYTES, formats='"rtx"', engine='precision = "bf16"')
     project.built()
     return project
 
@@ -111,7 +111,7 @@ def test_what_has_no_classes_has_no_best_ones(project: Project, output: str, bod
     add(project, "net", output, body=body, formats='"onnx"')
     result = project.doit()
     assert result.code == 1
-    assert told in refusal(result, "reference:net")
+    assert told in failure_line(result, "reference:net")
 
 
 def judged(found: list[Any], classes: list[list[int]]) -> dict[str, Any]:
@@ -142,22 +142,22 @@ MODES, FILTERS = ("center", "squash", "border"), ("nearest", "bilinear", "bicubi
 
 
 @pytest.mark.parametrize("size", [(224, 224), (160, 240), (600, 600)])
-@pytest.mark.parametrize("format", ["fp32_nchw", "uint8_nhwc"])
-def test_pictures_are_prepared_to_the_bit_as_timm_does(size: tuple[int, int], model_format: str) -> None:
+@pytest.mark.parametrize("input_format", ["fp32_nchw", "uint8_nhwc"])
+def test_pictures_are_prepared_to_the_bit_as_timm_does(size: tuple[int, int], input_format: str) -> None:
     """The shipped photographs, smaller and larger than the crop, through every mode and filter."""
-    for mode, filter, crop_pct in itertools.product(MODES, FILTERS, (0.7, 0.875, 1.0)):
+    for mode, interpolation, crop_pct in itertools.product(MODES, FILTERS, (0.7, 0.875, 1.0)):
         config = {
-            "input_size": (3, *size), "interpolation": filter, "crop_pct": crop_pct, "crop_mode": mode,
+            "input_size": (3, *size), "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": mode,
             "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
         }  # fmt: skip
-        transform = pytorch_network.transform(config, model_format)
-        settings = json.loads(json.dumps({"format": model_format, **config}))
+        transform = pytorch_network.transform(config, input_format)
+        settings = json.loads(json.dumps({"format": input_format, **config}))
         for path in PICTURES:
             with Image.open(path) as image:
                 timms = transform(image.convert("RGB")).numpy()
             ours = preprocess(path.read_bytes(), settings)
             assert ours.dtype == timms.dtype
-            assert np.array_equal(ours, timms), (path, mode, filter, crop_pct)
+            assert np.array_equal(ours, timms), (path, mode, interpolation, crop_pct)
 
 
 @pytest.mark.parametrize("picture", [b"", b"GIF89a", PICTURES[0].read_bytes()[:2000], b"\x89PNG\r\n\x1a\n" + bytes(40)])

@@ -12,7 +12,7 @@ import pytest
 
 from build_tasks.runtime import resources
 from build_tasks.runtime.memory_budget import Budget
-from tests.support.processes import converted, gone, wait_for
+from tests.support.processes import add_with_converter, session_ended, wait_for
 from tests.support.project import Project, Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="cores, memory and processes as Linux has them")
@@ -34,7 +34,7 @@ def stages(project: Project, weights: Path, *lines: str, models: int = 2) -> lis
     names = ["abcdefgh"[index] for index in range(models)]
     for name in names:
         code = "\n    ".join(line.format(name, models) for line in lines)
-        converted(project, weights, code, name)
+        add_with_converter(project, weights, code, name)
     return [f"weights:{name}" for name in names]
 
 
@@ -113,7 +113,7 @@ def test_an_interrupt_ends_a_stage_that_waits_for_memory(project: Project, tiny_
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
-    assert gone(process.pid)
+    assert session_ended(process.pid)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +134,15 @@ def test_a_kill_fails_what_it_hits_and_the_rest_goes_on(
     """While two run. b stays until a has died; c and d have not begun."""
     tasks = stages(project, tiny_weights, "pass", models=4)
     kill = f"import os, signal, time; time.sleep(0.5); os.kill({victim}, signal.SIGKILL); time.sleep(600)"
-    converted(project, tiny_weights, f"{MEET.format('a', 2)}; {kill}", "a")
-    converted(project, tiny_weights, f"{MEET.format('b', 2)}; time.sleep(3)", "b")
+    add_with_converter(project, tiny_weights, f"{MEET.format('a', 2)}; {kill}", "a")
+    add_with_converter(project, tiny_weights, f"{MEET.format('b', 2)}; time.sleep(3)", "b")
     process = project.start("-n", "2", *tasks)
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 2, out
     run = Run(process.returncode, out)
     assert (run.failed, run.ran) == (failed, [task for task in tasks if task not in failed])
     assert out.count(said) == len(failed), out
-    assert gone(process.pid)
+    assert session_ended(process.pid)
 
 
 CALLS = """\

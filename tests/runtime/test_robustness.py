@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import converted, gone, wait_for
+from tests.support.processes import add_with_converter, session_ended, wait_for
 from tests.support.project import DOIT, OTHER, ROOT, Project, Run
 
 
@@ -42,7 +42,7 @@ def assert_whole(project: Project, good: dict[str, bytes]) -> None:
 def test_a_crash_is_one_failed_task_and_other_models_are_built(
     project: Project, tiny_weights: Path, code: str, obituary: str
 ) -> None:
-    converted(project, tiny_weights, code)
+    add_with_converter(project, tiny_weights, code)
     project.model("other", OTHER)
     run = project.doit("-n", "2", "weights:tiny", "weights:other")
     assert run.code == 2
@@ -54,7 +54,7 @@ def test_a_crash_is_one_failed_task_and_other_models_are_built(
 
 
 def test_a_task_that_waits_for_a_failed_one_makes_no_crash_of_it(project: Project, tiny_weights: Path) -> None:
-    converted(project, tiny_weights, "pass")
+    add_with_converter(project, tiny_weights, "pass")
     (project / "models/tiny/weights.safetensors").write_bytes(b"no weights")
     run = project.doit()
     assert run.code == 1
@@ -82,7 +82,7 @@ def test_an_interrupt_ends_the_run_in_order(tiny: Project, number: int, code: in
     assert f"interrupted by {signal.Signals(number).name}; what was finished is kept" in run.out
     assert "Traceback" not in run.out
     assert "weights:tiny" in run.ran
-    assert gone(process.pid), "no process stays behind"
+    assert session_ended(process.pid), "no process stays behind"
     again = tiny.built()
     assert not set(run.ran) & set(again.ran), "what was finished is not built again"
 
@@ -109,7 +109,7 @@ def kill_storm(project: Project, reference: Project, kills: int, seed: int) -> N
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        assert gone(process.pid), "the stage's child and the fork server follow doit"
+        assert session_ended(process.pid), "the stage's child and the fork server follow doit"
         assert_whole(project, good)
         built = [p for p in (project / "build").rglob("*") if p.is_file() and p.name[0] != "."]
         if built and chance.random() < 0.5:  # something to build next time
@@ -124,7 +124,7 @@ def test_state_is_on_disk_as_soon_as_a_task_succeeds(tiny: Project) -> None:
     seen = wait_for(process, "✓ weights      tiny")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert gone(process.pid)
+    assert session_ended(process.pid)
     assert "weights:tiny" in Run(0, seen).ran
     assert "weights:tiny" not in tiny.built().ran
 
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_old_targets(built_tiny: Project, copy_of: Callab
 
 
 def test_an_input_that_changes_during_the_build_is_not_published(project: Project, tiny_weights: Path) -> None:
-    converted(project, tiny_weights, "open('models/tiny/convert.py', 'a').write('# saved by an editor\\n')")
+    add_with_converter(project, tiny_weights, "open('models/tiny/convert.py', 'a').write('# saved by an editor\\n')")
     run = project.doit("weights:tiny")
     assert run.code == 1
     assert "models/tiny/convert.py changed while being used; nothing was published, run doit again" in run.out
@@ -162,7 +162,9 @@ def test_an_input_that_changes_during_the_build_is_not_published(project: Projec
 def test_a_recipe_that_is_edited_during_the_run_is_not_taken_for_the_one_that_ran(
     project: Project, tiny_weights: Path
 ) -> None:
-    converted(project, tiny_weights, "open('build_tasks/stages/reference.py', 'a').write('# saved by an editor\\n')")
+    add_with_converter(
+        project, tiny_weights, "open('build_tasks/stages/reference.py', 'a').write('# saved by an editor\\n')"
+    )
     run = project.doit("reference:tiny")
     assert run.code == 1
     assert run.failed == ["reference:tiny"]
@@ -172,7 +174,7 @@ def test_a_recipe_that_is_edited_during_the_run_is_not_taken_for_the_one_that_ra
 
 def test_a_users_code_runs_as_it_is_written_whatever_its_mtime(project: Project, tiny_weights: Path) -> None:
     """Python's bytecode cache would trust a file of the same size and second."""
-    converted(project, tiny_weights, "state['classifier.bias'] = state['classifier.bias'] + 1")
+    add_with_converter(project, tiny_weights, "state['classifier.bias'] = state['classifier.bias'] + 1")
     path = project / "models/tiny/convert.py"
     results = []
     for step in ("1", "3"):
@@ -302,7 +304,7 @@ def test_children_that_are_spawned_build_the_same(tiny: Project, built_tiny: Pro
 def test_a_spawned_child_that_crashes_is_a_failed_task(
     project: Project, tiny_weights: Path, no_fork: dict[str, str]
 ) -> None:
-    converted(project, tiny_weights, "import os; print('last words', flush=True); os.abort()")
+    add_with_converter(project, tiny_weights, "import os; print('last words', flush=True); os.abort()")
     run = project.doit("weights:tiny", **no_fork)
     assert (run.code, run.failed) == (2, ["weights:tiny"])
     assert "killed by SIGABRT" in run.out
@@ -312,7 +314,7 @@ def test_a_spawned_child_that_crashes_is_a_failed_task(
 def test_an_interrupted_run_leaves_no_spawned_child(
     project: Project, tiny_weights: Path, no_fork: dict[str, str]
 ) -> None:
-    converted(project, tiny_weights, "import time; open('begun', 'w').close(); time.sleep(600)")
+    add_with_converter(project, tiny_weights, "import time; open('begun', 'w').close(); time.sleep(600)")
     process = project.start("weights:tiny", **no_fork)
     deadline = time.monotonic() + 120
     while not (project / "begun").exists():
@@ -321,4 +323,4 @@ def test_an_interrupted_run_leaves_no_spawned_child(
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
-    assert gone(process.pid)
+    assert session_ended(process.pid)

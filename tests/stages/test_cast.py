@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.formats import torchscript_graph
-from tests.support.project import TINY, Project, refusal
+from tests.support.project import TINY, Project, failure_line
 
 SPEC = TINY.replace(', "onnx"', "").replace('labels = "labels.txt"\n', "").replace("= 4", "= 3")
 SMALL = "[input]\nshape = [3, 64, 64]\n"
@@ -211,7 +211,7 @@ def test_a_refusal_says_what_to_try_and_leaves_what_is_served(
         file.write(rule)
     run = project.doit("plain")
     assert (run.code, run.failed) == (1, ["accuracy:plain"])
-    line = refusal(run, "accuracy:plain")
+    line = failure_line(run, "accuracy:plain")
     assert "limit 1.0e-05" in line
     assert "try another torchscript.precision (fp32 serves model.pt itself)" in line
     assert 'or an [[accuracy.gate]] with format = "torchscript"' in line
@@ -252,7 +252,7 @@ def test_what_cannot_run_in_the_precision_is_one_line(project: Project) -> None:
     too_large = "mean.masked_fill(mean > 1, torch.finfo(torch.float32).min)"
     project.model("large", OWN, network_py=NETWORK.replace("{answer}", too_large))
     run = project.doit("cast:large")
-    line = refusal(run, "cast:large")
+    line = failure_line(run, "cast:large")
     assert "the trace does not run in fp16: aten.masked_fill.Scalar: value cannot be converted" in line
     assert 'with torchscript.precision = "fp32" model.pt is served as it is' in line
     assert not (project / "build/large/model.fp16.pt").exists()

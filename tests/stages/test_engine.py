@@ -48,7 +48,7 @@ rtx_compute_capabilities = ["8.0"]
 WIDE = "x = nn.functional.interpolate(x, scale_factor=30); x = x + self.conv(x[:, :3]).mean()"
 
 
-refusal = functools.partial(project_support.refusal, marks="✗–")  # failed, or passed over
+failure_line = functools.partial(project_support.failure_line, marks="✗–")  # failed, or not for this machine
 
 
 def signature(project: Project, path: str) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def test_a_profile_that_contradicts_the_graph_is_refused(plain: Project) -> None
     judged.write_text(json.dumps(verdict | {"model": hashlib.sha256(path.read_bytes()).hexdigest()}))
     run = plain.doit("-s", "rtx:plain", **without_gpu(plain))
     assert run.code == 1
-    assert refusal(run, "rtx:plain").endswith(
+    assert failure_line(run, "rtx:plain").endswith(
         "the graph has a fixed batch of 2, and the engine's profile asks for 1, 3, 3; "
         "set onnx.dynamic_axes = true, or leave the batch sizes out"
     )
@@ -230,29 +230,29 @@ def test_a_graph_that_was_not_judged_itself_is_not_compiled_even_on_demand(plain
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_said_with_those_it_does(rtx: tuple[Project, Run]) -> None:
-    line = refusal(rtx[1], "rtx:hopper")
+    line = failure_line(rtx[1], "rtx:hopper")
     assert f"engine.rtx_compute_capabilities: TensorRT-RTX {RTX} knows 7.5, 8.0, 8.6, 8.9, 12.0" in line
     assert line.endswith("and not 9.0")
 
 
 def test_a_precision_that_a_gpu_lacks_is_said_before_it_is_compiled(rtx: tuple[Project, Run]) -> None:
-    assert refusal(rtx[1], "rtx:turing").endswith(
+    assert failure_line(rtx[1], "rtx:turing").endswith(
         "engine.precision: bf16 needs a GPU of compute capability 8.0 or newer, "
         "and this engine is for 7.5; fp16 runs on all of them"
     )
-    assert "fp8 needs a GPU of compute capability 8.9 or newer, and this engine is for 8.0" in refusal(
+    assert "fp8 needs a GPU of compute capability 8.9 or newer, and this engine is for 8.0" in failure_line(
         rtx[1], "rtx:ampere"
     )
 
 
 def test_an_unsupported_operator_is_named_with_its_node_and_what_to_try(rtx: tuple[Project, Run]) -> None:
-    line = refusal(rtx[1], "rtx:fold")
+    line = failure_line(rtx[1], "rtx:fold")
     assert f"TensorRT-RTX {RTX} has no operator Col2Im (node " in line
     assert "try another onnx.opset, onnx.exporter" in line
 
 
 def test_too_little_workspace_is_said_in_the_specs_words(rtx: tuple[Project, Run]) -> None:
-    line = refusal(rtx[1], "rtx:narrow")
+    line = failure_line(rtx[1], "rtx:narrow")
     assert f"TensorRT-RTX {RTX} ran out of memory" in line
     assert "raise engine.workspace or leave it out" in line
     assert "rtx:wide" in rtx[1].ran, "the same model with room"
@@ -395,7 +395,7 @@ def test_an_engine_asked_for_by_name_fails_with_the_same_line(
     run = project.doit(asked, **without_gpu(project))
     assert run.code == 1
     assert run.failed == ["engine:net"]
-    assert refusal(run, "engine:net").endswith(NEITHER)
+    assert failure_line(run, "engine:net").endswith(NEITHER)
 
 
 @pytest.mark.parametrize(
@@ -414,14 +414,14 @@ def test_what_is_found_in_its_place_is_said(
 ) -> None:
     project = copy_of(cpu_side)
     run = project.built("net", **gpu(project, **found))
-    assert lacks in refusal(run, "engine:net")
+    assert lacks in failure_line(run, "engine:net")
     assert project.doit("engine:net", **gpu(project, **found)).code == 1
 
 
 def test_hidden_gpus_are_none(cpu_side: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(cpu_side)
     run = project.built("net", CUDA_VISIBLE_DEVICES="", **gpu(project))
-    assert "lacks an NVIDIA GPU (the driver shows none)" in refusal(run, "engine:net")
+    assert "lacks an NVIDIA GPU (the driver shows none)" in failure_line(run, "engine:net")
 
 
 def test_a_plans_signature_says_where_it_was_built(with_plan: Project) -> None:
@@ -444,7 +444,7 @@ def test_a_plan_of_another_machine_stays_up_to_date_where_none_can_be_built(
     assert project.tree() == before
     project.edit("models/net/model.toml", "[engine]", "[engine]\noptimization_level = 1")
     run = project.built(**without_gpu(project))
-    assert refusal(run, "engine:net").split(None, 3)[3] == (
+    assert failure_line(run, "engine:net").split(None, 3)[3] == (
         f"outdated (engine.optimization_level: 3 -> 1), and {NEITHER}"
     )
     assert project.tree() == before, "what was published stays published"
@@ -530,7 +530,7 @@ def test_a_pinned_timing_cache_is_read_and_never_written(
     assert "models/net/pinned.cache" in run.out
     pinned.unlink()
     run = project.doit("engine:net", **gpu(project))
-    assert refusal(run, "engine:net").endswith(
+    assert failure_line(run, "engine:net").endswith(
         "models/net/pinned.cache does not exist; models/net/model.toml asks for it"
     )
 
@@ -569,7 +569,7 @@ def test_a_fleet_is_one_model_and_a_second_gpu_adds_its_plan(
     run = project.doit("net", **ampere)
     assert "engine:net.sm86" in run.ran
     assert run.failed == ["measure:net_trt.sm86"], "for want of CUDA"
-    assert "lacks a GPU of compute capability 9.0 (NVIDIA RTX A4000 has 8.6)" in refusal(run, "engine:net.sm90")
+    assert "lacks a GPU of compute capability 9.0 (NVIDIA RTX A4000 has 8.6)" in failure_line(run, "engine:net.sm90")
     assert not (project / "build/net/model.sm90.plan").exists()
     first = (project / "build/net/model.sm86.plan").read_bytes()
     served = config(project, "build/net/model.plan.config.pbtxt")
@@ -597,7 +597,7 @@ def test_a_plan_of_a_fleet_asked_for_on_another_gpu_is_refused(
     project.edit("models/net/model.toml", "[engine]", '[engine]\ncompute_capabilities = ["9.0"]')
     run = project.doit("engine:net.sm90", **gpu(project))
     assert run.code == 1
-    assert "lacks a GPU of compute capability 9.0 (NVIDIA RTX A4000 has 8.6)" in refusal(run, "engine:net.sm90")
+    assert "lacks a GPU of compute capability 9.0 (NVIDIA RTX A4000 has 8.6)" in failure_line(run, "engine:net.sm90")
 
 
 # What only a GPU builds says the library's reason here.
@@ -618,8 +618,8 @@ def test_what_cannot_be_built_says_the_librarys_reason(
     project.edit("models/net/model.toml", "[engine]", f"[engine]\n{line}")
     run = project.doit("engine:net", **gpu(project))
     assert run.code == 1
-    assert "TensorRT 11.2.1.2 cannot build the engine: " in refusal(run, "engine:net")
-    assert reason in refusal(run, "engine:net")
+    assert "TensorRT 11.2.1.2 cannot build the engine: " in failure_line(run, "engine:net")
+    assert reason in failure_line(run, "engine:net")
 
 
 # The models that ship.

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.doit_plugin.new_command import New
-from tests.support.project import Project, refusal
+from tests.support.project import Project, failure_line
 
 if TYPE_CHECKING:
     import torch
@@ -191,13 +191,13 @@ def test_what_the_spec_says_and_the_file_does_not_is_told_in_a_line(project: Pro
     assert run.code == 1
     assert "publish:other_onnx" in run.ran
     assert list(config(project, "other_onnx").input[0].dims) == [3, 3, SIDE, SIDE]
-    line = refusal(run, "onnx:opened")
+    line = failure_line(run, "onnx:opened")
     assert "with an open batch the graph " in line
     assert line.endswith("its own is 2: onnx.dynamic_axes = false and onnx.batch_size = 2 keep it")
-    assert refusal(run, "weights:small").endswith(
+    assert failure_line(run, "weights:small").endswith(
         "input.shape: models/small/open.onnx takes [?, 3, 16, 16], not [3, 8, 16]"
     )
-    assert "the graph has opset 20, and Triton 23.10 has ONNX Runtime" in refusal(run, "config:old_onnx")
+    assert "the graph has opset 20, and Triton 23.10 has ONNX Runtime" in failure_line(run, "config:old_onnx")
 
 
 Shape = list[int | None]

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support import tiny_network
-from tests.support.project import ROOT, Project, Run, refusal
+from tests.support.project import ROOT, Project, Run, failure_line
 
 RESNET = """\
 formats = ["rtx"]
@@ -134,7 +134,7 @@ def test_a_wrong_entry_of_keep_fp32_is_one_line_with_what_there_is(
     zoo: tuple[Project, Run], name: str, line: str
 ) -> None:
     _, run = zoo
-    assert line in refusal(run, f"precision:{name}.fp16")
+    assert line in failure_line(run, f"precision:{name}.fp16")
 
 
 @pytest.mark.parametrize("name", ["int8_kept", "int8_kept_node"])
@@ -262,13 +262,13 @@ def test_int8_takes_its_scales_from_a_calibration_folder_of_its_own(
 
 def test_an_empty_calibration_folder_is_said(zoo: tuple[Project, Run]) -> None:
     _, run = zoo
-    line = refusal(run, "precision:nothing_to_see.int8")
+    line = failure_line(run, "precision:nothing_to_see.int8")
     assert line.endswith("models/nothing_to_see/pictures: no pictures here (.jpg, .jpeg, .png, .webp, .bmp)")
 
 
 def test_a_graph_that_is_too_far_off_is_not_compiled(zoo: tuple[Project, Run]) -> None:
     project, run = zoo
-    line = refusal(run, "accuracy:strict.fp16")
+    line = failure_line(run, "accuracy:strict.fp16")
     assert "output OUTPUT__0: relative L2 error" in line
     assert "limit 1.0e-09" in line
     assert "`doit repair:strict` finds the nodes to exclude from fp16; or try another engine.precision" in line
@@ -309,7 +309,7 @@ def test_a_fixed_batch_leaves_no_profile(zoo: tuple[Project, Run]) -> None:
 
 
 def test_a_graph_with_nothing_to_quantise_is_not_called_int8(zoo: tuple[Project, Run]) -> None:
-    line = refusal(zoo[1], "precision:not_worth_it.int8")
+    line = failure_line(zoo[1], "precision:not_worth_it.int8")
     assert "modelopt finds nothing in the graph that is worth quantising to int8" in line
 
 

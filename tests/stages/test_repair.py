@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from tests.support import tiny_network
-from tests.support.project import Project, Run, refusal
+from tests.support.project import Project, Run, failure_line
 
 PLANTED = """\
 formats = ["rtx"]
@@ -69,7 +69,7 @@ def repaired(refused: tuple[Project, Run]) -> tuple[Project, Run]:
 def test_a_planted_overflow_is_caught_by_the_default_gate(refused: tuple[Project, Run]) -> None:
     project, run = refused
     assert run.failed == ["accuracy:planted.fp16"]
-    line = refusal(run, "accuracy:planted.fp16")
+    line = failure_line(run, "accuracy:planted.fp16")
     assert re.search(r"OUTPUT__0: NaN or infinity in \d+ of 7000 values, in \d of 7 samples, \w+.jpg the first", line)
     assert "`doit repair:planted` finds the nodes to exclude from fp16" in line
     assert re.search(r"the error jumps at /MatMul_\d+ \(MatMul\), from \S+ to NaN or infinity", line)
@@ -225,7 +225,7 @@ def test_the_other_precisions_of_a_lock_file_are_kept(project: Project) -> None:
     assert locked(project, "net") == {"bf16": ["/Conv"]}
     (folder / "keep_fp32.lock").write_text("[bf16]\nkeep_fp32 = 3\n")
     run = project.doit("repair:net")
-    assert "is not what `doit repair` writes" in refusal(run, "repair:net")
+    assert "is not what `doit repair` writes" in failure_line(run, "repair:net")
     assert (folder / "keep_fp32.lock").read_text() == "[bf16]\nkeep_fp32 = 3\n"
 
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_repaired_is_said(project: Project) -> None:
     assert run.code == 1
     assert (
         "the gate fails even with every node excluded, so the precision is not the cause: output OUTPUT__0: signal-to-noise ratio "
-        in refusal(run, "repair:net")
+        in failure_line(run, "repair:net")
     )
     assert not (project / "models/net/keep_fp32.lock").exists()
     assert run.ran.count("repair:untested") == 1, "random weights are not judged, so nothing fails"

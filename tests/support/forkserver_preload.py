@@ -1,4 +1,4 @@
-"""Imported by the fork server of tests: what stages import, as preload.py and server.py of build_tasks do it."""
+"""Imported by the tests' fork server: imports what stages need, as forkserver_first and forkserver_last do."""
 
 import atexit
 import contextlib
@@ -7,7 +7,7 @@ import importlib
 import os
 
 gc.disable()
-for module in os.environ.get("IMPORTED", "").split():
+for module in os.environ.get("PRELOADED_MODULES", "").split():
     with contextlib.suppress(ImportError):
         importlib.import_module(module)
 gc.freeze()

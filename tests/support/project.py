@@ -1,4 +1,4 @@
-"""A temporary project around the real dodo.py, and the real `doit` in it."""
+"""A temporary project with the real dodo.py, in which tests run the real `doit`."""
 
 import compileall
 import contextlib
@@ -19,19 +19,19 @@ import pytest
 
 from build_tasks.runtime import worker
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads would fight with those of the other workers
+if "PYTEST_XDIST_WORKER" in os.environ:  # more threads would slow down the other workers
     os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent.parent
 
-# A copy of the project comes with its bytecode, as a checkout has it after its first doit.
+# Copies of the project include bytecode, as a checkout does after its first doit.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 compileall.compile_dir(str(ROOT / "build_tasks"), quiet=2)
 DOIT = str(Path(sys.executable).with_name("doit"))
 
 CONVERTER = "def convert(state):\n    return dict(state)\n"
 
-# 0.4 million parameters and 160 x 160 pixels: the real stages in a second each.
+# 0.4 million parameters and 160 x 160 pixels: each stage takes about a second.
 TINY = """\
 formats = ["torchscript", "onnx"]
 max_batch_size = 4
@@ -61,7 +61,7 @@ source = "random://0"
 
 @dataclass
 class Run:
-    """One run of doit: what it said, and which tasks did what."""
+    """One run of doit: its exit code, its output, and the tasks that were built or failed."""
 
     code: int
     out: str
@@ -76,22 +76,22 @@ class Run:
         self.failed = sorted(name for mark, name in names if mark == "✗")
 
 
-def refusal(run: Run, task: str, marks: str = "✗") -> str:
-    """The one line on a task that ended with one of these marks."""
+def failure_line(run: Run, task: str, marks: str = "✗") -> str:
+    """The line about a task in the output; there must be exactly one, with one of these marks."""
     stage, _, name = task.partition(":")
     (line,) = [line for line in run.out.splitlines() if line.split()[:3] in [[mark, stage, name] for mark in marks]]
     return line
 
 
-VARIABLES = dict(os.environ)  # before what tests import has added to them, as timm does
+ENVIRONMENT = dict(os.environ)  # before imports of tests change it, as timm does
 
 
 @functools.cache
 def fork_server() -> str:
-    """The address of the one that tests share, which ends with this process. See warm.py."""
+    """The address of the fork server that tests share. It ends with this process. See shared_forkserver.py."""
     server: Any = ForkServer()
     server.set_forkserver_preload(["forkserver_preload"])
-    environment = {**VARIABLES, **worker.ENVIRONMENT, "IMPORTED": " ".join(worker.heavy(worker.PRELOAD))}
+    environment = {**ENVIRONMENT, **worker.ENVIRONMENT, "PRELOADED_MODULES": " ".join(worker.heavy(worker.PRELOAD))}
     with contextlib.chdir(ROOT / "tests/support"), patch.dict(os.environ, environment, clear=True):
         server.ensure_running()
     return str(server._forkserver_address)
@@ -100,7 +100,7 @@ def fork_server() -> str:
 class Project:
     """A copy of the project in a folder of its own."""
 
-    cold = False  # each doit starts its own fork server
+    own_fork_server = False  # whether each doit starts one, instead of using the one that tests share
 
     def __init__(self, root: Path):
         self.root = root
@@ -113,14 +113,14 @@ class Project:
         return self.root / path
 
     def copy(self, root: Path, ignore: Callable[[Any, list[str]], Any] | None = None) -> "Project":
-        """What is built here is up to date there: timestamps are kept."""
+        """Copy the project with its timestamps, so that what is built stays up to date."""
         copy = Project.__new__(Project)
         copy.root = root
         shutil.copytree(self.root, root, copy_function=shutil.copy2, ignore=ignore)
         return copy
 
     def model(self, name: str, spec: str = TINY, **files: str) -> Path:
-        """A model with this spec; `files` are further files of its folder, name_py for name.py."""
+        """Add a model, and return its folder. `files` are further files in it: name_py is the content of name.py."""
         folder = self / f"models/{name}"
         folder.mkdir(exist_ok=True)
         (folder / "model.toml").write_text(spec)
@@ -130,18 +130,22 @@ class Project:
 
     def edit(self, path: str, old: str, new: str) -> None:
         text = (self / path).read_text()
-        assert old in text, f"{path} does not hold {old!r}"
+        assert old in text, f"{path} does not contain {old!r}"
         (self / path).write_text(text.replace(old, new, 1))
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        """Stages come from a fork server that runs already, unless that shows."""
+        """Start doit with these arguments and further environment variables.
+
+        The processes of its stages come from the shared fork server, unless it has to be one of this doit: where the
+        test module asks for that, or where the environment differs.
+        """
         command = [DOIT, *arguments]
-        if not (self.cold or environment):
+        if not (self.own_fork_server or environment):
             command = [sys.executable, str(ROOT / "tests/support/shared_forkserver.py"), fork_server(), *command]
         return subprocess.Popen(
             command,
             cwd=self.root,
-            env={**VARIABLES, **environment},
+            env={**ENVIRONMENT, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -149,40 +153,41 @@ class Project:
         )
 
     def doit(self, *arguments: str, **environment: str) -> Run:
+        """Run doit to its end."""
         process = self.start(*arguments, **environment)
         out, _ = process.communicate(timeout=600)
         return Run(process.returncode, out)
 
     def terminal(self, *arguments: str, **environment: str) -> str:
-        """As built, on a terminal of 120 columns; all that was written to it."""
+        """Run doit on a terminal of 120 columns, and return all that was written to the terminal."""
         import fcntl
         import pty
         import struct
         import termios
 
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        known = {**VARIABLES, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
+        own_end, doit_end = pty.openpty()
+        fcntl.ioctl(doit_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        variables = {**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
         process = subprocess.Popen(
-            [DOIT, *arguments], cwd=self.root, env=known, stdin=theirs, stdout=theirs, stderr=theirs,
+            [DOIT, *arguments], cwd=self.root, env=variables, stdin=doit_end, stdout=doit_end, stderr=doit_end,
             start_new_session=True,
         )  # fmt: skip
-        os.close(theirs)
-        shown = b""
+        os.close(doit_end)
+        output = b""
         while True:
             try:
-                data = os.read(ours, 1 << 16)
-            except OSError:  # of Linux, where the last of the other side has gone
+                data = os.read(own_end, 1 << 16)
+            except OSError:  # on Linux, when the other end is closed
                 break
             if not data:
                 break
-            shown += data
+            output += data
         process.wait(timeout=60)
-        os.close(ours)
-        return shown.decode()
+        os.close(own_end)
+        return output.decode()
 
     def built(self, *arguments: str, **environment: str) -> Run:
-        """As doit, for a run that must succeed."""
+        """Run doit to its end; it must succeed."""
         run = self.doit(*arguments, **environment)
         assert run.code == 0, run.out
         return run
@@ -190,13 +195,13 @@ class Project:
     def plan(self, *arguments: str, **environment: str) -> dict[str, list[str]]:
         """The tasks that `doit plan` lists, by state."""
         out = self.built("plan", *arguments, **environment).out
-        found: dict[str, list[str]] = {state: [] for state in ("to run", "may run", "not for this machine", "ignored")}
+        tasks: dict[str, list[str]] = {state: [] for state in ("to run", "may run", "not for this machine", "ignored")}
         for line in out.splitlines()[:-1]:
-            match = re.match(rf"({'|'.join(found)}) +(\S+) *(\S*)", line)
+            match = re.match(rf"({'|'.join(tasks)}) +(\S+) *(\S*)", line)
             assert match, line
             state, stage, name = match.groups()
-            found[state].append("prune" if stage == "prune" else f"{stage}:{name}")
-        return found
+            tasks[state].append("prune" if stage == "prune" else f"{stage}:{name}")
+        return tasks
 
     def tree(self, folder: str = "model_repository") -> dict[str, bytes]:
         """Every file below a folder, by path, with its content."""
@@ -205,21 +210,24 @@ class Project:
 
 
 def add_tiny(project: Project, weights: Path, name: str = "tiny") -> None:
+    """Add a model with the spec TINY, its labels and its weights."""
     folder = project.model(name, labels_txt="".join(f"class {index}\n" for index in range(1000)))
     shutil.copy(weights, folder)
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, *what: str, lazily: bool = False) -> Iterator[Path]:
-    """A file system at a new folder, of what `mount` takes. The test is skipped where nobody may do that.
+def mounted(folder: Path, *arguments: str, lazily: bool = False) -> Iterator[Path]:
+    """Mount a file system at a new folder. The test is skipped where that is not permitted.
 
-    lazily: it ends with the last process in it, not at once.
+    Args:
+        arguments: What `mount` takes before the folder.
+        lazily: Unmount it when the last process in it has ended, not at once.
     """
     folder.mkdir()
     try:
-        subprocess.run(["mount", *what, folder], check=True, capture_output=True)
+        subprocess.run(["mount", *arguments, folder], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system can be mounted here: {error}")
+        pytest.skip(f"this machine does not permit a mount: {error}")
     try:
         yield folder
     finally:

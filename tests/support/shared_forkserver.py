@@ -1,10 +1,10 @@
-"""`doit` whose stages' processes come from a fork server that runs already.
+"""Run `doit` so that the processes of its stages come from a fork server that is already running.
 
-    python warm.py ADDRESS /path/of/doit [argument ...]
+    python shared_forkserver.py ADDRESS /path/of/doit [argument ...]
 
-To start a fork server takes six seconds of importing torch and timm, more than the rest of most tests; those that are
-not about it share one, see `Project.start`. What differs from a fork server of doit's own: a stage's process imports
-build_tasks itself, from the project that is tested; environment and session are pytest's.
+A fork server takes six seconds to import torch and timm, longer than the rest of most tests. Tests that are not about
+the fork server share one, see `Project.start`. It differs from doit's own in two ways: the process of a stage imports
+build_tasks itself, from the project under test, and has the environment and the session of pytest.
 """
 
 import os
@@ -19,6 +19,6 @@ if __name__ == "__main__":
     sys.path[0] = os.path.dirname(doit)
     server: Any = forkserver._forkserver
     server._forkserver_address = address
-    server._forkserver_alive_fd = os.pipe()[1]  # a server of one's own would live as long as this is held
+    server._forkserver_alive_fd = os.pipe()[1]  # a server of its own would live as long as this is open
     server.ensure_running = resource_tracker.ensure_running
     runpy.run_path(doit, run_name="__main__")

@@ -1,4 +1,4 @@
-"""A network of 164 parameters, with a spec of one format that needs no GPU; it takes all stages in a second."""
+"""A network of 164 parameters, with a spec of one format that needs no GPU. All its stages together take a second."""
 
 from pathlib import Path
 
@@ -57,7 +57,15 @@ def add(
     body: str = "",
     formats: str = '"rtx"',
 ) -> Path:
-    """A model of this network in the project; `body` is the middle of its forward()."""
+    """Add a model with this network to the project, and return its folder.
+
+    Args:
+        engine: Lines of the table [engine].
+        onnx: Lines of the table [onnx].
+        input_table: Further lines of the table [input].
+        body: Code in the middle of the network's forward().
+        formats: The formats of the spec, as TOML without the brackets.
+    """
     import torch
     from safetensors.torch import save_file
     from torch import nn
@@ -66,5 +74,5 @@ def add(
     folder = project.model(name, spec, network_py=NETWORK.replace("{body}", body))
     torch.manual_seed(1)
     layers = nn.ModuleDict({"conv": nn.Conv2d(3, 5, 3), "head": nn.Linear(5, 4)})
-    save_file(layers.state_dict(), folder / "weights.safetensors")  # in a file, so that its answers are judged
+    save_file(layers.state_dict(), folder / "weights.safetensors")  # the gate ignores random:// ones
     return folder

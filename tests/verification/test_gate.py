@@ -12,7 +12,7 @@ from polygraphy.comparator import IterationResult
 from build_tasks.errors import UserError
 from build_tasks.verification import gate, metrics
 from tests.support import tiny_network
-from tests.support.project import ROOT, TINY, Project, refusal
+from tests.support.project import ROOT, TINY, Project, failure_line
 
 Array = np.ndarray
 
@@ -351,9 +351,9 @@ def test_an_ill_conditioned_network_passes_by_default(project: Project) -> None:
     assert output["limits"]["relative_l2"] > 4e-4
     assert rows["model.fp16.onnx"]["status"] == "refused", "and fp16 is noise"
     assert run.failed == ["accuracy:chaotic.fp16"]
-    assert "relative L2 error" in refusal(run, "accuracy:chaotic.fp16")
-    assert "limit 1.0e-01" in refusal(run, "accuracy:chaotic.fp16")
-    assert "the error jumps at " in refusal(run, "accuracy:chaotic.fp16")
+    assert "relative L2 error" in failure_line(run, "accuracy:chaotic.fp16")
+    assert "limit 1.0e-01" in failure_line(run, "accuracy:chaotic.fp16")
+    assert "the error jumps at " in failure_line(run, "accuracy:chaotic.fp16")
     assert "error after it" in (project / "build/chaotic/logs/accuracy.chaotic.fp16.log").read_text()
 
 
@@ -408,7 +408,7 @@ def test_tensors_that_are_none_are_refused(project: Project) -> None:
         "nan": f"{where}: there is a NaN or an infinity in it",
         "pickle": f"{where} cannot be read as samples",
     }.items():
-        assert said.format(name) in refusal(run, f"reference:{name}")
+        assert said.format(name) in failure_line(run, f"reference:{name}")
 
 
 def test_the_folder_of_a_picture_may_be_its_class(project: Project) -> None:
@@ -446,8 +446,8 @@ def test_a_truth_that_does_not_fit_is_said(project: Project) -> None:
     onnx_only(project, 'truth = "truth.csv"', "absent")
     run = project.doit("measure")
     for name, (_, said) in lines.items():
-        assert f"models/{name}/truth.csv{said}" in refusal(run, f"measure:{name}_onnx")
-    assert "models/absent/truth.csv does not exist" in refusal(run, "measure:absent_onnx")
+        assert f"models/{name}/truth.csv{said}" in failure_line(run, f"measure:{name}_onnx")
+    assert "models/absent/truth.csv does not exist" in failure_line(run, "measure:absent_onnx")
     (project / "models/class/truth.csv").write_text('coffee.jpg,espresso\ncamera.jpg,"cat, or so"\nbrick.jpg,2\n')
     project.built("measure:class_onnx")
 

@@ -1,7 +1,8 @@
-"""A GPU and TensorRT for doit's processes, on a machine that has neither; or neither, on one that has.
+"""A fake GPU and a fake TensorRT for doit's processes, or none of them on a machine that has both.
 
-TensorRT-RTX takes TensorRT's name: NVIDIA's own compiler behind the same API, which needs no GPU. What a plan answers
-cannot be tested this way, since to run it takes CUDA: measure:<model>_trt fails here, and publishes nothing.
+TensorRT-RTX runs under TensorRT's name: it is NVIDIA's own compiler with the same API, and needs no GPU. To run a plan
+needs CUDA, so that the outputs of a plan cannot be tested this way: measure:<model>_trt fails, and nothing of it is
+published.
 """
 
 import importlib.metadata
@@ -21,26 +22,28 @@ GPU = "NVIDIA RTX A4000, 8.6"
 def machine(
     folder: Path, tensorrt: str | None = TENSORRT, gpus: str | None = GPU, torch: bool = True
 ) -> dict[str, str]:
-    """The environment of a doit that finds this TensorRT and these GPUs.
+    """The environment variables with which doit finds this TensorRT and these GPUs.
 
-    folder: where to put what the environment points at.
-    gpus: "name, capability; name, capability", "error" for a driver that does not work, None for no driver.
-    torch: without it, torch and timm cannot be imported, which saves the seconds that it takes; stages that need them
-        fail. Their versions stay known, so that nothing is stale.
+    Args:
+        folder: Where the files are written that the variables point at.
+        tensorrt: Version of TensorRT, None for none.
+        gpus: "name, capability; name, capability", "error" for a driver that does not work, None for no driver.
+        torch: Whether torch and timm can be imported. Without them a run is seconds faster, and the stages that need
+            them fail. Their metadata can still be read, so that nothing is stale.
     """
-    driver = folder / ("a driver" if gpus is not None else "no driver") / "libnvidia-ml.so.1"
+    driver = folder / ("driver" if gpus is not None else "no driver") / "libnvidia-ml.so.1"
     paths = [folder / "no torch", Path(__file__).parent, folder / f"tensorrt {tensorrt}"][torch:]
     if not driver.exists():
         driver.parent.mkdir(parents=True, exist_ok=True)
         if gpus is None:
-            driver.touch()  # it hides a real one, and cannot be loaded
+            driver.touch()  # hides a real one, and cannot be loaded
         else:
             (library,) = Path(msgspec.__file__).parent.glob("_core.*")
-            shutil.copy(library, driver)  # any that can be loaded; pynvml.py does the talking
+            shutil.copy(library, driver)  # any library that can be loaded; pynvml.py replaces the calls
     if tensorrt is None:
         for distribution in DISTRIBUTIONS:
             if any(importlib.metadata.distributions(name=distribution)):
-                pytest.skip("TensorRT is installed here, and cannot be hidden")
+                pytest.skip("TensorRT is installed and cannot be hidden")
     else:
         metadata = folder / f"tensorrt {tensorrt}/tensorrt-{tensorrt}.dist-info/METADATA"
         metadata.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,6 @@ def machine(
     return {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "LD_LIBRARY_PATH": str(driver.parent),
-        "STAND_IN_TENSORRT": tensorrt or "",
-        "STAND_IN_GPUS": gpus or "",
+        "FAKE_TENSORRT": tensorrt or "",
+        "FAKE_GPUS": gpus or "",
     }

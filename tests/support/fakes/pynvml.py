@@ -1,4 +1,4 @@
-"""NVML with the GPUs that the environment says: "name, major.minor; name, major.minor"."""
+"""A fake NVML. FAKE_GPUS names its GPUs: "name, major.minor; name, major.minor"."""
 
 import os
 from typing import NamedTuple
@@ -14,12 +14,12 @@ class NVMLError(Exception):
 
 
 def _devices() -> list[Device]:
-    told = os.environ["STAND_IN_GPUS"]
-    return [Device(*map(str.strip, device.split(","))) for device in told.split(";") if device]
+    gpus = os.environ["FAKE_GPUS"]
+    return [Device(*map(str.strip, device.split(","))) for device in gpus.split(";") if device]
 
 
 def nvmlInit() -> None:  # noqa: N802
-    if os.environ["STAND_IN_GPUS"] == "error":
+    if os.environ["FAKE_GPUS"] == "error":
         raise NVMLError("Driver/library version mismatch")
 
 

@@ -1,7 +1,7 @@
-"""TensorRT-RTX under TensorRT's name, at the version that the environment says."""
+"""TensorRT-RTX under TensorRT's name, with the version that FAKE_TENSORRT names."""
 
 import os
 
 from tensorrt_rtx import *  # type: ignore[import-untyped]  # noqa: F403
 
-__version__ = os.environ["STAND_IN_TENSORRT"]
+__version__ = os.environ["FAKE_TENSORRT"]
