@@ -59,6 +59,11 @@ def append(path: str, text: str = "\n# edited\n") -> Edit:
     return lambda p: (p / path).write_text((p / path).read_text() + text)
 
 
+def module(name: str) -> Edit:
+    """Edit the source of a module of build_tasks, in a comment."""
+    return append(f"build_tasks/{name.replace('.', '/')}.py")
+
+
 def write(path: str, text: str) -> Edit:
     return lambda p: (p / path).write_text(text)
 
@@ -132,16 +137,19 @@ ALIKE = {
         "torchscript.precision",
         "build: weights, same size",
     ),
-    *("onnx.exporter, the other", "onnx.dynamic_axes", "onnx.external_data", "recipe of weights", "recipe of gate"),
+    *("onnx.exporter, the other", "onnx.dynamic_axes", "onnx.external_data"),
+    *("module stages.weights", "module verification.gate"),
     *("input.std", "input.interpolation", "input.crop_pct", "input.crop_mode", "torchscript.memory_format"),
     *("labels, the same file elsewhere", "onnx.exporter, the one that had won", "onnx.batch_size under dynamic axes"),
     *("accuracy.gate of a format", "accuracy.samples, another picture", "triton.device", "triton.provenance"),
-    *(f"recipe of {stage}" for stage in ("labels", "torchscript", "onnx", "threads", "summary", "config", "client")),
+    *(f"module stages.{stage}" for stage in ("labels", "torchscript", "onnx", "summary", "config", "client")),
+    *("module runtime.threads", "module formats.pytorch_network", "module formats.torchscript_graph"),
+    *("module verification.metrics", "module triton.derived_config", "module triton.repository"),
     *("version of onnxslim", "build: model.pt, replaced", "build: reference, truncated"),
     *("published: model.pt, replaced", "published: labels.txt, same size"),
     *("engine.precision, tf32", "engine.precision, bf16", "engine.keep_io_types", "engine.calibration"),
     *("engine.min_batch_size", "engine.opt_batch_size", "engine.workspace", "engine.sparse_weights"),
-    *("engine.profiling_verbosity", "recipe of compiler", "recipe of machine", "version of nvidia-modelopt"),
+    *("engine.profiling_verbosity", "module formats.tensorrt", "module runtime.hardware", "version of nvidia-modelopt"),
     *("build: graph, truncated", "build: model.plan's signature, edited", "build: timing cache, deleted"),
 }
 
@@ -228,25 +236,38 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("[engine] without a format that is compiled", append(SPEC, '[engine]\nprecision = "fp32"\n'), []),
     ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["summary:tiny", "prune"]),
     ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
-    # recipes
-    ("recipe of weights", append("build_tasks/stages/weights.py"), ["weights:tiny", "weights:other"]),
-    ("recipe of labels", append("build_tasks/stages/labels.py"), ["labels:tiny"]),
-    ("recipe of torchscript", append("build_tasks/stages/torchscript.py"), ["torchscript:tiny", "torchscript:other"]),
-    ("recipe of onnx", append("build_tasks/stages/onnx.py"), ["onnx:tiny"]),
-    ("recipe of measure", append("build_tasks/stages/measure.py"), [*MEASURE, "measure:other"]),
-    ("recipe of threads", append("build_tasks/runtime/threads.py"), [
+    # source modules
+    ("module stages.weights", module("stages.weights"), ["weights:tiny", "weights:other"]),
+    ("module stages.labels", module("stages.labels"), ["labels:tiny"]),
+    ("module stages.torchscript", module("stages.torchscript"), ["torchscript:tiny", "torchscript:other"]),
+    ("module stages.onnx", module("stages.onnx"), ["onnx:tiny"]),
+    ("module stages.measure", module("stages.measure"), [*MEASURE, "measure:other"]),
+    ("module runtime.threads", module("runtime.threads"), [
         "reference:tiny", "reference:other", *MEASURE, "measure:other"
     ]),
-    ("recipe of gate", append("build_tasks/verification/gate.py"), [*ACCURACY, "accuracy:other", "summary:other"]),
-    ("recipe of summary", append("build_tasks/stages/summary.py"), ["summary:tiny", "summary:other"]),
-    ("recipe of layers and repair, which are on demand", both(
-        append("build_tasks/stages/layers.py"), append("build_tasks/stages/repair.py")
+    ("module verification.gate", module("verification.gate"), [*ACCURACY, "accuracy:other", "summary:other"]),
+    ("module stages.summary", module("stages.summary"), ["summary:tiny", "summary:other"]),
+    ("modules stages.layers and stages.repair, which run on demand", both(
+        module("stages.layers"), module("stages.repair")
     ), []),
-    ("recipe of config", append("build_tasks/stages/config.py"), [*CONFIG, "config:other"]),
-    ("recipe of client", append("build_tasks/stages/client.py"), [*CLIENT, "client:other"]),
+    ("module stages.config", module("stages.config"), [*CONFIG, "config:other"]),
+    ("module stages.client", module("stages.client"), [*CLIENT, "client:other"]),
     ("template of clients", append("build_tasks/stages/templates/client.py.j2"), [*CLIENT, "client:other"]),
-    ("recipe of publish", append("build_tasks/stages/publish.py"), [*PUBLISH, "publish:other"]),
-    ("a rule that no artifact depends on", append("build_tasks/doit_plugin/reporter.py"), []),
+    ("module stages.publish", module("stages.publish"), [*PUBLISH, "publish:other"]),
+    ("module formats.onnx_export", module("formats.onnx_export"), ["onnx:tiny"]),
+    ("module formats.onnx_runtime", module("formats.onnx_runtime"), ["onnx:tiny", "measure:tiny_onnx"]),
+    ("module formats.pytorch_network", module("formats.pytorch_network"), [
+        *NETWORK, "weights:other", "reference:other", "torchscript:other", "measure:tiny", "measure:other"
+    ]),
+    ("module formats.torchscript_graph", module("formats.torchscript_graph"),
+     ["torchscript:tiny", "torchscript:other"]),
+    ("module verification.metrics", module("verification.metrics"),
+     [*MEASURE, *ACCURACY, "measure:other", "accuracy:other", "summary:other"]),
+    ("module triton.derived_config", module("triton.derived_config"), [*CONFIG, "config:other"]),
+    ("module triton.repository", module("triton.repository"), [*CONFIG, *PUBLISH, "config:other", "publish:other"]),
+    ("modules that only decide how stages run", both(
+        module("doit_plugin.reporter"), both(module("runtime.worker"), module("json_files"))
+    ), []),
     # tools
     ("version of onnxslim", fake_version("onnxslim"), ["onnx:tiny", "publish:tiny_onnx"]),
     ("version of tritonclient", fake_version("tritonclient"), [*CONFIG, "config:other"]),
@@ -390,11 +411,15 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
      ["engine:tiny"], []),
     # TensorRT-RTX alone
     ("engine.rtx_compute_capabilities", key("engine", 'rtx_compute_capabilities = ["8.6"]'), ["rtx:tiny"], []),
-    # recipes and tools
-    ("recipe of precision", append("build_tasks/stages/precision.py"), ["precision:tiny.fp16"], []),
-    ("recipe of engine", append("build_tasks/stages/engine.py"), COMPILED, []),
-    ("recipe of compiler", append("build_tasks/formats/tensorrt.py"), COMPILED, []),
-    ("recipe of machine", append("build_tasks/runtime/hardware.py"), COMPILED, []),
+    # source modules and tools
+    ("module stages.precision", module("stages.precision"), ["precision:tiny.fp16"], []),
+    ("module stages.engine", module("stages.engine"), COMPILED, []),
+    ("module formats.reduced_precision", module("formats.reduced_precision"), ["precision:tiny.fp16"], []),
+    ("module formats.layer_errors", module("formats.layer_errors"), ["accuracy:tiny.fp16"], []),
+    ("module formats.onnx_files, which compiles nothing anew", module("formats.onnx_files"),
+     ["onnx:tiny", "measure:tiny_onnx", *converted("fp16")], []),
+    ("module formats.tensorrt", module("formats.tensorrt"), COMPILED, []),
+    ("module runtime.hardware", module("runtime.hardware"), COMPILED, []),
     ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny.fp16"], []),
     ("version of polygraphy", fake_version("polygraphy"),
      ["reference:tiny", *MEASURE, "measure:tiny.fp16", *COMPILED], []),
