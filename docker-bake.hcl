@@ -1,11 +1,11 @@
-# docker buildx bake [environment | repository | triton | triton-prebuilt]; the guide is docs/how-to/docker.md.
-# Each variable can be set in the environment: TRITON_RELEASE=25.08 docker buildx bake triton
+# docker buildx bake [environment | repository | triton | triton-prebuilt]. The guide is docs/how-to/docker.md.
+# Set variables in the environment: TRITON_RELEASE=25.08 docker buildx bake triton
 
 variable "PYTHON_IMAGE" {
   default = "python:3.11-slim-bookworm"
 }
 
-variable "TRITON_RELEASE" { # the one that the specs name
+variable "TRITON_RELEASE" { # must be the release that the specs name
   default = "26.08"
 }
 
@@ -34,29 +34,29 @@ target "stages" {
   }
 }
 
-# PyTorch and doit, to run over a checkout: docker run --volume "$PWD:/workspace" triton-models-environment doit
+# PyTorch and doit, to run on a checkout: docker run --volume "$PWD:/workspace" triton-models-environment doit
 target "environment" {
   inherits = ["stages"]
   target   = "environment"
   tags     = ["${IMAGE}-environment"]
 }
 
-# The repository as folders on the host.
+# The model repository as folders on the host.
 target "repository" {
   inherits = ["stages"]
   target   = "repository"
   output   = ["type=local,dest=build/.exported"]
 }
 
-# The server with the repository in it.
+# The server with the model repository in it.
 target "triton" {
   inherits = ["stages"]
   target   = "triton"
   tags     = ["${IMAGE}:${TRITON_RELEASE}"]
 }
 
-# The same of the model_repository/ that is here, with the engines that `doit container` put there: the named context
-# takes the place of the stage `repository`, and nothing before it runs.
+# The server with the model_repository/ of this checkout, which may hold engines that `doit container` built. The named
+# context replaces the stage `repository`, so that no stage before it runs.
 target "triton-prebuilt" {
   inherits = ["triton"]
   contexts = { repository = "model_repository" }

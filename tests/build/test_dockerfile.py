@@ -1,6 +1,6 @@
-"""The Dockerfile, docker-bake.hcl, the CI example and the guide agree with each other, and with the project.
+"""The Dockerfile, docker-bake.hcl, the CI example and the guide agree with each other and with the project.
 
-What the Dockerfile builds is shown by tests/buildah.py.
+tests/buildah.py tests what the Dockerfile builds.
 """
 
 import re
@@ -44,5 +44,5 @@ def test_targets_of_bake_are_stages() -> None:
 def test_the_guide_and_the_example_build_what_there_is() -> None:
     jobs = yaml.safe_load(EXAMPLE)["jobs"]
     steps = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    asked = re.findall(r"buildx bake(?: --\S+)* ([a-z-]+)", "\n".join([*steps, GUIDE]))
-    assert set(asked) == {*TARGETS} - {"stages", "triton"}  # which is the default
+    requested = re.findall(r"buildx bake(?: --\S+)* ([a-z-]+)", "\n".join([*steps, GUIDE]))
+    assert set(requested) == {*TARGETS} - {"stages", "triton"}  # triton is the default
