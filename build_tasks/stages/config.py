@@ -1,7 +1,10 @@
 """config: the artifact's signature, and [triton] of the spec -> model.*.config.pbtxt
 
-Names, dtypes, dims and the maximal batch are those of the file that is served. Everything else of Triton's
-ModelConfig may be set in the spec (see modelconfig.py), and has defaults here that serve well.
+    signature, labels.txt, [triton] ─► ModelConfig ─► model.onnx.config.pbtxt, for example
+    config.pbtxt of both steps ──────► ModelConfig ─► model.ensemble.config.pbtxt
+
+Names, dtypes, dims and the largest batch are those of the file that Triton serves. The spec may set every other field
+of Triton's ModelConfig (see triton/model_config.py); triton/derived_config.py has the defaults.
 """
 
 from typing import Any
@@ -39,7 +42,11 @@ CONFIG_MODULES = (
 
 
 def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
-    """files: the artifacts that this model of Triton's is served from; several are plans of several GPUs."""
+    """The doit task of a Triton model that is no ensemble.
+
+    Args:
+        files: The artifacts that the Triton model is served from. Several files are plans for several GPUs.
+    """
     labels = {"labels": model.artifact("labels.txt")} if model.spec.labels and model_format in FORMATS else {}
     stage = Stage(
         name=f"config:{model.triton_name(model_format)}",
@@ -63,7 +70,11 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
 
 
 def settings_of(model: Model, model_format: str, **more: Any) -> Settings:
-    """Return the settings of a config, as plain data. more: fields of ConfigSettings."""
+    """The settings of a config, as plain data.
+
+    Args:
+        more: Further fields of ConfigSettings.
+    """
     settings = ConfigSettings(
         name=model.triton_name(model_format),
         model_format=model_format,
@@ -89,7 +100,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         with open(inputs["labels"], encoding="utf-8") as file:
             classes = len(file.readlines())
     config = derive(signature, classes, options)
-    write(config, [inputs[name] for name in options.files], outputs["config"], options)
+    write_config(config, [inputs[name] for name in options.files], outputs["config"], options)
     notes = {"max_batch_size": config.max_batch_size}
     if warning := releases.load_warning(options.release, options.model_format, signature):
         notes["release"] = warning
@@ -98,17 +109,21 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return notes
 
 
-def write(config: Any, sources: list[str], path: str, options: ConfigSettings) -> None:
-    """config.pbtxt, whose first line tells what it was derived from."""
+def write_config(config: Any, sources: list[str], path: str, options: ConfigSettings) -> None:
+    """Write config.pbtxt. Its first line names the model, the digests of `sources`, and the spec."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(f"{header_line(config.name, [digest(source) for source in sources])} from {options.spec}\n")
         file.write(to_text(config))
 
 
 def ensemble_task(model: Model, files: list[str]) -> dict[str, Any]:
-    """The config.pbtxt of the ensemble. files: the artifacts that its steps are."""
-    of = model.spec.ensemble
-    assert of is not None
+    """The doit task of the ensemble.
+
+    Args:
+        files: The artifacts of its two steps.
+    """
+    second = model.spec.ensemble
+    assert second is not None
     stage = Stage(
         name=f"config:{model.triton_name('ensemble')}",
         model=model,
@@ -116,7 +131,7 @@ def ensemble_task(model: Model, files: list[str]) -> dict[str, Any]:
         inputs={
             **{file: model.artifact(f"{file}.signature.json") for file in files},
             "first": model.artifact(f"{TRITON_MODELS['preprocess'].file}.config.pbtxt"),
-            "second": model.artifact(f"{TRITON_MODELS[of].file}.config.pbtxt"),
+            "second": model.artifact(f"{TRITON_MODELS[second].file}.config.pbtxt"),
         },
         outputs={"config": model.artifact(f"{TRITON_MODELS['ensemble'].file}.config.pbtxt")},
         settings=settings_of(model, "ensemble", files=files),
@@ -135,23 +150,27 @@ def build_ensemble(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     for path, parsed in ((inputs["first"], first), (inputs["second"], second)):
         with open(path, encoding="utf-8") as file:
             text_format.Parse(file.read(), parsed)
-    whole = triton_config.to_message({"name": options.name, "platform": TRITON_MODELS["ensemble"].platform})
-    for ours, theirs in zip(first.output, second.input, strict=True):
-        open_or_same = all(a == b or b == -1 for a, b in zip(ours.dims, theirs.dims, strict=False))
-        if ours.data_type != theirs.data_type or len(ours.dims) != len(theirs.dims) or not open_or_same:
+    ensemble = triton_config.to_message({"name": options.name, "platform": TRITON_MODELS["ensemble"].platform})
+    for output, taken in zip(first.output, second.input, strict=True):
+        sizes_fit = all(a == b or b == -1 for a, b in zip(output.dims, taken.dims, strict=False))
+        if output.data_type != taken.data_type or len(output.dims) != len(taken.dims) or not sizes_fit:
             raise UserError(
-                f"{options.spec}: ensemble: {second.name} takes {list(theirs.dims)} of another type or size than "
-                f"pictures are prepared as, {list(ours.dims)}"
+                f"{options.spec}: ensemble: {second.name} takes {_format_tensor(taken)}, but {first.name} makes "
+                f"{_format_tensor(output)} of an image"
             )
-    whole.max_batch_size = min(options.max_batch_size, first.max_batch_size, second.max_batch_size)
-    whole.input.extend(first.input)
-    whole.output.extend(second.output)
+    ensemble.max_batch_size = min(options.max_batch_size, first.max_batch_size, second.max_batch_size)
+    ensemble.input.extend(first.input)
+    ensemble.output.extend(second.output)
     for part in (first, second):
-        # No version is named by -1 alone; 0, the protobuf's default, would be version 0.
-        step = whole.ensemble_scheduling.step.add(model_name=part.name, model_version=-1)
+        # -1 is the newest version. The protobuf's default, 0, would be version 0.
+        step = ensemble.ensemble_scheduling.step.add(model_name=part.name, model_version=-1)
         for tensors, names in ((part.input, step.input_map), (part.output, step.output_map)):
             for tensor in tensors:
                 names[tensor.name] = tensor.name
-    whole.MergeFrom(triton_config.to_message(spec_fields(options)))
-    write(whole, [inputs[name] for name in options.files], outputs["config"], options)
-    return {"max_batch_size": whole.max_batch_size, "steps": f"{first.name}, {second.name}"}
+    ensemble.MergeFrom(triton_config.to_message(spec_fields(options)))
+    write_config(ensemble, [inputs[name] for name in options.files], outputs["config"], options)
+    return {"max_batch_size": ensemble.max_batch_size, "steps": f"{first.name}, {second.name}"}
+
+
+def _format_tensor(tensor: Any) -> str:
+    return f"{triton_config.protobuf().DataType.Name(tensor.data_type)} {list(tensor.dims)}"

@@ -1,10 +1,10 @@
-"""ensemble: encoded pictures in, scores out -> <model>_preprocess, in Triton's Python backend, and <model>_ensemble
+"""preprocess: preprocessing.json -> the Python model <model>_preprocess, the first step of an ensemble
 
-    IMAGE (JPEG, PNG) ──► <model>_preprocess ──► INPUT__0 ──► <model>_onnx, say ──► OUTPUT__0
-                              as timm does it
+    IMAGE (JPEG, PNG) ──► <model>_preprocess ──► INPUT__0 ──► <model>_onnx, for example ──► OUTPUT__0
+                          Triton's Python backend
 
-The Python model is proven before it is published: to the bit what timm's transform makes of the accuracy samples (of
-the shipped photographs, where those are tensors).
+The stage compares the Python model with timm's transform on the accuracy samples, or on the shipped photographs if the
+samples are tensors. Every bit must be equal. The ensemble itself needs only a config.pbtxt (see config.py).
 """
 
 import os
@@ -26,7 +26,7 @@ TOOLS = ("timm", "torchvision", "pillow", "numpy")
 
 
 def task(model: Model) -> dict[str, Any]:
-    """Of the Python model."""
+    """The doit task of the Python model."""
     samples = model.spec.accuracy.samples
     source = (
         model.source(samples)
@@ -57,7 +57,7 @@ def task(model: Model) -> dict[str, Any]:
             *pytorch_network.source_modules(model),
         ),
     )
-    return stage.task(doc=f"The Python model {model.triton_name('preprocess')}, to the bit as timm's transform")
+    return stage.task(doc=f"The Python model {model.triton_name('preprocess')}, equal to timm's transform in every bit")
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -69,16 +69,18 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     preprocessing = read_json(inputs["preprocessing"])
     channels, *_ = preprocessing["input_size"]
     if channels != 3:
-        raise UserError(f"{settings['spec']}: ensemble: pictures have 3 channels, and the network takes {channels}")
-    known = {key: value for key, value in preprocessing.items() if key not in ("format", "steps")}
-    transform = pytorch_network.transform(known, preprocessing["format"])
+        raise UserError(
+            f"{settings['spec']}: ensemble: expected a network that takes 3 channels, as images have, found {channels}"
+        )
+    config = {key: value for key, value in preprocessing.items() if key not in ("format", "steps")}
+    transform = pytorch_network.transform(config, preprocessing["format"])
     paths = [path for name, path in inputs.items() if name == path]
     for path in paths:
         with open(path, "rb") as file, open_image(path) as image:
-            expected, found = transform(image.convert("RGB")).numpy(), preprocess(file.read(), preprocessing)
-        if (found.shape, found.dtype) != (expected.shape, expected.dtype) or not np.array_equal(found, expected):
+            expected, actual = transform(image.convert("RGB")).numpy(), preprocess(file.read(), preprocessing)
+        if (actual.shape, actual.dtype) != (expected.shape, expected.dtype) or not np.array_equal(actual, expected):
             raise UserError(
-                f"{path}: the Python model does not do what timm's transform does: {preprocessing['steps']}"
+                f"{path}: the Python model's result differs from the one of timm's transform: {preprocessing['steps']}"
             )
     os.makedirs(outputs["model"])
     for name in ("model.py", "preprocessing.py"):

@@ -6,13 +6,15 @@
                            /<version>/model.*
                                      /provenance.json
 
-In one step where one version is kept; where several are, the new one comes beside the others, which stay untouched.
+With triton.keep_versions = 1, the new folder replaces the old one in a single step. With more, the new version is added
+beside the others, which stay as they are.
 """
 
 import hashlib
 import json
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json, write_json
@@ -21,15 +23,17 @@ from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, table_settings
+from build_tasks.tensors import Signature
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line
 
-PROVENANCE = "provenance.json"
-PARAMETERS = ("build", "weights", "spec", "tools")  # what of it a server tells
+PROVENANCE_FILE = "provenance.json"
+PARAMETERS = ("build", "weights", "spec", "tools")  # keys of the provenance that config.pbtxt has, too
+RECORDS = ("verdict", "signature", "tools")  # the JSON files about an artifact that publishing requires
 
-# What of the spec decides an artifact.
-DECIDING = {
+# The tables of the spec that decide an artifact.
+DECIDING_TABLES = {
     "torchscript": ("architecture", "weights", "input", "output", "torchscript"),
     "onnx": ("architecture", "weights", "input", "output", "onnx"),
     "tensorrt": ("architecture", "weights", "input", "output", "onnx", "engine"),
@@ -43,15 +47,38 @@ PUBLISH_MODULES = (
 )
 
 
-def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any]:
-    """artifacts: the files that this model of Triton's is served from, or, of an ensemble, that its steps are.
+class Provenance(TypedDict):
+    """What <version>/provenance.json holds."""
 
-    Several files are plans of several GPUs.
+    build: str  # sha256 of the artifacts, separated by blanks
+    weights: str | None  # sha256
+    spec: str  # sha256 of the tables that decide the artifacts
+    tools: str  # "onnx 1.23.2, torch 2.14.1"
+    tensors: list[Any]  # what must be equal in all versions that are served together
+    needs: dict[str, int]  # opset and ir_version of ONNX files
+    files: dict[str, str | None]  # sha256 of the files in the version's folder, by name
+
+
+class Records(TypedDict):
+    """What was written about the artifacts of one Triton model, in the order of the artifacts."""
+
+    verdict: list[dict[str, str]]  # model, signature, status
+    signature: list[Signature]
+    tools: list[dict[str, str]]
+
+
+def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any]:
+    """The doit task of one Triton model.
+
+    Args:
+        artifacts: The files that the Triton model is served from; for the ensemble, the artifacts of its steps.
+            Several files of one format are plans for several GPUs.
     """
     name = model.triton_name(model_format)
-    of = model_format if model_format in FORMATS else model.spec.ensemble
-    assert of is not None
-    kept = 1 if model_format == "ensemble" else model.triton("keep_versions")  # its steps are what has versions
+    source_format = model_format if model_format in FORMATS else model.spec.ensemble
+    assert source_format is not None
+    # An ensemble has no versions of its own: its steps have.
+    keep_versions = 1 if model_format == "ensemble" else model.triton("keep_versions")
     fields = model_config.fields_of_format(model.config_fields, model_format)
     policy = fields.get("version_policy", {})
     warm_up = model_config.warm_up_files(fields)
@@ -61,7 +88,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
         build=build,
         inputs={
             **{file: model.artifact(file) for file in artifacts},
-            **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in ABOUT},
+            **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in RECORDS},
             "weights": model.weights,
             "config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt"),
             **({"preprocessing.json": model.artifact("preprocessing.json")} if model_format in FORMATS else {}),
@@ -77,171 +104,199 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "name": name,
             "format": model_format,
             "files": artifacts,
-            "spec": spec_digest(model, of),
-            "keep_versions": kept,
-            "release": model.release if kept > 1 else None,  # which must load the older versions, too
+            "spec": spec_digest(model, source_format),
+            "keep_versions": keep_versions,
+            "release": model.release if keep_versions > 1 else None,  # it must load the older versions, too
             "specific": policy.get("specific", {}).get("versions", []) if policy else [],
             "provenance": model.triton("provenance"),
         },
         tools=(),
         modules=(__name__, *PUBLISH_MODULES),
         in_process=True,
-        install=atomic_files.replace if kept == 1 else atomic_files.sync_dir,
+        install=atomic_files.replace if keep_versions == 1 else atomic_files.sync_dir,
     )
     return stage.task(doc=f"{REPOSITORY}/{name}, as Triton loads it")
 
 
-ABOUT = ("verdict", "signature", "tools")  # what is written of an artifact, and needed to publish it
-
-
 def spec_digest(model: Model, model_format: str) -> str:
-    """Of the tables that decide an artifact; comments, limits of accuracy and what is for Triton do not."""
+    """The sha256 of the tables that decide an artifact: not of comments, limits of accuracy and [triton]."""
     tables = table_settings(model.spec) | {"torchscript": table_settings(model.torchscript)}
-    deciding = json.dumps({table: tables[table] for table in DECIDING[model_format]}, sort_keys=True)
+    deciding = json.dumps({table: tables[table] for table in DECIDING_TABLES[model_format]}, sort_keys=True)
     return hashlib.sha256(deciding.encode()).hexdigest()
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    verdicts, signatures, tools = checked(inputs, settings)
+    records = read_records(inputs, settings)
+    verdicts, signatures = records["verdict"], records["signature"]
     folder, several = outputs["folder"], settings["keep_versions"] > 1
     os.makedirs(folder)
     for name, path in inputs.items():
         if name in ("labels.txt", "preprocessing.json") or name.startswith("warmup/"):
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
             copy(path, f"{folder}/{name}")
-    new = {
+    new: Provenance = {
         "build": " ".join(verdict["model"] for verdict in verdicts),
         "weights": digest(inputs["weights"]),
         "spec": settings["spec"],
-        "tools": ", ".join(sorted({f"{name} {version}" for each in tools for name, version in each.items()})),
-        "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plans(settings, signatures)],
-        "needs": {key: signatures[0][key] for key in ("opset", "ir_version") if key in signatures[0]},
+        "tools": ", ".join(
+            sorted({f"{name} {version}" for tools in records["tools"] for name, version in tools.items()})
+        ),
+        "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plan_properties(settings, signatures)],
+        "needs": onnx_needs(signatures[0]),
+        "files": {},
     }
-    kept, gone = reusable_versions(settings, new)
-    same = [version for version, known in kept.items() if known["build"] == new["build"]]
-    if several and same and max(same) == max(kept):
-        version = max(same)
+    versions, unusable = reusable_versions(settings, new)
+    same = [version for version, provenance in versions.items() if provenance["build"] == new["build"]]
+    if several and same and max(same) == max(versions):
+        version = max(same)  # the newest version holds these artifacts already
     else:
-        version = max([*kept, *gone, 0]) + several or 1
+        newest = max([*versions, *unusable, 0])
+        version = newest + 1 if several else max(newest, 1)
         write_version(new, version, inputs, folder, settings)
-        kept[version] = new
-    staying = sorted(kept)[-settings["keep_versions"] :]
-    for other in staying:
-        if not os.path.exists(f"{folder}/{other}"):
-            os.symlink(os.path.abspath(f"{REPOSITORY}/{settings['name']}/{other}"), f"{folder}/{other}")
-    if missing := sorted(set(settings["specific"]) - set(staying)):
-        raise UserError(f"triton.version_policy.specific: there is no version {missing[0]}, only {told(staying)}")
+        versions[version] = new
+    kept = sorted(versions)[-settings["keep_versions"] :]
+    for older in kept:
+        if not os.path.exists(f"{folder}/{older}"):
+            os.symlink(os.path.abspath(f"{REPOSITORY}/{settings['name']}/{older}"), f"{folder}/{older}")
+    if missing := sorted(set(settings["specific"]) - set(kept)):
+        raise UserError(
+            f"triton.version_policy.specific: version {missing[0]} is not published, only {format_versions(kept)}"
+        )
     copy(inputs["config"], f"{folder}/config.pbtxt")
     if settings["provenance"]:
         with open(f"{folder}/config.pbtxt", "a", encoding="utf-8") as file:
-            file.writelines(parameters(kept[version], version) for version in staying)
+            file.writelines(parameters(versions[version], version) for version in kept)
     notes = {"accuracy": "; ".join(sorted({verdict["status"] for verdict in verdicts}))}
     if several:
-        notes["versions"] = told(staying)
-        if gone:
-            notes["dropped"] = f"{told(gone)}, with other tensors, or not as published"
+        notes["versions"] = format_versions(kept)
+        if unusable:
+            notes["dropped"] = f"{format_versions(unusable)}, because of other tensors or of changed files"
     return notes
 
 
-def checked(inputs: Paths, settings: Settings) -> list[list[dict[str, Any]]]:
-    """The verdicts, signatures and tools of the artifacts. UserError where they, or the config, are of others."""
-    known: list[list[dict[str, Any]]] = [[], [], []]
-    # `doit -s` leaves out the tasks before this one, and another run may rebuild what they read.
+def read_records(inputs: Paths, settings: Settings) -> Records:
+    """The records about the artifacts.
+
+    Raises:
+        UserError: If the gate result or config.pbtxt is of another file than the artifact.
+    """
+    records: Records = {"verdict": [], "signature": [], "tools": []}
+    # `doit -s` skips the tasks before this one, and another run may rebuild the files that they read.
     for artifact in settings["files"]:
-        for kind, told in zip(ABOUT, known, strict=True):
-            told.append(read_json(inputs[f"{artifact}.{kind}"]))
-        if known[0][-1]["model"] != digest(inputs[artifact]):
+        records["verdict"].append(read_json(inputs[f"{artifact}.verdict"]))
+        records["signature"].append(read_json(inputs[f"{artifact}.signature"]))
+        records["tools"].append(read_json(inputs[f"{artifact}.tools"]))
+        if records["verdict"][-1]["model"] != digest(inputs[artifact]):
             path = inputs[f"{artifact}.verdict"]
-            raise UserError(f"{path} judges another file than {inputs[artifact]}; nothing was published")
+            raise UserError(f"{path} is the gate result of another file than {inputs[artifact]}; nothing was published")
     with open(inputs["config"], encoding="utf-8") as file:
         header = file.readline()
-    expected = header_line(settings["name"], [verdict["signature"] for verdict in known[0]])
+    expected = header_line(settings["name"], [verdict["signature"] for verdict in records["verdict"]])
     if not header.startswith(f"{expected} "):
         described = ", ".join(inputs[artifact] for artifact in settings["files"])
         raise UserError(f"{inputs['config']} describes another file than {described}; nothing was published")
-    return known
+    return records
 
 
-def write_version(provenance: dict[str, Any], version: int, inputs: Paths, folder: str, settings: Settings) -> None:
-    """A version, below `folder`, and what it holds into its provenance, which alone is in an ensemble's."""
+def onnx_needs(signature: Signature) -> dict[str, int]:
+    """The opset and the IR version that a server must know to load the artifact; empty for other formats."""
+    return {"opset": signature["opset"], "ir_version": signature["ir_version"]} if "opset" in signature else {}
+
+
+def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object]]) -> list[Any]:
+    """What must be equal in all versions of a model besides the tensors, if it is served from plans: a row per file."""
+    if settings["format"] != "tensorrt":
+        return []
+    keys = ("profile", "TensorRT", "version_compatible")
+    rows = [
+        [file, *(signature.get(key) for key in keys)]
+        for file, signature in zip(settings["files"], signatures, strict=True)
+    ]
+    return sorted(rows)  # lists, not tuples, so that they equal what JSON reads
+
+
+def write_version(provenance: Provenance, version: int, inputs: Paths, folder: str, settings: Settings) -> None:
+    """Write the folder of a version, and the digests of its files into its provenance.
+
+    The version of an ensemble holds its provenance only.
+    """
     folder = f"{folder}/{version}"
     os.makedirs(folder)
     for artifact in settings["files"] if settings["format"] != "ensemble" else ():
-        # What is cast is told by its config, and by its provenance; Triton looks for model.pt.
+        # Triton expects the name model.pt, also for model.fp16.pt.
         name = FORMATS["torchscript"].file if settings["format"] == "torchscript" else artifact
         if settings["format"] == "preprocess":  # a folder
             copy(inputs[artifact], folder)
         else:
             copy(inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}")
-    provenance["files"] = contents(folder, remember=False)
-    write_json(f"{folder}/{PROVENANCE}", provenance)
+    provenance["files"] = file_digests(folder, remember=False)
+    write_json(f"{folder}/{PROVENANCE_FILE}", provenance)
 
 
-def reusable_versions(settings: Settings, new: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], list[int]]:
-    """The versions that are published and can be served beside a new one, by number; and those that cannot.
+def reusable_versions(settings: Settings, new: Provenance) -> tuple[dict[int, Provenance], list[int]]:
+    """The published versions that can be served beside a new one, by number, and the numbers of the others.
 
-    One config.pbtxt is for all of them: so their tensors must be the same, and of plans the files, the profiles and
-    the TensorRT. The server's release must load them, since one that fails fails the model. And they must be what was
-    published.
+    One config.pbtxt describes all versions. So their tensors must be equal, and for plans also the files, the profiles
+    and TensorRT. The server's release must be able to load them: a version that fails makes the whole model fail. Their
+    files must be as they were published.
     """
     folder = f"{REPOSITORY}/{settings['name']}"
     numbers = [int(name) for name in os.listdir(folder) if name.isdecimal()] if os.path.isdir(folder) else []
-    kept, gone = {}, []
+    reusable: dict[int, Provenance] = {}
     for number in sorted(numbers):
-        known = read_provenance(f"{folder}/{number}")
-        same = known.get("tensors") == new["tensors"] and known.get("files") == contents(f"{folder}/{number}")
-        if same and not (known["needs"] and releases.load_error(settings["release"], "onnx", known["needs"])):
-            kept[number] = known
-        else:
-            gone.append(number)
-    return kept, gone
+        provenance = read_provenance(f"{folder}/{number}")
+        if (
+            provenance is not None
+            and provenance["tensors"] == new["tensors"]
+            and provenance["files"] == file_digests(f"{folder}/{number}")
+            and not (provenance["needs"] and releases.load_error(settings["release"], "onnx", provenance["needs"]))
+        ):
+            reusable[number] = provenance
+    return reusable, sorted(set(numbers) - reusable.keys())
 
 
-def plans(settings: Settings, signatures: list[dict[str, Any]]) -> list[Any]:
-    """What else must be the same of plans that are versions of one model; nothing of other formats."""
-    if settings["format"] != "tensorrt":
-        return []
-    about = ("profile", "TensorRT", "version_compatible")
-    told = [[signature.get(key) for key in about] for signature in signatures]
-    return sorted([file, *of] for file, of in zip(settings["files"], told, strict=True))  # lists, as JSON has them
-
-
-def read_provenance(folder: str) -> dict[str, Any]:
-    """What a published version says that it is; nothing where it does not."""
+def read_provenance(folder: str) -> Provenance | None:
+    """The provenance in the folder of a version, None if there is none or if it is incomplete."""
     try:
-        known = read_json(f"{folder}/{PROVENANCE}")
+        value = read_json(f"{folder}/{PROVENANCE_FILE}")
     except (OSError, ValueError):
-        return {}
-    whole = isinstance(known, dict) and {*PARAMETERS, "tensors", "needs", "files"} <= known.keys()
-    return known if whole else {}
+        return None
+    complete = isinstance(value, dict) and Provenance.__required_keys__ <= value.keys()
+    return value if complete else None
 
 
-def contents(folder: str, remember: bool = True) -> dict[str, str | None]:
-    """The digests of what a version holds, by name."""
-    besides = {PROVENANCE, "__pycache__"}
-    return {name: digest(f"{folder}/{name}", remember) for name in sorted({*os.listdir(folder)} - besides)}
+def file_digests(folder: str, remember: bool = True) -> dict[str, str | None]:
+    """The sha256 of the files in the folder of a version, by name, without its provenance."""
+    names = {*os.listdir(folder)} - {PROVENANCE_FILE, "__pycache__"}
+    return {name: digest(f"{folder}/{name}", remember) for name in sorted(names)}
 
 
-def parameters(provenance: dict[str, Any], version: int) -> str:
-    """What a server tells of a version, in protobuf's text format, whose strings are JSON's where they are ASCII."""
-    lines = ""
-    for key in PARAMETERS:
-        value = f"value {{ string_value: {json.dumps(provenance[key])} }}"
-        lines += f'parameters {{ key: "provenance.{version}.{key}" {value} }}\n'
-    return lines
+def parameters(provenance: Provenance, version: int) -> str:
+    """The provenance of a version as parameters of config.pbtxt.
+
+    Strings in protobuf's text format are written as in JSON, if they are ASCII.
+    """
+    values = [(key, value) for key, value in provenance.items() if key in PARAMETERS]
+    return "".join(
+        f'parameters {{ key: "provenance.{version}.{key}" value {{ string_value: {json.dumps(value)} }} }}\n'
+        for key, value in values
+    )
 
 
-def told(versions: list[int]) -> str:
+def format_versions(versions: list[int]) -> str:
     return ", ".join(map(str, versions))
 
 
 def copy(source: str, target: str, published: str | None = None) -> None:
-    """A file, or a folder, that is the same afterwards. UserError where the disk says otherwise.
+    """Copy a file or a folder, and compare the copy with it.
 
-    published: what may be that file already, and then only needs the new name besides its own, which goes with its
-    folder: so another config.pbtxt writes no artifact again.
+    Args:
+        published: A file that may have the same content. Then the target becomes a hard link to it, so that a changed
+            config.pbtxt does not copy the artifact again.
+    Raises:
+        UserError: If the copy differs from the source.
     """
     if published is None or digest(published) != digest(source) or not atomic_files.link(published, target):
         atomic_files.copy(source, target)
     if digest(target, remember=False) != digest(source):
-        raise UserError(f"the copy of {source} differs from it; is the disk sound?")
+        raise UserError(f"{target}: the copy of {source} differs from it; check the disk for errors")

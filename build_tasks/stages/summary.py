@@ -1,9 +1,9 @@
-"""summary: every artifact of a model side by side -> accuracy.json for machines, accuracy.svg for people
+"""summary: the accuracy of all artifacts of a model -> accuracy.json for programs, accuracy.svg for people
 
-    model.*.measured.json ─► figures, limits, verdicts ─► a table on the terminal, accuracy.json, accuracy.svg
+    model.*.measured.json ─► figures, limits, gate results ─► a table on the terminal, accuracy.json, accuracy.svg
 
-and compare, on demand: the same for every precision that a graph can have -> precisions.json, precisions.svg. What the
-gate refuses is in both of them.
+`doit compare:NAME` does the same for every precision of the graph, on demand -> precisions.json, precisions.svg. Both
+include the artifacts that the gate refuses.
 """
 
 import os
@@ -24,19 +24,19 @@ from build_tasks.verification.judged_artifacts import JudgedArtifact, judge, jud
 
 def task(model: Model) -> dict[str, Any]:
     stage = _stage(model, "summary", "accuracy", judged_artifacts(model))
-    return stage.task(doc="accuracy.json and accuracy.svg: every artifact beside the reference, and the verdicts")
+    return stage.task(doc="accuracy.json and accuracy.svg: every artifact against the reference, with the gate results")
 
 
 def task_of_precisions(model: Model) -> dict[str, Any]:
     artifacts = [artifact for artifact in judged_artifacts(model) if artifact.format in ("torchscript", "onnx")]
     artifacts += [JudgedArtifact("graph", precision, model.graph_file(precision)) for precision in REDUCED_PRECISIONS]
     stage = _stage(model, "compare", "precisions", artifacts)
-    return stage.task(doc=f"precisions.json and precisions.svg: what {', '.join(REDUCED_PRECISIONS)} would cost")
+    return stage.task(doc=f"precisions.json and precisions.svg: the accuracy of {', '.join(REDUCED_PRECISIONS)} graphs")
 
 
 def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) -> Stage:
-    # Plans that another machine has measured: they are shown, but nothing waits for them here.
-    foreign = [
+    # Plans that another machine built and measured. They are shown, but doit cannot build them here.
+    foreign_plans = [
         a.file for a in artifacts if a.format == "tensorrt" and hardware.missing_requirements(model.plans[a.file])
     ]
     return Stage(
@@ -46,9 +46,9 @@ def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) 
         inputs={
             "preprocessing": model.artifact("preprocessing.json"),
             "reference": model.artifact("reference.json"),
-            **{a.file: measured_file(model, a.file) for a in artifacts if a.file not in foreign},
+            **{a.file: measured_file(model, a.file) for a in artifacts if a.file not in foreign_plans},
         },
-        external_inputs={file: measured_file(model, file) for file in foreign},
+        external_inputs={file: measured_file(model, file) for file in foreign_plans},
         outputs={"json": model.artifact(f"{file}.json"), "picture": model.artifact(f"{file}.svg")},
         settings={
             "model": model.name,
@@ -72,18 +72,21 @@ def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) 
 
 
 def missing_requirements() -> str | None:
-    """Where engines are built there need be no matplotlib: it would bring along a Pillow that decodes other pixels."""
+    """The package that is missing, None if it is installed.
+
+    requirements-engine.txt has no matplotlib: it would install Pillow, and another version may decode other pixels.
+    """
     return None if installed_version("matplotlib") else "the package matplotlib (pip install -r requirements.txt)"
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     preprocessing = read_json(inputs["preprocessing"])
     rows = []
-    for parts, rule in zip(settings["artifacts"], settings["gates"], strict=True):
+    for parts, gate_settings in zip(settings["artifacts"], settings["gates"], strict=True):
         artifact = JudgedArtifact(*parts)
         measured = read_json(inputs[artifact.file])
-        if measured["reference"] == digest(inputs["reference"]):  # else it is of another machine, and of other samples
-            rows.append(judge(artifact, measured, rule))
+        if measured["reference"] == digest(inputs["reference"]):  # else another machine measured with other samples
+            rows.append(judge(artifact, measured, gate_settings))
     first = rows[0] if rows else {"samples": 0, "distinct": 0}
     summary = {
         "model": settings["model"],
@@ -93,37 +96,43 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     }
     write_json(outputs["json"], summary)
     draw(summary, outputs["picture"], settings["reference"])
-    return {"picture": os.path.basename(outputs["picture"]), "table": told(summary, settings["reference"])}
+    return {"picture": os.path.basename(outputs["picture"]), "table": format_summary(summary, settings["reference"])}
 
 
-def told(summary: dict[str, Any], reference: str) -> str:
-    """The summary as a table, and what it was measured on; reference: what its first row is of."""
+def format_summary(summary: dict[str, Any], reference: str) -> str:
+    """The summary as a table, with a line about the samples and the preprocessing.
+
+    Args:
+        reference: The title of the first row, which shows the sensitivity of the reference itself.
+    """
     several = len({name for row in summary["artifacts"] for name in row["outputs"]}) > 1
-    known = any("truth" in output for row in summary["artifacts"] for output in row["outputs"].values())
+    with_truth = any("truth" in output for row in summary["artifacts"] for output in row["outputs"].values())
     columns = ["artifact", "relative L2", "limit", "cosine", "SNR", "max abs", "top-1", "top-5"]
-    columns += ["top-1 accuracy", "top-5 accuracy"] if known else []
+    columns += ["top-1 accuracy", "top-5 accuracy"] if with_truth else []
     rows: list[list[str]] = []
     for row in summary["artifacts"]:
         for name, output in row["outputs"].items():
             title = f"{row['artifact']} {name}" if several else row["artifact"]
             if row is summary["artifacts"][0] and "wrong" not in output:
-                # the network itself, told with how far its outputs move with an ulp of its inputs
-                moved = gate.format_metric("relative_l2", output["sensitivity"])
-                accuracy = _accuracy(output, "reference") if known else []
-                rows.append([title.replace(row["artifact"], reference), moved, *"-" * 6, *accuracy, "an ulp off"])
-            rows.append([title, *_cells(output), *(_accuracy(output, "artifact") if known else ()), row["status"]])
+                # The reference itself: the change of its outputs when its inputs are perturbed by one ulp.
+                sensitivity = gate.format_metric("relative_l2", output["sensitivity"])
+                accuracy = _accuracy_cells(output, "reference") if with_truth else []
+                title_of_reference = title.replace(row["artifact"], reference)
+                rows.append([title_of_reference, sensitivity, *"-" * 6, *accuracy, "perturbed by one ulp"])
+            accuracy = _accuracy_cells(output, "artifact") if with_truth else []
+            rows.append([title, *_metric_cells(output), *accuracy, row["status"]])
     source, count, distinct = (summary["samples"][key] for key in ("source", "count", "distinct"))
-    twice = f" ({distinct} distinct)" if distinct != count else ""
+    repeated = f" ({distinct} distinct)" if distinct != count else ""
     steps = summary["preprocessing"]
-    how = (
+    preprocessing = (
         f"{steps['input_size'][1]} x {steps['input_size'][2]}, {steps['interpolation']}, {steps['crop_mode']} crop "
-        f"{steps['crop_pct']}, mean {_some(steps['mean'])}, std {_some(steps['std'])}"
+        f"{steps['crop_pct']}, mean {_format_channels(steps['mean'])}, std {_format_channels(steps['std'])}"
     )
-    bound = _bound(summary)
-    return f"{format_table([*columns, 'verdict'], rows)}\n{count} samples of {source}{twice}, {how}{bound}"
+    samples = f"{count} samples of {source}{repeated}, {preprocessing}{_confidence(summary)}"
+    return f"{format_table([*columns, 'gate result'], rows)}\n{samples}"
 
 
-def _cells(output: dict[str, Any]) -> list[str]:
+def _metric_cells(output: dict[str, Any]) -> list[str]:
     if "wrong" in output:
         return [output["wrong"], *"-" * 6]
     limits = output["limits"]
@@ -137,14 +146,15 @@ def _cells(output: dict[str, Any]) -> list[str]:
     ]
 
 
-def _accuracy(output: dict[str, Any], who: str) -> list[str]:
+def _accuracy_cells(output: dict[str, Any], who: str) -> list[str]:
+    """The shares of samples with the true class, of the "reference" or of the "artifact"."""
     if (truth := output.get("truth")) is None:
         return ["-", "-"]
     return [f"{truth[f'{who}_{best}']} of {truth['labeled']}" for best in ("top1", "top5")]
 
 
-def _bound(summary: dict[str, Any]) -> str:
-    """What full agreement of that many samples proves, which of a few is little."""
+def _confidence(summary: dict[str, Any]) -> str:
+    """What the agreement of all samples proves about all images. With few samples that is little."""
     for row in summary["artifacts"]:
         for output in row["outputs"].values():
             if "top1" in output.get("agreement", {}):
@@ -155,32 +165,32 @@ def _bound(summary: dict[str, Any]) -> str:
     return ""
 
 
-def _some(values: list[float]) -> str:
+def _format_channels(values: list[float]) -> str:
     return " ".join(f"{value:.3g}" for value in (values if len({*values}) > 1 else values[:1]))
 
 
 def draw(summary: dict[str, Any], path: str, reference: str) -> None:
-    """The error of every sample by artifact, with its limit."""
-    bars = [
+    """Draw the error of every sample by artifact, with the error of all samples and the limit."""
+    columns = [
         (row, output) for row in summary["artifacts"] for output in row["outputs"].values() if "wrong" not in output
     ]
-    missing = [row["artifact"] for row in summary["artifacts"] if any("wrong" in o for o in row["outputs"].values())]
+    not_finite = [row["artifact"] for row in summary["artifacts"] if any("wrong" in o for o in row["outputs"].values())]
     figure, axes = pyplot(summary["model"]).subplots(
-        figsize=(max(4.0, 1.3 * len(bars) + 1.5), 3.8), layout="constrained"
+        figsize=(max(4.0, 1.3 * len(columns) + 1.5), 3.8), layout="constrained"
     )
-    colours = {"ok": "#2a7f62", "not testable": "#b8860b", "refused": "#b3261e"}
-    for place, (row, output) in enumerate(bars):
-        colour = colours[row["status"]]
+    colors = {"ok": "#2a7f62", "not testable": "#b8860b", "refused": "#b3261e"}
+    for x, (row, output) in enumerate(columns):
+        color = colors[row["status"]]
         errors = [max(error, 1e-9) for error in output["errors"]]
-        spread = [place + 0.5 * (index / max(len(errors) - 1, 1) - 0.5) for index in range(len(errors))]
-        axes.scatter(spread, errors, s=14, color=colour, alpha=0.6, linewidths=0)
-        ends = (place - 0.38, place + 0.38)
-        axes.hlines(max(output["relative_l2"], 1e-9), *ends, color=colour)
+        spread = [x + 0.5 * (index / max(len(errors) - 1, 1) - 0.5) for index in range(len(errors))]
+        axes.scatter(spread, errors, s=14, color=color, alpha=0.6, linewidths=0)
+        ends = (x - 0.38, x + 0.38)
+        axes.hlines(max(output["relative_l2"], 1e-9), *ends, color=color)
         axes.hlines(output["limits"]["relative_l2"], *ends, color="#444444", linestyles="dashed")
     axes.set_yscale("log")
-    axes.set_xticks(range(len(bars)), [f"{row['artifact']}\n{row['status']}" for row, _ in bars])
+    axes.set_xticks(range(len(columns)), [f"{row['artifact']}\n{row['status']}" for row, _ in columns])
     axes.set_ylabel("relative L2 error, by sample and of all")
     title = f"{summary['model']}: {summary['samples']['count']} samples against {reference} (dashed: the limit)"
-    axes.set_title(title + (f"\nNaN or infinity: {', '.join(missing)}" if missing else ""), fontsize=9)
+    axes.set_title(title + (f"\nNaN or infinity: {', '.join(not_finite)}" if not_finite else ""), fontsize=9)
     axes.grid(axis="y", alpha=0.3)
     save_svg(figure, path)

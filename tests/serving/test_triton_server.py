@@ -300,7 +300,7 @@ def test_the_oldest_version_goes_when_there_are_too_many(project_with: CopyOf) -
     assert json.loads((folder / "3/provenance.json").read_text())["build"] == builds["provenance.3.build"]
     assert project.built().ran == []
     (folder / "3/model.pt").write_bytes(b"damaged")
-    assert "dropped: 3, with other tensors, or not as published" in project.built().out
+    assert "dropped: 3, because of other tensors or of changed files" in project.built().out
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["2", "4"]
 
 
@@ -309,7 +309,7 @@ def test_versions_with_other_tensors_are_not_kept_under_one_config(project_with:
     project.edit("models/versions/model.toml", "version_policy", "# version_policy")
     project.edit("models/versions/model.toml", "shape = [3, 16, 16]", "shape = [3, 16, 20]")
     run = project.built()
-    assert "versions: 2, dropped: 1, with other tensors" in run.out
+    assert "versions: 2, dropped: 1, because of other tensors" in run.out
     folders = [path.name for path in (project / "model_repository/versions").iterdir() if path.is_dir()]
     assert folders == ["2"]
 
@@ -320,7 +320,7 @@ def test_a_version_that_a_policy_names_must_be_there(project_with: CopyOf) -> No
     project.edit("models/versions/model.toml", "versions = [1]", "versions = [1, 7]")
     run = project.doit()
     assert run.code == 1
-    assert "triton.version_policy.specific: there is no version 7, only 1" in run.out
+    assert "triton.version_policy.specific: version 7 is not published, only 1" in run.out
     assert {k: v for k, v in project.tree().items() if k.startswith("versions_onnx")} == {
         k: v for k, v in before.items() if k.startswith("versions_onnx")
     }

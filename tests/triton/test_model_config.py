@@ -542,7 +542,8 @@ def test_an_ensemble_takes_no_more_than_its_steps() -> None:
     pictures["outputs"][0]["dtype"] = "uint8"
     Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
     first.build(first.inputs, first.outputs, first.settings)
-    with pytest.raises(UserError, match="of another type or size than pictures are prepared as"):
+    message = r"m_onnx takes TYPE_FP32 \[3, 160, 160\], but m_preprocess makes TYPE_UINT8 \[3, 160, 160\] of an image"
+    with pytest.raises(UserError, match=message):
         whole.build(whole.inputs, whole.outputs, whole.settings)
 
 
@@ -555,8 +556,8 @@ def test_a_batch_that_is_fixed_for_one_run_contradicts_nothing() -> None:
 
 def test_plans_of_another_profile_or_tensorrt_are_no_versions_of_one_model() -> None:
     settings = {"format": "tensorrt", "files": ["model.sm90.plan", "model.sm86.plan"]}
-    told = publish.plans(settings, [plan(8), plan(8)])
-    assert json.loads(json.dumps(told)) == told, "as it is read again"
-    assert told != publish.plans(settings, [plan(8), plan(4)])
-    assert told != publish.plans(settings, [plan(8, "11.3.0.99"), plan(8)])
-    assert publish.plans({"format": "onnx", "files": ["model.onnx"]}, [tensors()]) == []
+    properties = publish.plan_properties(settings, [plan(8), plan(8)])
+    assert json.loads(json.dumps(properties)) == properties, "JSON reads the same value"
+    assert properties != publish.plan_properties(settings, [plan(8), plan(4)])
+    assert properties != publish.plan_properties(settings, [plan(8, "11.3.0.99"), plan(8)])
+    assert publish.plan_properties({"format": "onnx", "files": ["model.onnx"]}, [tensors()]) == []
