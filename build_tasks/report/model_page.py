@@ -9,7 +9,7 @@ What is missing or broken in build/ is left out. Its stage will run again, and t
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from build_tasks.doit_plugin.dry_run import Step
 from build_tasks.doit_plugin.task_state import TaskState
@@ -32,7 +32,7 @@ from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
-from build_tasks.verification import gate, judged_artifacts
+from build_tasks.verification import gate, judged_artifacts, metrics
 
 MIN_DURATION = 0.1  # seconds; shorter tasks are only counted
 MAX_TITLE = 16  # characters that fit into a box of the graph
@@ -154,7 +154,7 @@ def measured_artifacts(model: Model) -> list[judged_artifacts.JudgedArtifact]:
 
 def gate_row(model: Model, artifact: judged_artifacts.JudgedArtifact) -> GateRow | None:
     """The figures of an artifact, judged by the spec as it is now; None if they are not those of the present files."""
-    measured = read_object(judged_artifacts.measured_file(model, artifact.file))
+    measured = cast(metrics.MeasuredFile, read_object(judged_artifacts.measured_file(model, artifact.file)))
     files = {"model": artifact.file, "reference": "reference.json"}
     if not measured or any(measured.get(key) != digest(model.artifact(file)) for key, file in files.items()):
         return None

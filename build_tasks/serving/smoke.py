@@ -190,7 +190,7 @@ def compare_with_timm(images: "np.ndarray", expected: "np.ndarray") -> Accuracy:
     return Accuracy(error, limit)
 
 
-def apply_gate(model: Model, model_format: str, measured: dict[str, Any]) -> Accuracy:
+def apply_gate(model: Model, model_format: str, measured: metrics.Measurements) -> Accuracy:
     """The accuracy of a model's answers.
 
     Raises:

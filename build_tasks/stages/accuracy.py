@@ -16,7 +16,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, log_of
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import NATIVE_PRECISIONS, QUANTIZED_PRECISIONS
-from build_tasks.verification import gate
+from build_tasks.verification import gate, metrics
 
 
 def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
@@ -59,16 +59,16 @@ def _stage(model: Model, name: str, model_format: str, file: str, precision: str
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    measured = read_json(inputs["measured"])
-    for name in ("model", "reference"):
-        if measured[name] != digest(inputs[name]):  # `doit -s` skips the measure task
+    measured: metrics.MeasuredFile = read_json(inputs["measured"])
+    for name, recorded in (("model", measured["model"]), ("reference", measured["reference"])):
+        if recorded != digest(inputs[name]):  # `doit -s` skips the measure task
             raise UserError(f"{inputs['measured']} was measured with another file than {inputs[name]}")
     if error := gate.gate_error(measured, settings, advice(settings)):
         inaccurate = "graph" in inputs and any(gate.failures(measured["outputs"], settings))
         raise UserError(error + (layers_message(inputs, settings) if inaccurate else ""))
     reason = gate.untestable_reason(measured, settings)
     status = f"not testable: {reason}" if reason else "ok"
-    verdict = {"model": measured["model"], "signature": measured["signature"], "status": status}
+    verdict: gate.GateResult = {"model": measured["model"], "signature": measured["signature"], "status": status}
     write_json(outputs["verdict"], verdict)
     largest, limit = gate.nearest_limit(measured, settings)
     return {"accuracy": status, "error": f"{largest}, limit {limit}"}

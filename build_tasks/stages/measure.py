@@ -103,7 +103,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         run = runners[settings["runner"]](inputs["model"])
     reference = Reference(inputs)
     each = map if settings["runner"] == "tensorrt" else threads.each  # one batch at a time on a GPU
-    measured = {
+    measured: metrics.MeasuredFile = {
         "model": digest(inputs["model"]),  # every reader of the figures compares these digests
         "signature": digest(inputs["signature"]),
         "reference": digest(inputs["reference"]),

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from build_tasks.errors import UserError
 from build_tasks.formats import node_precision, reduced_precision
@@ -28,7 +28,7 @@ from build_tasks.runtime.fingerprint import imported_digests
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
-from build_tasks.verification import gate, node_sensitivity, reference_outputs
+from build_tasks.verification import gate, metrics, node_sensitivity, reference_outputs
 from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     }
 
 
-def sensitivities(measured: dict[str, Any]) -> list[float]:
+def sensitivities(measured: metrics.Measurements) -> list[float]:
     return [output.get("sensitivity", 0.0) for output in measured["outputs"].values()]
 
 
@@ -160,7 +160,7 @@ class Trial:
         self.calibration = reduced_precision.calibration_samples(inputs, settings)
         self.steps = 0
         self.empty_sets: set[tuple[str, ...]] = set()
-        self.measured: dict[str, Any] = {}
+        self.measured = cast(metrics.Measurements, {})
         irrelevant = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")  # for what is measured
         relevant = {key: value for key, value in settings.items() if key not in irrelevant}
         tools = {tool: installed_version(tool) for tool in ("nvidia-modelopt", "onnx", "onnxruntime", "polygraphy")}
@@ -203,7 +203,7 @@ class Trial:
         """Whether no node has the precision any more. Only known of a set that was tested."""
         return tuple(sorted(excluded)) in self.empty_sets
 
-    def _measure(self, excluded: list[str]) -> dict[str, Any]:
+    def _measure(self, excluded: list[str]) -> metrics.Measurements | dict[str, str]:
         """The figures of the converted graph, or {"empty": reason} or {"wrong": reason} where there is none."""
         self.steps += 1
         try:

@@ -1,34 +1,37 @@
-"""The accuracy gate: what an artifact may cost, and the verdict on what was measured (see metrics.py).
+"""The accuracy gate: the limits of each metric, and the decision whether an artifact keeps them (see metrics.py).
 
-Limits come from the precision and from the model's own sensitivity, until a rule of the spec says otherwise:
+    precision, sensitivity of the model ─► default limits ─┐
+    [[accuracy.gate]] of the spec ─────────────────────────┴► limits ─► failures ─► gate_error
+    model.*.measured.json ─────────────────────────────────► metric_values ┘
+
+A rule of the spec replaces default limits:
 
     [[accuracy.gate]]
-    precision = "int8"      # of all precisions without it; likewise format and output
+    precision = "int8"      # without it the rule holds for all precisions; so do format and output
     top1 = 0.9
 
-Later rules win over earlier ones. Plain data and arithmetic: nothing heavy is imported.
+Later rules win over earlier ones. This module computes with plain data and imports nothing heavy.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from build_tasks.errors import UserError
+from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.spec.tables import QUANTIZED_PRECISIONS
-from build_tasks.verification.metrics import Measured
+from build_tasks.verification.metrics import ClassChange, Measurements, OutputFigures
 from build_tasks.verification.tolerance import ROUNDOFF, tolerance
 
-Settings = dict[str, Any]
-
-# The modules of the project that decide a verdict, for the fingerprint of the stages that judge.
+# The modules of the project that decide the result of the gate, for the fingerprint of the stages that use it.
 GATE_MODULES = (
     "build_tasks.verification.gate",
     "build_tasks.verification.metrics",
     "build_tasks.verification.tolerance",
 )
 
-# What a limit bounds, and how it is told. The first four are of Polygraphy's comparisons.
+# The metrics that have a limit, and how messages call them. Polygraphy's comparisons compute the first two of each.
 AT_MOST = {
     "relative_l2": "relative L2 error",
     "max_absolute": "maximal absolute error",
@@ -41,31 +44,49 @@ AT_LEAST = {
     "top1": "top-1 agreement",
     "top5": "top-5 agreement",
 }
+METRICS = {**AT_MOST, **AT_LEAST}
 SHARES = ("top1", "top5", "top1_drop", "top5_drop")
 
-FEWEST = 5  # distinct samples that say anything
-DEGENERATE = 1e-3  # spread of an output over the samples, relative to its size, under which it says nothing
-OUTLIER = 4  # times the tolerance, of the largest value that there is: what a single value may be off by
+MIN_DISTINCT_SAMPLES = 5  # fewer samples prove nothing
+MIN_SPREAD = 1e-3  # an output that differs less between samples, relative to its size, proves nothing
+OUTLIER_FACTOR = 4  # a single value may be off by this many tolerances, in units of the largest value of the output
+WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
+
+# Why an output lacks the figures that a rule needs, by the key that is missing.
+MISSING_FIGURES = {
+    "truth": "it needs accuracy.truth, the class that each sample shows, and an output with classes",
+    "top1_changes": "the output does not name classes: it has other dimensions than (batch, classes)",
+}
+
+
+class GateResult(TypedDict):
+    """What model.*.verdict.json holds. It exists only for artifacts that pass."""
+
+    model: str | None  # digest of the artifact
+    signature: str | None  # digest of its signature
+    status: str  # "ok", or "not testable: …"
 
 
 class Failure(NamedTuple):
+    """A metric of an output that is beyond its limit."""
+
     output: str
     metric: str
-    told: str  # the metric's value, its limit, and where it is worst
+    message: str  # the metric's value, its limit, and the sample where it is worst
 
 
 def rules(model: Model, model_format: str, precision: str) -> list[dict[str, Any]]:
-    """The spec's rules for an artifact, as a stage takes them into its fingerprint: {output, limits …}, in order."""
+    """Return the spec's rules for an artifact in their order: the limits, and `output` if a rule is for one output."""
     formats = {None, model_format}
     if model_format == "onnx" and model.spec.has_engine and not model.graph_gated_separately:
-        formats.add("graph")  # model.onnx is what is compiled, too
-    found = [table_settings(rule) for rule in model.spec.accuracy.gate]
-    fitting = [r for r in found if r.pop("format") in formats and r.pop("precision") in (None, precision)]
-    return [{key: value for key, value in rule.items() if value is not None} for rule in fitting]
+        formats.add("graph")  # engines are compiled from model.onnx itself
+    tables = [table_settings(rule) for rule in model.spec.accuracy.gate]
+    matching = [r for r in tables if r.pop("format") in formats and r.pop("precision") in (None, precision)]
+    return [{key: value for key, value in rule.items() if value is not None} for rule in matching]
 
 
 def settings_of(model: Model, model_format: str, precision: str) -> Settings:
-    """What decides a verdict besides what was measured."""
+    """Return what the result of the gate depends on besides the figures, for the fingerprint and for `gate_error`."""
     return {
         "format": model_format,
         "precision": precision,
@@ -75,110 +96,127 @@ def settings_of(model: Model, model_format: str, precision: str) -> Settings:
     }
 
 
-def limits(name: str, output: Measured, settings: Settings) -> dict[str, float]:
-    """The limit of each metric of an output that has one, in the order in which they are judged.
+def limits(name: str, output: OutputFigures, settings: Settings) -> dict[str, float]:
+    """Return the limits of an output by metric, in the order in which they are checked.
 
-    By default: the relative L2 error by precision and sensitivity; no single value farther off than OUTLIER times that,
-    for a single sample must not drown among many; and every sample's class the same (99 % of them in int8 and fp8).
-    Where the class that every sample shows is known, and the network itself names it for half of them at least, it is
-    accuracy that may fall, by a point.
+    The defaults are:
+
+    - the relative L2 error, by precision and sensitivity;
+    - the absolute error of a single value, OUTLIER_FACTOR times that, so that one bad sample among many is seen;
+    - agreement of the classes: every sample, and 99 % of them in int8 and fp8;
+    - a loss of accuracy of one percent instead, if the class of every sample is known and the reference names the
+      right one for at least half of them.
     """
     precision = settings["precision"]
-    own: dict[str, float] = {}
+    overrides: dict[str, float] = {}
     for rule in settings["gate"]:
         if rule.get("output", name) == name:
-            own |= {metric: limit for metric, limit in rule.items() if metric != "output"}
-    default = {"relative_l2": own.get("relative_l2", tolerance(precision, output["sensitivity"]))}
+            overrides |= {metric: limit for metric, limit in rule.items() if metric != "output"}
+    default = {"relative_l2": overrides.get("relative_l2", tolerance(precision, output["sensitivity"]))}
     if precision not in QUANTIZED_PRECISIONS:
-        default["max_absolute"] = OUTLIER * default["relative_l2"] * output["largest"]
+        default["max_absolute"] = OUTLIER_FACTOR * default["relative_l2"] * output["largest"]
     if "top1_changes" in output:
         truth = output.get("truth")
         if truth and truth["labeled"] == output["samples"] <= 2 * truth["reference_top1"]:
             default |= {"top1_drop": 0.01}
         else:
             default |= dict.fromkeys(("top1", "top5"), 0.99 if precision in QUANTIZED_PRECISIONS else 1.0)
-    return {**default, **own}
+    return {**default, **overrides}
 
 
-def metric_values(output: Measured, window: float) -> dict[str, float]:
-    """The figures of an output that limits bound.
+def metric_values(output: OutputFigures, tie: float) -> dict[str, float]:
+    """Return the values of an output by metric.
 
-    A sample agrees in its class if the class that the artifact names is the reference's strongest, or as strong as that
-    but for `window` times the root mean square of the sample's outputs: which of two equals comes first is no matter
-    of accuracy.
+    Args:
+        output: Its figures.
+        tie: A sample counts as the same class if the class that the artifact names is the strongest of the reference
+            but for this margin, in root mean squares of the sample's values. The order of equal values does not matter
+            for accuracy.
     """
-    found = {metric: output[metric] for metric in ("relative_l2", "cosine", "snr", "max_absolute")}
+    values = {
+        "relative_l2": output["relative_l2"],
+        "cosine": output["cosine"],
+        "snr": output["snr"],
+        "max_absolute": output["max_absolute"],
+    }
     if "top1_changes" in output:
-        found["top1"] = 1 - len(_turned(output, window)) / output["samples"]
-        found["top5"] = 1 - len(output["top5_losses"]) / output["samples"]
+        values["top1"] = 1 - len(_changes_beyond(output, tie)) / output["samples"]
+        values["top5"] = 1 - len(output["top5_losses"]) / output["samples"]
     if truth := output.get("truth"):
-        for best in ("top1", "top5"):
-            found[f"{best}_drop"] = (truth[f"reference_{best}"] - truth[f"artifact_{best}"]) / truth["labeled"]
-    return found
+        values["top1_drop"] = (truth["reference_top1"] - truth["artifact_top1"]) / truth["labeled"]
+        values["top5_drop"] = (truth["reference_top5"] - truth["artifact_top5"]) / truth["labeled"]
+    return values
 
 
-def tie_tolerance(output_limits: dict[str, float], output: Measured, settings: Settings) -> float:
-    """How near a tie is: what rounding may move, and in int8 and fp8, which may move more, what it may in bf16."""
+def tie_tolerance(output_limits: dict[str, float], output: OutputFigures, settings: Settings) -> float:
+    """Return the margin up to which two classes count as equal.
+
+    It is the error that rounding may cause. int8 and fp8, which may cause more, get the margin of bf16.
+    """
     if settings["precision"] in ROUNDOFF:
         return output_limits["relative_l2"]
     return tolerance("bf16", output["sensitivity"])
 
 
-def _turned(output: Measured, window: float) -> list[Any]:
-    return [change for change in output["top1_changes"] if change["margin"] > window]
+def _changes_beyond(output: OutputFigures, tie: float) -> list[ClassChange]:
+    return [change for change in output["top1_changes"] if change["margin"] > tie]
 
 
-def failures(outputs: dict[str, Measured], settings: Settings) -> Iterator[Failure]:
-    """What is beyond its limit. UserError for a rule on an output that there is not, or on what it does not have."""
+def failures(outputs: dict[str, OutputFigures], settings: Settings) -> Iterator[Failure]:
+    """Yield each metric that is beyond its limit.
+
+    Raises:
+        UserError: If a rule names an output that does not exist, or a metric that its outputs do not have.
+    """
     check_rules(outputs, settings["gate"])
     for name, output in outputs.items():
         if "wrong" in output:
             yield Failure(name, "wrong", output["wrong"])
             continue
-        allowed = limits(name, output, settings)
-        near = tie_tolerance(allowed, output, settings)
-        found = metric_values(output, near)
-        for metric, limit in allowed.items():
-            if metric not in found:
-                continue  # of an output without classes
-            beyond = found[metric] < limit if metric in AT_LEAST else found[metric] > limit
-            if beyond or found[metric] != found[metric]:
-                what = {**AT_MOST, **AT_LEAST}[metric]
-                told = f"{what} {format_metric(metric, found[metric])}, limit {format_metric(metric, limit)}"
-                yield Failure(name, metric, told + _worst(metric, output, near))
+        output_limits = limits(name, output, settings)
+        tie = tie_tolerance(output_limits, output, settings)
+        values = metric_values(output, tie)
+        for metric, limit in output_limits.items():
+            if metric not in values:
+                continue  # the output has no classes
+            beyond = values[metric] < limit if metric in AT_LEAST else values[metric] > limit
+            if beyond or math.isnan(values[metric]):
+                message = f"{METRICS[metric]} {format_metric(metric, values[metric])}"
+                message += f", limit {format_metric(metric, limit)}{_format_worst(metric, output, tie)}"
+                yield Failure(name, metric, message)
 
 
-def check_rules(outputs: dict[str, Measured], found: list[dict[str, Any]]) -> None:
-    """UserError for a rule on an output that there is not, or on what no output that it is for has."""
-    for rule in found:
+def check_rules(outputs: dict[str, OutputFigures], gate_rules: list[dict[str, Any]]) -> None:
+    """Raise UserError for a rule on an output that does not exist, or on a metric that none of its outputs has."""
+    for rule in gate_rules:
         if rule.get("output", next(iter(outputs))) not in outputs:
             raise UserError(f"accuracy.gate: there is no output {rule['output']!r}, only {', '.join(outputs)}")
         meant = [output for name, output in outputs.items() if rule.get("output", name) == name]
         for metric in rule.keys() - {"output"}:
-            needs = "truth" if metric.endswith("drop") else "top1_changes" if metric in SHARES else "norm"
-            if not any(needs in output or "wrong" in output for output in meant):
-                lacks = {
-                    "truth": "it needs accuracy.truth, the class that each sample shows, and an output with classes",
-                    "top1_changes": "the output does not name classes: it has other dimensions than (batch, classes)",
-                }
-                raise UserError(f"accuracy.gate: {metric} of {rule.get('output', 'every output')}: {lacks[needs]}")
+            key = "truth" if metric.endswith("drop") else "top1_changes" if metric in SHARES else "norm"
+            if not any(key in output or "wrong" in output for output in meant):
+                name = rule.get("output", "every output")
+                raise UserError(f"accuracy.gate: {metric} of {name}: {MISSING_FIGURES[key]}")
 
 
-def _worst(metric: str, output: Measured, near: float) -> str:
+def _format_worst(metric: str, output: OutputFigures, tie: float) -> str:
+    """The end of a failure's message: the sample where the metric is worst, or the counts behind it."""
     if metric in output["worst"]:
         return f", worst at {output['worst'][metric]}"
     if metric == "top1":
-        change = max(_turned(output, near), key=lambda change: float(change["margin"]))
+        change = max(_changes_beyond(output, tie), key=lambda change: change["margin"])
         classes = f"class {change['artifact_class']} for {change['reference_class']}"
         return f", worst at {change['sample']}: {classes}, which leads by {change['margin']:.2g} RMS"
     if metric == "top5":
         return f", lost at {output['top5_losses'][0]}"
-    truth, best = output["truth"], metric.partition("_")[0]
-    return f", {truth[f'artifact_{best}']} of {truth['labeled']} for {truth[f'reference_{best}']}"
+    truth = output["truth"]
+    if metric == "top1_drop":
+        return f", {truth['artifact_top1']} of {truth['labeled']} for {truth['reference_top1']}"
+    return f", {truth['artifact_top5']} of {truth['labeled']} for {truth['reference_top5']}"
 
 
 def format_metric(metric: str, value: float) -> str:
-    """A metric's value, as it is told."""
+    """Format the value of a metric for people."""
     if metric in SHARES:
         return f"{value:.1%}".replace(".0%", "%")
     if metric == "snr":
@@ -186,16 +224,16 @@ def format_metric(metric: str, value: float) -> str:
     return f"{value:.6g}" if metric == "cosine" else f"{value:.1e}"
 
 
-def untestable_reason(measured: Measured, settings: Settings) -> str | None:
-    """Why agreement with this reference proves nothing, None where it does prove something."""
+def untestable_reason(measured: Measurements, settings: Settings) -> str | None:
+    """Return why agreement with this reference proves nothing. None if it proves something."""
     if settings["random_weights"]:
         return "random weights"
-    if (count := measured["distinct"]) < FEWEST:
-        return f"{count} distinct sample{'s' if count > 1 else ''}, and at least {FEWEST} are needed"
+    if (count := measured["distinct"]) < MIN_DISTINCT_SAMPLES:
+        return f"{count} distinct sample{'s' if count > 1 else ''}, and at least {MIN_DISTINCT_SAMPLES} are needed"
     for name, output in measured["outputs"].items():
         if "wrong" in output:
             continue
-        if output["spread"] < DEGENERATE:
+        if output["spread"] < MIN_SPREAD:
             return f"output {name} is the same for all samples (spread {output['spread']:.0e})"
         allowed = tolerance(settings["precision"], output["sensitivity"])
         if settings["precision"] in ROUNDOFF and output["spread"] < allowed:
@@ -206,42 +244,45 @@ def untestable_reason(measured: Measured, settings: Settings) -> str | None:
     return None
 
 
-def gate_error(measured: Measured, settings: Settings, advice: str) -> str | None:
-    """Why an artifact is refused, with what to try; None where it passes.
+def gate_error(measured: Measurements, settings: Settings, advice: str) -> str | None:
+    """Return why an artifact fails the gate, with the advice at the end. None if it passes.
 
-    What makes the samples prove nothing refuses as well, unless the weights are random or the spec allows it; and of
-    random weights, whose outputs rounding may change by any factor, reduced precision is only told.
+    An artifact whose samples prove nothing fails as well, unless the weights are random or the spec allows it. Random
+    weights in reduced precision fail only if nothing could be measured, because rounding may change their outputs by
+    any factor.
     """
-    doubted = untestable_reason(measured, settings)
+    untestable = untestable_reason(measured, settings)
     lenient = settings["random_weights"] and settings["precision"] != "fp32"
-    found = list(failures(measured["outputs"], settings))
-    judged = [failure for failure in found if failure.metric == "wrong" or not lenient]
-    if judged:
-        more = f" (and {len(judged) - 1} more: {_names(judged[1:])})" if judged[1:] else ""
-        return f"output {judged[0].output}: {judged[0].told}{more}{advice}"
-    if doubted and not (settings["random_weights"] or settings["allow_untestable"]):
-        return f"accuracy cannot be tested: {doubted}; choose other samples, or set accuracy.allow_untestable"
+    failed = [
+        failure for failure in failures(measured["outputs"], settings) if failure.metric == "wrong" or not lenient
+    ]
+    if failed:
+        first, *others = failed
+        more = f" (and {len(others)} more: {_format_names(others)})" if others else ""
+        return f"output {first.output}: {first.message}{more}{advice}"
+    if untestable and not (settings["random_weights"] or settings["allow_untestable"]):
+        return f"accuracy cannot be tested: {untestable}; choose other samples, or set accuracy.allow_untestable"
     return None
 
 
-def _names(found: list[Failure]) -> str:
-    return ", ".join(f"{failure.metric} of {failure.output}" for failure in found)
+def _format_names(failed: list[Failure]) -> str:
+    return ", ".join(f"{failure.metric} of {failure.output}" for failure in failed)
 
 
 def wilson_lower_bound(hits: int, count: int) -> float:
-    """The share that `hits` of `count` proves with 95 % confidence: the lower bound of Wilson's interval, one-sided.
+    """Return the share that `hits` of `count` prove with 95 % confidence: the lower bound of Wilson's interval.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
-    z = 1.645
+    z = WILSON_Z
     share = hits / count
-    centre = share + z * z / (2 * count)
+    center = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - spread) / (1 + z * z / count)
+    return (center - spread) / (1 + z * z / count)
 
 
-def nearest_limit(measured: dict[str, Any], settings: Settings) -> tuple[str, str]:
-    """The relative L2 error that comes nearest to its limit, and this limit, both formatted for people."""
+def nearest_limit(measured: Measurements, settings: Settings) -> tuple[str, str]:
+    """Return the relative L2 error that comes nearest to its limit, and this limit, both formatted for people."""
     outputs = measured["outputs"]
     bounds = {name: limits(name, outputs[name], settings)["relative_l2"] for name in outputs}
     name = max(bounds, key=lambda name: outputs[name]["relative_l2"] / bounds[name])

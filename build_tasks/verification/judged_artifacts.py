@@ -1,77 +1,110 @@
-"""Which artifacts of a model are judged, and their figures with the result of the gate."""
+"""The artifacts of a model that the gate judges, and their figures with the result of the gate."""
 
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, cast
 
 from build_tasks.runtime import hardware
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model
 from build_tasks.verification import gate
+from build_tasks.verification.metrics import Measurements, OutputFigures
 
 TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tensorrt": "plan"}
 
 
 class JudgedArtifact(NamedTuple):
-    format: str
+    """An artifact that the gate judges."""
+
+    format: str  # "torchscript", "onnx", "tensorrt"; "graph" for the ONNX file that engines are compiled from
     precision: str
     file: str
 
     @property
     def title(self) -> str:
+        """Its name in tables: "ONNX", "int8 plan"."""
         exact = self.format in ("torchscript", "onnx") and self.precision == "fp32"
         return TITLES[self.format] if exact else f"{self.precision} {TITLES[self.format]}"
 
 
+class Agreement(TypedDict):
+    """The samples whose class agrees with the reference."""
+
+    hits: int
+    of: int
+    at_least: float  # the share that these counts prove with 95 % confidence
+
+
+class JudgedOutput(OutputFigures, total=False):
+    """The figures of an output with the metrics computed from them. Without them if `wrong` is the only key."""
+
+    top1: float
+    top5: float
+    top1_drop: float
+    top5_drop: float
+    limits: dict[str, float]  # by metric
+    agreement: dict[str, Agreement]  # of "top1" and "top5", for outputs with classes
+
+
+class ArtifactResult(TypedDict):
+    """One entry of `artifacts` in accuracy.json."""
+
+    artifact: str  # its title
+    file: str
+    format: str
+    precision: str
+    status: str  # "ok", "not testable", "refused"
+    reason: str | None  # why it is not "ok"
+    samples: int
+    distinct: int
+    outputs: dict[str, JudgedOutput]
+
+
 def judged_artifacts(model: Model) -> list[JudgedArtifact]:
-    """What is judged in this model's chain, as far as it is or can be measured here."""
+    """Return the artifacts of a model that are measured, or can be measured on this machine."""
     precision = model.spec.engine.precision
-    found = [
+    artifacts = [
         JudgedArtifact(model_format, model.precision(model_format), *model.files(model_format))
         for model_format in model.served_formats
         if model_format != "tensorrt"
     ]
     if model.graph_gated_separately:
-        found.append(JudgedArtifact("graph", precision, model.graph))
+        artifacts.append(JudgedArtifact("graph", precision, model.graph))
     for plan, capability in model.plans.items() if "tensorrt" in model.spec.formats else ():
         if os.path.exists(measured_file(model, plan)) or not hardware.missing_requirements(capability):
-            found.append(JudgedArtifact("tensorrt", precision, plan))
-    return found
+            artifacts.append(JudgedArtifact("tensorrt", precision, plan))
+    return artifacts
 
 
 def measured_file(model: Model, file: str) -> str:
+    """Return the path of the figures of an artifact."""
     return model.artifact(f"{file}.measured.json")
 
 
-def judge(artifact: JudgedArtifact, measured: dict[str, Any], rule: Settings) -> dict[str, Any]:
-    """One artifact's part of the summary: its figures by output, their limits, and the verdict."""
-    refusal = gate.gate_error(measured, rule, advice="")
-    doubt = gate.untestable_reason(measured, rule)
-    outputs = {}
-    for name, output in measured["outputs"].items():
-        outputs[name] = output if "wrong" in output else _judge_output(name, output, rule)
+def judge(artifact: JudgedArtifact, measured: Measurements, rule: Settings) -> ArtifactResult:
+    """Return the figures of an artifact by output, their limits, and the result of the gate."""
+    error = gate.gate_error(measured, rule, advice="")
+    untestable = gate.untestable_reason(measured, rule)
     return {
         "artifact": artifact.title,
         "file": artifact.file,
         "format": artifact.format,
         "precision": artifact.precision,
-        "status": "refused" if refusal else "not testable" if doubt else "ok",
-        "reason": refusal or doubt,
+        "status": "refused" if error else "not testable" if untestable else "ok",
+        "reason": error or untestable,
         "samples": measured["samples"],
         "distinct": measured["distinct"],
-        "outputs": outputs,
+        "outputs": {name: _judge_output(name, output, rule) for name, output in measured["outputs"].items()},
     }
 
 
-def _judge_output(name: str, output: dict[str, Any], rule: Settings) -> dict[str, Any]:
+def _judge_output(name: str, output: OutputFigures, rule: Settings) -> JudgedOutput:
+    if "wrong" in output:
+        return {"wrong": output["wrong"]}
     limits = gate.limits(name, output, rule)
-    found = gate.metric_values(output, gate.tie_tolerance(limits, output, rule))
-    proven = {}
+    values = gate.metric_values(output, gate.tie_tolerance(limits, output, rule))
+    agreement: dict[str, Agreement] = {}
     for metric in ("top1", "top5"):
-        if metric in found:
-            hits = round(found[metric] * output["samples"])
-            proven[metric] = {
-                "hits": hits,
-                "of": output["samples"],
-                "at_least": gate.wilson_lower_bound(hits, output["samples"]),
-            }
-    return {**output, **found, "limits": limits, "agreement": proven}
+        if metric in values:
+            hits, count = round(values[metric] * output["samples"]), output["samples"]
+            agreement[metric] = {"hits": hits, "of": count, "at_least": gate.wilson_lower_bound(hits, count)}
+    return cast(JudgedOutput, {**output, **values, "limits": limits, "agreement": agreement})

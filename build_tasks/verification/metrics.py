@@ -1,11 +1,13 @@
-"""How far an artifact's outputs are from the reference's: Polygraphy's comparisons of every sample, as plain data.
+"""How far the outputs of an artifact are from those of the reference, computed by Polygraphy for every sample.
 
-What is written here depends on no limit, so that another limit measures nothing anew. See gate.py for the judgement.
+    outputs of the artifact ──┐
+    outputs of the reference ─┴► compare_outputs ─► OutputFigures by output ─► model.*.measured.json
+
+The figures depend on no limit, so nothing is measured again after a limit has changed. gate.py judges them.
 """
 
-import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from build_tasks.errors import UserError
 
@@ -13,28 +15,98 @@ if TYPE_CHECKING:
     import numpy as np
     from polygraphy.comparator import IterationResult
 
-Measured = dict[str, Any]
-Truth = dict[int, int]  # a sample's place -> the class that it shows
+Truth = dict[int, int]  # the index of a sample -> the class that it shows
+
+TOP = 5  # classes that top-5 metrics look at
+LARGEST_SNR = 999.0  # dB; JSON has no infinity
+
+
+class ClassChange(TypedDict):
+    """A sample whose strongest class differs between the reference and the artifact."""
+
+    sample: str  # its name
+    reference_class: int
+    artifact_class: int
+    margin: float  # reference values: first class minus the other, over the root mean square of the sample's values
+
+
+class TruthCounts(TypedDict):
+    """How many of the labeled samples are recognized, by the fp32 network and by the artifact."""
+
+    labeled: int
+    reference_top1: int
+    reference_top5: int
+    artifact_top1: int
+    artifact_top5: int
+
+
+class OutputFigures(TypedDict, total=False):
+    """The figures of one output: either `wrong` alone, or the keys after it.
+
+    The keys from `samples` on exist for outputs with classes, `truth` if the classes of samples are known.
+    """
+
+    wrong: str  # why nothing could be measured
+    relative_l2: float  # of all samples together
+    cosine: float  # of the worst sample, and so are the next two
+    snr: float  # dB
+    max_absolute: float
+    worst: dict[str, str]  # by metric, the name of the sample where it is worst
+    norm: float  # L2 norm of the reference
+    largest: float  # largest absolute value of the reference
+    spread: float  # how far the samples differ from their mean, over the norm
+    errors: list[float]  # relative L2 error of each sample
+    sensitivity: float  # relative L2 change of the reference after its inputs are perturbed by one ulp
+    samples: int
+    classes: list[int]  # of each sample, by the reference
+    top1_changes: list[ClassChange]
+    top5_losses: list[str]  # names of samples whose class is not among the artifact's strongest five
+    truth: TruthCounts
+
+
+class Measurements(TypedDict):
+    """The figures of an artifact on all samples."""
+
+    samples: int
+    distinct: int  # without samples that are the same to the bit
+    outputs: dict[str, OutputFigures]
+
+
+class MeasuredFile(Measurements):
+    """What model.*.measured.json holds: the figures, and the digests of the files that they were measured with."""
+
+    model: str | None
+    signature: str | None
+    reference: str | None
 
 
 def compare_outputs(
     found: "IterationResult",
     reference: "IterationResult",
-    moved: "IterationResult",
+    perturbed: "IterationResult",
     names: list[str],
     truth: Truth | None = None,
-    best: tuple[str, str] | None = None,
-) -> dict[str, Measured]:
-    """What there is to say about each output of the reference, by its name.
+    top_k_names: tuple[str, str] | None = None,
+) -> dict[str, OutputFigures]:
+    """Return the figures of each output of the reference.
 
-    Each value holds arrays of shape (samples, …). moved: the reference's own answers to inputs that are an ulp off.
-    best: the names of the outputs that hold the largest values and their classes; the classes are told with the values.
-    An output that is missing, or has another shape, or a NaN or infinity in it, has a key "wrong" and no figures.
+    An output that is missing, has another shape, or contains a NaN or an infinity gets the key `wrong` alone.
+
+    Args:
+        found: The outputs of the artifact by name, arrays of shape (samples, …).
+        reference: The outputs of the reference.
+        perturbed: The outputs of the reference to inputs that are perturbed by one ulp.
+        names: The names of the samples.
+        truth: The classes that samples show. They are counted for the first output that has classes.
+        top_k_names: The outputs with the largest values and with their classes. The figures of the classes are those
+            of the values.
+    Raises:
+        UserError: If truth names a class that the network does not have.
     """
     import numpy as np
 
-    outputs: dict[str, Measured] = {}
-    values, classes = best or (None, None)
+    outputs: dict[str, OutputFigures] = {}
+    values_name, classes_name = top_k_names or (None, None)
     for name, expected in reference.items():
         if name not in found:
             outputs[name] = {"wrong": f"it is not there, only {', '.join(found)}"}
@@ -42,30 +114,35 @@ def compare_outputs(
         answer = found[name]
         if answer.shape != expected.shape:
             outputs[name] = {"wrong": f"shape {list(expected.shape)} expected, {list(answer.shape)} found"}
-        elif bad := _not_finite(answer, names) or _not_finite(expected, names):
-            whose = "" if _not_finite(answer, names) else "the reference itself: "
-            outputs[name] = {"wrong": f"{whose}{bad}"}
-        elif name != classes:
-            # A norm in fp16 overflows at 65504, and bool knows no difference.
-            answer, expected, shifted = (values.astype(np.float64) for values in (answer, expected, moved[name]))
-            outputs[name] = _measured(answer, expected, names)
-            sensitivity = float(np.linalg.norm(np.nan_to_num(shifted) - expected)) / outputs[name]["norm"]
-            outputs[name]["sensitivity"] = min(sensitivity, 1.0)  # more says no more, and may be infinite
-            if name == values and classes in found:
-                ours, theirs, width = found[classes], reference[classes], None
+        elif reason := _not_finite(answer, names):
+            outputs[name] = {"wrong": reason}
+        elif reason := _not_finite(expected, names):
+            outputs[name] = {"wrong": f"the reference itself: {reason}"}
+        elif name != classes_name:
+            # A norm in fp16 overflows at 65504, and bool has no difference.
+            answer, expected, shifted = (array.astype(np.float64) for array in (answer, expected, perturbed[name]))
+            figures = _error_figures(answer, expected, names)
+            sensitivity = float(np.linalg.norm(np.nan_to_num(shifted) - expected)) / figures["norm"]
+            figures["sensitivity"] = min(sensitivity, 1.0)  # a larger value means the same, and may be infinite
+            outputs[name] = figures
+            if name == values_name and classes_name in found:
+                ranks, expected_ranks, width = found[classes_name], reference[classes_name], None
             elif expected.ndim == 2 and expected.shape[1] > 1:
-                ours, theirs, width = ranked(answer), ranked(expected), expected.shape[1]
+                ranks, expected_ranks, width = strongest_classes(answer), strongest_classes(expected), expected.shape[1]
             else:
                 continue
-            lead = functools.partial(_lead, expected, theirs if name == values else None)
-            outputs[name] |= _classes(ours, theirs, lead, names)
-            if truth and not any("truth" in output for output in outputs.values()):  # of the first that has classes
-                outputs[name] |= _truth(ours, theirs, width, truth, names)
-    outputs |= {name: {"wrong": "the reference has no such output"} for name in found if name not in reference}
+            margin = _margin_of(expected, expected_ranks if name == values_name else None)
+            figures |= _class_figures(ranks, expected_ranks, margin, names)
+            if truth and not any("truth" in output for output in outputs.values()):
+                figures["truth"] = _count_truth(ranks, expected_ranks, width, truth, names)
+    for name in found:
+        if name not in reference:
+            outputs[name] = {"wrong": "the reference has no such output"}
     return outputs
 
 
 def _not_finite(values: "np.ndarray", names: list[str]) -> str | None:
+    """Where an output is NaN or infinite, for a message. None if it is finite everywhere."""
     import numpy as np
 
     finite = np.isfinite(values)
@@ -76,8 +153,8 @@ def _not_finite(values: "np.ndarray", names: list[str]) -> str | None:
     return f"NaN or infinity in {finite.size - finite.sum()} of {finite.size} values, {where}"
 
 
-def _measured(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> Measured:
-    """The figures of one output. Its norms are of all samples together; the rest is of the sample where it is worst."""
+def _error_figures(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> OutputFigures:
+    """The figures that do not depend on classes, without the sensitivity. Both arrays are float64 (samples, …)."""
     import numpy as np
     from polygraphy.comparator import (
         CosineSimilarityCompareFunc,
@@ -94,7 +171,7 @@ def _measured(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> 
         "snr": SnrCompareFunc(),
     }
     figures: dict[str, list[float]] = {name: [] for name in functions}
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it would tell of each sample what it thinks of it
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # otherwise it logs its own judgement of every sample
         for signal, answer in zip(expected, found, strict=True):
             pair = [IterationResult({"": np.atleast_1d(value)}) for value in (signal, answer)]
             for figure, function in functions.items():
@@ -112,39 +189,42 @@ def _measured(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> 
     return {
         "relative_l2": float(np.linalg.norm(by_sample["l2_norm"])) / norm,
         "cosine": float(by_sample["cosine_similarity"].min()),
-        "snr": max(-999.0, min(float(by_sample["snr"].min()), 999.0)),  # JSON has no infinity
+        "snr": max(-LARGEST_SNR, min(float(by_sample["snr"].min()), LARGEST_SNR)),
         "max_absolute": float(whole[""].max_absdiff),
         "worst": {metric: names[sample] for metric, sample in worst.items()},
         "norm": norm,
         "largest": float(np.abs(expected).max(initial=0.0)),
         "spread": spread / norm,
-        # Over the root mean square of all samples' norms, so that a sample with a small answer is no outlier.
+        # Over the root mean square of the norms of all samples, so that a sample with small outputs is no outlier.
         "errors": [float(f"{error * len(expected) ** 0.5 / norm:.3g}") for error in by_sample["l2_norm"]],
     }
 
 
-def _classes(
-    found: "np.ndarray", expected: "np.ndarray", lead: Callable[[int, int, int], float], names: list[str]
-) -> Measured:
-    """Each sample's class by the reference; which samples are put into another, and how far its lead was; which leave
-    its best five.
+def _class_figures(
+    found: "np.ndarray", expected: "np.ndarray", margin: Callable[[int, int, int], float], names: list[str]
+) -> OutputFigures:
+    """The classes of the samples by the reference, and the samples that the artifact puts into other classes.
 
-    found, expected: the classes of each sample, strongest first. lead: of a sample's class before another.
+    Args:
+        found: The classes of each sample by the artifact, strongest first: (samples, classes).
+        expected: The same by the reference.
+        margin: The margin of a class over another, from (sample, class, other class).
+        names: The names of the samples.
     """
     import numpy as np
 
-    changes = []
-    for sample in np.flatnonzero(found[:, 0] != expected[:, 0]):
-        classes = int(expected[sample, 0]), int(found[sample, 0])
+    changes: list[ClassChange] = []
+    for sample in map(int, np.flatnonzero(found[:, 0] != expected[:, 0])):
+        first, other = int(expected[sample, 0]), int(found[sample, 0])
         changes.append(
             {
                 "sample": names[sample],
-                "reference_class": classes[0],
-                "artifact_class": classes[1],
-                "margin": lead(int(sample), *classes),
+                "reference_class": first,
+                "artifact_class": other,
+                "margin": margin(sample, first, other),
             }
         )
-    losses = np.flatnonzero((found[:, :5] != expected[:, :1]).all(axis=1))
+    losses = np.flatnonzero((found[:, :TOP] != expected[:, :1]).all(axis=1))
     return {
         "samples": len(found),
         "classes": expected[:, 0].tolist(),
@@ -153,24 +233,42 @@ def _classes(
     }
 
 
-def _lead(values: "np.ndarray", classes: "np.ndarray | None", sample: int, first: int, other: int) -> float:
-    """How far a class is before another, over the root mean square of the sample's values.
+def _margin_of(values: "np.ndarray", classes: "np.ndarray | None") -> Callable[[int, int, int], float]:
+    """Return the function from (sample, class, other class) to the class's margin over the other.
 
-    values: of all classes, or of those in `classes`; of one that is not among them, at most the last value is known.
+    The unit is the root mean square of the sample's values.
+
+    Args:
+        values: (samples, classes), of all classes or of those in `classes`.
+        classes: The classes that the values belong to, strongest first. None if each column is a class. The value of
+            a class that is not among them is at most the last one, which stands for it.
     """
-    own = values[sample]
-    if classes is None:
-        difference = own[first] - own[other]
-    else:
-        places = list(classes[sample])
-        difference = own[0] - own[places.index(other) if other in places else -1]
-    return float(difference / (float((own**2).mean()) ** 0.5 or 1.0))
+
+    def margin(sample: int, first: int, other: int) -> float:
+        row = values[sample]
+        if classes is None:
+            difference = row[first] - row[other]
+        else:
+            columns = list(classes[sample])
+            difference = row[0] - row[columns.index(other) if other in columns else -1]
+        return float(difference / (float((row**2).mean()) ** 0.5 or 1.0))
+
+    return margin
 
 
-def _truth(found: "np.ndarray", expected: "np.ndarray", width: int | None, truth: Truth, names: list[str]) -> Measured:
-    """How many samples are recognised, by the fp32 network and by the artifact. UserError for a class there is not.
+def _count_truth(
+    found: "np.ndarray", expected: "np.ndarray", width: int | None, truth: Truth, names: list[str]
+) -> TruthCounts:
+    """Count the samples that are recognized.
 
-    found, expected: the classes of each sample, strongest first. width: how many classes there are, as far as known.
+    Args:
+        found: The classes of each sample by the artifact, strongest first: (samples, classes).
+        expected: The same by the reference.
+        width: The number of classes of the network. None if it is not known.
+        truth: The classes that samples show.
+        names: The names of the samples.
+    Raises:
+        UserError: If the network does not have one of the classes.
     """
     import numpy as np
 
@@ -178,33 +276,36 @@ def _truth(found: "np.ndarray", expected: "np.ndarray", width: int | None, truth
     for sample in samples:
         if width is not None and truth[sample] >= width:
             raise UserError(
-                f"accuracy.truth: {names[sample]} shows class {truth[sample]}, and the network knows "
-                f"{width}, which begin with 0"
+                f"accuracy.truth: {names[sample]} shows class {truth[sample]}, but the network has {width} classes, "
+                f"0 to {width - 1}"
             )
     classes = np.array([truth[sample] for sample in samples])[:, None]
-    counts = {"labeled": len(samples)}
-    for who, ranks in (("reference", expected), ("artifact", found)):
-        hits = ranks[samples, :5] == classes
-        counts |= {f"{who}_top1": int(hits[:, 0].sum()), f"{who}_top5": int(hits.any(axis=1).sum())}
-    return {"truth": counts}
+    reference_hits, artifact_hits = (ranks[samples, :TOP] == classes for ranks in (expected, found))
+    return {
+        "labeled": len(samples),
+        "reference_top1": int(reference_hits[:, 0].sum()),
+        "reference_top5": int(reference_hits.any(axis=1).sum()),
+        "artifact_top1": int(artifact_hits[:, 0].sum()),
+        "artifact_top5": int(artifact_hits.any(axis=1).sum()),
+    }
 
 
-def ranked(outputs: "np.ndarray") -> "np.ndarray":
-    """The five strongest classes of each sample, or all there are, strongest first; of equals the first."""
+def strongest_classes(outputs: "np.ndarray") -> "np.ndarray":
+    """The strongest five classes of each sample, or all if there are fewer. Of equal values the first comes first."""
     import numpy as np
     from polygraphy.comparator import IterationResult, TopKPostprocessFunc
 
-    top = TopKPostprocessFunc(k=5)
+    top = TopKPostprocessFunc(k=TOP)
     indices: np.ndarray = top(IterationResult({"": outputs}))[""]
     return indices
 
 
 def count_distinct(samples: "np.ndarray") -> int:
-    """How many samples there are, not counting those that are the same to the bit."""
+    """The number of samples, where samples that are the same to the bit count once."""
     return len({sample.tobytes() for sample in samples})
 
 
-def key_figures(measured: dict[str, Any]) -> dict[str, Any]:
+def key_figures(measured: Measurements) -> dict[str, Any]:
     """The figures for the one line of a task: the largest error, and the number of samples that keep their class."""
     outputs = measured["outputs"].values()
     if wrong := [output["wrong"] for output in outputs if "wrong" in output]:

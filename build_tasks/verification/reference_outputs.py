@@ -1,23 +1,30 @@
-"""The outputs of the reference on the accuracy samples, and runs of artifacts beside them."""
+"""The outputs of the reference on the accuracy samples, and runs of artifacts on the same samples."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from build_tasks.runtime.stage import Paths
-from build_tasks.tensors import INPUT, OUTPUT
+from build_tasks.tensors import INPUT, OUTPUT, Signature
 from build_tasks.verification import metrics
 
 if TYPE_CHECKING:
     import numpy as np
     from polygraphy.comparator import IterationResult
 
-BATCH = 8
-RunBatch = Callable[["np.ndarray"], "list[np.ndarray]"]
-Each = Callable[[RunBatch, "list[np.ndarray]"], Iterable["list[np.ndarray]"]]  # the answers to batches, in order
+BATCH = 8  # samples that an artifact gets at once, if it takes as many
+RunBatch = Callable[["np.ndarray"], "list[np.ndarray]"]  # from a batch to the outputs of an artifact
+MapBatches = Callable[[RunBatch, "list[np.ndarray]"], Iterable["list[np.ndarray]"]]  # like `map`, in the same order
 
 
 class Reference:
-    """The samples, and what PyTorch answers to them, as the reference stage keeps them."""
+    """The samples and the outputs of the reference, read from the files that the reference stage writes.
+
+    Attributes:
+        samples: An array (samples, …).
+        names: The names of the samples.
+        outputs: The outputs of the reference by name.
+        perturbed: Its outputs to inputs that are perturbed by one ulp.
+    """
 
     def __init__(self, inputs: Paths):
         from polygraphy.comparator import RunResults
@@ -25,11 +32,11 @@ class Reference:
 
         self.samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
         with open(inputs["names"], encoding="utf-8") as file:
-            self.names = file.read().split("\n")[:-1]  # and not at every character that Unicode calls a line's end
+            self.names = file.read().split("\n")[:-1]  # splitlines() also splits at other characters of Unicode
         results = RunResults.load(inputs["reference"])
-        self.answers: IterationResult
-        self.moved: IterationResult
-        self.answers, self.moved = (results[index][1][0] for index in range(2))
+        self.outputs: IterationResult
+        self.perturbed: IterationResult
+        self.outputs, self.perturbed = (results[index][1][0] for index in range(2))
 
     def measure(
         self,
@@ -38,40 +45,53 @@ class Reference:
         largest: int,
         top_k: int | None,
         truth: metrics.Truth | None = None,
-        each: Each = map,
-    ) -> dict[str, Any]:
-        """The figures of an artifact that is run, from a batch to its outputs, by batches of at least and at most."""
+        map_batches: MapBatches = map,
+    ) -> metrics.Measurements:
+        """Run an artifact on all samples and return its figures.
+
+        Args:
+            run: Runs one batch.
+            smallest: The smallest batch that the artifact takes.
+            largest: The largest one.
+            top_k: output.top_k of the spec. With it the first two outputs are values and their classes.
+            truth: The classes that samples show.
+            map_batches: Runs the batches.
+        """
         from polygraphy.comparator import IterationResult
 
-        answers = run_in_batches(run, self.samples, smallest, largest, each)
-        found = IterationResult({OUTPUT.format(index): answer for index, answer in enumerate(answers)})
-        best = (OUTPUT.format(0), OUTPUT.format(1)) if top_k else None
+        outputs = run_in_batches(run, self.samples, smallest, largest, map_batches)
+        found = IterationResult({OUTPUT.format(index): output for index, output in enumerate(outputs)})
+        top_k_names = (OUTPUT.format(0), OUTPUT.format(1)) if top_k else None
         return {
             "samples": len(self.samples),
             "distinct": metrics.count_distinct(self.samples),
-            "outputs": metrics.compare_outputs(found, self.answers, self.moved, self.names, truth, best),
+            "outputs": metrics.compare_outputs(found, self.outputs, self.perturbed, self.names, truth, top_k_names),
         }
 
 
 def run_in_batches(
-    run: RunBatch, samples: "np.ndarray", smallest: int, largest: int, each: Each = map
+    run: RunBatch, samples: "np.ndarray", smallest: int, largest: int, map_batches: MapBatches = map
 ) -> "list[np.ndarray]":
-    """The outputs for all samples, in batches that the artifact takes; too small a last one is filled with repeats."""
+    """Return the outputs of an artifact for all samples, each output as one array (samples, …).
+
+    The samples are cut to batches that the artifact takes. A last batch that is too small is filled with repeats.
+    """
     import numpy as np
 
     size = min(max(BATCH, smallest), largest)
 
-    def asked(batch: "np.ndarray") -> "list[np.ndarray]":
+    def run_filled(batch: "np.ndarray") -> "list[np.ndarray]":
         filled = np.resize(batch, (max(len(batch), smallest), *batch.shape[1:]))
-        return [answer[: len(batch)] for answer in run(np.ascontiguousarray(filled))]
+        return [output[: len(batch)] for output in run(np.ascontiguousarray(filled))]
 
-    parts = each(asked, [samples[start : start + size] for start in range(0, len(samples), size)])
-    return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
+    parts = map_batches(run_filled, [samples[start : start + size] for start in range(0, len(samples), size)])
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def batch_sizes(signature: dict[str, Any]) -> tuple[int, int]:
-    """The smallest and the largest batch of the samples that the artifact takes at once."""
+def batch_sizes(signature: Signature) -> tuple[int, int]:
+    """Return the smallest and the largest batch that is run of an artifact with this signature."""
     tensor = signature["inputs"][0]
     if profile := signature.get("profile"):
-        return profile[tensor["name"]]["min"][0], profile[tensor["name"]]["max"][0]
+        shapes = profile[tensor["name"]]
+        return shapes["min"][0], shapes["max"][0]
     return (1, BATCH) if tensor["shape"][0] == -1 else (tensor["shape"][0], tensor["shape"][0])

@@ -1,4 +1,4 @@
-"""How far an artifact is from what it stands for, and how an artifact is run."""
+"""How much an output may differ from the reference in a precision, and relative errors of arrays."""
 
 from typing import TYPE_CHECKING
 
@@ -6,42 +6,53 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# What a precision may cost: its unit roundoff, and the bounds of the relative L2 error that it is allowed.
+# Rounding changes the outputs of a network about as much as the network amplifies any small difference. SENSITIVITY is
+# this amplification: the relative change of the fp32 outputs after every input value is perturbed by one ulp. The
+# expected error is SENSITIVITY x roundoff of the precision / roundoff of fp32. Measured errors, as multiples of it:
 #
-# Rounding moves a network's outputs about as far as the network amplifies any small difference. Over 38 of timm's
-# architectures (random weights, batch statistics of the photographs; real ones for efficientnet_lite0) the error of
-# graphs in ONNX Runtime was 0.9 to 2.0 (fp32), 0.1 to 1.1 (fp16) and 0.1 to 1.4 (bf16) times SENSITIVITY x roundoff
-# over fp32's, where SENSITIVITY is the relative change of the fp32 outputs when every input value moves by an ulp; of
-# PyTorch itself on an H100, over 29 of them, 0.9 to 2.3, 0.2 to 1.3 and 0.1 to 1.2. The one exception (13) has weights
-# that fp16 cannot tell from zero. Hence a limit of 4 times that: above rounding, below whatever else goes wrong. The
-# lower bound is for networks that average the inputs' differences away, the upper one for those that amplify so much
-# that they should not be trusted in this precision.
-# int8 and fp8 do not round, they coarsen: they are judged by the classes, and by this only in the gross.
-ROUNDOFF = {"fp32": 2**-24, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8}
-BOUNDS = {"fp32": (1e-4, 1e-2), "tf32": (1e-2, 0.1), "fp16": (1e-2, 0.1), "bf16": (5e-2, 0.3)}
-COARSE = 0.5
-MARGIN = 4
+#                                                              fp32         fp16         bf16
+#     ONNX Runtime, 38 architectures of timm                   0.9 to 2.0   0.1 to 1.1   0.1 to 1.4
+#     PyTorch on an H100, 29 of them                           0.9 to 2.3   0.2 to 1.3   0.1 to 1.2
+#
+# (Random weights with batch statistics of the photographs; real weights for efficientnet_lite0.) The one exception, 13,
+# has weights that fp16 cannot distinguish from zero. SAFETY_FACTOR is therefore 4: above rounding, and below other
+# faults. The lower bound is for networks that average the differences of the inputs away. The upper bound is for
+# networks that amplify them so much that they should not be trusted in this precision.
+# int8 and fp8 change the outputs by far more than rounding does. Their gate is the agreement of classes, and
+# QUANTIZED_TOLERANCE only finds gross faults.
+ROUNDOFF = {"fp32": 2**-24, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8}  # unit roundoff
+TOLERANCE_BOUNDS = {"fp32": (1e-4, 1e-2), "tf32": (1e-2, 0.1), "fp16": (1e-2, 0.1), "bf16": (5e-2, 0.3)}
+QUANTIZED_TOLERANCE = 0.5
+SAFETY_FACTOR = 4
 
 
 def tolerance(precision: str, sensitivity: float) -> float:
-    """The relative L2 error that an output may have in a precision, by its sensitivity to an ulp of the inputs."""
+    """Return the relative L2 error that an output may have in a precision.
+
+    Args:
+        precision: "fp32", "tf32", "fp16", "bf16", "int8" or "fp8".
+        sensitivity: The relative change of the fp32 output after its inputs are perturbed by one ulp.
+    """
     if precision not in ROUNDOFF:
-        return COARSE
-    least, most = BOUNDS[precision]
-    return min(max(MARGIN * sensitivity * ROUNDOFF[precision] / ROUNDOFF["fp32"], least), most)
+        return QUANTIZED_TOLERANCE
+    lower, upper = TOLERANCE_BOUNDS[precision]
+    return min(max(SAFETY_FACTOR * sensitivity * ROUNDOFF[precision] / ROUNDOFF["fp32"], lower), upper)
 
 
 def perturb_one_ulp(batch: "np.ndarray", seed: int = 0) -> "np.ndarray":
-    """Every value of a float32 array, moved to one of its two neighbours; which one is drawn under a seed."""
+    """Return a float32 array whose values are each replaced by the next larger or smaller one, at random."""
     import numpy as np
 
     up = np.random.default_rng(seed).random(batch.shape, dtype=np.float32) < 0.5
-    moved: np.ndarray = np.nextafter(batch, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
-    return moved
+    perturbed: np.ndarray = np.nextafter(batch, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+    return perturbed
 
 
 def relative_error(found: "np.ndarray", expected: "np.ndarray") -> float:
-    """The L2 norm of the difference over the norm of what is expected; inf where shape, dtype or a NaN forbids it."""
+    """Return the L2 norm of the difference over the L2 norm of what is expected.
+
+    It is infinite if the shapes or dtypes differ, or if a value is NaN or infinite.
+    """
     import numpy as np
 
     if (found.shape, found.dtype) != (expected.shape, expected.dtype):
@@ -53,12 +64,12 @@ def relative_error(found: "np.ndarray", expected: "np.ndarray") -> float:
 
 
 def max_relative_error(found: "list[np.ndarray]", expected: "list[np.ndarray]") -> float:
-    """The largest relative error of any output; inf where their number differs."""
+    """Return the largest relative error of any output. It is infinite if the numbers of outputs differ."""
     if len(found) != len(expected):
         return float("inf")
     return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def float_outputs(outputs: "list[np.ndarray]") -> "list[np.ndarray]":
-    """The outputs without the classes of output.top_k, of which two that are as good as equal may change places."""
+    """Return the outputs without the classes of output.top_k, whose order may differ where two values are equal."""
     return [output for output in outputs if output.dtype.kind == "f"] or outputs

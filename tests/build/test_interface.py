@@ -114,13 +114,13 @@ def test_what_has_no_classes_has_no_best_ones(project: Project, output: str, bod
     assert told in failure_line(result, "reference:net")
 
 
-def judged(found: list[Any], classes: list[list[int]]) -> dict[str, Any]:
+def judged(found: list[Any], classes: list[list[int]]) -> dict[str, metrics.OutputFigures]:
     names = [f"{index}.jpg" for index in range(6)]
     values = np.array([[0.6, 0.3], [0.5, 0.4], [0.9, 0.05], [0.7, 0.2], [0.45, 0.449], [0.8, 0.1]])
     reference = {"OUTPUT__0": values, "OUTPUT__1": np.array([[0, 1], [2, 1], [3, 0], [1, 2], [0, 3], [2, 3]])}
     answer = {"OUTPUT__0": np.array(found), "OUTPUT__1": np.array(classes)}
     ours, theirs = IterationResult(answer), IterationResult(reference)
-    return metrics.compare_outputs(ours, theirs, theirs, names, best=("OUTPUT__0", "OUTPUT__1"))
+    return metrics.compare_outputs(ours, theirs, theirs, names, top_k_names=("OUTPUT__0", "OUTPUT__1"))
 
 
 def test_best_classes_are_judged_by_the_values_that_they_have(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_best_classes_are_judged_by_the_values_that_they_have(tmp_path: Path) ->
     assert list(outputs) == ["OUTPUT__0"], "the classes are told with their values"
     (failure,) = gate.failures(outputs, settings)
     assert failure.metric == "top1"
-    assert "worst at 0.jpg: class 1 for 0" in failure.told
+    assert "worst at 0.jpg: class 1 for 0" in failure.message
 
 
 MODES, FILTERS = ("center", "squash", "border"), ("nearest", "bilinear", "bicubic", "lanczos")

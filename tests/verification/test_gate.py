@@ -31,7 +31,7 @@ def measured(
     expected: Array | dict[str, Array] = SCORES,
     sensitivity: float = 1e-7,
     truth: dict[int, int] | None = None,
-) -> dict[str, Any]:
+) -> metrics.Measurements:
     """The figures of some outputs, as the measure stage writes them."""
     found = {"scores": found} if isinstance(found, np.ndarray) else found
     expected = {"scores": expected} if isinstance(expected, np.ndarray) else expected
@@ -48,7 +48,7 @@ def measured(
         truth,
     )
     written = json.dumps({"samples": count, "distinct": count, "outputs": outputs}, allow_nan=False)
-    figures: dict[str, Any] = json.loads(written)
+    figures: metrics.Measurements = json.loads(written)
     return figures
 
 
@@ -57,7 +57,7 @@ def settings(precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> di
     return {"precision": precision, "gate": list(rules), **usual, **more}
 
 
-def refused(figures: dict[str, Any], precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> str:
+def refused(figures: metrics.Measurements, precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> str:
     """Why the gate refuses these figures; nothing where they pass."""
     return gate.gate_error(figures, settings(precision, *rules, **more), advice="") or ""
 
@@ -270,7 +270,9 @@ def test_classes_that_the_network_itself_misses_do_not_stand_for_agreement() -> 
     turned = np.roll(expected, 2, axis=1)
     said = refused(measured(turned, expected, truth=wrong), "int8", {"relative_l2": 0.99})
     assert "top1 of scores" in said, "a truth that is off by one proves nothing"
-    with pytest.raises(UserError, match=r"accuracy\.truth: 7\.jpg shows class 10, and the network knows 10"):
+    with pytest.raises(
+        UserError, match=r"accuracy\.truth: 7\.jpg shows class 10, but the network has 10 classes, 0 to 9"
+    ):
         measured(expected, expected, truth={7: 10})
 
 
@@ -306,7 +308,7 @@ def test_what_cannot_be_tested_is_said() -> None:
     figures = measured(SCORES)
     assert gate.untestable_reason(figures, settings()) is None
     assert gate.untestable_reason(figures, settings(random_weights=True)) == "random weights"
-    few = {**figures, "distinct": 4}
+    few: metrics.Measurements = {**figures, "distinct": 4}
     assert gate.untestable_reason(few, settings()) == "4 distinct samples, and at least 5 are needed"
     same = np.repeat(SCORES[:1], 20, axis=0)
     assert "is the same for all samples" in str(gate.untestable_reason(measured(same, same), settings()))
