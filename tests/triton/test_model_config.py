@@ -339,6 +339,8 @@ WRONG = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty project; stages find the modules that they declare in it."""
+    (tmp_path / "build_tasks").symlink_to(ROOT / "build_tasks")
     monkeypatch.chdir(tmp_path)
 
 
