@@ -34,7 +34,7 @@ from build_tasks.paths import BUILD, STATE_DB
 from build_tasks.runtime import memory_budget, resources
 from build_tasks.runtime.digests import ContentChecker, digest
 from build_tasks.spec import overrides
-from build_tasks.spec.loader import load, names
+from build_tasks.spec.loader import load, model_names
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
 
@@ -70,9 +70,11 @@ atexit.register(digest.save)
 Tasks = Iterator[dict[str, Any]]
 
 try:
-    NAMES = names()
+    NAMES = model_names()
     noop_cache.look(NAMES)
-    MODELS = load(reserved=RESERVED, overrides=overrides.from_command_line(), known=noop_cache.serves, folders=NAMES)
+    MODELS = load(
+        reserved=RESERVED, overrides=overrides.from_command_line(), unchanged=noop_cache.serves, folders=NAMES
+    )
     memory_budget.from_environment()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3

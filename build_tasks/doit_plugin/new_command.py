@@ -110,7 +110,7 @@ def created(options: dict[str, Any], arguments: list[str]) -> Model:
 def check_name(name: str) -> None:
     """UserError for what a model cannot be called; told before anything slow is done."""
     from build_tasks.doit_plugin.reserved_names import RESERVED
-    from build_tasks.spec.loader import name_mistake
+    from build_tasks.spec.validation import name_mistake
 
     if mistake := name_mistake(name, RESERVED):
         raise UserError(mistake)
@@ -124,7 +124,7 @@ def placed(name: str, text: str, graph: str | None = None) -> Model:
     from build_tasks.runtime import atomic_files
     from build_tasks.spec import loader
 
-    model = loader.added(name, text.encode(), reserved_names.RESERVED)
+    model = loader.parse_new(name, text.encode(), reserved_names.RESERVED)
     with atomic_files.scratch_dir() as scratch:
         folder = f"{scratch}/{name}"
         os.mkdir(folder)
@@ -219,7 +219,7 @@ def of_onnx(name: str, file: str) -> Model:
     with atomic_files.scratch_dir() as scratch:
         for batch in (None, image[0] or 1):
             text = rendered(f"the ONNX file {os.path.basename(file)}", *of_image(image, batch))
-            model = loader.parsed(name, text.encode())
+            model = loader.parse(name, text.encode())
             try:
                 try_onnx(model, file, scratch)
             except UserError:

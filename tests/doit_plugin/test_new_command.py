@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from build_tasks.doit_plugin.new_command import New
-from build_tasks.spec.loader import parsed
+from build_tasks.spec.loader import parse
 from tests.support.project import OTHER, ROOT, Project
 
 Doit = Callable[..., tuple[int, str]]
@@ -79,7 +79,7 @@ def test_what_it_suggests_are_the_defaults(doit_new: Doit) -> None:
     assert doit_new("m", "--architecture", "resnet18.a1_in1k")[0] == 0
     text = Path("models/m/model.toml").read_text()
     bare = re.sub(r"^(ensemble|samples|opt_batch_size) = .*\n", "", uncommented(text), flags=re.MULTILINE)
-    ours, theirs = (parsed("m", toml.encode()) for toml in (text, bare))
+    ours, theirs = (parse("m", toml.encode()) for toml in (text, bare))
     assert theirs.spec.triton == {"release": ours.release, "device": ours.triton("device")}
     theirs.spec.triton.clear()
     assert ours == theirs
@@ -131,8 +131,8 @@ REFUSED = [
     ("m -a resnet18 --from-onnx m.onnx", USAGE),
     ("m -w random://0 --from-onnx m.onnx", USAGE),
     ("there -a resnet18", "models/there exists already"),
-    ("onnx -a resnet18", "models/onnx: doit knows a command or stage named onnx; rename the folder"),
-    ("new -a resnet18", "models/new: doit knows a command or stage named new; rename the folder"),
+    ("onnx -a resnet18", "models/onnx: doit has a command or stage named onnx; rename the folder"),
+    ("new -a resnet18", "models/new: doit has a command or stage named new; rename the folder"),
     ("a.b -a resnet18", f"models/a.b: {NAME}"),
     ("../m -a resnet18", f"models/../m: {NAME}"),
     (

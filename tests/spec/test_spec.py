@@ -162,15 +162,15 @@ def test_every_mistake_of_an_engine_is_told() -> None:
     """
     write("m", spec(more=f"[input]\nmin_size = [96, 96]\n[triton]\nrelease = '26'\n[engine]{engine}"))
     assert mistakes() == [
-        f"{PATH}: input: expected min_size and max_size, or neither, found one of them",
+        f"{PATH}: input: expected both min_size and max_size, or neither, found one of them",
         f"{PATH}: triton.release: {RELEASE}, found '26'",
         f"{PATH}: engine: expected {PROFILE}, found 8, 8, 4",
         f"{PATH}: engine.keep_io_types: {KEEP}",
-        f"{PATH}: engine.keep_fp32: expected nothing, since all of tf32 is fp32, found ['Conv']",
-        f"{PATH}: engine.calibration: expected nothing, since tf32 is not calibrated, found 'pictures'",
+        f"{PATH}: engine.keep_fp32: expected nothing, since all nodes of a tf32 graph are fp32, found ['Conv']",
+        f"{PATH}: engine.calibration: expected nothing, since tf32 needs no calibration, found 'pictures'",
         f"{PATH}: engine.strip_plan: expected false, since Triton cannot refit a plan without weights, found true",
-        f"{PATH}: engine.compute_capabilities: expected each once, found ['8.6', '8.6']",
-        f"{PATH}: engine.rtx_compute_capabilities: expected each once, found ['8.9', '8.9']",
+        f"{PATH}: engine.compute_capabilities: expected each compute capability once, found ['8.6', '8.6']",
+        f"{PATH}: engine.rtx_compute_capabilities: expected each compute capability once, found ['8.9', '8.9']",
     ]
 
 
@@ -194,7 +194,7 @@ def test_a_name_that_tools_could_take_for_something_else_is_refused(name: str) -
 
 def test_a_reserved_name_is_refused() -> None:
     write("onnx", spec())
-    assert mistakes("weights", "onnx") == ["models/onnx: doit knows a command or stage named onnx; rename the folder"]
+    assert mistakes("weights", "onnx") == ["models/onnx: doit has a command or stage named onnx; rename the folder"]
 
 
 def test_two_models_that_would_be_served_under_one_name_are_refused() -> None:
@@ -221,7 +221,7 @@ def test_a_name_that_only_looks_like_another_s_format_is_fine() -> None:
 
 
 def test_no_models_at_all_is_a_mistake() -> None:
-    expected = ["models/: there is no model here; a model is a folder with a file model.toml"]
+    expected = ["models/: there is no model; a model is a folder with a file model.toml"]
     assert mistakes() == expected
     Path("models/notes").mkdir(parents=True)
     assert mistakes() == expected
@@ -249,7 +249,7 @@ def test_doit_tells_all_mistakes_at_once_and_creates_nothing(project: Project) -
         assert run.out.splitlines() == [
             "ERROR: models/a/model.toml: max_batch_size: expected int >= 1, found 0",
             f"models/b/model.toml: {SCHEMES}, found 'gopher://'",
-            "models/onnx: doit knows a command or stage named onnx; rename the folder",
+            "models/onnx: doit has a command or stage named onnx; rename the folder",
         ]
     assert project.tree("build") == {}
     assert project.tree("model_repository") == {}
@@ -263,7 +263,7 @@ def test_a_model_cannot_be_named_like_a_command_or_a_stage(project: Project) -> 
         project.model(name)
     run = project.doit()
     assert run.code == 3
-    expected = [f"models/{name}: doit knows a command or stage named {name}; rename the folder" for name in names]
+    expected = [f"models/{name}: doit has a command or stage named {name}; rename the folder" for name in names]
     assert run.out.removeprefix("ERROR: ").splitlines() == expected
 
 
@@ -373,7 +373,7 @@ def test_overrides_that_no_spec_may_say_are_refused_before_anything_runs(
         (
             '[engine]\nprecision = "int8"\ncalibration = "pictures"',
             "engine:tiny --engine_precision FP16",
-            "--engine_precision fp16: engine.calibration: expected nothing, since fp16 is not calibrated, "
+            "--engine_precision fp16: engine.calibration: expected nothing, since fp16 needs no calibration, "
             "found 'pictures'",
         ),
         (

@@ -35,7 +35,7 @@ def rule(lines: str, accuracy: str = "") -> str:
     return spec(more=f"[accuracy]\n{accuracy}\n[[accuracy.gate]]\n{lines}")
 
 
-AS_IT_IS = "expected nothing, since weights.source is ONNX, which is taken as it is"
+AS_IT_IS = "expected nothing, since weights.source is an ONNX file, which is used as it is"
 
 
 GATE = "format, precision, output, relative_l2, max_absolute, top1_drop, top5_drop, cosine, snr, top1, top5"
@@ -64,7 +64,7 @@ DERIVED = "expected nothing, since it follows from the artifact"
 RELEASE = 'expected a release of Triton\'s containers, such as "26.08"'
 
 
-KEEP = "expected true, since clients have fp32 and fp16 and nothing narrower, found false"
+KEEP = "expected true, since only fp16 engines can have inputs and outputs in their own precision, found false"
 
 
 PRECISIONS = "fp32, tf32, fp16, bf16, int8, fp8"
@@ -150,11 +150,11 @@ MISTAKES = [
     ),
     (
         rule('format = "onnx"\nprecision = "fp16"\ntop1 = 1'),
-        "accuracy.gate[0].precision: expected fp32, as onnx is, found 'fp16'",
+        "accuracy.gate[0].precision: expected fp32, the precision of onnx, found 'fp16'",
     ),
     (
         rule('format = "torchscript"\nprecision = "bf16"\ntop1 = 1') + '[torchscript]\nprecision = "fp16"\n',
-        "accuracy.gate[0].precision: expected fp16, as torchscript is, found 'bf16'",
+        "accuracy.gate[0].precision: expected fp16, the precision of torchscript, found 'bf16'",
     ),
     (
         table("torchscript", 'precision = "int8"'),
@@ -167,7 +167,7 @@ MISTAKES = [
     ),
     (
         rule("top1_drop = 0.02"),
-        "accuracy.truth: expected what the samples show, since gate[0] limits the loss of accuracy, found nothing",
+        "accuracy.truth: expected the classes of the samples, since gate[0] limits the loss of accuracy, found nothing",
     ),
     (top('labels = ""'), "labels: expected str of length >= 1, found ''"),
     (
@@ -201,12 +201,17 @@ MISTAKES = [
     (table("input", "min_size = [96, 0]"), "input.min_size[1]: expected int >= 1, found 0"),
     (table("input", "min_size = [96]"), "input.min_size: expected array of length >= 2, found [96]"),
     (table("input", "max_size = [3, 96, 96]"), "input.max_size: expected array of length <= 2, found [3, 96, 96]"),
-    (table("input", "min_size = [96, 96]"), "input: expected min_size and max_size, or neither, found one of them"),
-    (table("input", "max_size = [96, 96]"), "input: expected min_size and max_size, or neither, found one of them"),
+    (
+        table("input", "min_size = [96, 96]"),
+        "input: expected both min_size and max_size, or neither, found one of them",
+    ),
+    (
+        table("input", "max_size = [96, 96]"),
+        "input: expected both min_size and max_size, or neither, found one of them",
+    ),
     (
         table("input", "min_size = [96, 96]\nmax_size = [224, 224]"),
-        "input.shape: expected [channels, height, width], the size between min_size and max_size to tune for, "
-        "found nothing",
+        "input.shape: expected [channels, height, width] to tune for, between min_size and max_size, found nothing",
     ),
     *(
         (
@@ -237,7 +242,7 @@ MISTAKES = [
     *(
         (
             table("engine", f'precision = "{precision}"\nkeep_fp32 = ["Conv"]'),
-            f"engine.keep_fp32: expected nothing, since all of {precision} is fp32, found ['Conv']",
+            f"engine.keep_fp32: expected nothing, since all nodes of a {precision} graph are fp32, found ['Conv']",
         )
         for precision in ("fp32", "tf32")
     ),
@@ -254,13 +259,13 @@ MISTAKES = [
     *(
         (
             table("engine", f'precision = "{precision}"\ncalibration = "pictures"'),
-            f"engine.calibration: expected nothing, since {precision} is not calibrated, found 'pictures'",
+            f"engine.calibration: expected nothing, since {precision} needs no calibration, found 'pictures'",
         )
         for precision in ("fp32", "tf32", "fp16", "bf16")
     ),
     (
         table("engine", 'precision = "tf32"\nrepair = true'),
-        "engine.repair: expected false, since all of tf32 is fp32, found true",
+        "engine.repair: expected false, since all nodes of a tf32 graph are fp32, found true",
     ),
     # Its profile
     (table("engine", "min_batch_size = 0"), "engine.min_batch_size: expected int >= 1, found 0"),
@@ -311,7 +316,7 @@ MISTAKES = [
     *(
         (
             table("engine", f'{key} = ["8.6", "8.9", "8.6"]'),
-            f"engine.{key}: expected each once, found ['8.6', '8.9', '8.6']",
+            f"engine.{key}: expected each compute capability once, found ['8.6', '8.9', '8.6']",
         )
         for key in ("compute_capabilities", "rtx_compute_capabilities")
     ),
@@ -330,12 +335,12 @@ MISTAKES = [
     (spec(architecture=""), "architecture: expected either `timm` or `network`, found neither"),
     (
         spec(architecture='network = "n.py:build"'),
-        "input.shape: expected [channels, height, width], since the network is your own, found nothing",
+        "input.shape: expected [channels, height, width], since it is not read from your own network, found nothing",
     ),
     # A model that exists only as ONNX
     (
         only_onnx(shape=""),
-        "input.shape: expected [channels, height, width], since it is not asked of an ONNX file, found nothing",
+        "input.shape: expected [channels, height, width], since it is not read from an ONNX file, found nothing",
     ),
     (
         only_onnx('[architecture]\ntimm = "x"'),
@@ -354,12 +359,12 @@ MISTAKES = [
     (only_onnx(shape='shape = [3, 8, 8]\nformat = "uint8_nhwc"'), f"input.format: {AS_IT_IS}, found 'uint8_nhwc'"),
     (
         only_onnx(weights='converter = "c.py:f"'),
-        "weights.converter: expected nothing, since weights.source is ONNX, found 'c.py:f'",
+        "weights.converter: expected nothing, since weights.source is an ONNX file, found 'c.py:f'",
     ),
     (
         only_onnx(formats='["torchscript", "onnx"]'),
-        "formats: expected no torchscript, since weights.source is ONNX, of which PyTorch makes nothing, found "
-        "['torchscript', 'onnx']",
+        "formats: expected no torchscript, since weights.source is an ONNX file, which cannot become TorchScript, "
+        "found ['torchscript', 'onnx']",
     ),
     (network('network = "n.py"'), "architecture.network: expected `file.py:function`, found 'n.py'"),
     (
@@ -370,7 +375,7 @@ MISTAKES = [
     (source("ftp://host/file"), f"{SCHEMES}, found 'ftp://' (did you mean 'http://'?)"),
     (source("gopher://host/file"), f"{SCHEMES}, found 'gopher://'"),
     (source(""), "weights.source: expected str of length >= 1, found ''"),
-    (source("timm://"), "weights.source: expected something after ://, found 'timm://'"),
+    (source("timm://"), "weights.source: expected a name after ://, found 'timm://'"),
     (source("random://"), "weights.source: expected random:// and a seed, found 'random://'"),
     (source("random://-1"), "weights.source: expected random:// and a seed, found 'random://-1'"),
     (

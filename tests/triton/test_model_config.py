@@ -98,11 +98,11 @@ WRONG = [
     (triton('device = "gpu"\nwarm_up = 0'), "triton.warm_up: expected int >= 1, found 0"),
     (
         triton("warm_up = 8"),
-        'triton.warm_up: expected nothing, since it is for torchscript where triton.device = "gpu", found 8',
+        'triton.warm_up: expected nothing, since it needs the format torchscript and triton.device = "gpu", found 8',
     ),
     (
         triton('device = "gpu"\nwarm_up = 8', 'formats = ["onnx"]'),
-        'triton.warm_up: expected nothing, since it is for torchscript where triton.device = "gpu", found 8',
+        'triton.warm_up: expected nothing, since it needs the format torchscript and triton.device = "gpu", found 8',
     ),
     (triton("keep_versions = 0"), "triton.keep_versions: expected int >= 1, found 0"),
     (triton('provenance = "yes"'), "triton.provenance: expected bool, found 'yes'"),
@@ -311,15 +311,15 @@ WRONG = [
     ),
     (
         spec("[engine]\nkeep_io_types = false", 'ensemble = "tensorrt"'),
-        "ensemble: expected engine.keep_io_types = true, since pictures are prepared in fp32, found false",
+        "ensemble: expected engine.keep_io_types = true, since the ensemble prepares pictures in fp32, found false",
     ),
     (
         triton("", 'ensemble = "onnx"\nformats = ["torchscript"]'),
-        "ensemble: expected one of the formats, torchscript, found 'onnx'",
+        "ensemble: expected one of the served formats, torchscript, found 'onnx'",
     ),
     (
         spec("[onnx]\ndynamic_axes = false", ENSEMBLE),
-        "ensemble: expected a format with an open batch, which onnx.dynamic_axes = false closes, found 'onnx'",
+        "ensemble: expected a format with an open batch (onnx.dynamic_axes = true), found 'onnx'",
     ),
     (
         spec("[input]\nshape = [1, 28, 28]", ENSEMBLE),
@@ -332,7 +332,7 @@ WRONG = [
     # Releases
     (
         spec('[onnx]\nopset = 23\n[triton]\nrelease = "24.10"'),
-        "onnx.opset: expected at most 21, which Triton 24.10 reads, or triton.release = '25.08' or newer, found 23",
+        "onnx.opset: expected at most 21, the newest opset that Triton 24.10 reads, or triton.release = '25.08' or newer, found 23",
     ),
 ]  # fmt: skip
 

@@ -1,0 +1,285 @@
+"""Mistakes in a spec: (key, what was expected, what was found).
+
+The types of tables.py catch what one key alone cannot be; `type_mistake` words these errors. `mistakes` finds what only
+several keys together show. Checks of Triton's own fields are in the package triton.
+"""
+
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_type_hints
+
+from msgspec import Struct, ValidationError
+
+from build_tasks.errors import with_suggestion
+from build_tasks.paths import MODELS
+from build_tasks.spec.model import Model, Spec, split_source, table_settings
+from build_tasks.spec.overrides import Overrides
+from build_tasks.spec.tables import (
+    DEVICES,
+    NATIVE_PRECISIONS,
+    QUANTIZED_PRECISIONS,
+    RELEASE,
+    Architecture,
+    Input,
+    Onnx,
+    Output,
+    TorchScript,
+)
+from build_tasks.triton import releases
+
+Mistake = tuple[str, str, str]  # key, what was expected, what was found
+
+GATE_SELECTORS = {"format", "precision", "output"}  # keys of a rule of accuracy.gate that are not limits
+ONE_PRECISION = ("torchscript", "onnx")  # formats with one artifact, and so one precision
+
+# Arguments with which timm.create_model would fetch or load weights itself.
+WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+SCHEMES = ("hf", "https", "http", "package", "timm", "random")
+
+
+def name_mistake(name: str, reserved: Container[str]) -> str | None:
+    """Return why a model cannot have this name, None if it can."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        return f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -, and begins with a letter or digit"
+    if name in reserved:
+        return f"{MODELS}/{name}: doit has a command or stage named {name}; rename the folder"
+    return None
+
+
+def name_mistakes(
+    names: Sequence[str], triton_models: Mapping[str, Mapping[str, str]], reserved: set[str]
+) -> Iterator[str]:
+    """Yield a line for each wrong name of a model, and for each name that two Triton models would share.
+
+    Args:
+        names: Names of the models.
+        triton_models: Model.triton_models, by model.
+        reserved: Names that doit uses.
+    """
+    yield from filter(None, (name_mistake(name, reserved) for name in names))
+    owners: dict[str, str] = {}
+    for name in sorted(triton_models):
+        file = f"{MODELS}/{name}/model.toml"
+        for triton_name, artifact in triton_models[name].items():
+            if triton_name in owners:
+                yield f"{file}: {artifact} is served as {triton_name}, and so is {owners[triton_name]}"
+            owners[triton_name] = f"{artifact} of {file}"
+
+
+def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
+    """Yield the mistakes of a spec whose types are right.
+
+    Args:
+        overrides: Values of the spec that come from the command line, and so hold for one run only.
+    """
+    spec = model.spec
+    if spec.from_onnx:
+        yield from _onnx_source_mistakes(spec)
+    elif (spec.architecture.timm is None) == (spec.architecture.network is None):
+        found = "neither" if spec.architecture.timm is None else "both"
+        yield "architecture", "either `timm` or `network`", found
+    if (spec.architecture.network is not None or spec.from_onnx) and spec.input.shape is None:
+        source = "an ONNX file" if spec.from_onnx else "your own network"
+        yield "input.shape", f"[channels, height, width], since it is not read from {source}", "nothing"
+    yield from _size_mistakes(spec.input)
+    functions = {"architecture.network": spec.architecture.network, "weights.converter": spec.weights.converter}
+    for key, value in functions.items():
+        if value is not None and not re.fullmatch(r"[^:]+\.py:[A-Za-z_]\w*", value):
+            yield key, "`file.py:function`", repr(value)
+    yield from _source_mistakes(spec)
+    for argument in sorted(WEIGHTS_ARGUMENTS & spec.architecture.arguments.keys()):
+        key = f"architecture.arguments.{argument}"
+        yield key, "nothing, since [weights] sets the weights", repr(spec.architecture.arguments[argument])
+    yield from _triton_mistakes(model, overrides)
+    yield from _gate_mistakes(model)
+    if len(set(spec.formats)) != len(spec.formats):
+        yield "formats", "each format once", repr(spec.formats)
+    yield from _engine_mistakes(spec, overrides)
+
+
+def _source_mistakes(spec: Spec) -> Iterator[Mistake]:
+    key, source = "weights.source", spec.weights.source
+    scheme, rest = split_source(source)
+    if scheme not in (*SCHEMES, "file"):
+        schemes = [f"{s}://" for s in SCHEMES]
+        yield key, f"one of {', '.join(schemes)} or a path", with_suggestion(f"{scheme}://", schemes)
+    elif scheme == "random" and not rest.isdecimal():
+        yield key, "random:// and a seed", repr(source)
+    elif scheme == "random" and int(rest) >= 2**64:
+        yield key, "random:// and a seed below 2**64", repr(source)
+    elif scheme in ("http", "https") and not re.fullmatch(r"[^/?#]+/([^?#]*/)?[^/?#]+([?#].*)?", rest):
+        yield key, f"`{scheme}://host/path/file`", repr(source)
+    elif scheme == "hf" and not re.fullmatch(r"[^/@]+/[^/@]+/[^@]+(@[^@]+)?", rest):
+        yield key, "`hf://owner/repository/file@revision`", repr(source)
+    elif scheme == "package" and not re.fullmatch(r"[A-Za-z_]\w*/.+", rest):
+        yield key, "`package://package/path/in/it`", repr(source)
+    elif not rest:
+        yield key, "a name after ://", repr(source)
+    if scheme == "random" and spec.weights.sha256 is not None:
+        yield "weights.sha256", "nothing, since random weights have no file", repr(spec.weights.sha256)
+
+
+def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
+    """Yield keys that only a PyTorch network can have, where weights.source is an ONNX file."""
+    reason = "since weights.source is an ONNX file"
+    tables = {
+        "architecture": (spec.architecture, Architecture(), Architecture.__struct_fields__),
+        "input": (spec.input, Input(), ("format",)),
+        "output": (spec.output, Output(), Output.__struct_fields__),
+        "torchscript": (spec.torchscript, TorchScript(), TorchScript.__struct_fields__),
+        "onnx": (spec.onnx, Onnx(), ("exporter", "opset")),
+    }
+    for name, (table, default, keys) in tables.items():
+        for key in keys:
+            if (value := getattr(table, key)) != getattr(default, key):
+                yield f"{name}.{key}", f"nothing, {reason}, which is used as it is", repr(value)
+    if spec.weights.converter is not None:
+        yield "weights.converter", f"nothing, {reason}", repr(spec.weights.converter)
+    if "torchscript" in spec.formats:
+        yield "formats", f"no torchscript, {reason}, which cannot become TorchScript", repr(spec.formats)
+
+
+def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
+    spec, triton = model.spec, model.spec.triton
+    if not isinstance(model.triton("release"), str) or not re.fullmatch(RELEASE, model.release):
+        yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(triton["release"])
+    elif (
+        "onnx" in spec.formats and (support := releases.onnx_support(model.release)) and spec.onnx.opset > support.opset
+    ):
+        newer = releases.oldest_release_for(spec.onnx.opset)
+        hint = f", or triton.release = {newer!r} or newer" if newer else ""
+        expected = f"at most {support.opset}, the newest opset that Triton {model.release} reads{hint}"
+        yield "onnx.opset", expected, repr(spec.onnx.opset)
+    if (device := model.triton("device")) not in DEVICES:
+        yield "triton.device", f"one of {', '.join(DEVICES)}", with_suggestion(device, DEVICES)
+    elif device == "cpu" and "tensorrt" in spec.formats:
+        yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
+    if not isinstance(model.triton("provenance"), bool):
+        yield "triton.provenance", "bool", repr(triton["provenance"])
+    for key in ("warm_up", "keep_versions"):
+        if type(count := model.triton(key)) is not int or count < 1:
+            yield f"triton.{key}", "int >= 1", repr(count)
+            return
+    if "warm_up" in triton and (device != "gpu" or "torchscript" not in spec.formats):
+        expected = 'nothing, since it needs the format torchscript and triton.device = "gpu"'
+        yield "triton.warm_up", expected, repr(triton["warm_up"])
+    yield from _ensemble_mistakes(model, overrides)
+    # [triton] is written for every run, so a batch size that an option sets for one run is not compared with it.
+    if model.config_fields and not overrides:
+        from build_tasks.triton import model_config_checks  # loads Triton's protobuf
+
+        for key, expected, found in model_config_checks.mistakes(model.serving_facts):
+            yield f"triton.{key}".rstrip("."), expected, found
+
+
+def _ensemble_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
+    spec, key = model.spec, "ensemble"
+    if spec.ensemble is None:
+        return
+    if spec.ensemble not in spec.formats:
+        formats = ", ".join(model.served_formats)
+        expected = f"one of the served formats, {formats}" if formats else "nothing, since no format is served"
+        yield key, expected, repr(spec.ensemble)
+    elif model.largest_batch(spec.ensemble) == 0 and not overrides:
+        yield key, "a format with an open batch (onnx.dynamic_axes = true)", repr(spec.ensemble)
+    elif spec.ensemble == "tensorrt" and not spec.engine.keep_io_types and not overrides:
+        yield key, "engine.keep_io_types = true, since the ensemble prepares pictures in fp32", "false"
+    elif spec.input.shape is not None and spec.input.shape[0] != 3:
+        yield key, "nothing, since pictures have 3 channels", f"input.shape = {spec.input.shape}"
+
+
+def _size_mistakes(table: Input) -> Iterator[Mistake]:
+    if table.min_size is None and table.max_size is None:
+        return
+    if table.min_size is None or table.max_size is None:
+        yield "input", "both min_size and max_size, or neither", "one of them"
+    elif table.shape is None:
+        yield "input.shape", "[channels, height, width] to tune for, between min_size and max_size", "nothing"
+    elif not all(a <= b <= c for a, b, c in zip(table.min_size, table.shape[1:], table.max_size, strict=True)):
+        found = f"{table.min_size}, {table.shape[1:]}, {table.max_size}"
+        yield "input", "min_size <= height and width of shape <= max_size", found
+
+
+def _gate_mistakes(model: Model) -> Iterator[Mistake]:
+    accuracy = model.spec.accuracy
+    for index, rule in enumerate(accuracy.gate):
+        key = f"accuracy.gate[{index}]"
+        keys = {name for name, value in table_settings(rule).items() if value is not None}
+        if not keys - GATE_SELECTORS:
+            limits = ", ".join(sorted(set(rule.__struct_fields__) - GATE_SELECTORS))
+            yield key, f"a limit: one of {limits}", "none"
+        if rule.format in ONE_PRECISION and rule.precision not in (None, precision := model.precision(rule.format)):
+            yield f"{key}.precision", f"{precision}, the precision of {rule.format}", repr(rule.precision)
+        if accuracy.truth is None and not {"top1_drop", "top5_drop"}.isdisjoint(keys):
+            expected = f"the classes of the samples, since gate[{index}] limits the loss of accuracy"
+            yield "accuracy.truth", expected, "nothing"
+
+
+def _engine_mistakes(spec: Spec, overrides: Overrides) -> Iterator[Mistake]:
+    engine, precision = spec.engine, spec.engine.precision
+    smallest, best, largest = spec.profile
+    if not smallest <= best <= largest:
+        yield "engine", "min_batch_size <= opt_batch_size <= max_batch_size", f"{smallest}, {best}, {largest}"
+    if not spec.onnx.dynamic_axes:
+        for key in ("min_batch_size", "opt_batch_size", "max_batch_size"):
+            if ("onnx", "dynamic_axes") in overrides and ("engine", key) not in overrides:
+                continue  # a batch that an option fixes for one run also replaces the profile of the spec
+            if getattr(engine, key) not in (None, spec.onnx.batch_size):
+                expected = f"{spec.onnx.batch_size}, the batch that onnx.dynamic_axes = false fixes"
+                yield f"engine.{key}", expected, repr(getattr(engine, key))
+    if precision != "fp16" and not engine.keep_io_types:
+        expected = "true, since only fp16 engines can have inputs and outputs in their own precision"
+        yield "engine.keep_io_types", expected, "false"
+    if precision in NATIVE_PRECISIONS and engine.keep_fp32:
+        yield "engine.keep_fp32", f"nothing, since all nodes of a {precision} graph are fp32", repr(engine.keep_fp32)
+    if engine.calibration is not None and precision not in QUANTIZED_PRECISIONS:
+        yield "engine.calibration", f"nothing, since {precision} needs no calibration", repr(engine.calibration)
+    if precision in NATIVE_PRECISIONS and engine.repair:
+        yield "engine.repair", f"false, since all nodes of a {precision} graph are fp32", "true"
+    if engine.strip_plan and "tensorrt" in spec.formats:
+        yield "engine.strip_plan", "false, since Triton cannot refit a plan without weights", "true"
+    for key in ("compute_capabilities", "rtx_compute_capabilities"):
+        if len(set(getattr(engine, key))) != len(getattr(engine, key)):
+            yield f"engine.{key}", "each compute capability once", repr(getattr(engine, key))
+
+
+def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:
+    """Return msgspec's error as `key: expected …, found …`, with the most similar valid name.
+
+    Args:
+        document: The spec as TOML has it.
+    """
+    message, _, path = str(error).partition(" - at `$")
+    keys = re.findall(r"\.([\w-]+)|\[(\d+|\.\.\.)\]", path)
+    table: type[Struct] = Spec
+    found: Any = document
+    key = ""
+    for name, index in keys:
+        found = found[name] if name else found[int(index)] if index.isdecimal() else found
+        key += f".{name}" if name else f"[{index}]"
+        table = _table_of(table, name) or table
+    key = key.lstrip(".") or "top level"
+    if unknown := re.search(r"unknown field `(.+)`", message, re.DOTALL):
+        fields = table.__struct_fields__
+        return f"{key}: expected one of {', '.join(fields)}, found {with_suggestion(unknown[1], fields)}"
+    if missing := re.search(r"missing required field `(.+)`", message):
+        return f"{key}: expected the key {missing[1]!r}, found nothing"
+    if "Invalid enum value" in message:
+        choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
+        return f"{key}: expected one of {', '.join(choices)}, found {with_suggestion(found, choices)}"
+    expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
+    return f"{key}: expected {expected}, found {found!r}"
+
+
+def _table_of(table: type[Struct], key: str) -> type[Struct] | None:
+    """Return the table, or the element of the list of tables, that a key holds; None if it holds values."""
+    hint = get_type_hints(table).get(key)
+    return next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and issubclass(t, Struct)), None)
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the values of the Literal in a type."""
+    if getattr(hint, "__origin__", None) is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    return [choice for argument in get_args(hint) for choice in _choices(argument)]
