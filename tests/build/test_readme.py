@@ -76,6 +76,8 @@ RUNS_IN = {
     "doit tritonserver && doit serve": "its halves: above, and below",
     "doit serve": "below",
     "doit smoke --url localhost:8000": "below",
+    "python build/efficientnet_lite0/clients/efficientnet_lite0_ensemble/http_client.py "
+    "build_tasks/verification/photographs/coffee.jpg": "tests/serving/test_triton_server.py, with a smaller model",
     "doit bench:efficientnet_lite0": "tests/bench/test_bench.py, with a smaller model",
     "pytest -m long": "by hand, it takes 10 minutes",
     "python tests/buildah.py": "by hand, as root; docs/how-to/docker.md shows what it prints",
