@@ -57,7 +57,7 @@ def now() -> str:
 
 def log_line(model: Model, line: str) -> None:
     """Print a line while the benchmark runs."""
-    worker.audience(f"bench:{model.name}", line)
+    worker.listener(f"bench:{model.name}", line)
 
 
 def log_estimate(model: Model, sweeps: Sequence[Sweep], loading: float = 0) -> None:

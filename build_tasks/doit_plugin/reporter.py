@@ -73,13 +73,13 @@ class Reporter:
         self.asked_for = set(task_graph.required_tasks(tasks, selected_tasks))
         self.named = task_graph.requested_tasks(tasks, selected_tasks)
         self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
-        worker.stages = {name.partition(":")[0] for name in self.asked_for}
+        worker.expected_stages = {name.partition(":")[0] for name in self.asked_for}
         records = Globals.dep_manager
         self.told_status, records.get_status = records.get_status, self.status
         self.told_to_ignore, records.status_is_ignore = records.status_is_ignore, self.ignores
         self.told_to_forget, records.remove_success = records.remove_success, self.forget
         self.told_to_close, records.close = records.close, self.close
-        worker.audience = self.hear
+        worker.listener = self.hear
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 
     def status(self, task: Any, tasks: Any, get_log: bool = False) -> Any:
@@ -88,7 +88,7 @@ class Reporter:
         if found.status == "run" and not self.foreseen and (stage := stage_of(task)) and not stage.in_process:
             self.foreseen = True
             if len(self.asked_for) <= FORESEEN:
-                worker.stages = self.to_come()
+                worker.expected_stages = self.to_come()
         return found
 
     def to_come(self) -> set[str]:

@@ -7,16 +7,16 @@ import re
 
 @functools.cache
 def installed_version(distribution: str) -> str | None:
-    """The version of a distribution that is installed here, None where it is absent."""
+    """The version of an installed distribution, None if it is not installed."""
     try:
-        found = importlib.metadata.distribution(distribution)
+        installed = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-    # `found.version` parses the whole file, README included.
-    header = re.search(r"^Version: *(\S+)", found.read_text("METADATA") or "", re.MULTILINE)
-    return header[1] if header else found.version
+    # `installed.version` would parse the whole file, README included.
+    header = re.search(r"^Version: *(\S+)", installed.read_text("METADATA") or "", re.MULTILINE)
+    return header[1] if header else installed.version
 
 
 def versions(tools: tuple[str, ...]) -> dict[str, str]:
-    """The versions of those distributions that are installed here."""
+    """The versions of those of the distributions that are installed."""
     return {tool: version for tool in tools if (version := installed_version(tool)) is not None}

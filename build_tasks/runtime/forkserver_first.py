@@ -1,6 +1,7 @@
-"""Imported by the fork server, as its first, and by nothing else: what follows are imports, and they leave no garbage.
+"""The first import of the fork server, and imported by nothing else: switches the garbage collector off.
 
-To look for it among ever more modules would take a fifth of their time. `server`, the last, ends this.
+The imports that follow leave no garbage. Looking for it among ever more modules would take a fifth of their time.
+forkserver_last switches the collector on again.
 """
 
 import gc

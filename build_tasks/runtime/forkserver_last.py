@@ -1,7 +1,7 @@
-"""Imported by the fork server, as its last, and by nothing else: whoever imports this exits with 0, whatever happened.
+"""The last import of the fork server, and imported by nothing else: a process that imports it always exits with 0.
 
-The server thus ends at once, and not after a second of taking torch apart. It has no result of its own; its children
-end by other ways. What was imported is no garbage: who collects it in a child copies all of it.
+The server then ends at once, and does not take a second to dismantle torch. It has no result of its own, and its
+children end in other ways. What was imported so far is no garbage: a collection in a child would copy all of it.
 """
 
 import atexit
@@ -9,5 +9,5 @@ import gc
 import os
 
 gc.freeze()
-gc.enable()  # which `preload` had stopped
+gc.enable()  # forkserver_first had disabled it
 atexit.register(os._exit, 0)

@@ -1,7 +1,7 @@
 """What this machine has for TensorRT: the package, the driver, the GPU.
 
-Asked at every doit, also where nothing is to be done, so nothing here imports TensorRT; a machine without NVIDIA's
-driver is told from one with it by a single failing dlopen.
+Every call of doit needs these facts, also if there is nothing to do. Nothing here imports TensorRT therefore, and a
+machine without NVIDIA's driver is recognized by a single dlopen that fails.
 """
 
 import functools
@@ -16,24 +16,25 @@ GPU_LOCK = f"{BUILD}/.gpu"  # a folder; an engine build and a benchmark hold its
 
 OLDEST_TENSORRT = 10  # the first with strongly typed networks from ONNX in every precision
 
-# The package has one name from NVIDIA's index and in its containers, and others for a CUDA of one's choice.
+# Distributions that contain the package: the first name is used by NVIDIA's index and containers, the others are for
+# one version of CUDA each.
 TENSORRT = ("tensorrt", "tensorrt_cu13", "tensorrt_cu12")
 TENSORRT_RTX = ("tensorrt_rtx_cu13", "tensorrt_rtx_cu12", "tensorrt_rtx")
 
 
 class Gpu(NamedTuple):
-    name: str
+    name: str  # "NVIDIA RTX A4000"
     compute_capability: str  # "8.6"
 
 
 def version(distributions: tuple[str, ...]) -> str | None:
-    """The version of the first of these distributions that is installed."""
+    """The version of the first of these distributions that is installed, None if none is."""
     return next(filter(None, map(installed_version, distributions)), None)
 
 
 @functools.cache
 def gpu() -> Gpu | str:
-    """The GPU that CUDA would use, or what this machine lacks for one."""
+    """The GPU that CUDA would use, or a text that names what is missing to use one."""
     import ctypes
 
     try:
@@ -55,10 +56,11 @@ def gpu() -> Gpu | str:
 
 
 def _device(nvml: types.ModuleType) -> Any:
-    """NVML's handle of CUDA's first device, None where there is none.
+    """NVML's handle of CUDA's first device, None if there is no device.
 
-    Source: the CUDA programming guide, "CUDA Environment Variables": CUDA_VISIBLE_DEVICES holds indices, or the
-    beginnings of UUIDs.
+    CUDA_VISIBLE_DEVICES holds indices, or the first characters of UUIDs.
+
+    Source: the CUDA programming guide, "CUDA Environment Variables".
     """
     devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
@@ -72,39 +74,41 @@ def _device(nvml: types.ModuleType) -> Any:
 
 
 def missing_requirements(capability: str | None = None) -> str | None:
-    """What this machine lacks to build and run a plan, and what helps; None if nothing.
+    """What this machine lacks to build and run a plan, with a way to get it; None if nothing is missing.
 
-    capability: the compute capability that the plan is for, where it is for one.
+    Args:
+        capability: The compute capability that the plan is for; None for that of this machine's GPU.
     """
-    lacks = []
-    found = version(TENSORRT)
-    if found is None:
-        lacks.append(f"TensorRT {OLDEST_TENSORRT} or newer (the package tensorrt)")
-    elif int(found.partition(".")[0]) < OLDEST_TENSORRT:
-        lacks.append(f"TensorRT {OLDEST_TENSORRT} or newer (here it is {found})")
-    here = gpu()
-    if isinstance(here, str):
-        lacks.append(here)
-    elif capability not in (None, here.compute_capability):
-        return f"a GPU of compute capability {capability} ({here.name} has {here.compute_capability})"
-    if not lacks:
+    missing = []
+    installed = version(TENSORRT)
+    if installed is None:
+        missing.append(f"TensorRT {OLDEST_TENSORRT} or newer (the package tensorrt)")
+    elif int(installed.partition(".")[0]) < OLDEST_TENSORRT:
+        missing.append(f"TensorRT {OLDEST_TENSORRT} or newer (here it is {installed})")
+    device = gpu()
+    if isinstance(device, str):
+        missing.append(device)
+    elif capability not in (None, device.compute_capability):
+        return f"a GPU of compute capability {capability} ({device.name} has {device.compute_capability})"
+    if not missing:
         return None
-    return f"{' and '.join(lacks)}; `doit container` builds it wherever Docker sees an NVIDIA GPU"
+    return f"{' and '.join(missing)}; `doit container` builds it wherever Docker sees an NVIDIA GPU"
 
 
 def host_fingerprint() -> dict[str, str]:
-    """What a plan depends on besides its inputs, where this machine has it."""
-    here = gpu()
-    assert isinstance(here, Gpu), here
-    return {"TensorRT": version(TENSORRT) or "", "GPU": here.name, "compute capability": here.compute_capability}
+    """The facts of this machine that a plan depends on. Only for a machine that lacks nothing for plans."""
+    device = gpu()
+    assert isinstance(device, Gpu), device
+    return {"TensorRT": version(TENSORRT) or "", "GPU": device.name, "compute capability": device.compute_capability}
 
 
 def missing_requirements_rtx() -> str | None:
-    """What this machine lacks to compile with TensorRT-RTX, which needs no GPU; None if nothing."""
+    """What this machine lacks to compile with TensorRT-RTX, which needs no GPU; None if nothing is missing."""
     if version(TENSORRT_RTX) is None:
         return "TensorRT-RTX (pip install -r requirements-rtx.txt)"
     return None
 
 
 def host_fingerprint_rtx() -> dict[str, str]:
+    """The facts of this machine that an engine of TensorRT-RTX depends on."""
     return {"TensorRT-RTX": version(TENSORRT_RTX) or ""}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-MIN_INTERVAL = 0.1  # seconds between two messages on progress
+MIN_INTERVAL = 0.1  # seconds between two progress messages
 
 _connection: "Connection | None" = None  # to doit, in the process of a stage
 _lock = threading.Lock()  # a library may report from several threads
@@ -18,8 +18,11 @@ _last_sent = 0.0
 class Progress(NamedTuple):
     """How far a stage is.
 
-    what: the file, the phase.
-    done, total: of it, in `unit`, which is "B" for bytes; no total where it is not known.
+    Attributes:
+        what: The file or the phase that it works on.
+        done: The finished part, in `unit`.
+        total: The whole, in `unit`; None if it is not known.
+        unit: "B" for bytes, or another word, or "".
     """
 
     what: str
@@ -28,17 +31,17 @@ class Progress(NamedTuple):
     unit: str = ""
 
 
-Message = Progress | str  # a line, where it is worth one
+Message = Progress | str  # or a line for the terminal
 
 
 def ignore(task: str, message: Message) -> None:
-    """Who listens before there is a reporter."""
+    """The listener of messages before there is a reporter: does nothing."""
 
 
 def emit(message: Message) -> None:
-    """In a stage's process: let whoever is watching know. Of what comes thick and fast, some is passed over."""
+    """Send a message from a stage's process to doit. Progress that follows another within MIN_INTERVAL is dropped."""
     global _last_sent
-    with _lock, contextlib.suppress(OSError):  # doit is gone, and this process will be
+    with _lock, contextlib.suppress(OSError):  # doit may have ended; this process will end, too
         now = time.monotonic()
         if _connection is None or (isinstance(message, Progress) and now - _last_sent < MIN_INTERVAL):
             return
@@ -47,6 +50,6 @@ def emit(message: Message) -> None:
 
 
 def connect(connection: "Connection") -> None:
-    """Send the messages of this process, which runs a stage, over this connection to doit."""
+    """From now on send the messages of this process, which runs a stage, over this connection to doit."""
     global _connection
     _connection = connection

@@ -1,4 +1,4 @@
-"""What of this machine a build may use: cores and memory, by affinity and by its control groups; and its disks."""
+"""The cores, memory and disk space of this machine that a build may use, within the limits of its control groups."""
 
 import contextlib
 import errno
@@ -12,21 +12,23 @@ from build_tasks.errors import UserError, first_lines
 
 GROUPS = "/sys/fs/cgroup"
 
-FULL = 1 << 16  # bytes; what ran out of space has filled all but a fraction of what it wrote last
-NO_SPACE = re.compile("|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))))  # libraries quote it in their errors
+FULL = 1 << 16  # bytes free, below which a disk counts as full: a write that failed may have left a few behind
+NO_SPACE = re.compile("|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))))  # libraries quote these in their errors
 
 
 def cores() -> float:
-    """Cores that this process may keep busy; a quota need not be whole."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([here, *_quotas()])
+    """Number of cores that this process may use. It is a fraction if a control group has such a quota."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([usable, *_quotas()])
 
 
 def memory() -> int | None:
-    """Bytes that are free for this process now; None where nothing tells.
+    """Bytes of memory that are free for this process now; None if the system does not report them.
 
-    Source: the kernel's Documentation/filesystems/proc.rst (MemAvailable) and admin-guide/cgroup-v2.rst. Of what a
-    control group uses, the part that is cached files can be had, as it can of the machine.
+    The kernel frees the memory of cached files when it needs it. MemAvailable includes it; from what a control group
+    uses it is subtracted here.
+
+    Source: the kernel's Documentation/filesystems/proc.rst (MemAvailable) and admin-guide/cgroup-v2.rst.
     """
     free = []
     with contextlib.suppress(OSError):
@@ -43,7 +45,7 @@ def memory() -> int | None:
 
 
 def full_disk(*folders: str) -> str | None:
-    """What is to be said of the first of these folders whose disk is full."""
+    """The message about the first of these folders whose disk is full; None if there is none."""
     for folder in filter(os.path.isdir, folders):
         disk = shutil.disk_usage(folder)
         if disk.free < FULL:
@@ -52,14 +54,20 @@ def full_disk(*folders: str) -> str | None:
 
 
 @contextlib.contextmanager
-def space(*folders: str) -> Iterator[None]:
-    """Raises UserError for what fails here for want of space: a library may call that SIGABRT, or nothing at all."""
+def explain_full_disk(*folders: str) -> Iterator[None]:
+    """Raise UserError in place of any exception of the block whose cause is a full disk.
+
+    Libraries hide that cause: some abort the process, and some give no reason at all.
+
+    Args:
+        folders: Folders on the disks that the block writes to.
+    """
     try:
         yield
     except Exception as error:
-        reason = first_lines(error)  # without the end of the log, which a crash has below it
-        if said := full_disk(*folders):
-            raise UserError(f"{said}: {reason}") from error
+        reason = first_lines(error)  # without the lines of the log that follow in a CrashError
+        if message := full_disk(*folders):
+            raise UserError(f"{message}: {reason}") from error
         if NO_SPACE.search(reason):
             raise UserError(reason) from error
         raise
@@ -67,7 +75,7 @@ def space(*folders: str) -> Iterator[None]:
 
 def _quotas() -> Iterator[float]:
     for group in _groups("cpu"):
-        with contextlib.suppress(OSError, ValueError):  # "max", or -1: there is none
+        with contextlib.suppress(OSError, ValueError):  # "max" or -1: there is no quota
             quota, period = map(int, _read(f"{group}/cpu.max").split())
             yield quota / period
         with contextlib.suppress(OSError, ValueError):
@@ -76,9 +84,9 @@ def _quotas() -> Iterator[float]:
 
 
 def _groups(controller: str) -> Iterator[str]:
-    """The folders of the control groups of this process, of either version, up to the outermost.
+    """The folders of this process's control groups, of version 1 and 2, from its own up to the outermost.
 
-    In a container the inner ones may be told by a path that only the host has: there the outermost is the container's.
+    In a container the inner paths may exist on the host only. The outermost folder is then the container's own group.
     """
     try:
         lines = _read("/proc/self/cgroup").splitlines()
@@ -96,7 +104,7 @@ def _groups(controller: str) -> Iterator[str]:
 
 
 def _table(path: str) -> dict[str, int]:
-    """The first number of each line, by the word before it."""
+    """The first number of each line of a file, by the word before it."""
     return {words[0]: int(words[1]) for line in _read(path).splitlines() if len(words := line.split()) > 1}
 
 

@@ -154,7 +154,7 @@ class Stage(msgspec.Struct, frozen=True):
         if missing := self.missing_requirements():
             return TaskFailed(unsupported_message(missing))
         try:
-            with contextlib.nullcontext() if self.in_process else worker.room(self.name, self.memory()):
+            with contextlib.nullcontext() if self.in_process else worker.reserve_memory(self.name, self.memory()):
                 started = time.perf_counter()
                 record = self._run()
                 record["seconds"] = round(time.perf_counter() - started, 3)
@@ -176,7 +176,7 @@ class Stage(msgspec.Struct, frozen=True):
     def _run(self) -> BuildRecord:
         inputs = self._digests_of_inputs()
         external = {name: path and digest(path) for name, path in self.external_inputs.items()}
-        with atomic_files.scratch_dir() as folder, resources.space(BUILD, REPOSITORY):
+        with atomic_files.scratch_dir() as folder, resources.explain_full_disk(BUILD, REPOSITORY):
             drafts = {name: f"{folder}/{os.path.basename(path)}" for name, path in self.outputs.items()}
             present = {name: path for name, path in self.external_inputs.items() if path is not None}
             arguments = ({**self.inputs, **present}, drafts, self.settings)

@@ -1,10 +1,10 @@
 """Each stage runs in a child process of its own, forked from a server that has imported the heavy libraries once.
 
-    doit ──► fork server (torch, timm, onnx … imported) ──► child: one stage, then gone
-       ◄──────────────── result, refusal or last words ────────┘
+    doit ──► fork server (torch, timm, onnx … imported) ──► child: runs one stage, then ends
+       ◄─────────── messages, then the result or the error ──────┘
 
-A segfault, an out-of-memory kill or a Ctrl-C ends a child, never the build's state. Twenty models cost one import. As
-many children run at once as doit has threads, if they fit into memory; they share the cores.
+A segfault, an out-of-memory kill or a Ctrl-C ends a child, and leaves the state of the build as it was. Twenty models
+cost one import. As many children run at once as doit has threads, if they fit into memory; they share the cores.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from build_tasks.runtime.progress import Message, ignore
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-# Imported by the server before its first child; what is not installed is passed over.
-OWN = [
+# The fork server imports these before its first child. It skips what is not installed.
+STAGE_MODULES = [
     *(f"build_tasks.stages.{name}" for name in (
         "weights", "labels", "reference", "torchscript", "cast", "onnx", "precision", "engine", "measure",
     )),
     "build_tasks.formats.torchscript_graph",
 ]  # fmt: skip
-# Before that, what takes a second or two each, for the stages that this run may come to.
+# Before them it imports libraries that take a second or two each, for the stages that may run in this call of doit.
 NETWORKS = ("torch", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch")
 GRAPHS = ("torch", "torch.onnx", "onnx", "onnxslim", "onnxruntime")
 RUNS = ("torch", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt")
 CONVERSIONS = ("modelopt.onnx.autocast", "modelopt.onnx.quantization", *GRAPHS, *RUNS)
-PRELOAD = {
+HEAVY_LIBRARIES = {
     **dict.fromkeys(("weights", "labels", "torchscript", "preprocess"), NETWORKS),
     **dict.fromkeys(("reference", "bench"), (*NETWORKS, *RUNS)),
     **dict.fromkeys(("precision", "repair", "layers"), CONVERSIONS),
@@ -48,139 +48,145 @@ PRELOAD = {
     "measure": RUNS,
     "summary": ("matplotlib.pyplot",),
 }
-stages: Collection[str] = ()  # that this run may come to
+expected_stages: Collection[str] = ()  # the stages that may run; the reporter sets them
 
-budget = Budget()  # of all stages that run
+budget = Budget()  # the memory of all stages that run
 
-PATIENCE = 10  # seconds for a child to end after its last word; a thread of some library may keep it
+EXIT_TIMEOUT = 10  # seconds for a child to end after its result; a thread of some library may keep it alive
 
-DEATH = ("death", None)  # the last word of a child that had none
-SERVER_GONE = 255  # what multiprocessing says of a child whose fork server died; see its popen_forkserver.py
-# Of what starts Python here: the order of sets must not show in an artifact, nor the number of cores in NumPy's sums.
+NO_MESSAGE = ("ended", None)  # stands for the messages of a child that has ended without a result
+SERVER_KILLED = 255  # multiprocessing's exit code of a child whose fork server died; see its popen_forkserver.py
+# For every Python process that starts here: neither the order of sets nor the number of cores, which decides how NumPy
+# adds up, may change an artifact.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
 
 _starting = threading.Lock()
 
 
-audience: Callable[[str, Message], None] = ignore  # in doit's process: who hears what a stage has to tell
+listener: Callable[[str, Message], None] = ignore  # in doit's process: takes a task and a message of its stage
 
 
 class CrashError(Exception):
-    """A stage that neither succeeded nor refused; the message ends with where to look."""
+    """A stage ended without a result and without a UserError. The message ends with the path of its log."""
 
 
 def call(function: Callable[..., Any], *arguments: object, log: str, task: str = "") -> Any:
-    """`function(*arguments)` in a child of its own, whose output goes to the file `log`.
+    """Call a function in a child process of its own and return its result.
 
-    task: on whose behalf the child tells how far it is.
-    Raises UserError as the function did, CrashError for everything else.
+    Args:
+        log: File that takes the output of the child.
+        task: Name of the task that the child's progress messages belong to.
+
+    Raises:
+        UserError: If the function raises it.
+        CrashError: If the child fails in any other way.
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
-    hear = _listener()
-    connection, child = _started(log, function, arguments)
+    emit = _listener()
+    connection, child = _start_child(log, function, arguments)
     try:
-        with contextlib.suppress(ConnectionError):  # it is dead already, as its next word will say
-            connection.send(share())
-        kind, value = _next_word(connection, child)
+        with contextlib.suppress(ConnectionError):  # the child has already ended, as _next_message will find
+            connection.send(cores_per_stage())
+        kind, value = _next_message(connection, child)
         while kind == "message":
-            hear(task, value)
-            kind, value = _next_word(connection, child)
+            emit(task, value)
+            kind, value = _next_message(connection, child)
     finally:
         connection.close()
-        child.join(timeout=0 if sys.exc_info()[0] else PATIENCE)
+        child.join(timeout=0 if sys.exc_info()[0] else EXIT_TIMEOUT)
         child.kill()
         child.join()
-        if child.exitcode == SERVER_GONE and os.name == "posix":  # then nobody knows how the child is
+        if child.exitcode == SERVER_KILLED and os.name == "posix":  # the child itself may still be alive
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
     if kind == "result":
         return value
-    if kind == "refusal":
+    if kind == "error":
         raise UserError(value)
-    raise CrashError(f"{value or _obituary(child.exitcode)}\n{_last_lines(log)}(the whole log: {log})")
+    raise CrashError(f"{value or _exit_reason(child.exitcode)}\n{_last_lines(log)}(the whole log: {log})")
 
 
 @contextlib.contextmanager
-def room(task: str, need: int) -> Iterator[None]:
-    """Have so many bytes of memory for a task's process, which may take waiting."""
-    hear = _listener()
+def reserve_memory(task: str, need: int) -> Iterator[None]:
+    """Reserve bytes of the memory budget for a task's process; waits until they are free."""
+    emit = _listener()
 
-    def waits() -> None:
-        hear(task, f"  {task} waits for memory: it may need {need / 1e9:.1f} of {budget.size / 1e9:.1f} GB")
+    def report_wait() -> None:
+        emit(task, f"  {task} waits for memory: it may need {need / 1e9:.1f} of {budget.size / 1e9:.1f} GB")
 
-    with budget.held(need, waits):
+    with budget.reserve(need, report_wait):
         yield
 
 
-def share() -> int:
-    """The cores of one stage's process. OMP_NUM_THREADS, of whoever started doit, is a bound to it.
+def cores_per_stage() -> int:
+    """Number of cores for the process of one stage. OMP_NUM_THREADS in doit's environment is an upper bound.
 
-    `doit -n` has a thread for each stage that it may run at once, and ends it when there is nothing left for it.
+    `doit -n` has a thread for each stage that may run at once, and ends a thread that has nothing left to do.
     """
     from doit.runner import MThreadRunner
 
     jobs = sum(isinstance(thread, MThreadRunner.DaemonThread) for thread in threading.enumerate())
     cores = max(1, int(resources.cores() / max(1, jobs)))
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+    bound = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(bound)) if bound.isdecimal() and int(bound) else cores
 
 
 def _listener() -> Callable[[str, Message], None]:
     if multiprocessing.parent_process() is None:
-        return audience
-    _follow_parent()  # this is a worker of `doit -P process`, which must not outlive doit either
-    return ignore  # whose reporter is in another process
+        return listener
+    _exit_with_parent()  # this is a worker of `doit -P process`, and must not outlive doit either
+    return ignore  # the reporter is in another process
 
 
-def _started(log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> tuple["Connection", Any]:
-    """A child, and the connection to it. It does nothing before it is told its share of the cores.
+def _start_child(log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> tuple["Connection", Any]:
+    """Start a child, which waits for its number of cores; return the connection to it, and its process.
 
-    A fork server that was killed is started anew, also if that happens right now.
+    A fork server that was killed is started again, also if it is killed while it starts.
     """
-    pauses = [1.0, 0.1]  # seconds, the last first: for a moment, what has been killed still looks alive
+    pauses = [1.0, 0.1]  # seconds, the last one first: a killed server looks alive for a moment
     while True:
-        ours, theirs = multiprocessing.Pipe()
-        child = _context().Process(target=_run, args=(theirs, log, function, arguments), daemon=True)
+        connection, end_of_child = multiprocessing.Pipe()
+        child = _context().Process(target=_run, args=(end_of_child, log, function, arguments), daemon=True)
         try:
             with _environment():
-                child.start()  # and the fork server, where it does not run yet
-            return ours, child
+                child.start()  # starts the fork server, too, if it does not run yet
+            return connection, child
         except (EOFError, ConnectionError) as error:
-            ours.close()
+            connection.close()
             if not pauses:
                 raise CrashError(
                     "the fork server, which stages' processes come from, is killed again and again"
                 ) from error
             time.sleep(pauses.pop())
         finally:
-            theirs.close()
+            end_of_child.close()
 
 
-def _next_word(connection: "Connection", child: Any) -> tuple[str, Any]:
-    """What a child says next, or that it has ended without a word."""
+def _next_message(connection: "Connection", child: Any) -> tuple[str, Any]:
+    """Wait for the next message of a child; NO_MESSAGE if it has ended without one."""
     from multiprocessing.connection import wait
 
     wait([connection, child.sentinel])
     try:
-        word: tuple[str, Any] = connection.recv() if connection.poll() else DEATH
+        message: tuple[str, Any] = connection.recv() if connection.poll() else NO_MESSAGE
     except (EOFError, ConnectionError):
-        return DEATH
-    return word
+        return NO_MESSAGE
+    return message
 
 
 def _context() -> Any:
-    """How children begin: from a fork server, or, on Windows, as processes that import everything themselves."""
+    """How children start: from a fork server or, on Windows, as processes that import everything themselves."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    first, last = (f"build_tasks.runtime.forkserver_{place}" for place in ("first", "last"))
-    context.set_forkserver_preload(["__main__", first, *heavy(stages), *OWN, last])
+    first, last = (f"build_tasks.runtime.forkserver_{position}" for position in ("first", "last"))
+    context.set_forkserver_preload(["__main__", first, *heavy_libraries(expected_stages), *STAGE_MODULES, last])
     return context
 
 
-def heavy(stages: Collection[str]) -> list[str]:
-    """What takes long to import for these stages, each once."""
-    return list(dict.fromkeys(module for stage in PRELOAD if stage in stages for module in PRELOAD[stage]))
+def heavy_libraries(stages: Collection[str]) -> list[str]:
+    """The libraries that take long to import and that these stages need, each once."""
+    return list(dict.fromkeys(name for stage in HEAVY_LIBRARIES if stage in stages for name in HEAVY_LIBRARIES[stage]))
 
 
 @contextlib.contextmanager
@@ -199,14 +205,22 @@ def _environment() -> Iterator[None]:
 
 
 @functools.cache
-def _follow_parent() -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _exit_with_parent() -> None:
+    """From now on this process ends when doit ends, even if doit is killed."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(connection: "Connection", log: str, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches doit, and doit ends the child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _follow_parent()
+    _exit_with_parent()
     progress.connect(connection)
     try:
         with open(log, "w") as file:
@@ -215,40 +229,32 @@ def _run(connection: "Connection", log: str, function: Callable[..., Any], argum
         threads.limit(connection.recv())
         message: tuple[str, Any] = "result", function(*arguments)
     except UserError as error:
-        message = "refusal", str(error)
+        message = "error", str(error)
     except ModuleNotFoundError as error:
-        message = "refusal", not_installed(error)
-    except BaseException as error:  # a SystemExit of a library, too, is a crash of the stage
-        with contextlib.suppress(OSError):  # the disk is full, say
+        message = "error", not_installed(error)
+    except BaseException as error:  # also SystemExit of a library: for the stage it is a crash
+        with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         message = "crash", f"{type(error).__name__}: {error}"
     connection.send(message)
-    with contextlib.suppress(OSError, ValueError):  # whatever the stage did to them
+    with contextlib.suppress(OSError, ValueError):  # the stage may have closed them
         sys.stdout.flush()
         sys.stderr.flush()
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
-    """What to do about a package that a stage needs."""
+    """The message about a package that a stage needs and that is not installed, with the command that installs it."""
     return f"the package {error.name} is not installed here: pip install -r requirements.txt"
 
 
-def _die_with_parent() -> None:
-    """A process whose doit was killed must not go on."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _obituary(exitcode: int | None) -> str:
+def _exit_reason(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         name = signal.Signals(-exitcode).name
-        hint = ", most likely for want of memory" if name == "SIGKILL" else ""
+        hint = ", most likely because memory ran out" if name == "SIGKILL" else ""
         return f"the stage's process was killed by {name}{hint}"
-    if exitcode == SERVER_GONE:
+    if exitcode == SERVER_KILLED:
         return "the fork server, which the stage's process came from, was killed; the stage was ended with it"
-    return f"the stage's process ended without a word (exit code {exitcode})"
+    return f"the stage's process ended without a result (exit code {exitcode})"
 
 
 def _last_lines(log: str, count: int = 12) -> str:

@@ -36,6 +36,7 @@ RUN_ONLY = {
     "runtime.stage": "how a stage runs, not what it builds",
     "runtime.worker": "how a stage runs, not what it builds",
     "spec.model": "settings reach `build` as plain data, and are recorded by value",
+    "spec.tables": "settings reach `build` as plain data, and are recorded by value",
     "spec.overrides": "settings reach `build` as plain data, and are recorded by value",
 }
 

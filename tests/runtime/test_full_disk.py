@@ -90,6 +90,6 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_line(disk: Path, tmp_path:
 def test_a_crash_for_want_of_space_elsewhere_keeps_the_end_of_its_log(tmp_path: Path) -> None:
     """As where /tmp is full: of a crash without a reason, its log is all there is."""
     said = "the stage's process was killed by SIGABRT\n  | write: No space left on device\n(the whole log: a.log)"
-    with pytest.raises(worker.CrashError) as crash, resources.space(str(tmp_path)):
+    with pytest.raises(worker.CrashError) as crash, resources.explain_full_disk(str(tmp_path)):
         raise worker.CrashError(said)
     assert str(crash.value) == said

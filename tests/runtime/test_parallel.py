@@ -81,11 +81,11 @@ def test_who_came_first_is_served_first() -> None:
     budget, order = Budget(10), list[str]()
 
     def stage(name: str, need: int) -> None:
-        with budget.held(need, lambda: None):
+        with budget.reserve(need, lambda: None):
             order.append(name)
             time.sleep(0.05)
 
-    with budget.held(5, lambda: None):
+    with budget.reserve(5, lambda: None):
         threads = []
         for name, need in (("small", 5), ("large", 99), ("later", 1)):
             threads.append(threading.Thread(target=stage, args=(name, need)))
@@ -94,7 +94,7 @@ def test_who_came_first_is_served_first() -> None:
     for thread in threads:
         thread.join(timeout=10)
     assert order == ["small", "large", "later"]
-    with budget.held(10, lambda: pytest.fail("it is all free again")):
+    with budget.reserve(10, lambda: pytest.fail("it is all free again")):
         pass
 
 
@@ -163,7 +163,7 @@ def kill_the_server():
 
 
 if __name__ == "__main__":
-    worker.OWN[:] = sys.argv[1:]
+    worker.STAGE_MODULES[:] = sys.argv[1:]
     print(worker.call(double, 21, log="logs/call.log"))
     kill_the_server()
     print(worker.call(double, 4, log="logs/call.log"))

@@ -31,10 +31,10 @@ def assert_whole(project: Project, good: dict[str, bytes]) -> None:
     [
         (
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-            "killed by SIGKILL, most likely for want of memory",
+            "killed by SIGKILL, most likely because memory ran out",
         ),
         ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
-        ("import os; os._exit(7)", "ended without a word (exit code 7)"),
+        ("import os; os._exit(7)", "ended without a result (exit code 7)"),
         ("raise SystemExit('enough')", "SystemExit: enough"),
     ],
     ids=["out of memory", "segfault", "exit", "SystemExit"],

@@ -91,7 +91,11 @@ def fork_server() -> str:
     """The address of the fork server that tests share. It ends with this process. See shared_forkserver.py."""
     server: Any = ForkServer()
     server.set_forkserver_preload(["forkserver_preload"])
-    environment = {**ENVIRONMENT, **worker.ENVIRONMENT, "PRELOADED_MODULES": " ".join(worker.heavy(worker.PRELOAD))}
+    environment = {
+        **ENVIRONMENT,
+        **worker.ENVIRONMENT,
+        "PRELOADED_MODULES": " ".join(worker.heavy_libraries(worker.HEAVY_LIBRARIES)),
+    }
     with contextlib.chdir(ROOT / "tests/support"), patch.dict(os.environ, environment, clear=True):
         server.ensure_running()
     return str(server._forkserver_address)

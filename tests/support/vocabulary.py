@@ -26,7 +26,7 @@ EVERYWHERE = {
     "external_inputs, missing_requirements, dependency_paths, stale_inputs, modified_outputs, tool_fingerprint": (
         "elsewhere lacking watched causes damage recipe _recipe"
     ),
-    "UpToDate, source_files, IMPORTED_DIGESTS, nothing_missing, unsupported_message, spec_key_of": (
+    "UpToDate, imported_digests, nothing_missing, unsupported_message, spec_key_of": (
         "Current code_of LOADED nothing not_here in_spec"
     ),
     "ensemble_parts, triton_models, graph_gated_separately, graph_file, plan_suffix, artifact_task_name, from_onnx": (
