@@ -263,7 +263,9 @@ def test_int8_takes_its_scales_from_a_calibration_folder_of_its_own(
 def test_an_empty_calibration_folder_is_said(zoo: tuple[Project, Run]) -> None:
     _, run = zoo
     line = failure_line(run, "precision:nothing_to_see.int8")
-    assert line.endswith("models/nothing_to_see/pictures: no pictures here (.jpg, .jpeg, .png, .webp, .bmp)")
+    assert line.endswith(
+        "models/nothing_to_see/pictures: the folder contains no pictures (.jpg, .jpeg, .png, .webp, .bmp)"
+    )
 
 
 def test_a_graph_that_is_too_far_off_is_not_compiled(zoo: tuple[Project, Run]) -> None:

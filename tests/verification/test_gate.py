@@ -293,11 +293,13 @@ def test_a_class_is_its_label_or_else_its_index(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf1/a.jpg,0\r\n2/b.jpg,1\r\n")  # as spreadsheets write it
     assert accuracy_samples.read_truth(str(file), names, labels) == {0: 0, 1: 1}
     file.write_text("1/a.jpg,0\n1/a.jpg,1\n")
-    with pytest.raises(UserError, match=r"line 2: '1/a\.jpg' shows another class in a line before"):
+    with pytest.raises(UserError, match=r"line 2: an earlier line gives '1/a\.jpg' another class"):
         accuracy_samples.read_truth(str(file), names, None)
     with pytest.raises(UserError, match="cannot be read as lines"):
         accuracy_samples.read_truth(str(tmp_path), names, None)
-    with pytest.raises(UserError, match=r"no sample stands in a folder of its class; a\.jpg does not, say"):
+    with pytest.raises(
+        UserError, match=r"no sample lies in a folder that is named after its class; a\.jpg, for example, does not"
+    ):
         accuracy_samples.read_truth(accuracy_samples.FOLDERS, ["a.jpg"], None)
 
 
@@ -407,7 +409,7 @@ def test_tensors_that_are_none_are_refused(project: Project) -> None:
         "text": f"{where} cannot be read as samples",
         "shape": f"{where}: expected an array of shape [samples, 3, 16, 16], found [9, 2, 16, 16]",
         "two": f"{where}: expected the array INPUT__0, or a single one, found x, y",
-        "nan": f"{where}: there is a NaN or an infinity in it",
+        "nan": f"{where}: the samples contain a NaN or an infinity",
         "pickle": f"{where} cannot be read as samples",
     }.items():
         assert said.format(name) in failure_line(run, f"reference:{name}")
@@ -430,15 +432,18 @@ def test_the_folder_of_a_picture_may_be_its_class(project: Project) -> None:
 
 def test_a_truth_that_does_not_fit_is_said(project: Project) -> None:
     lines = {
-        "nothing": ("", ": no line `sample,class` in it"),
+        "nothing": ("", ": the file has no line `sample,class`"),
         "half": ("coffee.jpg", ", line 1: expected `sample,class`, found 'coffee.jpg'"),
         "picture": (
             "camera.jpg,1\ncofee.jpg,1",
             ", line 2: there is no sample 'cofee.jpg' (did you mean 'coffee.jpg'?)",
         ),
         "label": ("coffee.jpg,espreso", ", line 1: there is no class 'espreso' (did you mean 'espresso'?)"),
-        "class": ("coffee.jpg,4", ", line 1: class 4 of 4, which begin with 0"),
-        "twice": ("coffee.jpg,crane", ", line 1: 'crane': 2 classes are called so, name its index"),
+        "class": ("coffee.jpg,4", ", line 1: there is no class 4; the labels have the indices 0 to 3"),
+        "twice": (
+            "coffee.jpg,crane",
+            ", line 1: 2 classes have the label 'crane'; write the index of the class instead",
+        ),
     }
     for name, (text, _) in lines.items():
         folder = onnx_only(project, 'truth = "truth.csv"', name)
