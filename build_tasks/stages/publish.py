@@ -30,7 +30,7 @@ from build_tasks.triton.repository import header_line
 
 PROVENANCE_FILE = "provenance.json"
 PARAMETERS = ("build", "weights", "spec", "tools")  # keys of the provenance that config.pbtxt has, too
-RECORDS = ("verdict", "signature", "tools")  # the JSON files about an artifact that publishing requires
+RECORD_KINDS = ("verdict", "signature", "tools")  # the JSON files about an artifact that publishing requires
 
 # The tables of the spec that decide an artifact.
 DECIDING_TABLES = {
@@ -88,7 +88,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
         build=build,
         inputs={
             **{file: model.artifact(file) for file in artifacts},
-            **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in RECORDS},
+            **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in RECORD_KINDS},
             "weights": model.weights,
             "config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt"),
             **({"preprocessing.json": model.artifact("preprocessing.json")} if model_format in FORMATS else {}),

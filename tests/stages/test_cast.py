@@ -1,4 +1,4 @@
-"""What PyTorch serves in another precision: cast from model.pt, judged, and the same to its clients."""
+"""The cast of model.pt to the precision that PyTorch serves: gate, clients, memory format and messages."""
 
 import json
 import shutil
@@ -15,21 +15,21 @@ from build_tasks.formats import torchscript_graph
 from tests.support.project import TINY, Project, failure_line
 
 SPEC = TINY.replace(', "onnx"', "").replace('labels = "labels.txt"\n', "").replace("= 4", "= 3")
-SMALL = "[input]\nshape = [3, 64, 64]\n"
+SHAPE = "[input]\nshape = [3, 64, 64]\n"
 HALF = '[torchscript]\nprecision = "fp16"\n'
 
 MODELS = {
-    "plain": SMALL,
-    "last": SMALL + '[torchscript]\nmemory_format = "channels_last"\n',
-    "on_gpu": SMALL + '[triton]\ndevice = "gpu"\n',
+    "plain": SHAPE,
+    "last": SHAPE + '[torchscript]\nmemory_format = "channels_last"\n',
+    "on_gpu": SHAPE + '[triton]\ndevice = "gpu"\n',
     "open": (
-        f"{SMALL}min_size = [64, 64]\nmax_size = [96, 64]\n"
+        f"{SHAPE}min_size = [64, 64]\nmax_size = [96, 64]\n"
         '[torchscript]\nprecision = "bf16"\nmemory_format = "contiguous"\n'
     ),
-    "from_bytes": f'{SMALL}format = "uint8_nhwc"\n[output]\nsoftmax = true\ntop_k = 3\n{HALF}',
+    "from_bytes": f'{SHAPE}format = "uint8_nhwc"\n[output]\nsoftmax = true\ntop_k = 3\n{HALF}',
 }
 
-# A network that is not cast as it stands: where fp32 is asked for by the number of the type, in a function of its own.
+# A network that converts to fp32 itself, by the number of the type, in a function of its own.
 NETWORK = """\
 import torch
 from torch import nn
@@ -83,7 +83,7 @@ def row(project: Project, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_what_is_served_as_it_is_traced_is_not_cast(built: tuple[Project, Any]) -> None:
+def test_a_model_served_in_fp32_is_not_cast(built: tuple[Project, Any]) -> None:
     _, run = built
     assert run.code == 0, run.out
     casts = {task for task in run.ran if task.startswith("cast:")}
@@ -100,14 +100,14 @@ def test_what_is_served_as_it_is_traced_is_not_cast(built: tuple[Project, Any]) 
         ("open", "bf16", 1e-3, 5e-2),
     ],
 )
-def test_it_is_judged_by_the_gate_of_its_precision(
+def test_a_cast_artifact_is_judged_by_the_gate_of_its_precision(
     built: tuple[Project, Any], name: str, precision: str, least: float, most: float
 ) -> None:
     project, _ = built
     found = row(project, name)
     file = "model.pt" if name == "plain" else f"model.{precision}.pt"
     assert (found["file"], found["precision"]) == (file, precision)
-    assert found["status"] == ("not testable" if name == "from_bytes" else "ok"), "its probabilities are all alike"
+    assert found["status"] == ("not testable" if name == "from_bytes" else "ok"), "its probabilities are nearly equal"
     assert found["artifact"] == ("TorchScript" if precision == "fp32" else f"{precision} TorchScript")
     assert least <= found["outputs"]["OUTPUT__0"]["relative_l2"] < most
 
@@ -115,24 +115,24 @@ def test_it_is_judged_by_the_gate_of_its_precision(
 @pytest.mark.parametrize(
     ("name", "precision", "dtype"), [("on_gpu", "fp16", torch.float16), ("open", "bf16", torch.bfloat16)]
 )
-def test_clients_send_and_get_fp32_and_all_else_is_short(
+def test_clients_send_and_get_fp32_and_the_rest_has_the_precision(
     built: tuple[Project, Any], name: str, precision: str, dtype: torch.dtype
 ) -> None:
     project, _ = built
     module = loaded(project, f"{name}/model.{precision}.pt")
     answer = torchscript_graph.run_with_gpu_rounding(module, torch.randn(2, 3, 64, 64))
     assert (answer.dtype, answer.shape) == (torch.float32, (2, 1000))
-    assert list(module.parameters()) == [], "frozen: its weights are constants"
+    assert list(module.parameters()) == [], "the weights of a frozen trace are constants"
     assert {value.dtype for value in constants(module) if value.is_floating_point()} == {dtype}
     config = (project / f"model_repository/{name}/config.pbtxt").read_text()
     plain = (project / "model_repository/plain/config.pbtxt").read_text()
 
-    def served(text: str) -> list[Any]:
+    def tensors(text: str) -> list[Any]:
         parsed = text_format.Parse(text, ModelConfig())
         return [parsed.input, parsed.output]
 
     if name == "on_gpu":
-        assert served(config) == served(plain)
+        assert tensors(config) == tensors(plain)
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_clients_send_and_get_fp32_and_all_else_is_short(
         ("on_gpu/model.pt", False),
     ],
 )
-def test_filters_lie_in_the_memory_format(built: tuple[Project, Any], path: str, last: bool) -> None:
+def test_filters_have_the_memory_format(built: tuple[Project, Any], path: str, last: bool) -> None:
     filters = [value for value in constants(loaded(built[0], path)) if value.ndim == 4 and min(value.shape[1:]) > 1]
     assert len(filters) > 1
     assert {value.is_contiguous(memory_format=torch.channels_last) for value in filters} == {last}
     assert {value.is_contiguous() for value in filters} == {not last}
 
 
-def test_bytes_are_normalised_inside_and_classes_stay_numbers(built: tuple[Project, Any]) -> None:
+def test_bytes_are_normalized_inside_and_classes_stay_integers(built: tuple[Project, Any]) -> None:
     project, _ = built
     batch = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
     scores, classes = torchscript_graph.run_with_gpu_rounding(loaded(project, "from_bytes/model.fp16.pt"), batch)
@@ -161,8 +161,8 @@ def test_bytes_are_normalised_inside_and_classes_stay_numbers(built: tuple[Proje
     torch.testing.assert_close(scores, expected, rtol=1e-2, atol=0)
 
 
-def test_rounding_is_what_the_cpu_itself_does_but_for_the_order_of_sums(built: tuple[Project, Any]) -> None:
-    """Nearer to PyTorch's own fp16 on a CPU than either is to fp32."""
+def test_rounding_equals_the_cpu_except_for_the_order_of_sums(built: tuple[Project, Any]) -> None:
+    """The emulated fp16 is nearer to PyTorch's fp16 on a CPU than to fp32."""
     project, _ = built
     batch = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     module = loaded(project, "on_gpu/model.fp16.pt")
@@ -170,11 +170,11 @@ def test_rounding_is_what_the_cpu_itself_does_but_for_the_order_of_sums(built: t
         exact, native = loaded(project, "on_gpu/model.pt")(batch), module(batch)
     rounded = torchscript_graph.run_with_gpu_rounding(module, batch)
 
-    def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    def error(found: torch.Tensor, expected: torch.Tensor) -> float:
         return float((found - expected).norm() / expected.norm())
 
-    assert off(rounded, native) < off(rounded, exact)
-    assert 0.5 < off(rounded, exact) / off(native, exact) < 2
+    assert error(rounded, native) < error(rounded, exact)
+    assert 0.5 < error(rounded, exact) / error(native, exact) < 2
 
 
 def test_open_sizes_stay_open(built: tuple[Project, Any]) -> None:
@@ -183,7 +183,7 @@ def test_open_sizes_stay_open(built: tuple[Project, Any]) -> None:
         assert torchscript_graph.run_with_gpu_rounding(module, torch.randn(2, 3, *size)).shape == (2, 1000)
 
 
-def test_triton_finds_it_under_its_own_name(built: tuple[Project, Any]) -> None:
+def test_the_published_file_has_the_name_that_triton_expects(built: tuple[Project, Any]) -> None:
     project, _ = built
     for name, file in (("on_gpu", "model.fp16.pt"), ("open", "model.bf16.pt"), ("plain", "model.pt")):
         assert sorted(project.tree(f"model_repository/{name}/1")) == ["model.pt", "provenance.json"]
@@ -192,16 +192,16 @@ def test_triton_finds_it_under_its_own_name(built: tuple[Project, Any]) -> None:
 
 
 def test_the_same_trace_gives_the_same_bytes(built: tuple[Project, Any], tmp_path: Path, tiny_weights: Path) -> None:
-    here, _ = built
-    there = Project(tmp_path / "a" / "longer" / "path")
-    shutil.copy(tiny_weights, there.model("half", SPEC + SMALL + HALF))
-    there.built("cast:half", PYTHONHASHSEED="20261126")
+    project, _ = built
+    other = Project(tmp_path / "a" / "longer" / "path")
+    shutil.copy(tiny_weights, other.model("half", SPEC + SHAPE + HALF))
+    other.built("cast:half", PYTHONHASHSEED="20261126")
     for file in ("model.fp16.pt", "model.fp16.pt.signature.json", "model.fp16.pt.tools.json"):
-        assert (there / f"build/half/{file}").read_bytes() == (here / f"build/on_gpu/{file}").read_bytes(), file
-    assert b"debug_pkl" not in (there / "build/half/model.fp16.pt").read_bytes()
+        assert (other / f"build/half/{file}").read_bytes() == (project / f"build/on_gpu/{file}").read_bytes(), file
+    assert b"debug_pkl" not in (other / "build/half/model.fp16.pt").read_bytes()
 
 
-def test_a_refusal_says_what_to_try_and_leaves_what_is_served(
+def test_a_refused_cast_has_advice_and_leaves_the_published_model(
     built: tuple[Project, Any], copy_of: Callable[[Project], Project]
 ) -> None:
     project = copy_of(built[0])
@@ -221,7 +221,7 @@ def test_a_refusal_says_what_to_try_and_leaves_what_is_served(
     assert project.tree("model_repository/plain") == before
 
 
-OWN = f"""\
+NETWORK_SPEC = f"""\
 formats = ["torchscript"]
 max_batch_size = 3
 [architecture]
@@ -233,8 +233,10 @@ shape = [3, 16, 16]
 {HALF}"""
 
 
-def test_types_that_the_network_asks_for_are_cast_too(project: Project) -> None:
-    project.model("several", OWN, network_py=NETWORK.replace("{answer}", "mean, mean.argmax(1), mean.double()"))
+def test_types_inside_the_network_are_cast_too(project: Project) -> None:
+    project.model(
+        "several", NETWORK_SPEC, network_py=NETWORK.replace("{answer}", "mean, mean.argmax(1), mean.double()")
+    )
     project.built("cast:several")
     module = loaded(project, "several/model.fp16.pt")
     batch = torch.randn(2, 3, 16, 16)
@@ -245,12 +247,12 @@ def test_types_that_the_network_asks_for_are_cast_too(project: Project) -> None:
     assert [answer.dtype for answer in answers] == [torch.float32, torch.int64, torch.float64]
     for found, exact in zip(answers[::2], expected[::2], strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)
-    assert not torch.equal(answers[0], expected[0]), "it is rounded"
+    assert not torch.equal(answers[0], expected[0]), "the outputs are rounded"
 
 
-def test_what_cannot_run_in_the_precision_is_one_line(project: Project) -> None:
+def test_a_trace_that_cannot_run_in_the_precision_is_one_line(project: Project) -> None:
     too_large = "mean.masked_fill(mean > 1, torch.finfo(torch.float32).min)"
-    project.model("large", OWN, network_py=NETWORK.replace("{answer}", too_large))
+    project.model("large", NETWORK_SPEC, network_py=NETWORK.replace("{answer}", too_large))
     run = project.doit("cast:large")
     line = failure_line(run, "cast:large")
     assert "the trace does not run in fp16: aten.masked_fill.Scalar: value cannot be converted" in line

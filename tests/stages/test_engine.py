@@ -1,4 +1,4 @@
-"""What is compiled: by TensorRT-RTX for itself, and under TensorRT's name (tests/stand_ins) for the rest."""
+"""Engines: of TensorRT-RTX itself, and of TensorRT-RTX under the name of TensorRT (tests/support/fakes)."""
 
 import functools
 import json
@@ -22,13 +22,13 @@ from tests.support.project import ROOT, TINY, Project, Run
 
 RTX = "1.7.1.116"
 
-# An operator that TensorRT-RTX lacks: ONNX has Col2Im from opset 18 on, and only the dynamo exporter writes it.
+# TensorRT-RTX has no operator Col2Im. ONNX has it from opset 18 on, and only the dynamo exporter writes it.
 FOLD = {
     "body": "x = nn.functional.fold(x.flatten(2)[:, :, :144], (12, 12), 1)",
     "onnx": 'exporter = "dynamo"\nopset = 18',
 }
 
-# Large enough to be quantised.
+# Large enough for modelopt to quantize it.
 AMPERE = """\
 formats = ["rtx"]
 max_batch_size = 2
@@ -44,7 +44,7 @@ precision = "fp8"
 rtx_compute_capabilities = ["8.0"]
 """
 
-# Tensors of some megabytes.
+# A network whose tensors have some megabytes.
 WIDE = "x = nn.functional.interpolate(x, scale_factor=30); x = x + self.conv(x[:, :3]).mean()"
 
 
@@ -66,7 +66,7 @@ def tensor(name: str, *shape: int, dtype: str = "float32") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def rtx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
-    """A project of many models for TensorRT-RTX, and the run that built what can be built of them."""
+    """A project with many models for TensorRT-RTX, and its first run, in which some of them fail."""
     project = Project(tmp_path_factory.mktemp("rtx") / "project")
     tiny_network.add(project, "plain", formats='"onnx", "rtx"')
     tiny_network.add(project, "one", 'rtx_compute_capabilities = ["8.6"]')
@@ -87,7 +87,7 @@ def without_gpu(project: Project, torch: bool = False) -> dict[str, str]:
 
 @pytest.fixture
 def plain(rtx: tuple[Project, Run], copy_of: Callable[[Project], Project]) -> Project:
-    """The built model `plain` in a project of its own."""
+    """A copy of the project with the built model `plain` only."""
     project = copy_of(rtx[0])
     for folder in (project / "models").iterdir():
         if folder.name != "plain":
@@ -105,7 +105,7 @@ def test_nothing_else_failed(rtx: tuple[Project, Run]) -> None:
     assert {"publish:fold", "publish:fold_onnx"} <= {*run.ran}, "what needs no compiler is published"
 
 
-def test_a_signature_says_what_the_engine_takes_gives_and_is(rtx: tuple[Project, Run]) -> None:
+def test_a_signature_has_the_tensors_and_the_compiler_of_the_engine(rtx: tuple[Project, Run]) -> None:
     project, _ = rtx
     shapes = {point: [batch, 3, 16, 16] for point, batch in (("min", 1), ("opt", 3), ("max", 3))}
     assert signature(project, "plain/model.rtx") == {
@@ -125,7 +125,7 @@ def test_engines_of_tensorrt_rtx_are_not_served(rtx: tuple[Project, Run]) -> Non
 
 
 def test_overrides_of_the_profile_hold_for_one_run(plain: Project) -> None:
-    asked = (
+    options = (
         "rtx:plain",
         "--min_engine_batch_size",
         "2",
@@ -134,27 +134,29 @@ def test_overrides_of_the_profile_hold_for_one_run(plain: Project) -> None:
         "--max_engine_batch_size",
         "9",
     )
-    run = plain.built(*asked, **without_gpu(plain))
+    run = plain.built(*options, **without_gpu(plain))
     assert run.ran == ["rtx:plain"]
     assert "batches: [2, 4, 9]" in run.out
     assert signature(plain, "plain/model.rtx")["profile"]["INPUT__0"]["max"] == [9, 3, 16, 16]
-    assert plain.built(*asked, **without_gpu(plain)).ran == []
+    assert plain.built(*options, **without_gpu(plain)).ran == []
     assert plain.built(**without_gpu(plain)).ran == ["rtx:plain"]
     assert signature(plain, "plain/model.rtx")["profile"]["INPUT__0"]["max"] == [3, 3, 16, 16]
 
 
 def test_another_precision_is_built_for_one_run(plain: Project) -> None:
     run = plain.built("rtx:plain", "--engine_precision", "FP32", **without_gpu(plain))
-    assert run.ran == ["rtx:plain"], "model.onnx itself, which is judged already"
+    assert run.ran == ["rtx:plain"], "model.onnx itself passed the gate before"
     assert signature(plain, "plain/model.rtx")["precision"] == "fp32"
     assert plain.built(**without_gpu(plain)).ran == ["rtx:plain"]
     assert signature(plain, "plain/model.rtx")["precision"] == "fp16"
     run = plain.built("rtx:plain", "--engine_precision", "BF16", **without_gpu(plain, torch=True))
     assert run.ran == ["accuracy:plain.bf16", "measure:plain.bf16", "precision:plain.bf16", "rtx:plain"]
-    assert plain.built(**without_gpu(plain)).ran == ["rtx:plain"], "the graph of the spec's precision is still there"
+    assert plain.built(**without_gpu(plain)).ran == ["rtx:plain"], (
+        "the graph of the spec's precision is still up to date"
+    )
 
 
-def test_the_options_of_onnx_go_all_the_way_to_the_engine(plain: Project) -> None:
+def test_the_options_of_onnx_reach_the_engine(plain: Project) -> None:
     run = plain.built("rtx:plain", "--no-dynamic_axes", "--batch_size", "7", **without_gpu(plain, torch=True))
     graph = [f"{stage}:plain.fp16" for stage in ("accuracy", "measure", "precision")]
     assert run.ran == sorted([*graph, "onnx:plain", "rtx:plain"])
@@ -200,7 +202,7 @@ def test_a_profile_that_contradicts_the_fixed_batch_of_the_spec_is_refused(plain
 
 
 def test_a_profile_that_contradicts_the_graph_is_refused(plain: Project) -> None:
-    """The spec and its graph cannot disagree, unless -s leaves out the stages between: here both are put in place."""
+    """With -s, doit skips the stages in between; then a graph may have another batch than the spec."""
     import hashlib
 
     import onnx
@@ -209,9 +211,9 @@ def test_a_profile_that_contradicts_the_graph_is_refused(plain: Project) -> None
     graph = onnx.load(path)
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(graph, path)
-    judged = plain / "build/plain/model.fp16.onnx.verdict.json"
-    verdict = json.loads(judged.read_text())
-    judged.write_text(json.dumps(verdict | {"model": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    verdict_file = plain / "build/plain/model.fp16.onnx.verdict.json"
+    verdict = json.loads(verdict_file.read_text())
+    verdict_file.write_text(json.dumps(verdict | {"model": hashlib.sha256(path.read_bytes()).hexdigest()}))
     run = plain.doit("-s", "rtx:plain", **without_gpu(plain))
     assert run.code == 1
     assert failure_line(run, "rtx:plain").endswith(
@@ -220,7 +222,7 @@ def test_a_profile_that_contradicts_the_graph_is_refused(plain: Project) -> None
     )
 
 
-def test_a_graph_that_was_not_judged_itself_is_not_compiled_even_on_demand(plain: Project) -> None:
+def test_a_graph_without_a_gate_result_of_its_own_is_not_compiled(plain: Project) -> None:
     shutil.copy(plain / "build/plain/model.onnx", plain / "build/plain/model.fp16.onnx")
     before = (plain / "build/plain/model.rtx").read_bytes()
     run = plain.doit("-s", "rtx:plain", **without_gpu(plain))
@@ -229,13 +231,13 @@ def test_a_graph_that_was_not_judged_itself_is_not_compiled_even_on_demand(plain
     assert (plain / "build/plain/model.rtx").read_bytes() == before
 
 
-def test_a_gpu_that_tensorrt_rtx_does_not_know_is_said_with_those_it_does(rtx: tuple[Project, Run]) -> None:
+def test_a_gpu_that_tensorrt_rtx_does_not_support_is_named_with_those_it_supports(rtx: tuple[Project, Run]) -> None:
     line = failure_line(rtx[1], "rtx:hopper")
     assert f"engine.rtx_compute_capabilities: TensorRT-RTX {RTX} knows 7.5, 8.0, 8.6, 8.9, 12.0" in line
     assert line.endswith("and not 9.0")
 
 
-def test_a_precision_that_a_gpu_lacks_is_said_before_it_is_compiled(rtx: tuple[Project, Run]) -> None:
+def test_a_precision_that_a_gpu_lacks_is_an_error_before_the_compilation(rtx: tuple[Project, Run]) -> None:
     assert failure_line(rtx[1], "rtx:turing").endswith(
         "engine.precision: bf16 needs a GPU of compute capability 8.0 or newer, "
         "and this engine is for 7.5; fp16 runs on all of them"
@@ -251,14 +253,14 @@ def test_an_unsupported_operator_is_named_with_its_node_and_what_to_try(rtx: tup
     assert "try another onnx.opset, onnx.exporter" in line
 
 
-def test_too_little_workspace_is_said_in_the_specs_words(rtx: tuple[Project, Run]) -> None:
+def test_too_little_workspace_is_reported_under_the_key_of_the_spec(rtx: tuple[Project, Run]) -> None:
     line = failure_line(rtx[1], "rtx:narrow")
     assert f"TensorRT-RTX {RTX} ran out of memory" in line
     assert "raise engine.workspace or leave it out" in line
-    assert "rtx:wide" in rtx[1].ran, "the same model with room"
+    assert "rtx:wide" in rtx[1].ran, "the same model with more workspace"
 
 
-# The builder's configuration, which is all that can be seen here of what only a GPU builds.
+# The configuration of the builder. The engine itself needs a GPU.
 
 READ_BACK = """\
 import json, sys
@@ -266,7 +268,7 @@ import polygraphy.config
 
 settings = json.loads(sys.argv[1])
 polygraphy.config.USE_TENSORRT_RTX = settings["compiler"] == "rtx"
-from build_tasks import compiler
+from build_tasks.formats import tensorrt as compiler
 
 trt = compiler.trt
 profile = {"INPUT__0": {"min": [1, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [4, 3, 8, 8]}}
@@ -300,13 +302,13 @@ DEFAULTS: dict[str, Any] = {
 
 
 def read_back(tmp_path: Path, compiler: str, **settings: object) -> dict[str, Any]:
-    """The configuration that the builder is given for these keys of [engine]."""
+    """The configuration of the builder for these keys of [engine]."""
     import os
 
     run = subprocess.run(
         [sys.executable, "-c", READ_BACK, json.dumps({"compiler": compiler, **DEFAULTS, **settings}), "none.cache"],
         cwd=tmp_path,
-        env={**os.environ, **fakes.machine(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/stand_ins'}"},
+        env={**os.environ, **fakes.machine(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support/fakes'}"},
         capture_output=True,
         text=True,
         check=False,
@@ -318,7 +320,7 @@ def read_back(tmp_path: Path, compiler: str, **settings: object) -> dict[str, An
 
 
 @pytest.mark.parametrize("compiler", ["tensorrt", "rtx"])
-def test_the_builder_is_given_the_keys_of_the_spec(tmp_path: Path, compiler: str) -> None:
+def test_the_keys_of_the_spec_reach_the_builder(tmp_path: Path, compiler: str) -> None:
     plain = read_back(tmp_path, compiler)
     assert (plain["flags"], plain["level"], plain["verbosity"], plain["profiles"]) == ([], 3, "LAYER_NAMES_ONLY", 1)
     found = read_back(
@@ -337,18 +339,18 @@ def test_the_builder_is_given_the_keys_of_the_spec(tmp_path: Path, compiler: str
 
 
 def test_version_compatibility_reaches_the_builder_of_plans(tmp_path: Path) -> None:
-    """And so would hardware_compatibility, which TensorRT-RTX takes and forgets (it says so in its log)."""
+    """hardware_compatibility cannot be tested: TensorRT-RTX accepts and ignores it, with a line in its log."""
     assert read_back(tmp_path, "tensorrt", version_compatible=True)["flags"] == ["VERSION_COMPATIBLE"]
 
 
-# Plans, under the stand-ins.
+# Plans, with the fakes.
 
 PLAN = {"formats": '"torchscript", "onnx", "tensorrt"'}
 
 
 @pytest.fixture(scope="module")
 def cpu_side(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The model `net`, of which all is built but its plan."""
+    """The model `net`, built except for its plan."""
     project = Project(tmp_path_factory.mktemp("plan") / "project")
     tiny_network.add(project, "net", **PLAN)
     run = project.built(**without_gpu(project, torch=True))
@@ -358,7 +360,7 @@ def cpu_side(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def with_plan(cpu_side: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """… and of which the plan is built, too, with a hand-written verdict, since nothing here can run it."""
+    """The same project with the plan. It has no gate result, because no GPU can run the plan."""
     project = cpu_side.copy(tmp_path_factory.mktemp("with_plan") / "project")
     run = project.built("engine:net", "config:net_trt", **gpu(project))
     assert run.ran == ["config:net_trt", "engine:net"]
@@ -375,7 +377,7 @@ NEITHER = (
 )
 
 
-def test_without_gpu_and_tensorrt_all_the_rest_is_built_and_a_line_says_so(
+def test_without_gpu_and_tensorrt_the_rest_is_built_with_a_line_about_the_engine(
     cpu_side: Project, copy_of: Callable[[Project], Project]
 ) -> None:
     project = copy_of(cpu_side)
@@ -387,12 +389,12 @@ def test_without_gpu_and_tensorrt_all_the_rest_is_built_and_a_line_says_so(
     assert sorted(path.name for path in (project / "model_repository").iterdir()) == ["net", "net_onnx"]
 
 
-@pytest.mark.parametrize("asked", ["engine:net", "engine", "publish:net_trt", "accuracy:net_trt"])
-def test_an_engine_asked_for_by_name_fails_with_the_same_line(
-    cpu_side: Project, copy_of: Callable[[Project], Project], asked: str
+@pytest.mark.parametrize("task", ["engine:net", "engine", "publish:net_trt", "accuracy:net_trt"])
+def test_an_engine_requested_by_name_fails_with_the_same_line(
+    cpu_side: Project, copy_of: Callable[[Project], Project], task: str
 ) -> None:
     project = copy_of(cpu_side)
-    run = project.doit(asked, **without_gpu(project))
+    run = project.doit(task, **without_gpu(project))
     assert run.code == 1
     assert run.failed == ["engine:net"]
     assert failure_line(run, "engine:net").endswith(NEITHER)
@@ -409,7 +411,7 @@ def test_an_engine_asked_for_by_name_fails_with_the_same_line(
         ({"tensorrt": None}, "which lacks TensorRT 10 or newer (the package tensorrt); `doit container`"),
     ],
 )
-def test_what_is_found_in_its_place_is_said(
+def test_the_line_says_what_the_machine_has_instead(
     cpu_side: Project, copy_of: Callable[[Project], Project], found: dict[str, Any], lacks: str
 ) -> None:
     project = copy_of(cpu_side)
@@ -418,17 +420,17 @@ def test_what_is_found_in_its_place_is_said(
     assert project.doit("engine:net", **gpu(project, **found)).code == 1
 
 
-def test_hidden_gpus_are_none(cpu_side: Project, copy_of: Callable[[Project], Project]) -> None:
+def test_a_hidden_gpu_counts_as_none(cpu_side: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(cpu_side)
     run = project.built("net", CUDA_VISIBLE_DEVICES="", **gpu(project))
     assert "lacks an NVIDIA GPU (the driver shows none)" in failure_line(run, "engine:net")
 
 
-def test_a_plans_signature_says_where_it_was_built(with_plan: Project) -> None:
+def test_the_signature_of_a_plan_names_its_gpu_and_tensorrt(with_plan: Project) -> None:
     found = signature(with_plan, "net/model.plan")
     assert found["profile"]["INPUT__0"]["max"] == [3, 3, 16, 16]
-    told = {"compiler": "tensorrt", "precision": "fp16", "TensorRT": "11.2.1.2", "GPU": "NVIDIA RTX A4000"}
-    assert {**found, **told, "compute capability": "8.6"} == found
+    built_with = {"compiler": "tensorrt", "precision": "fp16", "TensorRT": "11.2.1.2", "GPU": "NVIDIA RTX A4000"}
+    assert {**found, **built_with, "compute capability": "8.6"} == found
 
 
 def test_a_plan_of_another_machine_stays_up_to_date_where_none_can_be_built(
@@ -453,14 +455,14 @@ def test_a_plan_of_another_machine_stays_up_to_date_where_none_can_be_built(
 def test_a_plan_that_this_machine_cannot_run_is_not_published(
     with_plan: Project, copy_of: Callable[[Project], Project]
 ) -> None:
-    """Here it is CUDA that lacks; elsewhere another version or GPU."""
+    """In this test CUDA is missing. On other machines it may be another TensorRT or GPU."""
     project = copy_of(with_plan)
     run = project.doit("net", **gpu(project))
     assert run.failed == ["measure:net_trt"]
     assert not (project / "model_repository/net_trt").exists()
 
 
-def test_clients_of_an_fp16_plan_are_told(cpu_side: Project, copy_of: Callable[[Project], Project]) -> None:
+def test_the_config_of_an_fp16_plan_has_fp16_tensors(cpu_side: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(cpu_side)
     project.edit("models/net/model.toml", "[engine]", "[engine]\nkeep_io_types = false")
     project.built("config:net_trt", **fakes.machine(project.root.parent))
@@ -468,7 +470,7 @@ def test_clients_of_an_fp16_plan_are_told(cpu_side: Project, copy_of: Callable[[
     assert (served.input[0].data_type, served.output[0].data_type) == (10, 10), "TYPE_FP16"
 
 
-def test_the_config_of_a_plan_never_promises_more_than_its_profile(
+def test_the_config_of_a_plan_allows_no_larger_batch_than_its_profile(
     with_plan: Project, copy_of: Callable[[Project], Project]
 ) -> None:
     project = copy_of(with_plan)
@@ -478,7 +480,7 @@ def test_the_config_of_a_plan_never_promises_more_than_its_profile(
     assert config(project, "build/net/model.plan.config.pbtxt").max_batch_size == 2
     project.edit("models/net/model.toml", "max_batch_size = 2", "max_batch_size = 8")
     project.built("config:net_trt", **gpu(project))
-    assert config(project, "build/net/model.plan.config.pbtxt").max_batch_size == 3, "nor than the spec"
+    assert config(project, "build/net/model.plan.config.pbtxt").max_batch_size == 3, "and no larger batch than the spec"
 
 
 # Timing caches.
@@ -497,7 +499,7 @@ def test_a_timing_cache_is_kept_for_each_gpu_and_version(
     assert all(path.stat().st_size for path in caches.iterdir())
 
 
-def test_a_damaged_timing_cache_is_made_anew(with_plan: Project, copy_of: Callable[[Project], Project]) -> None:
+def test_a_damaged_timing_cache_is_replaced(with_plan: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(with_plan)
     (cache,) = (project / "build/.timing").iterdir()
     good = cache.read_bytes()
@@ -511,15 +513,15 @@ def test_a_pinned_timing_cache_is_read_and_never_written(
     with_plan: Project, copy_of: Callable[[Project], Project]
 ) -> None:
     project = copy_of(with_plan)
-    (kept,) = (project / "build/.timing").iterdir()
+    (cache,) = (project / "build/.timing").iterdir()
     pinned = project / "models/net/pinned.cache"
-    kept.rename(pinned)
+    cache.rename(pinned)
     pinned.chmod(0o444)
     before = pinned.read_bytes(), pinned.stat().st_mtime_ns
     project.edit("models/net/model.toml", "[engine]", '[engine]\ntiming_cache = "pinned.cache"')
     assert project.built("engine:net", **gpu(project)).ran == ["engine:net"]
     assert (pinned.read_bytes(), pinned.stat().st_mtime_ns) == before
-    assert list((project / "build/.timing").iterdir()) == [], "none is kept beside it"
+    assert list((project / "build/.timing").iterdir()) == [], "no other cache is written"
     log = (project / "build/net/logs/engine.net.log").read_text()
     assert "Loading tactic timing cache" in log
     assert project.built("engine:net", **gpu(project)).ran == []
@@ -539,14 +541,14 @@ def test_a_pinned_timing_cache_is_read_and_never_written(
 
 
 def publish_by_hand(project: Project, name: str, plans: list[str]) -> None:
-    """Publish plans with verdicts written by hand, for want of a GPU that could run them: the stage's own function."""
+    """Publish plans by the stage's own function, with gate results written here, because no GPU can run the plans."""
     import os
 
     program = f"""
 import json
-from build_tasks import publish
-from build_tasks.digests import digest
-from build_tasks.reading import load
+from build_tasks.runtime.digests import digest
+from build_tasks.spec.loader import load
+from build_tasks.stages import publish
 (model,) = [model for model in load() if model.name == "{name}"]
 for plan in {plans!r}:
     path = model.artifact(plan)
@@ -568,7 +570,7 @@ def test_a_fleet_is_one_model_and_a_second_gpu_adds_its_plan(
 
     run = project.doit("net", **ampere)
     assert "engine:net.sm86" in run.ran
-    assert run.failed == ["measure:net_trt.sm86"], "for want of CUDA"
+    assert run.failed == ["measure:net_trt.sm86"], "there is no CUDA"
     assert "lacks a GPU of compute capability 9.0 (NVIDIA RTX A4000 has 8.6)" in failure_line(run, "engine:net.sm90")
     assert not (project / "build/net/model.sm90.plan").exists()
     first = (project / "build/net/model.sm86.plan").read_bytes()
@@ -581,7 +583,9 @@ def test_a_fleet_is_one_model_and_a_second_gpu_adds_its_plan(
     assert (project / "build/net/model.sm86.plan").read_bytes() == first
     served = config(project, "build/net/model.plan.config.pbtxt")
     assert dict(served.cc_model_filenames) == {"8.6": "model.sm86.plan", "9.0": "model.sm90.plan"}
-    assert project.built("engine:net.sm86", "config:net_trt", **ampere).ran == [], "each machine leaves the other's be"
+    assert project.built("engine:net.sm86", "config:net_trt", **ampere).ran == [], (
+        "no machine rebuilds the plan of the other"
+    )
     assert project.built("engine:net.sm86", "engine:net.sm90", "config:net_trt", **without_gpu(project)).ran == []
 
     publish_by_hand(project, "net", ["model.sm86.plan", "model.sm90.plan"])
@@ -590,9 +594,7 @@ def test_a_fleet_is_one_model_and_a_second_gpu_adds_its_plan(
     assert published == [*versions, "config.pbtxt", "preprocessing.json"]
 
 
-def test_a_plan_of_a_fleet_asked_for_on_another_gpu_is_refused(
-    cpu_side: Project, copy_of: Callable[[Project], Project]
-) -> None:
+def test_a_plan_requested_on_another_gpu_is_an_error(cpu_side: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(cpu_side)
     project.edit("models/net/model.toml", "[engine]", '[engine]\ncompute_capabilities = ["9.0"]')
     run = project.doit("engine:net.sm90", **gpu(project))
@@ -600,7 +602,7 @@ def test_a_plan_of_a_fleet_asked_for_on_another_gpu_is_refused(
     assert "lacks a GPU of compute capability 9.0 (NVIDIA RTX A4000 has 8.6)" in failure_line(run, "engine:net.sm90")
 
 
-# What only a GPU builds says the library's reason here.
+# Options that need a GPU: the message has the reason of the library.
 
 
 @pytest.mark.parametrize(
@@ -610,10 +612,10 @@ def test_a_plan_of_a_fleet_asked_for_on_another_gpu_is_refused(
         ("refittable = true", "CUDA_SUCCESS"),
     ],
 )
-def test_what_cannot_be_built_says_the_librarys_reason(
+def test_a_failed_build_reports_the_reason_of_the_library(
     cpu_side: Project, copy_of: Callable[[Project], Project], line: str, reason: str
 ) -> None:
-    """The last error is the builder's own; those before it are of CUDA, which it had tried."""
+    """The last error is the builder's own. The errors before it are of CUDA."""
     project = copy_of(cpu_side)
     project.edit("models/net/model.toml", "[engine]", f"[engine]\n{line}")
     run = project.doit("engine:net", **gpu(project))
@@ -638,7 +640,7 @@ def test_efficientnet_lite0_compiles_in_every_precision(project: Project) -> Non
     shipped(project, name, only_rtx, ('ensemble = "onnx"', ""))
 
     def error(precision: str) -> float:
-        """Of a graph whose verdict is ok, and which keeps every class."""
+        """The error of a graph whose gate result is ok."""
         graph = project / f"build/{name}/model.{precision}.onnx"
         assert json.loads(Path(f"{graph}.verdict.json").read_text())["status"] == "ok"
         measured = json.loads(Path(f"{graph}.measured.json").read_text())
@@ -662,12 +664,12 @@ def test_efficientnet_lite0_compiles_in_every_precision(project: Project) -> Non
     assert engine() == "bf16"
     assert error("fp16") < error("bf16") < 0.1
     run = project.doit(f"rtx:{name}", "--engine_precision", "INT8")
-    assert run.failed == [f"accuracy:{name}.int8"], "seven pictures calibrate it badly"
+    assert run.failed == [f"accuracy:{name}.int8"], "seven images are too few for its calibration"
     assert "output OUTPUT__0: top-1 agreement 85.7%, limit 99%, worst at " in run.out
-    assert engine() == "bf16", "the last good one stays"
+    assert engine() == "bf16", "the last good engine stays"
     project.built(f"repair:{name}", "--engine_precision", "INT8")
-    spared = tomllib.loads((project / f"models/{name}/keep_fp32.lock").read_text())["int8"]["keep_fp32"]
-    assert 1 <= len(spared) <= 4, "of 94 nodes"
+    excluded = tomllib.loads((project / f"models/{name}/keep_fp32.lock").read_text())["int8"]["keep_fp32"]
+    assert 1 <= len(excluded) <= 4, "of 94 nodes"
     run = project.built(f"rtx:{name}", "--engine_precision", "INT8")
     assert run.ran == [*(f"{stage}:{name}.int8" for stage in ("accuracy", "measure", "precision")), f"rtx:{name}"]
     assert engine() == "int8"
@@ -676,7 +678,7 @@ def test_efficientnet_lite0_compiles_in_every_precision(project: Project) -> Non
 
 @pytest.mark.long
 def test_efficientnet_b3_compiles_in_fp32_and_fp16(project: Project) -> None:
-    """Opset 11, as the guide has it; with random weights, since its own are a download."""
+    """Opset 11, as in the guide. Random weights, because the real ones are a download."""
     name = "efficientnet_b3"
     shipped(
         project,
@@ -693,7 +695,7 @@ def test_efficientnet_b3_compiles_in_fp32_and_fp16(project: Project) -> None:
     assert signature(project, f"{name}/model.rtx")["precision"] == "fp32"
 
 
-# On a machine that has both.
+# On a machine with TensorRT and a GPU.
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""A model that exists only as ONNX: from the file, by `doit new --from-onnx`, to what Triton serves."""
+"""Models whose source is an ONNX file: from `doit new --from-onnx` to the file that Triton serves."""
 
 import json
 import shutil
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 SIDE = 16
 
-# The middle of forward(), the axes that are open; what is asked of them is in the tests.
+# What forward() does besides, and the open axes.
 GRAPHS: dict[str, tuple[str, dict[str, dict[int, str]]]] = {
     "open": ("", {"images": {0: "n"}, "scores": {0: "n"}}),
     "sizes": ("", {"images": {0: "n", 2: "h", 3: "w"}, "scores": {0: "n"}}),
     "fixed": ("", {}),
-    "baked": ("reshape", {}),  # its batch of 2 is also written into a node
+    "baked": ("reshape", {}),  # a node contains the batch of 2
 }
 
 
@@ -42,7 +42,7 @@ def network() -> "torch.nn.Module":
 
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory: pytest.TempPathFactory, network: "torch.nn.Module") -> Path:
-    """ONNX files of the network, by other hands than this project's."""
+    """ONNX files of the network, as another program would write them."""
     import torch
 
     class Baked(torch.nn.Module):
@@ -52,7 +52,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory, network: "torch.nn.Module")
     folder = tmp_path_factory.mktemp("graphs")
     for name, (body, axes) in GRAPHS.items():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an exporter that is on its way out
+            warnings.simplefilter("ignore")  # the exporter is deprecated
             torch.onnx.export(
                 Baked() if body else network,
                 (torch.zeros(2, 3, SIDE, SIDE),),
@@ -63,8 +63,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory, network: "torch.nn.Module")
                 output_names=["scores"],
                 dynamic_axes=axes,
             )
-    apart = onnx.load(folder / "open.onnx")
-    onnx.save(apart, folder / "apart.onnx", save_as_external_data=True, location="elsewhere.data", size_threshold=0)
+    graph = onnx.load(folder / "open.onnx")
+    onnx.save(graph, folder / "external.onnx", save_as_external_data=True, location="other.data", size_threshold=0)
     return folder
 
 
@@ -72,7 +72,7 @@ def config(project: Project, name: str) -> Any:
     return text_format.Parse((project / f"model_repository/{name}/config.pbtxt").read_text(), ModelConfig())
 
 
-def served(project: Project, name: str, images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+def run_published(project: Project, name: str, images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(project / f"model_repository/{name}/1/model.onnx"))
@@ -93,8 +93,8 @@ def expected(network: "torch.nn.Module", images: "np.ndarray[Any, Any]") -> "np.
     return answer
 
 
-def only_onnx(project: Project, file: Path, name: str, more: str = "", top: str = "") -> None:
-    """A spec by hand."""
+def add_model(project: Project, file: Path, name: str, more: str = "", top: str = "") -> None:
+    """Add a model with this ONNX file as its source."""
     text = f'formats = ["onnx"]\nmax_batch_size = 4\n{top}\n[weights]\nsource = "{file.name}"\n'
     folder = project.model(name, f"{text}[input]\nshape = [3, {SIDE}, {SIDE}]\n{more}\n")
     shutil.copy(file, folder)
@@ -105,19 +105,19 @@ def built(tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> Project:
     project = Project(tmp_path_factory.mktemp("built") / "project")
     for name in ("open", "fixed", "baked"):
         project.built("new", "--from-onnx", str(graphs / f"{name}.onnx"))
-    project.built("new", "apart", "--from-onnx", str(graphs / "apart.onnx"))
-    project.edit("models/open/model.toml", '"tensorrt"', '"rtx"')  # whose graph is made and judged without a GPU
+    project.built("new", "external", "--from-onnx", str(graphs / "external.onnx"))
+    project.edit("models/open/model.toml", '"tensorrt"', '"rtx"')  # its graph needs no GPU
     project.edit("models/open/model.toml", "# ensemble", "ensemble")
-    only_onnx(project, graphs / "sizes.onnx", "sizes", "min_size = [16, 16]\nmax_size = [32, 24]")
+    add_model(project, graphs / "sizes.onnx", "sizes", "min_size = [16, 16]\nmax_size = [32, 24]")
     project.built(CUDA_VISIBLE_DEVICES="")
     return project
 
 
-@pytest.mark.parametrize("name", ["open", "fixed", "apart"])
-def test_it_is_served_with_an_open_batch_and_answers_as_before(
+@pytest.mark.parametrize("name", ["open", "fixed", "external"])
+def test_the_published_model_has_an_open_batch_and_the_same_outputs(
     built: Project, network: "torch.nn.Module", name: str
 ) -> None:
-    """Also where the file's batch is fixed, but no node of it minds another."""
+    """Also if the file has a fixed batch, but no node that depends on it."""
     (image,), (scores,) = config(built, f"{name}_onnx").input, config(built, f"{name}_onnx").output
     assert (image.name, list(image.dims), scores.name, list(scores.dims)) == (
         "INPUT__0",
@@ -128,23 +128,23 @@ def test_it_is_served_with_an_open_batch_and_answers_as_before(
     assert config(built, f"{name}_onnx").max_batch_size == 32
     for batch in (1, 2, 5):
         images = random_images(batch)
-        np.testing.assert_allclose(served(built, f"{name}_onnx", images), expected(network, images), atol=1e-5)
+        np.testing.assert_allclose(run_published(built, f"{name}_onnx", images), expected(network, images), atol=1e-5)
 
 
-def test_a_batch_that_is_written_into_a_node_is_kept(built: Project, network: "torch.nn.Module") -> None:
+def test_a_batch_that_a_node_contains_is_kept(built: Project, network: "torch.nn.Module") -> None:
     spec = (built / "models/baked/model.toml").read_text()
     assert "dynamic_axes = false  " in spec
     assert "batch_size = 2\n" in spec
     found = config(built, "baked_onnx")
     assert (found.max_batch_size, list(found.input[0].dims)) == (0, [2, 3, SIDE, SIDE])
     images = random_images(2)
-    np.testing.assert_allclose(served(built, "baked_onnx", images), expected(network, images), atol=1e-5)
+    np.testing.assert_allclose(run_published(built, "baked_onnx", images), expected(network, images), atol=1e-5)
 
 
 def test_height_and_width_may_stay_open(built: Project, network: "torch.nn.Module") -> None:
     assert list(config(built, "sizes_onnx").input[0].dims) == [3, -1, -1]
     images = random_images(3, 32, 24)
-    np.testing.assert_allclose(served(built, "sizes_onnx", images), expected(network, images), atol=1e-5)
+    np.testing.assert_allclose(run_published(built, "sizes_onnx", images), expected(network, images), atol=1e-5)
 
 
 def test_artifacts_are_compared_with_the_file_itself(built: Project, network: "torch.nn.Module") -> None:
@@ -161,11 +161,11 @@ def test_artifacts_are_compared_with_the_file_itself(built: Project, network: "t
     assert config(built, "open_ensemble").ensemble_scheduling.step[1].model_name == "open_onnx"
 
 
-def test_weights_that_stand_apart_come_along(built: Project) -> None:
-    assert sorted(built.tree("models/apart/model.onnx")) == ["model.onnx", "model.onnx.data"]
+def test_external_weights_are_copied(built: Project) -> None:
+    assert sorted(built.tree("models/external/model.onnx")) == ["model.onnx", "model.onnx.data"]
 
 
-def test_an_edit_runs_what_it_touches(built: Project, copy_of: Callable[[Project], Project]) -> None:
+def test_an_edit_runs_the_stages_that_depend_on_it(built: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(built)
     assert project.built("open", CUDA_VISIBLE_DEVICES="").ran == []
     graph = onnx.load(project / "models/open/model.onnx")
@@ -178,12 +178,12 @@ def test_an_edit_runs_what_it_touches(built: Project, copy_of: Callable[[Project
     assert "torchscript:open" not in project.built("list", "--all").out
 
 
-def test_what_the_spec_says_and_the_file_does_not_is_told_in_a_line(project: Project, graphs: Path) -> None:
-    only_onnx(project, graphs / "baked.onnx", "opened")
-    only_onnx(project, graphs / "open.onnx", "other", "[onnx]\ndynamic_axes = false\nbatch_size = 3")
-    only_onnx(project, graphs / "open.onnx", "small")
+def test_a_contradiction_between_spec_and_file_is_one_line(project: Project, graphs: Path) -> None:
+    add_model(project, graphs / "baked.onnx", "opened")
+    add_model(project, graphs / "open.onnx", "other", "[onnx]\ndynamic_axes = false\nbatch_size = 3")
+    add_model(project, graphs / "open.onnx", "small")
     project.edit("models/small/model.toml", "[3, 16, 16]", "[3, 8, 16]")
-    only_onnx(project, graphs / "open.onnx", "old", "[triton]\nrelease = '23.10'")
+    add_model(project, graphs / "open.onnx", "old", "[triton]\nrelease = '23.10'")
     graph = onnx.load(graphs / "open.onnx")
     graph.opset_import[0].version = 20
     onnx.save(graph, project / "models/old/open.onnx")
@@ -204,8 +204,8 @@ Shape = list[int | None]
 
 
 def graph_of(inputs: list[tuple[str, int, Shape]], axes: list[int] | None = None) -> onnx.ModelProto:
-    """A graph that adds its inputs, or takes the mean of its only one."""
-    tensors = [helper.make_tensor_value_info(*of) for of in inputs]
+    """A graph that adds its inputs, or takes the mean of its only input over some axes."""
+    tensors = [helper.make_tensor_value_info(*each) for each in inputs]
     names = [name for name, _, _ in inputs]
     node = helper.make_node("ReduceMean", names, ["y"], axes=axes, keepdims=0) if axes else None
     output = helper.make_tensor_value_info("y", inputs[0][1], None)
@@ -240,7 +240,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", [*UNFIT, "junk", "absent", "two words"])
-def test_a_file_that_is_none_or_no_images_go_into_is_refused_and_leaves_nothing(
+def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -261,7 +261,9 @@ def test_a_file_that_is_none_or_no_images_go_into_is_refused_and_leaves_nothing(
     assert list(Path("models").iterdir()) == []
 
 
-def test_what_the_file_leaves_open_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_the_file_leaves_open_are_marked_in_the_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     onnx.save(graph_of([("x", FLOAT, [None, 1, None, None])], [2, 3]), "grey.onnx")

@@ -1,4 +1,4 @@
-"""Graphs of reduced precision: what they keep, how they are judged, and that nothing is compiled that failed."""
+"""Graphs of reduced precision: types, excluded nodes, gate results; a graph that fails is not compiled."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def resnet(project: Project, name: str, precision: str = "int8", engine: str = "
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
-    """A project of many models, and the one run that built what can be built of them."""
+    """A project with many models, and its only run, in which some of them fail."""
     project = Project(tmp_path_factory.mktemp("zoo") / "project")
     tiny_network.add(project, "plain")
     tiny_network.add(project, "by_type", 'keep_fp32 = ["Conv"]')
@@ -88,8 +88,8 @@ def weights(graph: onnx.GraphProto) -> dict[str, set[int]]:
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     found: dict[str, set[int]] = {}
     for node in graph.node:
-        if mine := {kinds[name] for name in node.input if name in kinds}:
-            found.setdefault(node.op_type, set()).update(mine)
+        if element_types := {kinds[name] for name in node.input if name in kinds}:
+            found.setdefault(node.op_type, set()).update(element_types)
     return found
 
 
@@ -102,14 +102,14 @@ def error(project: Project, path: str) -> float:
     return float(measured["outputs"]["OUTPUT__0"]["relative_l2"])
 
 
-def test_fp16_is_fp16_but_for_inputs_and_outputs(zoo: tuple[Project, Run]) -> None:
+def test_an_fp16_graph_has_fp32_inputs_and_outputs(zoo: tuple[Project, Run]) -> None:
     project, run = zoo
     assert weights(graph(project, "plain/model.fp16.onnx")) == {"Conv": {TensorProto.FLOAT16}, "Gemm": {10}}
     signature = json.loads((project / "build/plain/model.fp16.onnx.signature.json").read_text())
     assert [t["dtype"] for t in (*signature["inputs"], *signature["outputs"])] == ["float32", "float32"]
     assert {"precision:plain.fp16", "measure:plain.fp16", "accuracy:plain.fp16", "rtx:plain"} <= {*run.ran}
     assert verdict(project, "plain/model.fp16.onnx") == "ok"
-    assert 1e-5 < error(project, "plain/model.fp16.onnx") < 1e-2, "rounded, and not much"
+    assert 1e-5 < error(project, "plain/model.fp16.onnx") < 1e-2, "the rounding of fp16"
 
 
 @pytest.mark.parametrize("name", ["by_type", "by_name"])
@@ -130,7 +130,7 @@ def test_keep_fp32_by_operator_type_and_by_regular_expression(zoo: tuple[Project
         ("no_regex", "engine.keep_fp32: '/(conv' is not a regular expression: missing ), unterminated subpattern"),
     ],
 )
-def test_a_wrong_entry_of_keep_fp32_is_one_line_with_what_there_is(
+def test_a_wrong_entry_of_keep_fp32_is_one_line_with_the_valid_names(
     zoo: tuple[Project, Run], name: str, line: str
 ) -> None:
     _, run = zoo
@@ -138,11 +138,11 @@ def test_a_wrong_entry_of_keep_fp32_is_one_line_with_what_there_is(
 
 
 @pytest.mark.parametrize("name", ["int8_kept", "int8_kept_node"])
-def test_what_int8_keeps_in_fp32_is_neither_quantised_nor_halved(zoo: tuple[Project, Run], name: str) -> None:
+def test_nodes_that_int8_keeps_in_fp32_are_neither_quantized_nor_cast(zoo: tuple[Project, Run], name: str) -> None:
     project, run = zoo
     found = weights(graph(project, f"{name}/model.int8.onnx"))
     assert found["Gemm"] == {TensorProto.FLOAT}
-    assert TensorProto.INT8 in found["DequantizeLinear"], "the convolutions are int8 all the same"
+    assert TensorProto.INT8 in found["DequantizeLinear"], "the convolutions are int8"
     assert f"rtx:{name}" in run.ran
 
 
@@ -157,7 +157,7 @@ def test_without_keep_io_types_clients_send_and_get_fp16(zoo: tuple[Project, Run
 
 
 def test_bf16_is_judged_with_the_rounding_of_bf16(zoo: tuple[Project, Run]) -> None:
-    """On the samples ONNX Runtime must answer as torch's own bfloat16 does, and worse than fp16."""
+    """On the samples, ONNX Runtime's outputs equal those of torch's bfloat16, and are less exact than fp16."""
     import torch
     from polygraphy.json import load_json
     from safetensors.torch import load_file
@@ -180,17 +180,17 @@ def test_bf16_is_judged_with_the_rounding_of_bf16(zoo: tuple[Project, Run]) -> N
             result: np.ndarray = layers["head"](features).float().numpy()
         return result
 
-    exact = answers(torch.float32)  # before the weights are rounded for good
-    halved = answers(torch.bfloat16)
-    np.testing.assert_allclose(found, halved, atol=2**-8 * np.abs(halved).max())
-    off = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert error(project, "bf16/model.bf16.onnx") == pytest.approx(off)
-    assert off > 5 * error(project, "plain/model.fp16.onnx")
+    exact = answers(torch.float32)  # the next call rounds the weights
+    rounded = answers(torch.bfloat16)
+    np.testing.assert_allclose(found, rounded, atol=2**-8 * np.abs(rounded).max())
+    difference = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert error(project, "bf16/model.bf16.onnx") == pytest.approx(difference)
+    assert difference > 5 * error(project, "plain/model.fp16.onnx")
     assert "rtx:bf16" in run.ran
 
 
 def test_every_result_of_a_bf16_graph_is_rounded() -> None:
-    """Elementwise operators leave no choice of order: bit for bit what torch computes in bfloat16."""
+    """Elementwise operators have one order of computation: every bit equals torch in bfloat16."""
     import onnxruntime
     import torch
 
@@ -234,14 +234,14 @@ def test_every_result_of_a_bf16_graph_is_rounded() -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_quantised_graphs_hold_pairs_of_quantise_and_dequantise(zoo: tuple[Project, Run], precision: str) -> None:
+def test_quantized_graphs_hold_qdq_pairs(zoo: tuple[Project, Run], precision: str) -> None:
     project, run = zoo
     kinds = [node.op_type for node in graph(project, f"{precision}/model.{precision}.onnx").node]
     assert kinds.count("QuantizeLinear") > 10
     assert f"rtx:{precision}" in run.ran
 
 
-def test_int8_takes_its_scales_from_a_calibration_folder_of_its_own(
+def test_int8_takes_its_scales_from_the_calibration_folder_of_the_spec(
     zoo: tuple[Project, Run], tmp_path: Path, copy_of: Callable[[Project], Project]
 ) -> None:
     project, run = zoo
@@ -253,14 +253,14 @@ def test_int8_takes_its_scales_from_a_calibration_folder_of_its_own(
         return [float(numpy_helper.to_array(t).max()) for t in found.initializer if t.name in names]
 
     assert len(scales("calibrated")) == len(scales("int8"))
-    assert scales("calibrated") != scales("int8"), "the same network, by one picture of the seven"
+    assert scales("calibrated") != scales("int8"), "the same network, calibrated with one of the seven images"
     project = copy_of(project)
     shutil.copy(ROOT / "build_tasks/verification/photographs/camera.jpg", project / "models/calibrated/pictures")
     graph_tasks = [f"{stage}:calibrated.int8" for stage in ("accuracy", "measure", "precision")]
     assert project.built("calibrated").ran == [*graph_tasks, "rtx:calibrated", "summary:calibrated"]
 
 
-def test_an_empty_calibration_folder_is_said(zoo: tuple[Project, Run]) -> None:
+def test_an_empty_calibration_folder_is_an_error(zoo: tuple[Project, Run]) -> None:
     _, run = zoo
     line = failure_line(run, "precision:nothing_to_see.int8")
     assert line.endswith(
@@ -268,7 +268,7 @@ def test_an_empty_calibration_folder_is_said(zoo: tuple[Project, Run]) -> None:
     )
 
 
-def test_a_graph_that_is_too_far_off_is_not_compiled(zoo: tuple[Project, Run]) -> None:
+def test_a_graph_that_the_gate_refuses_is_not_compiled(zoo: tuple[Project, Run]) -> None:
     project, run = zoo
     line = failure_line(run, "accuracy:strict.fp16")
     assert "output OUTPUT__0: relative L2 error" in line
@@ -287,7 +287,7 @@ def test_a_graph_that_is_too_far_off_is_not_compiled(zoo: tuple[Project, Run]) -
     "name",
     ["fixed", "int8_fixed", "int8_external", "fp16_external", "opset11", "open", "open_dynamo"],
 )
-def test_every_form_of_graph_goes_through_to_the_compiler(zoo: tuple[Project, Run], name: str) -> None:
+def test_every_form_of_graph_is_compiled(zoo: tuple[Project, Run], name: str) -> None:
     project, run = zoo
     precision = "int8" if "int8" in name else "fp16"
     assert f"precision:{name}.{precision}" in run.ran, run.out
@@ -310,7 +310,7 @@ def test_a_fixed_batch_leaves_no_profile(zoo: tuple[Project, Run]) -> None:
     assert (signature["inputs"][0]["shape"], signature["profile"]) == ([2, 3, 16, 16], {})
 
 
-def test_a_graph_with_nothing_to_quantise_is_not_called_int8(zoo: tuple[Project, Run]) -> None:
+def test_a_graph_with_nothing_to_quantize_is_an_error(zoo: tuple[Project, Run]) -> None:
     line = failure_line(zoo[1], "precision:not_worth_it.int8")
     assert "modelopt finds nothing in the graph that is worth quantising to int8" in line
 
@@ -329,11 +329,11 @@ def test_everything_else_of_the_run_succeeded(zoo: tuple[Project, Run]) -> None:
 
 
 def test_two_builds_give_the_same_bytes(zoo: tuple[Project, Run], tmp_path: Path) -> None:
-    """In another folder, under another hash seed. TensorRT-RTX itself numbers its tensors anew in every run."""
-    here, _ = zoo
-    there = Project(tmp_path / "a" / "longer" / "path")
-    tiny_network.add(there, "plain")
-    resnet(there, "int8")
-    there.built("precision:plain.fp16", "precision:int8.int8", PYTHONHASHSEED="20261123")
+    """In another folder, with another hash seed. Engines differ: TensorRT-RTX numbers its tensors anew in every run."""
+    project, _ = zoo
+    other = Project(tmp_path / "a" / "longer" / "path")
+    tiny_network.add(other, "plain")
+    resnet(other, "int8")
+    other.built("precision:plain.fp16", "precision:int8.int8", PYTHONHASHSEED="20261123")
     for file in ("plain/model.fp16.onnx", "int8/model.int8.onnx"):
-        assert (there / "build" / file).read_bytes() == (here / "build" / file).read_bytes(), file
+        assert (other / "build" / file).read_bytes() == (project / "build" / file).read_bytes(), file

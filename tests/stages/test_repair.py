@@ -1,4 +1,4 @@
-"""What a graph that fails its gate is answered with: where it goes wrong, and the fewest nodes that mend it."""
+"""A graph that the gate refuses: where its error begins, and the fewest nodes to exclude."""
 
 import json
 import re
@@ -27,10 +27,10 @@ source = "weights.safetensors"
 """
 
 
-def planted(project: Project, name: str, scale: float, engine: str = "") -> None:
-    """A vision transformer in which fp16 overflows: one attention block's values are scaled up, its projection down.
+def add_overflow(project: Project, name: str, scale: float, engine: str = "") -> None:
+    """Add a vision transformer in which fp16 overflows.
 
-    In fp32 that changes nothing. In timm's test_vit the values reach some 3, and at a scale of 1e5 exceed 65504.
+    The values of one attention block are scaled up, and its projection down. In fp32 that changes nothing. The values in timm's test_vit are up to about 3; at a scale of 1e5 they exceed 65504.
     """
     import timm
     import torch
@@ -55,8 +55,8 @@ def locked(project: Project, name: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     project = Project(tmp_path_factory.mktemp("repair") / "project")
-    planted(project, "planted", 1e5)
-    planted(project, "sound", 1)
+    add_overflow(project, "planted", 1e5)
+    add_overflow(project, "sound", 1)
     return project, project.doit()
 
 
@@ -77,7 +77,7 @@ def test_a_planted_overflow_is_caught_by_the_default_gate(refused: tuple[Project
     assert not (project / "build/planted/model.rtx").exists()
 
 
-def test_what_is_refused_is_in_the_report_all_the_same(refused: tuple[Project, Run]) -> None:
+def test_a_refused_graph_is_in_the_summary(refused: tuple[Project, Run]) -> None:
     project, run = refused
     assert "summary:planted" in run.ran
     (row,) = json.loads((project / "build/planted/accuracy.json").read_text())["artifacts"]
@@ -86,7 +86,7 @@ def test_what_is_refused_is_in_the_report_all_the_same(refused: tuple[Project, R
     assert "NaN or infinity: fp16 graph" in (project / "build/planted/accuracy.svg").read_text()
 
 
-def test_layers_tell_the_error_after_each_node(refused: tuple[Project, Run]) -> None:
+def test_layers_has_the_error_after_each_node(refused: tuple[Project, Run]) -> None:
     project, _ = refused
     run = project.built("layers:sound", "layers:planted")
     layers = json.loads((project / "build/sound/model.fp16.onnx.layers.json").read_text())
@@ -97,12 +97,14 @@ def test_layers_tell_the_error_after_each_node(refused: tuple[Project, Run]) -> 
     assert all(nodes[layer["node"]].op_type == layer["operator"] for layer in layers["layers"])
     last = max(layers["layers"], key=lambda layer: layer["place"])
     measured = json.loads((project / "build/sound/model.fp16.onnx.measured.json").read_text())
-    assert last["error"] == pytest.approx(measured["outputs"]["OUTPUT__0"]["relative_l2"], rel=0.5), "of four samples"
+    assert last["error"] == pytest.approx(measured["outputs"]["OUTPUT__0"]["relative_l2"], rel=0.5), (
+        "layers uses four samples"
+    )
     broken = json.loads((project / "build/planted/model.fp16.onnx.layers.json").read_text())
     jump = next(layer for layer in broken["layers"] if layer["node"] == broken["first_jump"])
     assert (jump["error"], jump["operator"]) == (None, "MatMul")
     assert jump["before"] < 0.01
-    assert jump["largest"] > 65504, "it is where fp16 ends"
+    assert jump["largest"] > 65504, "the largest number of fp16"
     assert "no jump" in run.out
     assert run.ran == ["layers:planted", "layers:sound"]
 
@@ -129,10 +131,10 @@ def test_the_next_build_uses_the_lock_file(
     assert json.loads((project / "build/planted/model.fp16.onnx.verdict.json").read_text())["status"] == "ok"
     assert project.built().ran == []
     (names,) = locked(project, "planted").values()
-    kept = {node.name: node for node in onnx.load(project / "build/planted/model.fp16.onnx").graph.node}
-    assert {*names} <= {*kept}, "under their names"
+    nodes = {node.name: node for node in onnx.load(project / "build/planted/model.fp16.onnx").graph.node}
+    assert {*names} <= {*nodes}, "excluded nodes keep their names"
     (project / "models/planted/keep_fp32.lock").unlink()
-    assert project.doit().failed == ["accuracy:planted.fp16"], "without it all is as before"
+    assert project.doit().failed == ["accuracy:planted.fp16"], "without the lock file, the gate fails again"
 
 
 def test_no_node_of_the_set_can_be_left_out(
@@ -147,52 +149,50 @@ def test_no_node_of_the_set_can_be_left_out(
         assert project.doit("rtx:planted").failed == ["accuracy:planted.fp16"]
 
 
-def test_a_search_that_was_made_is_not_made_again(
-    repaired: tuple[Project, Run], copy_of: Callable[[Project], Project]
-) -> None:
+def test_a_search_is_not_repeated(repaired: tuple[Project, Run], copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(repaired[0])
-    found = (project / "models/planted/keep_fp32.lock").read_bytes()
+    lock = (project / "models/planted/keep_fp32.lock").read_bytes()
     assert project.built("repair:planted").ran == [], "nothing has changed"
     run = project.built("repair:planted", "sound")
     (project / "models/planted/keep_fp32.lock").unlink()
     steps = {path.name: path.stat().st_mtime_ns for path in (project / "build/planted/repair").iterdir()}
     run = project.built("repair:planted")
     assert run.ran == ["repair:planted"]
-    assert (project / "models/planted/keep_fp32.lock").read_bytes() == found
+    assert (project / "models/planted/keep_fp32.lock").read_bytes() == lock
     assert {path.name: path.stat().st_mtime_ns for path in (project / "build/planted/repair").iterdir()} == steps
     project.edit("models/planted/model.toml", "[engine]", "[[accuracy.gate]]\nrelative_l2 = 0.02\n[engine]")
     run = project.built("repair:planted")
     assert run.ran == ["repair:planted"]
-    assert ", 0 steps" in run.out, "what is locked still suffices, and stays"
-    assert (project / "models/planted/keep_fp32.lock").read_bytes() == found
+    assert ", 0 steps" in run.out, "the locked nodes are still enough"
+    assert (project / "models/planted/keep_fp32.lock").read_bytes() == lock
 
 
-def test_where_the_gate_holds_nothing_is_locked(refused: tuple[Project, Run]) -> None:
+def test_if_the_gate_holds_no_node_is_locked(refused: tuple[Project, Run]) -> None:
     project, _ = refused
     run = project.built("repair:sound")
     assert "the gate holds as it is: no node is excluded" in run.out
     assert locked(project, "sound") == {}
 
 
-def test_with_engine_repair_the_build_mends_itself(project: Project) -> None:
-    planted(project, "planted", 1e5, "repair = true")
+def test_with_engine_repair_a_build_repairs_its_graph(project: Project) -> None:
+    add_overflow(project, "planted", 1e5, "repair = true")
     run = project.built()
     assert {"repair:planted", "precision:planted.fp16", "accuracy:planted.fp16", "rtx:planted"} <= {*run.ran}
     assert locked(project, "planted")["fp16"]
     assert project.built().ran == []
-    found = (project / "models/planted/keep_fp32.lock").read_bytes()
+    lock = (project / "models/planted/keep_fp32.lock").read_bytes()
     import shutil
 
     shutil.rmtree(project / "build")
     run = project.built()
-    assert ", 1 steps" in run.out, "elsewhere the lock file is the answer"
-    assert (project / "models/planted/keep_fp32.lock").read_bytes() == found
+    assert ", 1 steps" in run.out, "another machine tests the nodes in the lock file only"
+    assert (project / "models/planted/keep_fp32.lock").read_bytes() == lock
     project.built("clean")
-    assert (project / "models/planted/keep_fp32.lock").exists(), "it is the user's"
+    assert (project / "models/planted/keep_fp32.lock").exists(), "the lock file is the user's"
 
 
 @pytest.mark.parametrize(
-    ("lock", "said"),
+    ("lock", "message"),
     [
         ('[fp16]\nkeep_fp32 = ["/Nowhere"]\n', "fp16: the graph has no node '/Nowhere'; it has changed since"),
         ("fp16", "is not what `doit repair` writes"),
@@ -200,16 +200,16 @@ def test_with_engine_repair_the_build_mends_itself(project: Project) -> None:
         ("[fp16]\nkeep_fp32 = 3", "is not what `doit repair` writes"),
     ],
 )
-def test_a_lock_file_that_does_not_fit_is_said(project: Project, lock: str, said: str) -> None:
+def test_a_lock_file_that_does_not_fit_is_an_error(project: Project, lock: str, message: str) -> None:
     folder = tiny_network.add(project, "net")
     (folder / "keep_fp32.lock").write_text(lock)
     run = project.doit()
     assert run.failed == ["precision:net.fp16"]
-    assert f"models/net/keep_fp32.lock{'' if said.startswith('is') else ':'} {said}" in run.out
+    assert f"models/net/keep_fp32.lock{'' if message.startswith('is') else ':'} {message}" in run.out
 
 
-def test_infinities_that_fp32_has_as_well_are_no_error(project: Project) -> None:
-    """As attention masks have them."""
+def test_infinities_in_fp32_are_no_error(project: Project) -> None:
+    """Attention masks have them."""
     mask = 'x = torch.softmax(x.masked_fill(x > 0.5, float("-inf")), dim=1)'
     tiny_network.add(project, "masked", body=mask)
     project.built("layers:masked")
@@ -229,7 +229,7 @@ def test_the_other_precisions_of_a_lock_file_are_kept(project: Project) -> None:
     assert (folder / "keep_fp32.lock").read_text() == "[bf16]\nkeep_fp32 = 3\n"
 
 
-def test_what_cannot_be_repaired_is_said(project: Project) -> None:
+def test_a_graph_that_cannot_be_repaired_is_an_error(project: Project) -> None:
     folder = tiny_network.add(project, "net")
     with (folder / "model.toml").open("a") as spec:
         spec.write('\n[[accuracy.gate]]\nformat = "graph"\nsnr = 190\n')
