@@ -63,7 +63,10 @@ class Spec(Table, kw_only=True):
 
     @property
     def profile(self) -> tuple[int, int, int]:
-        """Smallest, best and largest batch of the engine: 1, at most 8, and what is served; or the fixed batch."""
+        """Smallest, best and largest batch of the engine.
+
+        Defaults: 1, at most 8, and max_batch_size. If the batch is fixed, all three are that batch.
+        """
         engine = self.engine
         if not self.onnx.dynamic_axes:
             return self.onnx.batch_size, self.onnx.batch_size, self.onnx.batch_size
@@ -73,62 +76,67 @@ class Spec(Table, kw_only=True):
 
     @property
     def sizes(self) -> list[list[int]] | None:
-        """The smallest and the largest (height, width), None where the size is fixed."""
+        """The smallest and the largest [height, width], None if the size is fixed."""
         small, large = self.input.min_size, self.input.max_size
         return [small, large] if small and large else None
 
     @property
     def largest_image(self) -> list[int]:
-        """(channels, height, width) of the largest input; a guess where the architecture alone knows it."""
+        """[channels, height, width] of the largest input; an estimate if only the architecture knows it."""
         shape = self.input.shape or [3, 320, 320]
         return [shape[0], *self.input.max_size] if self.input.max_size else shape
 
     @property
     def from_onnx(self) -> bool:
-        """Whether the source is an ONNX file: there is no PyTorch network, and answers are compared with the file's."""
+        """Whether the source is an ONNX file. Then there is no PyTorch network, and the file is the reference."""
         return re.search(r"\.onnx([@?#].*)?$", self.weights.source) is not None
 
     @property
     def has_engine(self) -> bool:
-        """Whether any format is an engine."""
+        """Whether one of the formats is an engine."""
         return not set(ENGINES).isdisjoint(self.formats)
 
 
 class Model(Struct, frozen=True):
+    """A model of the project: a folder under models/, and its spec."""
+
     name: str
     spec: Spec
 
     @property
     def file(self) -> str:
+        """The path of the spec."""
         return f"{MODELS}/{self.name}/model.toml"
 
     def source(self, path: str) -> str:
-        """A path of the spec, which is relative to the model's folder."""
+        """Return a path of the spec, which is relative to the model's folder, relative to the project."""
         return os.path.normpath(f"{MODELS}/{self.name}/{path}") if not os.path.isabs(path) else path
 
     def artifact(self, file: str) -> str:
+        """Return the path of a file under build/."""
         return f"{BUILD}/{self.name}/{file}"
 
     @property
     def weights(self) -> str:
-        """The artifact that holds the weights; of an ONNX file, the network too."""
+        """The path of the artifact with the weights. For a model from ONNX it contains the network too."""
         return self.artifact("weights.onnx" if self.spec.from_onnx else "weights.safetensors")
 
     @property
     def reference(self) -> str:
-        """What answers to the accuracy samples, so that artifacts can be compared with it."""
+        """The library that computes the outputs with which artifacts are compared."""
         return "ONNX Runtime" if self.spec.from_onnx else "PyTorch"
 
     def triton_name(self, model_format: str) -> str:
+        """Return the name of the Triton model of a format, or of a part of the ensemble."""
         return self.name + TRITON_MODELS[model_format].suffix
 
     @property
     def served_formats(self) -> list[str]:
-        """The formats that become a model of Triton's."""
+        """The formats that Triton serves."""
         return [model_format for model_format in self.spec.formats if model_format in FORMATS]
 
     def largest_batch(self, model_format: str) -> int:
-        """The largest batch of a model of Triton's; 0 where the batch is fixed, and stands in the dims."""
+        """Return the max_batch_size of a Triton model. It is 0 if the batch is fixed, since dims then contain it."""
         bounds = [self.spec.max_batch_size]
         if model_format in ("onnx", "tensorrt") and not self.spec.onnx.dynamic_axes:
             return 0
@@ -140,70 +148,70 @@ class Model(Struct, frozen=True):
 
     @property
     def ensemble_parts(self) -> list[str]:
-        """What of an ensemble becomes a model of Triton's."""
+        """The Triton models that an ensemble adds: its preprocessing and the ensemble itself."""
         return list(ENSEMBLE_MODELS) if self.spec.ensemble else []
 
     @property
     def plans(self) -> dict[str, str | None]:
-        """The files of TensorRT's plans, and the compute capability of each; None for that of whatever GPU is here."""
+        """The compute capability of each TensorRT plan, by file name. None: that of this machine's GPU."""
         capabilities = self.spec.engine.compute_capabilities
         return {f"model.sm{c.replace('.', '')}.plan": c for c in capabilities} or {"model.plan": None}
 
     @property
     def triton_models(self) -> dict[str, str]:
-        """Its models of Triton's, by name, and what each is."""
+        """What each Triton model of this model is, "format onnx" or "ensemble part preprocess", by its name."""
         formats = {
             **dict.fromkeys(self.served_formats, "format"),
-            **dict.fromkeys(self.ensemble_parts, "the ensemble's"),
+            **dict.fromkeys(self.ensemble_parts, "ensemble part"),
         }
-        return {self.triton_name(model_format): f"{what} {model_format}" for model_format, what in formats.items()}
+        return {self.triton_name(model_format): f"{kind} {model_format}" for model_format, kind in formats.items()}
 
     @property
     def torchscript(self) -> TorchScript:
-        """[torchscript] with its defaults, as measured on an H100 (docs/how-to/torchscript-on-gpu.md)."""
-        asked = self.spec.torchscript
-        precision = asked.precision or ("fp16" if self.triton("device") == "gpu" else "fp32")
+        """[torchscript] with its defaults, which were measured on an H100 (docs/how-to/torchscript-on-gpu.md)."""
+        table = self.spec.torchscript
+        precision = table.precision or ("fp16" if self.triton("device") == "gpu" else "fp32")
         default: MemoryFormat = "contiguous" if precision == "fp32" else "channels_last"
-        return TorchScript(precision=precision, memory_format=asked.memory_format or default)
+        return TorchScript(precision=precision, memory_format=table.memory_format or default)
 
     @property
     def is_cast(self) -> bool:
-        """Whether PyTorch serves another file than model.pt."""
-        as_it_is = TorchScript(precision="fp32", memory_format="contiguous")
-        return "torchscript" in self.spec.formats and self.torchscript != as_it_is
+        """Whether a cast of model.pt is served instead of model.pt."""
+        unchanged = TorchScript(precision="fp32", memory_format="contiguous")
+        return "torchscript" in self.spec.formats and self.torchscript != unchanged
 
     def precision(self, model_format: str) -> str:
-        """Of what is served."""
+        """Return the precision of the artifact that is served in a format."""
         if model_format == "torchscript":
             return str(self.torchscript.precision)
         return self.spec.engine.precision if model_format == "tensorrt" else "fp32"
 
     def files(self, model_format: str) -> list[str]:
-        """The artifacts that are served together as one model of Triton's."""
+        """Return the artifacts that are served together as one Triton model."""
         if model_format == "tensorrt":
             return list(self.plans)
         cast = model_format == "torchscript" and self.is_cast
         return [f"model.{self.torchscript.precision}.pt" if cast else FORMATS[model_format].file]
 
     def plan_suffix(self, plan: str) -> str:
-        """Which of several plans a file is, ".sm86"; nothing where it is the only one."""
+        """Return ".sm86" for one of several plans, and an empty text for the only plan."""
         return "" if self.plans[plan] is None else "." + plan.split(".")[1]
 
     def artifact_task_name(self, model_format: str, file: str) -> str:
-        """What an artifact's tasks are called after: the model of Triton's, and which of several plans it is."""
+        """Return the name of an artifact's tasks: the Triton model, and the suffix of the plan."""
         return self.triton_name(model_format) + (self.plan_suffix(file) if model_format == "tensorrt" else "")
 
     def graph_file(self, precision: str) -> str:
-        """The ONNX file that an engine of a precision is compiled from."""
+        """Return the ONNX file from which an engine of this precision is compiled."""
         return "model.onnx" if precision in NATIVE_PRECISIONS else f"model.{precision}.onnx"
 
     def graph_name(self, precision: str) -> str:
-        """What the tasks of this file are called after, where it is not served; no model's name has a dot."""
+        """Return the name of the tasks of such a graph if it is not served. Names of models contain no dot."""
         return f"{self.name}.{precision}"
 
     @property
     def graph(self) -> str:
-        """The ONNX file that this model's engines are compiled from."""
+        """The ONNX file from which this model's engines are compiled."""
         return self.graph_file(self.spec.engine.precision)
 
     @property
@@ -213,11 +221,11 @@ class Model(Struct, frozen=True):
 
     @property
     def graph_gated_separately(self) -> bool:
-        """Whether engines are compiled from a graph that is not served, and so is judged on its own."""
+        """Whether engines are compiled from a graph that is not served, and so has a gate of its own."""
         return self.spec.has_engine and (self.converted or "onnx" not in self.spec.formats)
 
     def triton(self, key: str) -> Any:
-        """One of TRITON_KEYS."""
+        """Return the value of one of TRITON_KEYS."""
         return self.spec.triton.get(key, TRITON_KEYS[key])
 
     @property
@@ -249,12 +257,12 @@ class Model(Struct, frozen=True):
 
     @property
     def release(self) -> str:
-        """Triton's release that will serve, "26.08": the one of its container images."""
+        """The Triton release that will serve the model, "26.08", as in the tags of its containers."""
         return str(self.triton("release"))
 
     @property
     def seed(self) -> int | None:
-        """The seed of random weights, None for real ones."""
+        """The seed of random weights, None if the weights are real."""
         scheme, rest = split_source(self.spec.weights.source)
         return int(rest) if scheme == "random" else None
 

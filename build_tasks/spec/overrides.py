@@ -1,10 +1,10 @@
-"""The guide's options on doit's command line, in the place of the spec's keys for one run.
+"""Options of doit's command line that replace keys of a spec for one run. Their names are those of the guide.
 
     doit engine:NAME --engine_precision FP16 --max_engine_batch_size 64
 
-They are read before the tasks are made, because they decide more than the task that they stand behind: another
-precision is another file for the stages before and after. An override is part of what an artifact was built from,
-so the next plain `doit` returns to the spec.
+They are read before the tasks are created, because they change more than the task that they stand behind: another
+precision also means other files for the stages before and after. The value is part of the fingerprint, so the next
+plain `doit` builds again what the spec says.
 """
 
 import sys
@@ -17,15 +17,17 @@ from build_tasks.errors import UserError
 
 
 class Override(NamedTuple):
+    """An option and the key that it replaces."""
+
     table: str
     key: str
-    option: dict[str, Any]  # as doit takes it
+    option: dict[str, Any]  # in the form of doit's `params`
 
 
-def _override(table: str, key: str, long: str, help_text: str, value_type: Any = int, **more: Any) -> Override:
+def _override(table: str, key: str, name: str, help_text: str, value_type: Any = int, **more: Any) -> Override:
     option = {
-        "name": long,
-        "long": long,
+        "name": name,
+        "long": name,
         "type": value_type,
         "default": None,
         "help": f"{help_text}, for this run",
@@ -48,35 +50,36 @@ ENGINE = (
 OF_STAGE = {"onnx": ONNX, "engine": (*ENGINE, *ONNX), "rtx": (*ENGINE, *ONNX)}
 OF_STAGE |= dict.fromkeys(("layers", "repair"), (ENGINE[0],))
 
-Overrides = dict[tuple[str, str], tuple[str, Any]]  # (table, key) of the spec -> (as it was typed, value)
+Overrides = dict[tuple[str, str], tuple[str, Any]]  # (table, key) of the spec -> (the option as text, value)
 
 
 def params(stage: str) -> list[dict[str, Any]]:
-    """What doit needs to accept the options behind a task of this stage, and to tell of them in `doit help TASK`."""
+    """Return the options of a stage's tasks, as doit's `params`. `doit help TASK` lists them."""
     return [override.option for override in OF_STAGE[stage]]
 
 
-def from_command_line(words: Iterable[str] = sys.argv) -> dict[str, Overrides]:
-    """The values on a command line, by model. UserError for two of one key.
+def from_command_line(arguments: Iterable[str] = sys.argv) -> dict[str, Overrides]:
+    """Return the values on the command line, by model. doit reports arguments that cannot be parsed, and exits with 3.
 
-    What cannot be parsed is left to doit, which says so and exits with 3.
+    Raises:
+        UserError: If one key has two values.
     """
-    words = list(words)
+    arguments = list(arguments)
     values: dict[str, Overrides] = {}
-    for index, word in enumerate(words):
-        stage, colon, name = word.partition(":")
-        if colon and stage in OF_STAGE:
-            try:
-                parsed, _ = TaskParse([CmdOption(option) for option in params(stage)]).parse(words[index + 1 :])
-            except (CmdParseError, ValueError):
-                continue
-            model = values.setdefault(name.partition(".")[0], {})
-            for override in OF_STAGE[stage]:
-                if parsed[override.option["name"]] is not None:
-                    option = override.option["name"]
-                    value = parsed[option]
-                    typed = f"--{override.option['inverse']}" if value is False else f"--{option} {value}"
-                    before, _ = model.setdefault((override.table, override.key), (typed, value))
-                    if before != typed:
-                        raise UserError(f"{name}: {before} and {typed} at once")
+    for index, argument in enumerate(arguments):
+        stage, colon, name = argument.partition(":")
+        if not colon or stage not in OF_STAGE:
+            continue
+        try:
+            parsed, _ = TaskParse([CmdOption(option) for option in params(stage)]).parse(arguments[index + 1 :])
+        except (CmdParseError, ValueError):
+            continue
+        overrides = values.setdefault(name.partition(".")[0], {})
+        for override in OF_STAGE[stage]:
+            option = override.option["name"]
+            if (value := parsed[option]) is not None:
+                text = f"--{override.option['inverse']}" if value is False else f"--{option} {value}"
+                other, _ = overrides.setdefault((override.table, override.key), (text, value))
+                if other != text:
+                    raise UserError(f"{name}: {other} contradicts {text}")
     return values

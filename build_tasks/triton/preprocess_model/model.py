@@ -8,21 +8,21 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils  # the server brings it
-from preprocessing import preprocess, read  # beside this file
+import triton_python_backend_utils as pb_utils  # part of the server
+from preprocessing import preprocess, read  # the file beside this one
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        """args: what Triton knows of the model; model_repository is the model's own folder there."""
+        """Read the settings of the version. args["model_repository"] is the model's own folder."""
         self.settings = read(pathlib.Path(args["model_repository"]) / args["model_version"])
         (output,) = json.loads(args["model_config"])["output"]
         self.output = output["name"]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response for each request, which holds (batch, 1) encoded pictures.
+        """Return one response for each request, which contains (batch, 1) encoded pictures.
 
-        A picture that cannot be read is the failure of its own request.
+        A picture that cannot be read fails its own request only.
         """
         return [self.answer(pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()) for request in requests]
 

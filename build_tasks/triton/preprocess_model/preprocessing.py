@@ -1,7 +1,7 @@
-"""From a picture to a model's input, as timm's transform for evaluation does it. Needs NumPy and Pillow, nothing else.
+"""Prepares a picture as a model's input, as timm's transform for evaluation does. Needs only NumPy and Pillow.
 
-It is published as it stands: beside the client examples, and as a part of the Python model of an ensemble. What it
-does is written in preprocessing.json, beside it.
+This file is published without changes: beside the client examples, and in the Python model of an ensemble.
+preprocessing.json, beside it, holds its settings.
 
 Source of the rules: timm.data.transforms_factory.transforms_imagenet_eval, and torchvision's Resize and CenterCrop.
 """
@@ -19,35 +19,43 @@ Preprocessing = dict[str, Any]
 
 
 def read(folder: str | pathlib.Path = pathlib.Path(__file__).parent) -> Preprocessing:
-    """The settings in a folder's preprocessing.json."""
+    """Return the settings in a folder's preprocessing.json."""
     settings: Preprocessing = json.loads((pathlib.Path(folder) / "preprocessing.json").read_text(encoding="utf-8"))
     return settings
 
 
 def preprocess(picture: bytes | str, settings: Preprocessing) -> np.ndarray:
-    """A JPEG or PNG, its bytes or its path -> float32 (channels, height, width), or uint8 (height, width, channels).
+    """Return a JPEG or PNG as the model's input.
 
-    Which of the two is the model's input.format. ValueError for what is no picture.
+    Args:
+        picture: The bytes of the file, or its path.
+        settings: From preprocessing.json.
+
+    Returns:
+        float32 (channels, height, width) or uint8 (height, width, channels), as settings["format"] says.
+
+    Raises:
+        ValueError: If it is not a picture.
     """
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             pixels = np.asarray(cropped(resized(image.convert("RGB"), settings), settings))
-    except Exception as error:  # of Pillow, of zlib, of struct: whatever a foreign file brings about
+    except Exception as error:  # a broken file may raise errors of Pillow, zlib or struct
         raise ValueError(f"not a picture: {error}") from error
     if settings["format"] == "uint8_nhwc":
         return pixels
     mean, std = (np.array(settings[key], np.float32) for key in ("mean", "std"))
-    normalised: np.ndarray = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+    normalized: np.ndarray = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
 
 def resized(image: Image.Image, settings: Preprocessing) -> Image.Image:
-    """The picture at the size from which the middle is taken: crop_pct of it will be left, by its crop_mode."""
+    """Return the picture at the size from which the center is cropped, by crop_pct and crop_mode."""
     height, width = (math.floor(length / settings["crop_pct"]) for length in settings["input_size"][1:])
     how = Image.Resampling[settings["interpolation"].upper()]
     if settings["crop_mode"] == "squash":
         return image.resize((width, height), how)
-    if settings["crop_mode"] != "border" and height == width:  # torchvision's own rule, which rounds down
+    if settings["crop_mode"] != "border" and height == width:  # torchvision's rule, which rounds down
         short = min(image.size)
         return image.resize((height * image.width // short, height * image.height // short), how)
     ratios = image.height / height, image.width / width
@@ -56,7 +64,7 @@ def resized(image: Image.Image, settings: Preprocessing) -> Image.Image:
 
 
 def cropped(image: Image.Image, settings: Preprocessing) -> Image.Image:
-    """The middle of the picture; with a border around it where it is smaller."""
+    """Return the center of the picture, with a border if the picture is smaller."""
     height, width = settings["input_size"][1:]
     if width > image.width or height > image.height:
         border = settings["crop_mode"] == "border"
