@@ -11,6 +11,7 @@ still enough, it stays as it is.
 import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -220,7 +221,8 @@ class Trial:
     def effect_of_nodes(self) -> Callable[[Iterable[str]], float]:
         """A function from some nodes to the error of the outputs when only those nodes are in the precision.
 
-        It emulates the precision on a few samples. That is faster than a conversion.
+        The error is infinite where an output is not finite. The function emulates the precision on a few samples. That
+        is faster than a conversion.
         """
         import numpy as np
 
@@ -236,12 +238,16 @@ class Trial:
             reduced = functools.partial(node_precision.keep_qdq_for, whole)
         expected = float_outputs(session_without_optimizations(self.source)(batch))
 
-        def effect(nodes: list[str]) -> float:
-            return max_relative_error(
-                float_outputs(session_without_optimizations(reduced(set(nodes)))(batch)), expected
-            )
+        def measure(nodes: list[str]) -> float | None:
+            outputs = float_outputs(session_without_optimizations(reduced(set(nodes)))(batch))
+            error = max_relative_error(outputs, expected)
+            return error if math.isfinite(error) else None  # JSON has no infinity
 
-        return lambda nodes: float(self._cached("effect", sorted(nodes), effect))
+        def effect(nodes: Iterable[str]) -> float:
+            error = self._cached("effect", sorted(nodes), measure)
+            return math.inf if error is None else float(error)
+
+        return effect
 
 
 def fewest_nodes(trial: Trial, ordered: list[str]) -> list[str]:

@@ -30,7 +30,8 @@ source = "weights.safetensors"
 def add_overflow(project: Project, name: str, scale: float, engine: str = "") -> None:
     """Add a vision transformer in which fp16 overflows.
 
-    The values of one attention block are scaled up, and its projection down. In fp32 that changes nothing. The values in timm's test_vit are up to about 3; at a scale of 1e5 they exceed 65504.
+    The values of one attention block are scaled up, and its projection down. In fp32 that changes nothing. The values
+    in timm's test_vit are up to about 3; at a scale of 1e5 they exceed 65504.
     """
     import timm
     import torch
