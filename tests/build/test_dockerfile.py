@@ -22,10 +22,10 @@ TARGETS = re.findall(r'^target "(\S+)"', BAKE, re.MULTILINE)
 
 def test_the_context_holds_what_is_copied_and_nothing_else() -> None:
     lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
-    copied = {source.removesuffix("*") for line in lines for source in line.split()}
+    copied_paths = {source.removesuffix("*") for line in lines for source in line.split()}
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignore
-    assert {line.removeprefix("!") for line in ignore if line.startswith("!")} == copied
+    assert {line.removeprefix("!") for line in ignore if line.startswith("!")} == copied_paths
 
 
 def test_defaults_are_the_same_everywhere() -> None:
