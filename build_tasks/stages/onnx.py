@@ -94,7 +94,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             reasons[exporter] = str(error)
             print(f"{exporter} exporter: {error}")
             continue
-        why = "; ".join(f"since {other} {reason}" for other, reason in reasons.items()) or choice
+        why = "; ".join(f"because {other} {reason}" for other, reason in reasons.items()) or choice
         write_records(graph, outputs, exporter, why)
         return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": difference}
     raise UserError("; ".join(f"the {name} exporter {reason}" for name, reason in reasons.items()))

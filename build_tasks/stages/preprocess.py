@@ -9,7 +9,7 @@ samples are tensors. Every bit must be equal. The ensemble itself needs only a c
 
 import os
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
@@ -21,6 +21,9 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.tensors import IMAGE, INPUT
 from build_tasks.verification import accuracy_samples
+
+if TYPE_CHECKING:
+    from build_tasks.verification.gate import GateResult
 
 TOOLS = ("timm", "torchvision", "pillow", "numpy")
 
@@ -92,10 +95,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     }
     for name, record in (("signature", signature), ("tools", versions(TOOLS))):
         write_json(outputs[name], record)
-    verdict = {
+    result: GateResult = {
         "model": digest(outputs["model"], remember=False),
         "signature": digest(outputs["signature"], remember=False),
         "status": "ok",
     }
-    write_json(outputs["verdict"], verdict)
+    write_json(outputs["verdict"], result)
     return {"pictures": len(paths), "difference from timm": 0}

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json, write_json
@@ -23,10 +23,13 @@ from build_tasks.runtime import atomic_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, table_settings
-from build_tasks.tensors import Signature
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line
+
+if TYPE_CHECKING:
+    from build_tasks.tensors import Signature
+    from build_tasks.verification.gate import GateResult
 
 PROVENANCE_FILE = "provenance.json"
 PARAMETERS = ("build", "weights", "spec", "tools")  # keys of the provenance that config.pbtxt has, too
@@ -62,8 +65,8 @@ class Provenance(TypedDict):
 class Records(TypedDict):
     """What was written about the artifacts of one Triton model, in the order of the artifacts."""
 
-    verdict: list[dict[str, str]]  # model, signature, status
-    signature: list[Signature]
+    verdict: "list[GateResult]"
+    signature: "list[Signature]"
     tools: list[dict[str, str]]
 
 
@@ -135,7 +138,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
             copy(path, f"{folder}/{name}")
     new: Provenance = {
-        "build": " ".join(verdict["model"] for verdict in verdicts),
+        "build": " ".join(str(verdict["model"]) for verdict in verdicts),
         "weights": digest(inputs["weights"]),
         "spec": settings["spec"],
         "tools": ", ".join(
@@ -198,7 +201,7 @@ def read_records(inputs: Paths, settings: Settings) -> Records:
     return records
 
 
-def onnx_needs(signature: Signature) -> dict[str, int]:
+def onnx_needs(signature: "Signature") -> dict[str, int]:
     """The opset and the IR version that a server must know to load the artifact; empty for other formats."""
     return {"opset": signature["opset"], "ir_version": signature["ir_version"]} if "opset" in signature else {}
 

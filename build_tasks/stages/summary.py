@@ -7,7 +7,7 @@ include the artifacts that the gate refuses.
 """
 
 import os
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from build_tasks.figures import pyplot, save_svg
 from build_tasks.json_files import read_json, write_json
@@ -19,7 +19,32 @@ from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
 from build_tasks.text_table import format_table
 from build_tasks.verification import accuracy_samples, gate
-from build_tasks.verification.judged_artifacts import JudgedArtifact, judge, judged_artifacts, measured_file
+from build_tasks.verification.judged_artifacts import (
+    ArtifactResult,
+    JudgedArtifact,
+    JudgedOutput,
+    judge,
+    judged_artifacts,
+    measured_file,
+)
+from build_tasks.verification.metrics import MeasuredFile
+
+
+class SampleCounts(TypedDict):
+    """The accuracy samples that all figures of a summary come from."""
+
+    source: str  # the folder or file
+    count: int
+    distinct: int
+
+
+class Summary(TypedDict):
+    """What accuracy.json and precisions.json hold."""
+
+    model: str
+    samples: SampleCounts
+    preprocessing: dict[str, Any]  # what preprocessing.json holds
+    artifacts: list[ArtifactResult]
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -80,26 +105,25 @@ def missing_requirements() -> str | None:
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    preprocessing = read_json(inputs["preprocessing"])
-    rows = []
+    results: list[ArtifactResult] = []
     for parts, gate_settings in zip(settings["artifacts"], settings["gates"], strict=True):
         artifact = JudgedArtifact(*parts)
-        measured = read_json(inputs[artifact.file])
+        measured: MeasuredFile = read_json(inputs[artifact.file])
         if measured["reference"] == digest(inputs["reference"]):  # else another machine measured with other samples
-            rows.append(judge(artifact, measured, gate_settings))
-    first = rows[0] if rows else {"samples": 0, "distinct": 0}
-    summary = {
+            results.append(judge(artifact, measured, gate_settings))
+    count, distinct = (results[0]["samples"], results[0]["distinct"]) if results else (0, 0)
+    summary: Summary = {
         "model": settings["model"],
-        "samples": {"source": settings["samples"], "count": first["samples"], "distinct": first["distinct"]},
-        "preprocessing": preprocessing,
-        "artifacts": rows,
+        "samples": {"source": settings["samples"], "count": count, "distinct": distinct},
+        "preprocessing": read_json(inputs["preprocessing"]),
+        "artifacts": results,
     }
     write_json(outputs["json"], summary)
     draw(summary, outputs["picture"], settings["reference"])
     return {"picture": os.path.basename(outputs["picture"]), "table": format_summary(summary, settings["reference"])}
 
 
-def format_summary(summary: dict[str, Any], reference: str) -> str:
+def format_summary(summary: Summary, reference: str) -> str:
     """The summary as a table, with a line about the samples and the preprocessing.
 
     Args:
@@ -121,40 +145,45 @@ def format_summary(summary: dict[str, Any], reference: str) -> str:
                 rows.append([title_of_reference, sensitivity, *"-" * 6, *accuracy, "perturbed by one ulp"])
             accuracy = _accuracy_cells(output, "artifact") if with_truth else []
             rows.append([title, *_metric_cells(output), *accuracy, row["status"]])
-    source, count, distinct = (summary["samples"][key] for key in ("source", "count", "distinct"))
-    repeated = f" ({distinct} distinct)" if distinct != count else ""
+    counts = summary["samples"]
+    repeated = f" ({counts['distinct']} distinct)" if counts["distinct"] != counts["count"] else ""
     steps = summary["preprocessing"]
     preprocessing = (
         f"{steps['input_size'][1]} x {steps['input_size'][2]}, {steps['interpolation']}, {steps['crop_mode']} crop "
         f"{steps['crop_pct']}, mean {_format_channels(steps['mean'])}, std {_format_channels(steps['std'])}"
     )
-    samples = f"{count} samples of {source}{repeated}, {preprocessing}{_confidence(summary)}"
+    samples = f"{counts['count']} samples of {counts['source']}{repeated}, {preprocessing}{_confidence(summary)}"
     return f"{format_table([*columns, 'gate result'], rows)}\n{samples}"
 
 
-def _metric_cells(output: dict[str, Any]) -> list[str]:
+def _metric_cells(output: JudgedOutput) -> list[str]:
     if "wrong" in output:
         return [output["wrong"], *"-" * 6]
     limits = output["limits"]
-    figures = [gate.format_metric(metric, output[metric]) for metric in ("cosine", "snr", "max_absolute")]
-    shares = [output["agreement"].get(metric) for metric in ("top1", "top5")]
+    agreements = [output["agreement"].get(metric) for metric in ("top1", "top5")]
     return [
         gate.format_metric("relative_l2", output["relative_l2"]),
         gate.format_metric("relative_l2", limits["relative_l2"]),
-        *figures,
-        *(f"{share['hits']} of {share['of']}" if share else "-" for share in shares),
+        gate.format_metric("cosine", output["cosine"]),
+        gate.format_metric("snr", output["snr"]),
+        gate.format_metric("max_absolute", output["max_absolute"]),
+        *(f"{agreement['hits']} of {agreement['of']}" if agreement else "-" for agreement in agreements),
     ]
 
 
-def _accuracy_cells(output: dict[str, Any], who: str) -> list[str]:
-    """The shares of samples with the true class, of the "reference" or of the "artifact"."""
+def _accuracy_cells(output: JudgedOutput, source: Literal["reference", "artifact"]) -> list[str]:
+    """How many of the samples the reference, or the artifact, puts into their true class: top-1 and top-5."""
     if (truth := output.get("truth")) is None:
         return ["-", "-"]
-    return [f"{truth[f'{who}_{best}']} of {truth['labeled']}" for best in ("top1", "top5")]
+    if source == "reference":
+        counts = truth["reference_top1"], truth["reference_top5"]
+    else:
+        counts = truth["artifact_top1"], truth["artifact_top5"]
+    return [f"{count} of {truth['labeled']}" for count in counts]
 
 
-def _confidence(summary: dict[str, Any]) -> str:
-    """What the agreement of all samples proves about all images. With few samples that is little."""
+def _confidence(summary: Summary) -> str:
+    """The share of all images that agreement on every sample proves, as text. With few samples it is low."""
     for row in summary["artifacts"]:
         for output in row["outputs"].values():
             if "top1" in output.get("agreement", {}):
@@ -169,7 +198,7 @@ def _format_channels(values: list[float]) -> str:
     return " ".join(f"{value:.3g}" for value in (values if len({*values}) > 1 else values[:1]))
 
 
-def draw(summary: dict[str, Any], path: str, reference: str) -> None:
+def draw(summary: Summary, path: str, reference: str) -> None:
     """Draw the error of every sample by artifact, with the error of all samples and the limit."""
     columns = [
         (row, output) for row in summary["artifacts"] for output in row["outputs"].values() if "wrong" not in output

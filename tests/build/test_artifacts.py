@@ -125,7 +125,7 @@ def test_model_onnx_tells_nothing_of_the_machine(project: Project, exporter: str
 def test_dynamo_steps_in_where_the_torchscript_exporter_fails(project: Project) -> None:
     own(project, "own", "return torch.sinc(self.head(features))", "opset = 18")
     run = project.built()
-    assert "exporter: dynamo, since torchscript failed: Exporting the operator 'aten::sinc'" in run.out
+    assert "exporter: dynamo, because torchscript failed: Exporting the operator 'aten::sinc'" in run.out
     record = json.loads((project / "build/own/model.onnx.export.json").read_text())
     assert (record["exporter"], record["opset"]) == ("dynamo", 18)
 
