@@ -165,12 +165,12 @@ def task_weights() -> Tasks:
 
 
 def task_labels() -> Tasks:
-    """Names of the classes -> labels.txt"""
+    """Write the names of the classes -> labels.txt"""
     yield from (labels.task(model) for model in MODELS if model.spec.labels)
 
 
 def task_reference() -> Tasks:
-    """What the fp32 network answers to the accuracy samples -> reference.json"""
+    """Compute the outputs of the fp32 network for the accuracy samples -> reference.json"""
     yield from (reference.task(model) for model in MODELS)
 
 
@@ -180,7 +180,7 @@ def task_torchscript() -> Tasks:
 
 
 def task_cast() -> Tasks:
-    """Cast what PyTorch serves -> model.<precision>.pt"""
+    """Cast model.pt to the precision that PyTorch serves -> model.<precision>.pt"""
     yield from (cast.task(model) for model in MODELS if model.is_cast)
 
 
@@ -190,12 +190,12 @@ def task_onnx() -> Tasks:
 
 
 def task_repair() -> Tasks:
-    """Find the fewest nodes to leave out of a precision so that the gate holds -> keep_fp32.lock beside the spec"""
+    """Find the fewest nodes to exclude from a precision so that the gate holds -> keep_fp32.lock beside the spec"""
     yield from (repair.task(model) for model in MODELS if model.converted)
 
 
 def task_precision() -> Tasks:
-    """Cast or quantise -> model.<precision>.onnx"""
+    """Cast or quantize -> model.<precision>.onnx"""
     yield from (precision.task(model, p) for model in MODELS if model.spec.has_engine for p in REDUCED_PRECISIONS)
 
 
@@ -210,7 +210,7 @@ def task_rtx() -> Tasks:
 
 
 def task_measure() -> Tasks:
-    """Run each artifact on the accuracy samples, beside the reference"""
+    """Compare the outputs of each artifact with the reference -> model.*.measured.json"""
     for model in MODELS:
         apart = {model.spec.engine.precision} if model.graph_gated_separately else set()
         precisions = apart | set(REDUCED_PRECISIONS if model.spec.has_engine else ())
@@ -221,7 +221,7 @@ def task_measure() -> Tasks:
 
 
 def task_accuracy() -> Tasks:
-    """Judge what was measured by the gate; what fails is not compiled, and not published"""
+    """Apply the accuracy gate; an artifact that fails is not compiled, and not published"""
     yield from (accuracy.task_of_graph(model) for model in MODELS if model.graph_gated_separately)
     yield from (
         accuracy.task(model, model_format, file) for model, model_format in SERVED for file in model.files(model_format)
@@ -229,12 +229,12 @@ def task_accuracy() -> Tasks:
 
 
 def task_summary() -> Tasks:
-    """Every artifact side by side, with the gate's verdicts -> accuracy.json, accuracy.svg"""
+    """Collect the figures and gate results of all artifacts -> accuracy.json, accuracy.svg"""
     yield from (summary.task(model) for model in MODELS)
 
 
 def task_preprocess() -> Tasks:
-    """A Python model that prepares encoded pictures, for an ensemble"""
+    """Write the Python model that preprocesses encoded images, for an ensemble"""
     yield from (preprocess.task(model) for model in ENSEMBLES)
 
 
@@ -248,7 +248,7 @@ def task_config() -> Tasks:
 
 
 def task_client() -> Tasks:
-    """Write examples of clients, over HTTP and gRPC"""
+    """Write example clients, over HTTP and gRPC"""
     yield from (
         client.task(model, model_format, artifacts.artifacts_of(model, model_format))
         for model, model_format in ALL
@@ -274,7 +274,7 @@ def task_prune() -> dict[str, Any]:
 if not noop_cache.models_only:  # what no model needs is not made, or imported, where nothing but models is asked for
 
     def task_compare() -> Tasks:
-        """On demand: what every precision would cost -> precisions.json, precisions.svg"""
+        """On demand: the accuracy of every precision -> precisions.json, precisions.svg"""
         yield from (summary.task_of_precisions(model) for model in MODELS if model.spec.has_engine)
 
     def task_layers() -> Tasks:
