@@ -1,4 +1,4 @@
-"""The JSON schema and the reference of the spec: in step with the code, and of one mind with what reads the spec."""
+"""The JSON schema and the reference page of a spec match the code, and the schema accepts what the loader accepts."""
 
 import json
 import subprocess
@@ -19,42 +19,43 @@ SCHEMA = ROOT / "models/model.schema.json"
 VALIDATOR = jsonschema.Draft7Validator(json.loads(SCHEMA.read_text()))
 
 
-def found(spec: str) -> list[str]:
+def schema_errors(spec: str) -> list[str]:
+    """Return the errors of a spec that a validator of JSON schemas finds, with their paths."""
     return [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(tomllib.loads(spec))]
 
 
 @pytest.mark.parametrize(
     ("arguments", "path"), [([], "models/model.schema.json"), (["--markdown"], "docs/reference/spec.md")], ids=str
 )
-def test_they_are_in_step_with_the_code(arguments: list[str], path: str) -> None:
+def test_generated_files_match_the_code(arguments: list[str], path: str) -> None:
     command = [sys.executable, "-m", "build_tasks.spec.json_schema", *arguments]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    how = " ".join(["python", *command[1:], ">", path])
-    assert (ROOT / path).read_text() == made, f"{path} is of another spec.py: {how}"
+    generated = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    fix = " ".join(["python", *command[1:], ">", path])
+    assert (ROOT / path).read_text() == generated, f"{path} is outdated, run: {fix}"
 
 
-def test_it_is_a_schema_and_every_key_has_a_description() -> None:
+def test_the_schema_is_valid_and_every_key_has_a_description() -> None:
     jsonschema.Draft7Validator.check_schema(VALIDATOR.schema)
     tables = {"": VALIDATOR.schema, **VALIDATOR.schema["$defs"]}
-    ours = {name: table for name, table in tables.items() if not name.startswith("Triton")}
-    bare = [
+    spec_tables = {name: table for name, table in tables.items() if not name.startswith("Triton.")}
+    undescribed = [
         f"{name}.{key}"
-        for name, table in ours.items()
+        for name, table in spec_tables.items()
         for key, value in table["properties"].items()
-        if "$ref" not in value and not value.get("description") and name + key in ours
+        if "$ref" not in value and not value.get("description")
     ]
-    assert bare == []
+    assert undescribed == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*/model.toml")), ids=lambda path: path.parent.name)
-def test_a_shipped_spec_names_the_schema_and_fits_it(path: Path) -> None:
+def test_a_shipped_spec_names_the_schema_and_matches_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first == SCHEMA_DIRECTIVE
     assert (path.parent / first.removeprefix("#:schema ")).resolve() == SCHEMA
-    assert found(path.read_text()) == []
+    assert schema_errors(path.read_text()) == []
 
 
-# What JSON cannot tell apart from a number that is fine.
+# Numbers that JSON cannot tell from a valid number.
 BEYOND_JSON = ("snr = nan", "opset = 11.0")
 
 
@@ -67,13 +68,13 @@ def is_toml(text: str) -> bool:
 
 
 @pytest.mark.parametrize("text", [text for text, _ in spec_cases.MISTAKES if is_toml(text)])
-def test_it_finds_what_the_types_forbid(text: str) -> None:
+def test_the_schema_refuses_what_the_types_refuse(text: str) -> None:
     try:
         spec = msgspec.convert(tomllib.loads(text), Spec)
     except msgspec.ValidationError:
-        assert bool(found(text)) != any(number in text for number in BEYOND_JSON)
+        assert bool(schema_errors(text)) != any(number in text for number in BEYOND_JSON)
     else:
-        assert [error for error in found(text) if not error.startswith("$.triton")] == [], spec
+        assert [error for error in schema_errors(text) if not error.startswith("$.triton")] == [], spec
 
 
 def of_triton(top: str, input_table: str, onnx: str, more: str) -> str:
@@ -90,8 +91,8 @@ SOUND = [
 
 
 @pytest.mark.parametrize("text", SOUND)
-def test_what_is_sound_fits_it(text: str) -> None:
-    assert found(text) == []
+def test_the_schema_accepts_valid_specs(text: str) -> None:
+    assert schema_errors(text) == []
 
 
 @pytest.mark.parametrize(
@@ -112,5 +113,5 @@ def test_what_is_sound_fits_it(text: str) -> None:
         ("pytorch = {}", "$.triton"),
     ],
 )
-def test_it_finds_what_tritons_protobuf_has_no_place_for(lines: str, at: str) -> None:
-    assert [error.partition(":")[0] for error in found(f"{OTHER}[triton]\n{lines}\n")] == [at]
+def test_the_schema_refuses_what_tritons_protobuf_cannot_hold(lines: str, at: str) -> None:
+    assert [error.partition(":")[0] for error in schema_errors(f"{OTHER}[triton]\n{lines}\n")] == [at]

@@ -1,4 +1,4 @@
-"""Mistakes in specs: each is answered with one line, before anything is built."""
+"""Mistakes in specs: each is reported in one line, before anything is built."""
 
 import re
 import shutil
@@ -34,10 +34,10 @@ def write(name: str, text: str) -> None:
 
 
 def mistakes(*reserved: str) -> list[str]:
-    """What `load` has against the specs of the current folder, a line each."""
-    with pytest.raises(UserError) as refusal:
+    """Return the lines with which `load` reports the mistakes in the current folder."""
+    with pytest.raises(UserError) as error:
         load(reserved)
-    return str(refusal.value).split("\n")
+    return str(error.value).split("\n")
 
 
 @pytest.fixture(autouse=True)
@@ -46,24 +46,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("text", "line"), MISTAKES, ids=[line.partition(": expected")[0] for _, line in MISTAKES])
-def test_a_mistake_is_told_with_key_expectation_and_finding(text: str, line: str) -> None:
+def test_a_mistake_is_reported_with_the_key_and_what_was_expected_and_found(text: str, line: str) -> None:
     write("m", text)
     assert mistakes() == [f"{PATH}: {line}"]
 
 
 def test_every_key_of_the_engine_has_a_mistake_of_its_own() -> None:
-    told = {line.removeprefix("engine.").partition(":")[0].partition("[")[0] for _, line in MISTAKES}
-    assert set(Engine.__struct_fields__) <= told
+    keys = {line.removeprefix("engine.").partition(":")[0].partition("[")[0] for _, line in MISTAKES}
+    assert set(Engine.__struct_fields__) <= keys
 
 
-def test_the_spec_that_the_mistakes_were_made_in_is_valid() -> None:
+def test_the_spec_without_a_mistake_is_valid() -> None:
     write("m", spec())
     [model] = load()
     assert (model.name, model.seed, model.spec.formats) == ("m", 0, ["torchscript", "onnx", "tensorrt"])
 
 
 @pytest.mark.parametrize("text", SOUND)
-def test_what_only_looks_like_a_mistake_is_valid(text: str) -> None:
+def test_what_looks_like_a_mistake_can_be_valid(text: str) -> None:
     write("m", text)
     assert [model.name for model in load()] == ["m"]
 
@@ -82,26 +82,26 @@ def test_what_only_looks_like_a_mistake_is_valid(text: str) -> None:
         (table("onnx", "dynamic_axes = false\nbatch_size = 5"), (5, 5, 5)),
     ],
 )
-def test_batches_of_an_engine_that_are_left_out_follow_from_the_others(text: str, profile: tuple[int, ...]) -> None:
+def test_missing_batch_sizes_of_an_engine_follow_from_the_others(text: str, profile: tuple[int, ...]) -> None:
     write("m", text)
     [model] = load()
     assert model.spec.profile == profile
 
 
-def test_a_release_of_triton_is_no_field_of_its_configuration() -> None:
+def test_triton_release_is_not_a_field_of_model_config() -> None:
     write("m", table("triton", 'release = "24.10"'))
     write("n", spec())
     assert [model.release for model in load()] == ["24.10", "26.08"]
 
 
-def test_an_engine_of_tensorrt_rtx_is_built_and_not_served() -> None:
+def test_an_engine_of_tensorrt_rtx_is_built_but_not_served() -> None:
     write("m", top('formats = ["rtx", "tensorrt"]'))
     [model] = load()
     assert (model.served_formats, model.spec.has_engine) == (["tensorrt"], True)
     assert (model.triton_name("tensorrt"), model.files("tensorrt")) == ("m_trt", ["model.plan"])
 
 
-def test_a_plan_for_each_compute_capability_has_a_file_of_its_own() -> None:
+def test_each_compute_capability_has_its_own_plan() -> None:
     write("m", table("engine", 'compute_capabilities = ["8.6", "12.0"]'))
     [model] = load()
     assert model.files("tensorrt") == ["model.sm86.plan", "model.sm120.plan"]
@@ -132,14 +132,14 @@ def test_torchscript_on_a_gpu_is_fp16_unless_the_spec_says_otherwise(
     assert (model.files("torchscript"), model.is_cast) == ([file], file != "model.pt")
 
 
-def test_bytes_that_are_no_text_are_no_valid_toml() -> None:
+def test_bytes_that_are_not_utf_8_are_reported_as_invalid_toml() -> None:
     write("m", "")
     Path(PATH).write_bytes(b'labels = "\xff"\n')
     [line] = mistakes()
     assert line.startswith(f"{PATH}: not valid TOML: ")
 
 
-def test_every_mistake_of_a_spec_that_has_the_right_types_is_told() -> None:
+def test_all_mistakes_of_a_spec_with_the_right_types_are_reported() -> None:
     write("m", spec(top='formats = ["onnx", "onnx"]', weights='source = "random://"\nconverter = "convert"'))
     assert mistakes() == [
         f"{PATH}: weights.converter: expected `file.py:function`, found 'convert'",
@@ -148,7 +148,7 @@ def test_every_mistake_of_a_spec_that_has_the_right_types_is_told() -> None:
     ]
 
 
-def test_every_mistake_of_an_engine_is_told() -> None:
+def test_all_mistakes_of_an_engine_are_reported() -> None:
     engine = """
         precision = "tf32"
         keep_fp32 = ["Conv"]
@@ -174,7 +174,7 @@ def test_every_mistake_of_an_engine_is_told() -> None:
     ]
 
 
-def test_mistakes_of_several_models_are_told_in_one_go() -> None:
+def test_mistakes_of_several_models_are_reported_together() -> None:
     write("a", top("max_batch_size = 0"))
     write("b", spec())
     write("c", source("gopher://host/file"))
@@ -185,7 +185,7 @@ def test_mistakes_of_several_models_are_told_in_one_go() -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a.b", "é", ".hidden", "-x", "_x"])
-def test_a_name_that_tools_could_take_for_something_else_is_refused(name: str) -> None:
+def test_a_name_that_tools_could_misunderstand_is_refused(name: str) -> None:
     write(name, spec())
     assert mistakes() == [
         f"models/{name}: a model's name is made of letters, digits, _ and -, and begins with a letter or digit"
@@ -197,7 +197,7 @@ def test_a_reserved_name_is_refused() -> None:
     assert mistakes("weights", "onnx") == ["models/onnx: doit has a command or stage named onnx; rename the folder"]
 
 
-def test_two_models_that_would_be_served_under_one_name_are_refused() -> None:
+def test_two_models_that_would_be_served_under_the_same_name_are_refused() -> None:
     write("a", spec())
     write("a_onnx", top('formats = ["torchscript"]'))
     assert mistakes() == [
@@ -205,7 +205,7 @@ def test_two_models_that_would_be_served_under_one_name_are_refused() -> None:
     ]
 
 
-def test_an_engine_shares_its_name_with_no_other_model() -> None:
+def test_an_engine_cannot_have_the_name_of_another_model() -> None:
     write("a", top('formats = ["tensorrt"]'))
     write("a_trt", top('formats = ["torchscript"]'))
     assert mistakes() == [
@@ -214,13 +214,13 @@ def test_an_engine_shares_its_name_with_no_other_model() -> None:
     ]
 
 
-def test_a_name_that_only_looks_like_another_s_format_is_fine() -> None:
+def test_a_name_that_looks_like_a_format_of_another_model_is_allowed() -> None:
     write("a", top('formats = ["torchscript"]'))
     write("a_onnx", top('formats = ["torchscript"]'))
     assert [model.name for model in load()] == ["a", "a_onnx"]
 
 
-def test_no_models_at_all_is_a_mistake() -> None:
+def test_a_project_without_models_is_a_mistake() -> None:
     expected = ["models/: there is no model; a model is a folder with a file model.toml"]
     assert mistakes() == expected
     Path("models/notes").mkdir(parents=True)
@@ -238,7 +238,7 @@ def test_the_shipped_specs_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
 # Through doit
 
 
-def test_doit_tells_all_mistakes_at_once_and_creates_nothing(project: Project) -> None:
+def test_doit_reports_all_mistakes_together_and_creates_nothing(project: Project) -> None:
     project.model("a", top("max_batch_size = 0"))
     project.model("b", source("gopher://host/file"))
     project.model("fine")
@@ -256,7 +256,7 @@ def test_doit_tells_all_mistakes_at_once_and_creates_nothing(project: Project) -
 
 
 def test_a_model_cannot_be_named_like_a_command_or_a_stage(project: Project) -> None:
-    """`doit list` would list, and never build the model of that name."""
+    """`doit list` would run the command, and the model of that name could never be built."""
     stages = ["container", "engine", "precision", "prune", "publish", "rtx", "weights"]
     names = sorted(["clean", "forget", "help", "info", "list", "run", *stages])
     for name in names:
@@ -276,13 +276,13 @@ def test_doit_accepts_the_shipped_models(project: Project) -> None:
 
 @pytest.fixture
 def compiled(project: Project) -> Project:
-    """A project whose model `tiny` has all formats."""
+    """Return a project whose model `tiny` has all formats."""
     project.model("tiny", spec(top='formats = ["torchscript", "onnx", "tensorrt", "rtx"]'))
     return project
 
 
 def assert_refused(project: Project, *command: str) -> str:
-    """The output of a command that is refused before anything runs."""
+    """Run a command that doit refuses before any task runs, and return its output."""
     run = project.doit(*command)
     assert run.code == 3
     assert "Traceback" not in run.out
@@ -297,7 +297,7 @@ def assert_refused(project: Project, *command: str) -> str:
         *("--min_engine_batch_size", "--opt_engine_batch_size", "--max_engine_batch_size"),
     ],
 )
-def test_an_override_that_is_no_number_is_refused_by_the_command_line(compiled: Project, option: str) -> None:
+def test_an_override_that_is_not_a_number_is_refused_by_the_command_line(compiled: Project, option: str) -> None:
     out = assert_refused(compiled, "engine:tiny", option, "x")
     assert f"'{option.removeprefix('--')}'" in out
     assert "'x'" in out
@@ -361,7 +361,7 @@ def test_an_override_without_a_value_is_refused_by_the_command_line(compiled: Pr
         ),
     ],
 )
-def test_overrides_that_no_spec_may_say_are_refused_before_anything_runs(
+def test_overrides_that_a_spec_could_not_contain_are_refused_before_anything_runs(
     compiled: Project, command: str, line: str
 ) -> None:
     assert assert_refused(compiled, *command.split()) == f"ERROR: models/tiny/model.toml {line}\n"
@@ -417,7 +417,7 @@ def test_a_batch_that_is_fixed_for_one_run_overrides_the_profile_of_the_spec() -
     assert model.spec.profile == (1, 1, 1)
 
 
-def test_a_graph_that_is_judged_apart_shares_its_name_with_no_model(compiled: Project) -> None:
+def test_a_graph_with_its_own_gate_has_the_name_of_no_model(compiled: Project) -> None:
     compiled.model("a", spec(top='formats = ["rtx"]', more='[engine]\nprecision = "fp32"'))
     compiled.model("a_onnx", spec(top='formats = ["torchscript"]'))
     listed = compiled.built("list", "--all").out
@@ -425,7 +425,7 @@ def test_a_graph_that_is_judged_apart_shares_its_name_with_no_model(compiled: Pr
     assert "accuracy:a_onnx" in listed
 
 
-def test_an_override_is_of_one_model_alone(compiled: Project) -> None:
+def test_an_override_applies_to_one_model_only(compiled: Project) -> None:
     compiled.model("other", top("max_batch_size = 0"))
     assert assert_refused(compiled, "onnx:tiny", "--opset_version", "99").splitlines() == [
         "ERROR: models/other/model.toml: max_batch_size: expected int >= 1, found 0",

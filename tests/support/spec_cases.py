@@ -1,4 +1,4 @@
-"""Wrong specs with the line that refuses them, and specs that only look wrong."""
+"""Wrong specs with the line that reports the mistake, and specs that look wrong but are valid."""
 
 
 def spec(
@@ -7,7 +7,7 @@ def spec(
     weights: str = 'source = "random://0"',
     more: str = "",
 ) -> str:
-    """A valid spec, but for what the arguments say otherwise."""
+    """Return a spec, which is valid unless an argument makes it wrong."""
     return f"{top}\n[architecture]\n{architecture}\n[weights]\n{weights}\n{more}\n"
 
 
@@ -27,7 +27,7 @@ def network(line: str) -> str:
     return spec(architecture=line, more="[input]\nshape = [3, 8, 8]")
 
 
-def only_onnx(more: str = "", shape: str = "shape = [3, 8, 8]", formats: str = '["onnx"]', weights: str = "") -> str:
+def onnx_source(more: str = "", shape: str = "shape = [3, 8, 8]", formats: str = '["onnx"]', weights: str = "") -> str:
     return f'formats = {formats}\n[weights]\nsource = "m.onnx"\n{weights}\n[input]\n{shape}\n{more}\n'
 
 
@@ -337,32 +337,32 @@ MISTAKES = [
         spec(architecture='network = "n.py:build"'),
         "input.shape: expected [channels, height, width], since it is not read from your own network, found nothing",
     ),
-    # A model that exists only as ONNX
+    # A model whose source is an ONNX file
     (
-        only_onnx(shape=""),
+        onnx_source(shape=""),
         "input.shape: expected [channels, height, width], since it is not read from an ONNX file, found nothing",
     ),
     (
-        only_onnx('[architecture]\ntimm = "x"'),
+        onnx_source('[architecture]\ntimm = "x"'),
         f"architecture.timm: {AS_IT_IS}, found 'x'",
     ),
-    (only_onnx("[architecture]\narguments = { a = 1 }"), f"architecture.arguments: {AS_IT_IS}, found {{'a': 1}}"),
-    (only_onnx("[output]\nsoftmax = true"), f"output.softmax: {AS_IT_IS}, found True"),
-    (only_onnx("[output]\ntop_k = 5"), f"output.top_k: {AS_IT_IS}, found 5"),
-    (only_onnx('[torchscript]\nprecision = "fp16"'), f"torchscript.precision: {AS_IT_IS}, found 'fp16'"),
+    (onnx_source("[architecture]\narguments = { a = 1 }"), f"architecture.arguments: {AS_IT_IS}, found {{'a': 1}}"),
+    (onnx_source("[output]\nsoftmax = true"), f"output.softmax: {AS_IT_IS}, found True"),
+    (onnx_source("[output]\ntop_k = 5"), f"output.top_k: {AS_IT_IS}, found 5"),
+    (onnx_source('[torchscript]\nprecision = "fp16"'), f"torchscript.precision: {AS_IT_IS}, found 'fp16'"),
     (
-        only_onnx('[torchscript]\nmemory_format = "contiguous"'),
+        onnx_source('[torchscript]\nmemory_format = "contiguous"'),
         f"torchscript.memory_format: {AS_IT_IS}, found 'contiguous'",
     ),
-    (only_onnx("[onnx]\nopset = 13"), f"onnx.opset: {AS_IT_IS}, found 13"),
-    (only_onnx('[onnx]\nexporter = "dynamo"'), f"onnx.exporter: {AS_IT_IS}, found 'dynamo'"),
-    (only_onnx(shape='shape = [3, 8, 8]\nformat = "uint8_nhwc"'), f"input.format: {AS_IT_IS}, found 'uint8_nhwc'"),
+    (onnx_source("[onnx]\nopset = 13"), f"onnx.opset: {AS_IT_IS}, found 13"),
+    (onnx_source('[onnx]\nexporter = "dynamo"'), f"onnx.exporter: {AS_IT_IS}, found 'dynamo'"),
+    (onnx_source(shape='shape = [3, 8, 8]\nformat = "uint8_nhwc"'), f"input.format: {AS_IT_IS}, found 'uint8_nhwc'"),
     (
-        only_onnx(weights='converter = "c.py:f"'),
+        onnx_source(weights='converter = "c.py:f"'),
         "weights.converter: expected nothing, since weights.source is an ONNX file, found 'c.py:f'",
     ),
     (
-        only_onnx(formats='["torchscript", "onnx"]'),
+        onnx_source(formats='["torchscript", "onnx"]'),
         "formats: expected no torchscript, since weights.source is an ONNX file, which cannot become TorchScript, "
         "found ['torchscript', 'onnx']",
     ),
@@ -432,9 +432,9 @@ SOUND = [
     table("onnx", "dynamic_axes = false\nbatch_size = 2\n[engine]\nmin_batch_size = 2\nmax_batch_size = 2"),
     table("input", "shape = [3, 64, 128]\nmin_size = [64, 128]\nmax_size = [64, 128]"),
     table("triton", 'release = "24.10"'),
-    only_onnx("[onnx]\ndynamic_axes = false\nbatch_size = 4\nexternal_data = true"),
-    only_onnx().replace("m.onnx", "hf://owner/repository/onnx/model.onnx@main"),
-    only_onnx().replace("m.onnx", "https://host/model.onnx?download=true"),
+    onnx_source("[onnx]\ndynamic_axes = false\nbatch_size = 4\nexternal_data = true"),
+    onnx_source().replace("m.onnx", "hf://owner/repository/onnx/model.onnx@main"),
+    onnx_source().replace("m.onnx", "https://host/model.onnx?download=true"),
     spec(top='formats = ["rtx"]', more="[engine]\nstrip_plan = true"),
     spec(top='formats = ["torchscript", "onnx"]', more="[engine]\nstrip_plan = true"),
 ]
