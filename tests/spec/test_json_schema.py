@@ -77,26 +77,26 @@ def test_the_schema_refuses_what_the_types_refuse(text: str) -> None:
         assert [error for error in schema_errors(text) if not error.startswith("$.triton")] == [], spec
 
 
-def of_triton(top: str, input_table: str, onnx: str, more: str) -> str:
-    whole = tiny_network.SPEC.format(engine="", onnx=onnx, input=input_table, formats='"onnx"')
-    return f"{top}\n{whole}\n{more}"
+def served_spec(top: str, input_table: str, onnx: str, more: str) -> str:
+    spec = tiny_network.SPEC.format(engine="", onnx=onnx, input=input_table, formats='"onnx"')
+    return f"{top}\n{spec}\n{more}"
 
 
-SOUND = [
+VALID = [
     *(TINY, OTHER),
-    *spec_cases.SOUND,
+    *spec_cases.VALID,
     *(text for text, _ in triton_cases.PLANS.values()),
-    *(of_triton(*parts) for parts in specs_served.SPECS.values()),
+    *(served_spec(*parts) for parts in specs_served.SPECS.values()),
 ]
 
 
-@pytest.mark.parametrize("text", SOUND)
+@pytest.mark.parametrize("text", VALID)
 def test_the_schema_accepts_valid_specs(text: str) -> None:
     assert schema_errors(text) == []
 
 
 @pytest.mark.parametrize(
-    ("lines", "at"),
+    ("lines", "path"),
     [
         ("dynamic_batchin = {}", "$.triton"),
         ("instance_group = [{ kind = 'KIND_GPUS' }]", "$.triton.instance_group"),
@@ -113,5 +113,5 @@ def test_the_schema_accepts_valid_specs(text: str) -> None:
         ("pytorch = {}", "$.triton"),
     ],
 )
-def test_the_schema_refuses_what_tritons_protobuf_cannot_hold(lines: str, at: str) -> None:
-    assert [error.partition(":")[0] for error in schema_errors(f"{OTHER}[triton]\n{lines}\n")] == [at]
+def test_the_schema_refuses_what_tritons_protobuf_cannot_hold(lines: str, path: str) -> None:
+    assert [error.partition(":")[0] for error in schema_errors(f"{OTHER}[triton]\n{lines}\n")] == [path]

@@ -17,7 +17,7 @@ from tests.support.spec_cases import (
     PROFILE,
     RELEASE,
     SCHEMES,
-    SOUND,
+    VALID,
     source,
     spec,
     table,
@@ -62,7 +62,7 @@ def test_the_spec_without_a_mistake_is_valid() -> None:
     assert (model.name, model.seed, model.spec.formats) == ("m", 0, ["torchscript", "onnx", "tensorrt"])
 
 
-@pytest.mark.parametrize("text", SOUND)
+@pytest.mark.parametrize("text", VALID)
 def test_what_looks_like_a_mistake_can_be_valid(text: str) -> None:
     write("m", text)
     assert [model.name for model in load()] == ["m"]

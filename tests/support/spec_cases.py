@@ -423,7 +423,7 @@ MISTAKES = [
 ]
 
 
-SOUND = [
+VALID = [
     *(table("engine", f'precision = "{p}"\ncalibration = "pictures"\nkeep_fp32 = ["Conv"]') for p in ("int8", "fp8")),
     table("engine", "keep_io_types = false"),
     rule('format = "graph"\nprecision = "int8"\noutput = "OUTPUT__1"\nrelative_l2 = 0.7\ntop1 = 0\nsnr = 3'),

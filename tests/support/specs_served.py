@@ -1,13 +1,19 @@
-"""Models of the small network, with what a spec may ask of Triton: their config.pbtxt are in golden/."""
+"""Models of the tiny network, each with other settings of Triton. Their config.pbtxt are in tests/triton/golden/."""
 
 from pathlib import Path
 
 from tests.support import tiny_network
 from tests.support.project import Project
 
-BOTH = {"plain", "queues", "sequences", "tuned", "versions"}  # whose configs differ by format, and not only in the name
+BOTH = {
+    "plain",
+    "queues",
+    "sequences",
+    "tuned",
+    "versions",
+}  # built as TorchScript and ONNX, since their configs differ
 
-# Name -> (keys above the tables, [input], [onnx], the rest).
+# By name: (keys above the tables, [input], [onnx], all other tables).
 SPECS: dict[str, tuple[str, str, str, str]] = {
     "plain": ("", "", "", ""),
     "on_cpu": ("", "", "", '[triton]\ndevice = "cpu"\ninstance_group = [{ count = 2 }]'),
@@ -110,6 +116,7 @@ SPECS: dict[str, tuple[str, str, str, str]] = {
 
 
 def add(project: Project, name: str) -> Path:
+    """Add one of the models to a project, with its labels and warm-up file. Return its folder."""
     top, input_table, onnx, more = SPECS[name]
     formats = '"torchscript", "onnx"' if name in BOTH else '"onnx"'
     folder = tiny_network.add(project, name, onnx=onnx, input_table=input_table, formats=formats)

@@ -1,4 +1,4 @@
-"""Specs of TensorRT plans, with signatures, whose config.pbtxt stands in tests/triton/golden/."""
+"""Parts of specs with [triton], and specs of TensorRT plans whose config.pbtxt is in tests/triton/golden/."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def triton(lines: str, top: str = "") -> str:
     return spec(f"[triton]\n{lines}", top)
 
 
-def of(model_format: str, lines: str) -> str:
+def of_format(model_format: str, lines: str) -> str:
     return spec(f"[triton.{model_format}]\n{lines}")
 
 

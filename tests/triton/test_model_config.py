@@ -1,6 +1,6 @@
-"""[triton] of the spec: what is refused, and the config.pbtxt that follows, as Triton's own protobuf reads it."""
+"""[triton] of the spec: mistakes, and the config.pbtxt that follows from it, parsed by Triton's own protobuf."""
 
-# ruff: noqa: E501  (messages stand as they are told)
+# ruff: noqa: E501  (messages are quoted on one line)
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from build_tasks.spec.model import Model
 from build_tasks.stages import config, publish
 from build_tasks.triton import releases
 from tests.support.project import ROOT
-from tests.support.triton_cases import ENSEMBLE, PLANS, batching, of, plan, spec, tensors, triton
+from tests.support.triton_cases import ENSEMBLE, PLANS, batching, of_format, plan, spec, tensors, triton
 
 PATH = "models/m/model.toml"
 
@@ -28,15 +28,15 @@ def warm_up(lines: str) -> str:
 ZEROS = "inputs = { INPUT__0 = { data_type = 'TYPE_FP32', dims = [3, 160, 160], zero_data = true } }"
 NCHW = "[3, 160, 160]"
 
-# What is wrong in the spec itself: refused before anything runs.
+# Mistakes that the spec alone shows. They are reported before anything runs.
 WRONG = [
-    # What the protobuf does not know
+    # Fields and values that the protobuf does not have
     (
         triton("dynamic_batchin = {}"),
         "triton: expected fields of Triton's ModelConfig, found 'dynamic_batchin' (did you mean 'dynamic_batching'?)",
     ),
     (
-        of("onnx", "instance_groups = []"),
+        of_format("onnx", "instance_groups = []"),
         "triton.onnx: expected fields of Triton's ModelConfig, found 'instance_groups' (did you mean 'instance_group'?)",
     ),
     (
@@ -80,13 +80,13 @@ WRONG = [
         triton("sequence_batching = { direct = { minimum_slot_utilization = inf } }"),
         "triton.sequence_batching.direct.minimum_slot_utilization: expected a finite float, found inf",
     ),
-    # What follows from the artifact
+    # Fields that follow from the artifact
     (
         triton('input = [{ name = "INPUT__0" }]'),
         "triton.input: expected nothing, since it follows from the artifact, found [{'name': 'INPUT__0'}]",
     ),
     (
-        of("onnx", 'backend = "onnxruntime"'),
+        of_format("onnx", 'backend = "onnxruntime"'),
         "triton.onnx.backend: expected nothing, since it follows from the artifact, found 'onnxruntime'",
     ),
     (
@@ -123,14 +123,14 @@ WRONG = [
     ),
     # Batches
     (
-        of("onnx", "max_batch_size = 16"),
+        of_format("onnx", "max_batch_size = 16"),
         "triton.onnx.max_batch_size: expected at most 8, the max_batch_size above the tables, found 16",
     ),
     (
         spec("[engine]\nmax_batch_size = 4\n[triton.tensorrt]\nmax_batch_size = 8"),
         "triton.tensorrt.max_batch_size: expected at most 4, the largest batch of the engine's profile, found 8",
     ),
-    (of("onnx", "max_batch_size = 0"), "triton.onnx.max_batch_size: expected int >= 1, found 0"),
+    (of_format("onnx", "max_batch_size = 0"), "triton.onnx.max_batch_size: expected int >= 1, found 0"),
     (
         batching("preferred_batch_size = [4, 16]"),
         "triton.dynamic_batching.preferred_batch_size: expected 1 to max_batch_size, 8, found 16",
@@ -144,7 +144,7 @@ WRONG = [
         "triton.onnx.dynamic_batching: expected false in [triton.onnx], since onnx.dynamic_axes = false fixes the batch, found {}",
     ),
     (
-        of("onnx", "max_batch_size = 1\ndynamic_batching = {}"),
+        of_format("onnx", "max_batch_size = 1\ndynamic_batching = {}"),
         "triton.onnx.dynamic_batching: expected nothing, since max_batch_size = 1 leaves nothing to batch, found a table",
     ),
     # Queues
@@ -196,7 +196,7 @@ WRONG = [
     (triton("instance_group = []"), "triton.instance_group: expected at least one group, found []"),
     (triton("instance_group = [{ count = 0 }]"), "triton.instance_group[0].count: expected int >= 1, found 0"),
     (
-        of("onnx", 'instance_group = [{ kind = "KIND_CPU", gpus = [0] }]'),
+        of_format("onnx", 'instance_group = [{ kind = "KIND_CPU", gpus = [0] }]'),
         "triton.onnx.instance_group[0].gpus: expected nothing, since kind = KIND_CPU, found [0]",
     ),
     (
@@ -204,7 +204,7 @@ WRONG = [
         "triton.instance_group[0].gpus: expected numbers of GPUs, each once, found [1, 1]",
     ),
     (
-        of("tensorrt", 'instance_group = [{ kind = "KIND_CPU" }]'),
+        of_format("tensorrt", 'instance_group = [{ kind = "KIND_CPU" }]'),
         "triton.tensorrt.instance_group[0].kind: expected KIND_GPU, since a plan runs on a GPU, found 'KIND_CPU'",
     ),
     (
@@ -212,11 +212,11 @@ WRONG = [
         "triton.instance_group[0].kind: expected KIND_CPU, since triton.device = \"cpu\", found 'KIND_GPU'",
     ),
     (
-        of("onnx", 'instance_group = [{ profile = ["0"] }]'),
+        of_format("onnx", 'instance_group = [{ profile = ["0"] }]'),
         "triton.onnx.instance_group[0].profile: expected nothing, since only plans have profiles, found ['0']",
     ),
     (
-        of("tensorrt", 'instance_group = [{ profile = ["99999999999"] }]'),
+        of_format("tensorrt", 'instance_group = [{ profile = ["99999999999"] }]'),
         "triton.tensorrt.instance_group[0].profile: expected [\"0\"], since every engine of this project has one profile, "
         "found ['99999999999']",
     ),
@@ -253,27 +253,27 @@ WRONG = [
         warm_up('name = "w", batch_size = 1, inputs = { INPUT__0 = { dims = [3], input_data_file = "no" } }'),
         "triton.model_warmup[0].inputs.INPUT__0.input_data_file: expected a file in models/m/warmup/, found 'no'",
     ),
-    # What only some backends read
+    # Fields that only some backends read
     (
-        of("onnx", "optimization = { cuda = { graphs = true } }"),
+        of_format("onnx", "optimization = { cuda = { graphs = true } }"),
         "triton.onnx.optimization.cuda: expected nothing in onnx, since only TensorRT's backend reads it, "
         "found {'graphs': True}",
     ),
     (
-        of("tensorrt", "optimization = { cuda = { graphs = true, graph_spec = [{ batch_size = 16 }] } }"),
+        of_format("tensorrt", "optimization = { cuda = { graphs = true, graph_spec = [{ batch_size = 16 }] } }"),
         "triton.tensorrt.optimization.cuda.graph_spec[0].batch_size: expected 1 to 8, the batches of the engine, found 16",
     ),
     (
-        of("onnx", "optimization = { graph = { level = 3 } }"),
+        of_format("onnx", "optimization = { graph = { level = 3 } }"),
         "triton.onnx.optimization.graph.level: expected one of -1 (basic), 0 (all), 1 (extended), 2 (none), found 3",
     ),
     (
-        of("onnx", "optimization = { execution_accelerators = { gpu_execution_accelerator = [{ name = 'tensorr' }] } }"),
+        of_format("onnx", "optimization = { execution_accelerators = { gpu_execution_accelerator = [{ name = 'tensorr' }] } }"),
         "triton.onnx.optimization.execution_accelerators.gpu_execution_accelerator[0].name: expected one of tensorrt, "
         "cuda, found 'tensorr' (did you mean 'tensorrt'?)",
     ),
     (
-        of(
+        of_format(
             "onnx",
             "optimization = { execution_accelerators = { gpu_execution_accelerator = [{ name = 'tensorrt', "
             "parameters = { precision = 'FP16' } }] } }",
@@ -344,7 +344,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def read(text: str) -> Model:
+def load_model(text: str) -> Model:
     folder = Path("models/m")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.toml").write_text(text)
@@ -355,17 +355,17 @@ def read(text: str) -> Model:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("text", "line"), WRONG, ids=[line.partition(": expected")[0] for _, line in WRONG])
 def test_a_wrong_spec_is_refused_with_one_line(text: str, line: str) -> None:
-    with pytest.raises(UserError) as refusal:
-        read(text)
-    assert str(refusal.value) == f"{PATH}: {line}"
+    with pytest.raises(UserError) as error:
+        load_model(text)
+    assert str(error.value) == f"{PATH}: {line}"
 
 
-# What the artifact contradicts, which only it can tell.
+# Mistakes that only the artifact shows.
 
 
-def derived(text: str, model_format: str, *plans: dict[str, Any], labels: int | None = None) -> ModelConfig:
-    """The config.pbtxt of artifacts with these signatures: the stage's own function."""
-    model = read(text)
+def derive_config(text: str, model_format: str, *plans: dict[str, Any], labels: int | None = None) -> ModelConfig:
+    """Return the config.pbtxt that the stage `config` writes for artifacts with these signatures."""
+    model = load_model(text)
     files = model.files(model_format)[: len(plans)]
     Path("build/m").mkdir(parents=True, exist_ok=True)
     for file, signature in zip(files, plans, strict=True):
@@ -403,49 +403,50 @@ ARTIFACT = [
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("text", "signature", "line"), ARTIFACT, ids=[line.split(":")[0] for *_, line in ARTIFACT])
-def test_what_contradicts_the_artifact_is_refused_with_one_line(
+def test_a_spec_that_contradicts_the_artifact_is_refused_with_one_line(
     text: str, signature: dict[str, Any], line: str
 ) -> None:
-    with pytest.raises(UserError) as refusal:
-        derived(text, "onnx", signature)
-    assert str(refusal.value) == f"{PATH}: {line}"
+    with pytest.raises(UserError) as error:
+        derive_config(text, "onnx", signature)
+    assert str(error.value) == f"{PATH}: {line}"
 
 
 @pytest.mark.usefixtures("folder")
-def test_labels_are_as_many_as_classes() -> None:
+def test_there_must_be_one_label_for_each_class() -> None:
     top = 'labels = "labels.txt"'
     with pytest.raises(
         UserError, match=r"labels: expected one label for each of the 1000 classes of OUTPUT__0, found 999 labels"
     ):
-        derived(spec("", top), "onnx", tensors(), labels=999)
-    assert derived(spec("", top), "onnx", tensors(), labels=1000).output[0].label_filename == "labels.txt"
+        derive_config(spec("", top), "onnx", tensors(), labels=999)
+    assert derive_config(spec("", top), "onnx", tensors(), labels=1000).output[0].label_filename == "labels.txt"
 
 
-def test_there_are_forty_wrong_specs() -> None:
+def test_there_are_at_least_forty_wrong_specs() -> None:
     assert len({text for text, _ in WRONG}) + len(ARTIFACT) >= 40
 
 
-# The configs of plans, which no machine without a GPU builds.
+# Configs of plans. A machine without a GPU cannot build plans, so the signatures are made up.
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", PLANS)
-def test_the_config_of_a_plan_is_as_it_should_be(name: str) -> None:
+def test_the_config_of_a_plan_is_the_golden_one(name: str) -> None:
     text, plans = PLANS[name]
-    found = derived(text, "tensorrt", *plans)
-    assert found == text_format.Parse((ROOT / f"tests/triton/golden/{name}.pbtxt").read_text(), ModelConfig())
+    assert derive_config(text, "tensorrt", *plans) == text_format.Parse(
+        (ROOT / f"tests/triton/golden/{name}.pbtxt").read_text(), ModelConfig()
+    )
 
 
 # Releases of Triton.
 
 
-def test_the_table_of_releases_is_in_order_and_whole() -> None:
+def test_the_table_of_releases_is_sorted_and_complete() -> None:
     assert list(releases.RELEASES) == sorted(releases.RELEASES)
     assert {name[:2] for name in releases.RELEASES} == {"23", "24", "25", "26"}
-    opsets = [reads.opset for name in releases.RELEASES if (reads := releases.onnx_support(name))]
+    opsets = [support.opset for name in releases.RELEASES if (support := releases.onnx_support(name))]
     assert opsets == sorted(opsets)
-    known = {v.onnxruntime.rpartition(".")[0] for v in releases.RELEASES.values() if v.onnxruntime}
-    assert known <= releases.ONNX_RUNTIME.keys()
+    versions = {v.onnxruntime.rpartition(".")[0] for v in releases.RELEASES.values() if v.onnxruntime}
+    assert versions <= releases.ONNX_RUNTIME.keys()
 
 
 @pytest.mark.parametrize(
@@ -458,21 +459,19 @@ def test_the_table_of_releases_is_in_order_and_whole() -> None:
         ("26.08", "11.1.0.106", True, True),
         ("26.08", "10.16.1.11", True, True),
         ("26.08", "11.3.0.99", True, False),
-        ("24.10", "10.5.0.18", False, True),  # of 10.5 as far as is known
+        ("24.10", "10.5.0.18", False, True),  # the release has 10.5, the rest is unknown
         ("24.10", "10.6.0.26", False, False),
-        ("26.01", "10.14.1.48", False, True),  # nothing is known
+        ("26.01", "10.14.1.48", False, True),  # the release's version is unknown
     ],
 )
-def test_a_plan_is_for_the_release_that_has_its_tensorrt(
-    release: str, built: str, compatible: bool, loads: bool
-) -> None:
+def test_a_plan_needs_a_release_with_its_tensorrt(release: str, built: str, compatible: bool, loads: bool) -> None:
     signature = {"TensorRT": built, "version_compatible": compatible}
     assert (releases.load_error(release, "tensorrt", signature) is None) == loads
     if release == "26.01":
         assert "not in releases.py" in str(releases.load_warning(release, "tensorrt", signature))
 
 
-def test_a_model_of_a_newer_pytorch_is_warned_of_and_not_refused() -> None:
+def test_a_newer_pytorch_gives_a_warning_and_no_error() -> None:
     signature = {"PyTorch": "2.14.1"}
     assert releases.load_error("25.05", "torchscript", signature) is None
     assert "traced with PyTorch 2.14.1, and Triton 25.05 has 2.8" in str(
@@ -483,10 +482,10 @@ def test_a_model_of_a_newer_pytorch_is_warned_of_and_not_refused() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_images_follow_from_the_release() -> None:
+def test_container_images_follow_from_the_release() -> None:
     from build_tasks.serving import container, triton_server
 
-    model = read(triton('release = "25.05"'))
+    model = load_model(triton('release = "25.05"'))
     assert "nvcr.io/nvidia/tensorrt:25.05-py3" in container.commands([model])[0]
     start = triton_server.launch("docker", model.release, triton_server.Ports(), "127.0.0.1", None)
     assert "nvcr.io/nvidia/tritonserver:25.05-py3" in start.command
@@ -494,17 +493,17 @@ def test_images_follow_from_the_release() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_smallest_batch_that_a_request_may_miss_is_said() -> None:
-    model = read(spec(""))
+def test_a_smallest_batch_above_one_is_noted() -> None:
+    model = load_model(spec(""))
     Path("build/m").mkdir(parents=True)
-    least = plan()
-    least["profile"]["INPUT__0"]["min"][0] = 4
-    Path("build/m/model.plan.signature.json").write_text(json.dumps(least))
+    signature = plan()
+    signature["profile"]["INPUT__0"]["min"][0] = 4
+    Path("build/m/model.plan.signature.json").write_text(json.dumps(signature))
     stage = config.task(model, "tensorrt", ["model.plan"])["meta"]["stage"]
     notes = stage.build(stage.inputs, stage.outputs, stage.settings)
     assert notes["smallest batch"] == "4, below which a request fails (engine.min_batch_size)"
-    found = text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
-    assert [sample.batch_size for sample in found.model_warmup] == [4, 8]
+    parsed = text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
+    assert [sample.batch_size for sample in parsed.model_warmup] == [4, 8]
 
 
 @pytest.mark.usefixtures("folder")
@@ -522,20 +521,20 @@ def test_a_smallest_batch_that_a_request_may_miss_is_said() -> None:
 )
 def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu(lines: str, model_format: str, expected: list[int]) -> None:
     more = 'formats = ["torchscript", "onnx"]'
-    found = derived(triton(lines, more), model_format, tensors(PyTorch="2.14.1"))
+    parsed = derive_config(triton(lines, more), model_format, tensors(PyTorch="2.14.1"))
     count = 2 if model_format == "torchscript" else 0
-    assert [(sample.batch_size, sample.count) for sample in found.model_warmup] == [(size, count) for size in expected]
+    assert [(sample.batch_size, sample.count) for sample in parsed.model_warmup] == [(size, count) for size in expected]
 
 
 @pytest.mark.usefixtures("folder")
-def test_an_ensemble_takes_no_more_than_its_steps() -> None:
+def test_an_ensemble_accepts_no_larger_batch_than_its_steps() -> None:
     text = spec("[triton.preprocess]\nmax_batch_size = 2", ENSEMBLE)
-    derived(text, "onnx", tensors())
+    derive_config(text, "onnx", tensors())
     pictures = {
         "inputs": [{"name": "IMAGE", "dtype": "bytes", "shape": [-1, 1]}],
         "outputs": [{"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 160, 160]}],
     }
-    model = read(text)
+    model = load_model(text)
     Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
     first = config.task(model, "preprocess", ["preprocess"])["meta"]["stage"]
     first.build(first.inputs, first.outputs, first.settings)
@@ -550,8 +549,8 @@ def test_an_ensemble_takes_no_more_than_its_steps() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_batch_that_is_fixed_for_one_run_contradicts_nothing() -> None:
-    read(spec("[triton]\ndynamic_batching = {}", ENSEMBLE))
+def test_a_batch_that_an_option_fixes_for_one_run_contradicts_nothing() -> None:
+    load_model(spec("[triton]\ndynamic_batching = {}", ENSEMBLE))
     [model] = load(overrides={"m": {("onnx", "dynamic_axes"): ("--no-dynamic_axes", False)}})
     assert model.largest_batch("onnx") == 0
 
