@@ -112,6 +112,11 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
+def test_the_pre_commit_hooks_use_the_pinned_ruff() -> None:
+    (version,) = re.findall(r"^ruff==(\S+)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+    assert f"rev: v{version}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("readme") / "project")
