@@ -24,43 +24,38 @@ from typing import Any
 
 from doit.exceptions import InvalidDodoFile
 
-from build_tasks.doit_plugin.lazy_imports import lazily
 from build_tasks.doit_plugin.noop_cache import noop_cache
 from build_tasks.doit_plugin.reporter import Reporter
 from build_tasks.doit_plugin.reserved_names import RESERVED
+from build_tasks.doit_plugin.state import require_doit, require_installed_commands
 from build_tasks.errors import UserError
 from build_tasks.formats import artifacts
 from build_tasks.paths import BUILD, STATE_DB
 from build_tasks.runtime import memory_budget, resources
 from build_tasks.runtime.digests import ContentChecker, digest
 from build_tasks.spec import overrides
-from build_tasks.spec.loader import load, model_names
+from build_tasks.spec.loader import load
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
-
-with lazily():
-    from build_tasks.bench import task as bench
-    from build_tasks.serving import check, container, serve, smoke, triton_core
-    from build_tasks.stages import (
-        accuracy,
-        cast,
-        client,
-        config,
-        engine,
-        labels,
-        layers,
-        measure,
-        onnx,
-        precision,
-        preprocess,
-        prune,
-        publish,
-        reference,
-        repair,
-        summary,
-        torchscript,
-        weights,
-    )
+from build_tasks.stages import (
+    accuracy,
+    cast,
+    client,
+    config,
+    engine,
+    labels,
+    measure,
+    onnx,
+    precision,
+    preprocess,
+    prune,
+    publish,
+    reference,
+    repair,
+    summary,
+    torchscript,
+    weights,
+)
 
 # doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
 gc.disable()
@@ -69,12 +64,11 @@ atexit.register(digest.save)
 
 Tasks = Iterator[dict[str, Any]]
 
+require_doit()
+require_installed_commands()
+
 try:
-    NAMES = model_names()
-    noop_cache.look(NAMES)
-    MODELS = load(
-        reserved=RESERVED, overrides=overrides.from_command_line(), unchanged=noop_cache.serves, folders=NAMES
-    )
+    MODELS = load(reserved=RESERVED, overrides=overrides.from_command_line(), unchanged=noop_cache.triton_models)
     memory_budget.from_environment()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
@@ -105,7 +99,7 @@ DOIT_CONFIG = {
 
 def task_model() -> Tasks:
     """Everything of one model"""
-    for name in noop_cache.named:
+    for name in noop_cache.requested:
         yield {"basename": name, "actions": None, "uptodate": [True], "doc": "as it was found up to date"}
     for model in MODELS:
         yield {
@@ -267,11 +261,14 @@ def task_publish() -> Tasks:
 
 
 def task_prune() -> dict[str, Any]:
-    others = (name for serves in noop_cache.serves.values() for name in serves)
+    others = (name for serves in noop_cache.triton_models.values() for name in serves)
     return prune.task({*others, *(name for model in MODELS for name in model.triton_models)})
 
 
-if not noop_cache.models_only:  # what no model needs is not made, or imported, where nothing but models is asked for
+if not noop_cache.only_models:  # `doit NAME ...` needs none of these tasks, and does not import their modules
+    from build_tasks.bench import task as bench
+    from build_tasks.serving import check, container, serve, smoke, triton_core
+    from build_tasks.stages import layers
 
     def task_compare() -> Tasks:
         """On demand: the accuracy of every precision -> precisions.json, precisions.svg"""

@@ -1,8 +1,8 @@
-"""The words that this project adds to `doit`, in the environment that it is installed in.
+"""The commands and reporters that this project adds to `doit`, in the environment that it is installed in.
 
-doit finds them by entry points (see pyproject.toml) before it reads a dodo.py, and makes nothing of them until they are
-asked for. What they do stands in build_tasks/ of the checkout that doit is started in; only this file is installed, and
-it fits every checkout. Where there is none, or a broken one, they say so, and the rest of doit goes on.
+doit finds them by entry points (see pyproject.toml) before it reads a dodo.py. The code behind them is in build_tasks/
+of the checkout that doit is started in. Only this file is installed, and it fits every checkout. Where there is no
+checkout, `run` and the reporters are doit's own, and the other commands report that they are not available.
 """
 
 import importlib
@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from doit.cmd_base import Command
+from doit.cmd_run import Run as DoitRun
 from doit.reporter import JsonReporter, ZeroReporter
 
 COMMANDS = {
@@ -21,7 +22,7 @@ COMMANDS = {
 
 
 class Unavailable(Command):  # type: ignore[misc]  # doit has no types
-    """What stands for a command where it cannot be had."""
+    """A command that cannot be imported. It prints the reason."""
 
     doc_usage = "[...]"
 
@@ -30,23 +31,43 @@ class Unavailable(Command):  # type: ignore[misc]  # doit has no types
         return 3
 
 
+class OtherRun(DoitRun):  # type: ignore[misc]  # doit has no types
+    """`doit run` outside a checkout: doit's own, unless an option such as `-f` leads to the dodo.py of a checkout."""
+
+    name = "run"
+
+    def execute(self, params: Any, args: list[str]) -> Any:
+        folder = os.path.dirname(_dodo_file(params))
+        if params["cwdPath"] is None and os.path.exists(f"{folder}/build_tasks/doit_plugin/run_command.py"):
+            os.chdir(folder)  # as doit itself does before it loads a dodo.py
+            params["dodoFile"] = os.path.basename(params["dodoFile"])
+            command = _module("doit_plugin.run_command").Run(
+                task_loader=self.loader, config=self.config, bin_name=self.bin_name, opt_vals=self.opt_vals
+            )
+            command.load_plugins()
+            return command.execute(params, args)
+        return super().execute(params, args)
+
+
 def __getattr__(name: str) -> type[Command]:
-    if name not in COMMANDS:
+    if name != "Run" and name not in COMMANDS:
         raise AttributeError(name)
     try:
-        found: type[Command] = getattr(_module(COMMANDS[name]), name)
-    except Exception as error:  # whatever is wrong there, `doit help` shall list the others
+        if name == "Run":
+            return _class("doit_plugin.run_command", "Run", OtherRun)
+        command: type[Command] = getattr(_module(COMMANDS[name]), name)
+    except Exception as error:  # one broken command must not keep `doit help` from listing the others
         return type(name, (Unavailable,), {"doc_purpose": f"not available: {error}"})
-    return found
+    return command
 
 
 class Quiet:
     """`doit -r quiet`"""
 
-    desc = "failures, and what stands at the end"
+    desc = "failures, and the totals at the end"
 
     def __new__(cls, *arguments: Any) -> Any:
-        return _reporter("Quiet", ZeroReporter)(*arguments)
+        return _class("doit_plugin.reporter", "Quiet", ZeroReporter)(*arguments)
 
 
 class Json:
@@ -55,21 +76,32 @@ class Json:
     desc = "the end of a run as JSON: models, tasks, exit code"
 
     def __new__(cls, *arguments: Any) -> Any:
-        return _reporter("Json", JsonReporter)(*arguments)
+        return _class("doit_plugin.reporter", "Json", JsonReporter)(*arguments)
 
 
-def _reporter(name: str, otherwise: type) -> type:
-    """The class in the checkout; of a dodo.py of another project, doit's own nearest."""
+def _class(module: str, name: str, default: type) -> type:
+    """Return a class of the checkout; where there is none, `default`."""
     try:
-        found: type = getattr(_module("doit_plugin.reporter"), name)
+        found: type = getattr(_module(module), name)
     except ModuleNotFoundError:
-        return otherwise
+        return default
     return found
 
 
 def _module(name: str) -> Any:
     if not os.path.exists("build_tasks/__init__.py"):
         raise ModuleNotFoundError("it works in the folder of a checkout, beside its dodo.py")
-    if (here := os.getcwd()) not in sys.path:  # it holds the folder of the script `doit` instead
-        sys.path.insert(0, here)
+    if (folder := os.getcwd()) not in sys.path:  # the script `doit` has its own folder there
+        sys.path.insert(0, folder)
     return importlib.import_module(f"build_tasks.{name}")
+
+
+def _dodo_file(params: Any) -> str:
+    """Return the path of the dodo.py that doit will load; see doit/loader.py, get_module."""
+    path: str = os.path.abspath(params["dodoFile"])
+    while params["seek_file"] and not os.path.exists(path):
+        folder, file = os.path.split(path)
+        if folder == (parent := os.path.dirname(folder)):
+            break
+        path = os.path.join(parent, file)
+    return path

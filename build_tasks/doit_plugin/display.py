@@ -4,6 +4,7 @@ Both hear of the same things: what is said (a line) and shown (a table) for good
 ends.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,16 @@ class Reached(NamedTuple):
 def reached(before: Reached | None, progress: Progress) -> Reached:
     same = before is not None and before.progress.what == progress.what
     return Reached(progress, before.since if before and same else time.monotonic())
+
+
+def create(out: TextIO, totals: Callable[[], str]) -> "NullDisplay":
+    """Return the display that fits a stream: a terminal or a log.
+
+    Args:
+        totals: Returns the line on the run as a whole, at any moment.
+    """
+    is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return LiveDisplay(out, totals) if is_terminal else LogDisplay(out)
 
 
 class NullDisplay:

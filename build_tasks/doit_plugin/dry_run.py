@@ -11,6 +11,7 @@ gives is not known before it has run; often it is what was there, and the rebuil
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from build_tasks.doit_plugin.state import is_ignored
 from build_tasks.doit_plugin.task_graph import requested_tasks, required_tasks
 from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.runtime.digests import digest
@@ -53,7 +54,7 @@ def plan_steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> lis
             ignored = [dep for dep in left_out if found[dep].state == TaskState.IGNORED]
             state = TaskState.IGNORED if ignored else TaskState.UNSUPPORTED_DEPENDENCY
             reasons = [depends_on(ignored) if ignored else f"depends on {', '.join(left_out)}"]
-        elif records.status_is_ignore(task):
+        elif is_ignored(records, task):
             state, reasons = TaskState.IGNORED, [BY_COMMAND]
         else:
             state, reasons, again = predict(task, tasks, records, made)

@@ -1,29 +1,14 @@
 """plan: `doit plan`, which tells what `doit` would do now, why, and how long that took last time; it writes nothing"""
 
-import os
-import sqlite3
 from typing import Any
 
 from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
-from doit.dependency import Dependency, SqliteDB
 
 from build_tasks.doit_plugin.dry_run import Step, plan_steps
+from build_tasks.doit_plugin.state import ReadOnlyStateDB, StateManager
 from build_tasks.doit_plugin.task_state import TaskState
-from build_tasks.paths import STATE_DB
-from build_tasks.runtime.digests import ContentChecker, digest
-
-
-class Records(SqliteDB):  # type: ignore[misc]  # doit has no types
-    """doit's records, read into memory."""
-
-    def _sqlite3(self, name: str) -> Any:
-        memory = super()._sqlite3(":memory:")
-        if os.path.exists(name):
-            source = sqlite3.connect(f"file:{name}?mode=ro", uri=True)
-            source.backup(memory)
-            source.close()
-        return memory
+from build_tasks.runtime.digests import digest
 
 
 class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
@@ -38,7 +23,7 @@ class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
 
     def execute(self, params: Any, args: list[str]) -> Any:
         digest.remembers = False
-        self.dep_manager = Dependency(Records, STATE_DB, checker_cls=ContentChecker)
+        self.dep_manager = StateManager(ReadOnlyStateDB)
         return super().execute(params, args)
 
     def _execute(self) -> int:

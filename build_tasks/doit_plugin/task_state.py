@@ -1,5 +1,6 @@
 """The states of a task, with the words that `doit`, `doit plan`, `doit -r json` and the report page share."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -22,3 +23,13 @@ class TaskState(StrEnum):
 
 
 NOTHING_TO_DO = frozenset({TaskState.UP_TO_DATE, TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY})
+COUNTED = (TaskState.BUILT, TaskState.UP_TO_DATE, TaskState.UNSUPPORTED, TaskState.FAILED)
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Return the last line of a run: "25 built, 1 not for this machine".
+
+    Args:
+        counts: The number of tasks by state.
+    """
+    return ", ".join(f"{counts[state]} {state}" for state in COUNTED if counts.get(state)) or "nothing to do"

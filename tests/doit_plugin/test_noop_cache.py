@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from build_tasks.doit_plugin import noop_cache
-from build_tasks.doit_plugin.noop_cache import NoopCache, requested_models
+from build_tasks.doit_plugin.noop_cache import NoopCache, Request, requested_models
 from tests.support.project import DOIT, OTHER, TINY, Project, add_tiny
 
 WITH_ENGINE = TINY.replace('"onnx"]', '"onnx", "tensorrt"]')
@@ -50,8 +48,8 @@ def known(project: Project, monkeypatch: pytest.MonkeyPatch, *words: str) -> tup
     with monkeypatch.context() as patch:
         patch.chdir(project.root)
         patch.setattr("sys.path", [str(project.root), *SEARCHED])
-        found.look(sorted(os.listdir(project / "models")), ["doit", *words])
-    return set(found.models), set(found.apart)
+        found.load(words)
+    return set(found.unchanged), set(found.unselected)
 
 
 def search_path() -> list[str]:
@@ -108,33 +106,12 @@ def test_an_edit_is_seen(pair: Project, monkeypatch: pytest.MonkeyPatch, name: s
     edit(pair)
     everything = name in ("no records", "the project's code")
     assert known(pair, monkeypatch)[0] == (set() if everything else {"other"})
-    expected = pair.plan()["run"]
+    expected = pair.plan()["to run"]
     run = pair.built()
     assert set(expected) <= set(run.ran)
     assert (outdated in run.ran) if outdated else (run.ran == [])
     settle(pair)
     assert known(pair, monkeypatch)[0] == {"tiny", "other"}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="where there are children of this kind")
-def test_a_child_looks_at_half_of_many(pair: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("build_tasks.doit_plugin.noop_cache.WORTH_A_CHILD", 2)
-    monkeypatch.setattr("build_tasks.runtime.resources.cores", lambda: 2.0)
-    assert known(pair, monkeypatch)[0] == {"tiny", "other"}
-    for changed, same in (("tiny", "other"), ("other", "tiny")):  # the first half is looked at here
-        os.utime(pair / f"build/{changed}/model.pt")
-        assert known(pair, monkeypatch)[0] == {same}
-        settle(pair)
-        assert known(pair, monkeypatch)[0] == {"tiny", "other"}
-    here, look = os.getpid(), noop_cache._is_unchanged
-
-    def dies_in_a_child(record: noop_cache.Record) -> bool:
-        if os.getpid() != here:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return look(record)
-
-    monkeypatch.setattr("build_tasks.doit_plugin.noop_cache._is_unchanged", dies_in_a_child)
-    assert known(pair, monkeypatch)[0] == {"other"}, "of what the child had to look at, nothing is known"
 
 
 def test_what_is_ignored_is_told_at_every_run(pair: Project) -> None:
@@ -148,7 +125,7 @@ def test_an_installed_distribution_makes_all_be_judged(pair: Project, monkeypatc
     libraries.mkdir()
     environment = {"PYTHONPATH": str(libraries)}
     assert pair.built(**environment).ran == []
-    monkeypatch.setattr("test_settled.SEARCHED", [SEARCHED[0], str(libraries), *SEARCHED[1:]])
+    monkeypatch.setattr(f"{__name__}.SEARCHED", [SEARCHED[0], str(libraries), *SEARCHED[1:]])
     assert known(pair, monkeypatch)[0] == {"tiny", "other"}
     (libraries / "onnx-99.dist-info").mkdir()
     (libraries / "onnx-99.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: onnx\nVersion: 99\n")
@@ -196,20 +173,25 @@ def test_what_is_not_for_this_machine_is_told_at_every_run(project: Project, tin
 
 
 @pytest.mark.parametrize(
-    ("words", "models"),
+    ("words", "request_"),
     [
-        ("doit", set()),
-        ("/bin/doit run", set()),
-        ("doit/__main__.py -n 2 a", {"a"}),
-        ("doit -r quiet a b", {"a", "b"}),
-        ("doit onnx:a", None),
-        ("doit a --always-execute", None),
-        ("doit -a", None),
-        ("doit -r json", None),
-        ("doit list", None),
-        ("doit -n", None),
-        ("pytest", None),
+        ("", Request(set(), quiet=False)),
+        ("-n 2 a", Request({"a"}, quiet=False)),
+        ("-r quiet a b", Request({"a", "b"}, quiet=True)),
+        ("onnx:a", None),
+        ("a --always-execute", None),
+        ("-a", None),
+        ("-r json", None),
+        ("c", None),
+        ("../models/a", None),
+        ("-n", None),
     ],
 )
-def test_in_use_where_nothing_but_models_is_asked_for(words: str, models: set[str] | None) -> None:
-    assert requested_models(words.split(), ["a", "b"]) == models
+def test_in_use_where_nothing_but_models_is_requested(
+    words: str, request_: Request | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"models/{name}").mkdir(parents=True)
+        (tmp_path / f"models/{name}/model.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert requested_models(words.split()) == request_

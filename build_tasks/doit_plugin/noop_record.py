@@ -1,0 +1,129 @@
+"""What a run leaves to the no-op cache: the models of which it checked every task, and found none outdated."""
+
+import os
+import time
+from typing import Any
+
+from build_tasks.doit_plugin import noop_cache, run_results, task_graph
+from build_tasks.doit_plugin.noop_cache import NoopCache, Record, StatSignature
+from build_tasks.doit_plugin.task_state import NOTHING_TO_DO, TaskState
+from build_tasks.paths import BUILD
+from build_tasks.runtime import hardware
+from build_tasks.runtime.digests import digest
+from build_tasks.runtime.stage import nothing_missing, stage_of
+
+RECENT_NS = 2_000_000_000
+
+
+def update(
+    cache: NoopCache,
+    tasks: dict[str, Any],
+    results: dict[str, run_results.TaskResult],
+    messages: dict[str, str],
+    row_digests: dict[str, bytes],
+) -> None:
+    """Save the models that are up to date.
+
+    Args:
+        cache: As it was loaded at the start of the run.
+        tasks: doit's tasks, by name.
+        results: Of the tasks of this run, by name.
+        messages: The lines on tasks that are not for this machine, by task.
+        row_digests: Digests of the records that doit read in this run, by task.
+    """
+    if not cache.only_models or not digest.remembers or _recently_edited():
+        return
+    found = {
+        name: record
+        for name in cache.changed
+        if (record := _record(cache.changed[name], name, tasks, results, messages, row_digests))
+    }
+    contents = cache.contents
+    if contents.global_signature != cache.global_signature:
+        contents = noop_cache.Contents(cache.global_signature, b"", {})
+    if not found and contents is cache.contents:
+        cache.refresh()
+        return
+    others = {name: record for name, record in contents.models.items() if name not in found}
+    if cache.state_signature != contents.state_signature:
+        others = noop_cache.models_with_same_records(others)
+    noop_cache.write(noop_cache.Contents(cache.global_signature, cache.state_signature, {**others, **found}))
+
+
+def _record(
+    before: tuple[list[str], bytes, bytes],
+    name: str,
+    tasks: dict[str, Any],
+    results: dict[str, run_results.TaskResult],
+    messages: dict[str, str],
+    row_digests: dict[str, bytes],
+) -> Record | None:
+    """Return what the cache is to hold of a model; None where it is outdated, or where that is not certain.
+
+    Args:
+        before: The model's value in `NoopCache.changed`.
+    """
+    if name not in tasks:
+        return None
+    chain = [task for task in task_graph.required_tasks(tasks, [name]) if tasks[task].actions]
+    states = [results[task].state if task in results else None for task in chain]
+    stages = [stage for task in chain if (stage := stage_of(tasks[task]))]
+    if not set(states) <= NOTHING_TO_DO or len(stages) != len(chain) or not row_digests.keys() >= set(chain):
+        return None
+    folder, folder_signatures, build_folder = before
+    signatures: dict[str, StatSignature] = {}
+    for stage, state in zip(stages, states, strict=True):
+        up_to_date = state == TaskState.UP_TO_DATE
+        for path in (*stage.dependency_paths(), *stage.outputs.values()):
+            if not path.startswith("build_tasks/") and not _add_signatures(path, signatures, up_to_date):
+                return None
+        for external in filter(None, stage.external_inputs.values()):
+            if not _add_signatures(external, signatures, False):
+                return None
+    paths = sorted(signatures.keys() - set(folder))
+    depends_on_gpu = any(stage.missing_requirements is not nothing_missing for stage in stages)
+    return Record(
+        folder=folder,
+        folder_signatures=folder_signatures,
+        paths=[f"{BUILD}/{name}", *paths],
+        stat_signatures=build_folder + noop_cache.packed([number for path in paths for number in signatures[path]]),
+        tasks=chain,
+        row_digests=[row_digests[task] for task in chain],
+        gpu=str(hardware.gpu()) if depends_on_gpu else None,
+        triton_models=dict(stages[0].model.triton_models),
+        counts={str(state): states.count(state) for state in NOTHING_TO_DO if state in states},
+        messages=[messages[task] for task in chain if task in messages],
+        rows=[
+            (row.model, row.format, row.name, str(row.state), *row[4:])
+            for row in run_results.model_rows({task: tasks[task] for task in chain}, chain, results)
+        ],
+    )
+
+
+def _add_signatures(path: str, signatures: dict[str, StatSignature], required: bool) -> bool:
+    """Add what stat said of a path, and of all below it, when it was checked.
+
+    Args:
+        required: Whether the path must exist.
+    Returns: False where that is not known for certain.
+    """
+    if path in signatures:
+        return True
+    identity = digest.identity(path)
+    if identity is None:
+        if required or os.path.exists(path):
+            return False
+        signatures[path] = noop_cache.ABSENT
+        return True
+    signatures[path] = identity
+    if os.path.isdir(path):
+        return all(
+            _add_signatures(f"{path}/{name}", signatures, True) for name in os.listdir(path) if name != "__pycache__"
+        )
+    return True
+
+
+def _recently_edited() -> bool:
+    """Return whether the project may have been edited while it was imported."""
+    newest = max(os.stat(path).st_ctime_ns for path in noop_cache.project_files() if os.path.exists(path))
+    return time.time_ns() - newest < RECENT_NS

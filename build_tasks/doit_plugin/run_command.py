@@ -1,0 +1,114 @@
+"""run: `doit`, with this project's records (state.py), and with an answer for models in which nothing has changed
+
+    doit NAME ... ─► no-op cache: has anything changed? ─ no ─► the same lines as a run that checks every task
+                                    └─ yes ─► doit loads dodo.py and runs the tasks
+
+dodo.py, and with it most modules of build_tasks, is imported only where there may be something to do.
+"""
+
+import atexit
+import gc
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+from doit.cmd_base import opt_depfile
+from doit.cmd_run import Run as DoitRun
+
+from build_tasks.doit_plugin import display
+from build_tasks.doit_plugin.noop_cache import noop_cache, requested_models
+from build_tasks.doit_plugin.task_state import format_counts
+from build_tasks.paths import REPOSITORY, STATE_DB
+
+
+class Run(DoitRun):  # type: ignore[misc]  # doit has no types
+    """The command."""
+
+    name = "run"
+    pdb = False
+
+    def get_backends(self) -> dict[str, Any]:
+        """Nothing yet. doit reads the entry points of every distribution for it, which `load_plugins` may spare."""
+        return {}
+
+    def get_reporters(self) -> dict[str, Any]:
+        """Nothing yet, for the same reason."""
+        return {}
+
+    def load_plugins(self) -> None:
+        """Find doit's backends and reporters, as doit's own constructor does."""
+        self._backends = super().get_backends()
+        self.reporters = super().get_reporters()
+
+    def help(self) -> str:
+        self.load_plugins()
+        text: str = super().help()
+        return text
+
+    def parse_execute(self, in_args: list[str]) -> Any:
+        # doit's own process is short and small. To collect garbage would take an eighth of a run with nothing to do.
+        gc.disable()
+        atexit.register(gc.freeze)
+        if is_default_dodo(self.opt_vals.get("dodoFile", "dodo.py")) and self.opt_vals.get("cwdPath") is None:
+            words = requested_models(in_args)
+            if words is not None and "DOIT_FILE" not in os.environ and nothing_to_do(words.models, words.quiet):
+                return 0
+        self.load_plugins()
+        return super().parse_execute(in_args)
+
+    def execute(self, params: Any, args: list[str]) -> Any:
+        if is_default_dodo(params["dodoFile"]) and params["backend"] in ("dbm", "sqlite3"):  # the first: doit's default
+            from build_tasks.doit_plugin.state import StateDB, StateManager, require_doit
+
+            require_doit()
+            own_file = params["dep_file"] == opt_depfile["default"]
+            self.dep_manager = StateManager(StateDB, STATE_DB if own_file else params["dep_file"])
+        return super().execute(params, args)
+
+
+def is_default_dodo(path: str) -> bool:
+    """Return whether a path leads to the dodo.py of this folder."""
+    return path == "dodo.py" or os.path.realpath(path) == os.path.realpath("dodo.py")
+
+
+def nothing_to_do(models: set[str], quiet: bool) -> bool:
+    """Report the models as up to date, where the no-op cache shows that nothing has changed.
+
+    Args:
+        models: The names on the command line; empty for all models and `prune`.
+        quiet: Whether the report has only the totals.
+    Returns: False where a run has to find out.
+    """
+    if "BUILD_MEMORY" in os.environ:  # dodo.py checks its value
+        return False
+    noop_cache.load(models)
+    if not noop_cache.complete or not models <= noop_cache.unchanged.keys() or (not models and not _nothing_to_prune()):
+        return False
+    counts: Counter[str] = Counter() if models else Counter({"up to date": 1})  # of prune
+    out = display.FailuresDisplay(sys.stdout) if quiet else display.create(sys.stdout, lambda: "")
+    for record in noop_cache.unchanged.values():
+        counts.update(record.counts)
+        for line in record.messages:
+            out.say(line)
+    text = format_counts(counts)
+    if quiet:
+        sys.stdout.write(f"{text}\n")
+    else:
+        out.say(text)
+    noop_cache.refresh()
+    return True
+
+
+def _nothing_to_prune() -> bool:
+    """Return whether every generated folder of the repository belongs to a model that is described by a spec."""
+    described = {name for record in noop_cache.unchanged.values() for name in record.triton_models}
+    try:
+        others = set(os.listdir(REPOSITORY)) - described
+    except OSError:
+        return True
+    if others:
+        from build_tasks.triton.repository import is_generated
+
+        return not any(map(is_generated, others))
+    return True
