@@ -1,7 +1,9 @@
-"""A target is published whole or not at all: scratch folders, and the rename that ends them.
+"""Targets appear complete or not at all: they are built in a scratch folder, and a rename moves them to their path.
 
-And it is read and written as seldom as can be: copies share their bytes where the file system can, and whatever is
-renamed, linked or copied here keeps the digest that is known of it (`digest.preserve_digest`, `digest.copy_digest`).
+    scratch folder ─► draft ─► flushed to the disk ─► rename ─► target
+
+Files are read and written as seldom as possible. Copies share their bytes if the file system can do that, and what is
+renamed, linked or copied here keeps its cached digest (`digest.preserve_digest`, `digest.copy_digest`).
 """
 
 import contextlib
@@ -23,17 +25,23 @@ except ImportError:  # not on Windows
 
 SCRATCH = f"{BUILD}/.scratch"
 
-# From this size on a copy may be a hard link. A smaller one takes milliseconds, and what people edit is among those.
+# From this size on, a copy may be a hard link. To copy a smaller file takes milliseconds, and people edit small files.
 LINKED_FROM = 32 << 20  # bytes
-FICLONE = 0x40049409  # of linux/fs.h
+FICLONE = 0x40049409  # from linux/fs.h
 
 
 @contextlib.contextmanager
 def scratch_dir(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
-    """A folder to build in; gone afterwards. What killed runs left behind is removed on the way.
+    """Context manager for a new folder to build in, which is removed afterwards.
 
-    A folder in use is locked: the kernel ends a lock with its process, whatever host or container that was in.
-    Source: man 2 flock. Where there is no flock, nothing is removed.
+    It first removes the folders that killed runs have left. A folder in use is locked, and the kernel ends a lock with
+    its process, also on another host or in a container. Without flock nothing is removed.
+
+    Args:
+        parent: Where the folder is made.
+        prefix: How its name begins.
+
+    Source: man 2 flock.
     """
     os.makedirs(parent, exist_ok=True)
     with locked(parent):
@@ -49,13 +57,17 @@ def scratch_dir(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             remove_tree(folder)
-        shutil.rmtree(folder, ignore_errors=True)  # the rest, where one thing would not go
+        shutil.rmtree(folder, ignore_errors=True)  # the rest, if one file could not be removed
         in_use.close()
 
 
 @contextlib.contextmanager
 def locked(folder: str, wait: bool = True) -> Iterator[None]:
-    """Hold the folder's lock; OSError where another process does, and this one shall not wait."""
+    """Context manager that holds the lock of a folder.
+
+    Raises:
+        OSError: If another process holds it and `wait` is False.
+    """
     if fcntl is None:
         yield
         return
@@ -68,19 +80,18 @@ def locked(folder: str, wait: bool = True) -> Iterator[None]:
 
 
 def size(path: str) -> int | None:
-    """In bytes, of a file, or of all in a folder; None where nothing is."""
+    """The bytes of a file, or of all files in a folder; None if nothing is at the path."""
     if os.path.isdir(path):
         return sum(os.path.getsize(f"{folder}/{name}") for folder, _, names in os.walk(path) for name in names)
     return os.path.getsize(path) if os.path.exists(path) else None
 
 
 def flush(path: str) -> None:
-    """Wait until the file, or every file of the folder, is on the disk."""
+    """Wait until the file, or every file in the folder, is on the disk."""
     inside = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    mode = os.O_RDONLY if os.name == "posix" else os.O_RDWR  # Windows flushes only files that are open for writing
     for file in inside if os.path.isdir(path) else [path]:
-        descriptor = os.open(
-            file, os.O_RDONLY if os.name == "posix" else os.O_RDWR
-        )  # Windows flushes what it may write
+        descriptor = os.open(file, mode)
         try:
             os.fsync(descriptor)
         finally:
@@ -88,41 +99,45 @@ def flush(path: str) -> None:
 
 
 def replace(source: str, target: str, near: str | None = None) -> None:
-    """Put `source`, a file or a folder, in the place of `target` in one step.
+    """Move `source`, a file or a folder, to the path `target` in one step.
 
-    What stood there before ends up at `source` or is gone. On two file systems (build/ as a cache mount) the
-    source is first copied beside the target, or into the folder `near`.
+    What was at `target` before is afterwards at `source`, or is removed. If the two paths are on different file systems
+    (build/ may be a cache mount), the source is first copied to the file system of the target.
+
+    Args:
+        near: The folder for that copy, instead of the target's own.
     """
     os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
-        _swap(source, target)
+        _rename(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with scratch_dir(near or os.path.dirname(target), prefix=".incoming-") as near:
-            draft = f"{near}/{os.path.basename(target)}"
+        with scratch_dir(near or os.path.dirname(target), prefix=".incoming-") as folder:
+            draft = f"{folder}/{os.path.basename(target)}"
             copy(source, draft)
             flush(draft)
             try:
-                _swap(draft, target)
-            except OSError as again:  # a folder of a lower layer, which an overlay cannot rename
-                if again.errno != errno.EXDEV:
+                _rename(draft, target)
+            except OSError as second_error:  # an overlay file system cannot rename a folder of a lower layer
+                if second_error.errno != errno.EXDEV:
                     raise
                 remove_tree(target)
                 os.rename(draft, target)
 
 
 def copy(source: str, target: str) -> None:
-    """Make `target`, a file or a folder, the same as `source`: in one pass at most, and without one where that can be.
+    """Copy `source`, a file or a folder, to `target`: in one pass over the bytes, or in none if possible.
 
-    A clone where the file system knows those (XFS, Btrfs); of a large file a hard link; else a copy by the kernel. A
-    link is the file itself, under another name: so that neither is written into by mistake, both are read-only, as the
-    caches of ccache and DVC are. They are replaced and removed as ever.
+    A file becomes a clone on file systems that have clones (XFS, Btrfs); else a large file becomes a hard link, and a
+    small one is copied by the kernel. A hard link is the same file under another name. Both names are made read-only,
+    as in the caches of ccache and DVC, so that nobody writes into the file by mistake. They can still be replaced and
+    removed.
     """
     if os.path.isdir(source):
         try:
             shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True)
-        except shutil.Error as error:  # of each file, where it was and should have gone, and why not
+        except shutil.Error as error:  # holds (source, target, reason) for each file that failed
             raise OSError(error.args[0][0][2]) from error
     else:
         with digest.copy_digest(source, target):
@@ -131,11 +146,17 @@ def copy(source: str, target: str) -> None:
 
 
 def link(source: str, target: str, read_only: bool = False) -> bool:
-    """Whether `target` could become another name of the file `source`, and both read-only if that is asked for."""
+    """Make `target` a hard link to the file `source`.
+
+    Args:
+        read_only: Whether to remove the permission to write from the file.
+
+    Returns: Whether that succeeded.
+    """
     with digest.preserve_digest(source):
         try:
             os.link(source, target)
-        except OSError:  # another file system, one without links, one too many; or another user's file
+        except OSError:  # another file system, no links there, too many links, or another user's file
             return False
         try:
             if read_only:
@@ -147,30 +168,34 @@ def link(source: str, target: str, read_only: bool = False) -> bool:
 
 
 def sync_dir(source: str, target: str) -> None:
-    """Make the folder `target` like `source`, entry by entry, and leave alone what is equal.
+    """Make the folder `target` equal to `source`, entry by entry; entries that are equal stay untouched.
 
-    A link in `source` stands for the entry that is there. Folders come first, config.pbtxt last of what is new, and
-    what `source` has no more goes at the end: whoever looks meanwhile finds what the configuration speaks of.
+    A symbolic link in `source` stands for the entry of that name in `target`. Folders are updated first, and
+    config.pbtxt is the last of the new entries; then the entries that `source` does not have are removed. A server that
+    reads the folder meanwhile finds everything that its config.pbtxt names.
     """
     if not os.path.isdir(target):
         return replace(source, target)
-    here = {entry.name: entry for entry in os.scandir(source)}
-    for entry in sorted(here.values(), key=lambda e: (e.name == "config.pbtxt", not e.is_dir(), e.name)):
-        there = f"{target}/{entry.name}"
-        if not entry.is_symlink() and digest(entry.path, remember=False) != digest(there):
-            replace(entry.path, there, near=os.path.dirname(target))
-    for name in set(os.listdir(target)) - here.keys():
+    entries = {entry.name: entry for entry in os.scandir(source)}
+    for entry in sorted(entries.values(), key=lambda e: (e.name == "config.pbtxt", not e.is_dir(), e.name)):
+        path = f"{target}/{entry.name}"
+        if not entry.is_symlink() and digest(entry.path, remember=False) != digest(path):
+            replace(entry.path, path, near=os.path.dirname(target))
+    for name in set(os.listdir(target)) - entries.keys():
         remove(f"{target}/{name}")
     return None
 
 
 def _cloned(source: str, target: str) -> bool:
-    """Whether `target` shares the blocks of `source` until one is written to. Source: man 2 ioctl_ficlone."""
+    """Make `target` share the blocks of `source` until one of them is written to; returns whether that succeeded.
+
+    Source: man 2 ioctl_ficlone.
+    """
     if sys.platform != "linux" or fcntl is None:
         return False
-    with open(source, "rb") as there, open(target, "wb") as here:
+    with open(source, "rb") as original, open(target, "wb") as clone:
         try:
-            fcntl.ioctl(here, FICLONE, there.fileno())
+            fcntl.ioctl(clone, FICLONE, original.fileno())
             return True
         except OSError:
             os.remove(target)
@@ -178,27 +203,28 @@ def _cloned(source: str, target: str) -> bool:
 
 
 def _linked(source: str, target: str) -> bool:
-    """Whether `target` is another name of the large file `source`. Windows does not replace what is read-only."""
+    """Make `target` a hard link if `source` is large; returns whether it is one.
+
+    Not on Windows, which does not replace read-only files.
+    """
     return os.name == "posix" and os.path.getsize(source) >= LINKED_FROM and link(source, target, read_only=True)
 
 
-def _swap(source: str, target: str) -> None:
+def _rename(source: str, target: str) -> None:
     with digest.preserve_digest(source), digest.preserve_digest(target):
-        _put(source, target)
-
-
-def _put(source: str, target: str) -> None:
-    if not os.path.isdir(target) and not (os.path.isdir(source) and os.path.lexists(target)):
-        os.replace(source, target)
-    elif not _exchange(source, target):
-        aside = f"{source}.old"  # the only moment in which nothing stands at the target
-        os.rename(target, aside)
-        os.rename(source, target)
-        os.rename(aside, source)
+        if not os.path.isdir(target) and not (os.path.isdir(source) and os.path.lexists(target)):
+            os.replace(source, target)
+        elif not _exchange(source, target):
+            old = f"{source}.old"
+            os.rename(target, old)  # until the next line there is no target
+            os.rename(source, target)
+            os.rename(old, source)
 
 
 def _exchange(source: str, target: str) -> bool:
-    """Exchange two paths in one step; False where the system cannot (it is Linux's renameat2).
+    """Exchange what is at two paths in one step; returns False if the system cannot do that.
+
+    Linux can, with renameat2.
 
     Source: man 2 renameat2, RENAME_EXCHANGE.
     """
@@ -217,22 +243,22 @@ def _exchange(source: str, target: str) -> bool:
 
 
 def remove(path: str) -> None:
-    """Remove a file or a folder, which disappears from its place in one step."""
+    """Remove a file or a folder. It disappears from its path in one step."""
     with scratch_dir() as folder:
         try:
             os.rename(path, f"{folder}/removed")
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            remove_tree(path)  # another file system, or an overlay's lower layer: there is no one step
+            remove_tree(path)  # another file system, or an overlay's lower layer, where one step is impossible
 
 
 def remove_tree(path: str) -> None:
-    """Remove whatever is at a path."""
+    """Remove the file, link or folder at a path, if there is one."""
     if os.path.isdir(path) and not os.path.islink(path):
         for folder, _, names in os.walk(path):
             for file in (f"{folder}/{name}" for name in names):
-                if os.lstat(file).st_nlink > 1:  # what it is elsewhere remains known
+                if os.lstat(file).st_nlink > 1:  # its other names keep their digest
                     remove_tree(file)
         shutil.rmtree(path)
     elif os.path.lexists(path):

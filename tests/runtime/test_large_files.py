@@ -204,7 +204,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def known(path: str) -> bool:
     """Whether the digest of a file is there for this process and for the next, without reading it."""
     atomic_files.digest.save()
-    return all(table._known_of(path, os.stat(path))[0] for table in (atomic_files.digest, Digests()))
+    return all(table._cached_digest(path, os.stat(path))[0] for table in (atomic_files.digest, Digests()))
 
 
 def test_a_file_keeps_its_digest_through_names_and_modes(here: Path) -> None:
@@ -271,7 +271,7 @@ def test_where_the_file_system_clones_the_two_stay_apart(cloning: Path, monkeypa
     atomic_files.copy("a", "b")
     os.sync()
     assert free - os.statvfs(cloning).f_bavail < 1000, "blocks: its own are those of the other"
-    assert atomic_files.digest._known_of("b", os.stat("b"))[0] == digest
+    assert atomic_files.digest._cached_digest("b", os.stat("b"))[0] == digest
     overwrite(Path("b"))
     assert atomic_files.digest("b") != digest
     atomic_files.digest.save()
