@@ -99,7 +99,9 @@ def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
         for count in BATCHES:
             batch = pytorch_network.example_input(size, count, settings["format"])
             expected = pytorch_network.forward(exact, batch)
-            found = pytorch_network.forward(lambda batch: torchscript_graph.run_with_gpu_rounding(loaded, batch), batch)
-            forms = [[(answer.dtype, answer.shape) for answer in each] for each in (found, expected)]
+            actual = pytorch_network.forward(
+                lambda batch: torchscript_graph.run_with_gpu_rounding(loaded, batch), batch
+            )
+            forms = [[(answer.dtype, answer.shape) for answer in each] for each in (actual, expected)]
             if forms[0] != forms[1]:
                 raise RuntimeError(f"at batch {count} its outputs are {forms[0]}, and those of model.pt {forms[1]}")

@@ -111,11 +111,11 @@ def check(
         )
         expected = [answer.numpy() for answer in pytorch_network.forward(module, batch)]
         try:
-            found = [answer.numpy() for answer in pytorch_network.forward(loaded, batch)]
+            actual = [answer.numpy() for answer in pytorch_network.forward(loaded, batch)]
         except (RuntimeError, UserError) as error:  # it refuses the batch, or its answer has another batch size
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
-        difference = errors[size, *rest] = max_relative_error(float_outputs(found), float_outputs(expected))
+        difference = errors[size, *rest] = max_relative_error(float_outputs(actual), float_outputs(expected))
         if not difference <= limit:
             raise UserError(
                 f"at {at} the trace differs from the network by {difference:.1e} (limit {limit:.0e}): "

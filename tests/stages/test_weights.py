@@ -521,10 +521,10 @@ def test_the_line_has_the_reason_of_the_hub(hub: WeightsRun) -> None:
 def test_a_download_shows_its_progress(tmp_path: Path, server: Server, tiny_weights: Path, source: str) -> None:
     project = Project(tmp_path / "project")
     project.model("tiny", spec(source.format(server.url)))
-    shown = project.terminal("weights:tiny", HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=server.url)
+    output = project.terminal("weights:tiny", HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=server.url)
     size = f"{tiny_weights.stat().st_size / 1e6:.1f}"
-    assert re.search(rf"model\.safetensors: \d\.\d of {re.escape(size)} MB, \d\.\d MB/s", shown)
-    assert "✓" in shown
+    assert re.search(rf"model\.safetensors: \d\.\d of {re.escape(size)} MB, \d\.\d MB/s", output)
+    assert "✓" in output
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -545,8 +545,8 @@ def test_every_failure_is_one_line_with_exit_code_1_and_no_traceback(name: str, 
 def test_a_run_prints_only_a_line_for_each_start_and_end(name: str, request: pytest.FixtureRequest) -> None:
     """No progress of a download that takes no time, and no warning of a library."""
     found: WeightsRun = request.getfixturevalue(name)
-    known = re.compile(
+    expected = re.compile(
         r"  weights +\w+ +\.\.\.(, [\d.]+ s last time;)?( build/\S+: missing)?|[✓✗] weights +\w+ .*|"
         r"(\d+ [a-z ]+(, |$))+|skipped: a dependency failed: weights"
     )
-    assert [line for line in found.run.out.splitlines() if not known.fullmatch(line)] == []
+    assert [line for line in found.run.out.splitlines() if not expected.fullmatch(line)] == []
