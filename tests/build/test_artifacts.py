@@ -1,4 +1,4 @@
-"""What the stages write: the artifacts hold, run at every batch, and tell nothing of the machine."""
+"""What the stages write: artifacts run at every batch size, and contain nothing about the machine."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from tests.support.project import TINY, Project
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-OWN = """\
+SPEC = """\
 max_batch_size = 3
 formats = [{formats}]
 
@@ -52,9 +52,9 @@ def build():
 """
 
 
-def own(project: Project, name: str, body: str, onnx: str = "", formats: str = '"torchscript", "onnx"') -> None:
-    """A model with a network of its own, of which `body` is the end of forward()."""
-    project.model(name, OWN.format(onnx=onnx, formats=formats), network_py=NETWORK.replace("{body}", body))
+def add_own(project: Project, name: str, body: str, onnx: str = "", formats: str = '"torchscript", "onnx"') -> None:
+    """Add a model with its own network; `body` is the end of its forward()."""
+    project.model(name, SPEC.format(onnx=onnx, formats=formats), network_py=NETWORK.replace("{body}", body))
 
 
 def config(project: Project, name: str) -> ModelConfig:
@@ -86,21 +86,21 @@ def test_both_formats_agree_at_any_batch(built_tiny: Project) -> None:
     for size in (1, 2, 3, 7):
         batch = torch.randn(size, 3, 160, 160)
         expected = script(batch).numpy()
-        (found,) = run.run(["OUTPUT__0"], {"INPUT__0": batch.numpy()})
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        (actual,) = run.run(["OUTPUT__0"], {"INPUT__0": batch.numpy()})
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def strings(archive: bytes) -> list[str]:
     """All text in a zip archive of pickles and sources."""
-    found: list[str] = []
+    texts: list[str] = []
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         for name in file.namelist():
             data = file.read(name)
             if name.endswith(".py"):
-                found.append(data.decode())
+                texts.append(data.decode())
             elif name.endswith("pkl"):
-                found += [str(argument) for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
-    return found
+                texts += [str(argument) for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
+    return texts
 
 
 def test_model_pt_tells_nothing_of_the_machine(built_tiny: Project) -> None:
@@ -112,7 +112,7 @@ def test_model_pt_tells_nothing_of_the_machine(built_tiny: Project) -> None:
 
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 def test_model_onnx_tells_nothing_of_the_machine(project: Project, exporter: str) -> None:
-    own(project, "own", "return self.head(features)", f'exporter = "{exporter}"\nopset = 18')
+    add_own(project, "own", "return self.head(features)", f'exporter = "{exporter}"\nopset = 18')
     project.built("onnx:own")
     graph = onnx.load(project / "build/own/model.onnx")
     text = str(graph)
@@ -123,7 +123,7 @@ def test_model_onnx_tells_nothing_of_the_machine(project: Project, exporter: str
 
 
 def test_dynamo_steps_in_where_the_torchscript_exporter_fails(project: Project) -> None:
-    own(project, "own", "return torch.sinc(self.head(features))", "opset = 18")
+    add_own(project, "own", "return torch.sinc(self.head(features))", "opset = 18")
     run = project.built()
     assert "exporter: dynamo, because torchscript failed: Exporting the operator 'aten::sinc'" in run.out
     record = json.loads((project / "build/own/model.onnx.export.json").read_text())
@@ -131,7 +131,7 @@ def test_dynamo_steps_in_where_the_torchscript_exporter_fails(project: Project) 
 
 
 def test_what_no_exporter_can_write_is_one_line_about_both(project: Project) -> None:
-    own(project, "own", "return torch.linalg.inv(features[:, :4].reshape(-1, 2, 2) + 9 * torch.eye(2))")
+    add_own(project, "own", "return torch.linalg.inv(features[:, :4].reshape(-1, 2, 2) + 9 * torch.eye(2))")
     run = project.doit("onnx:own")
     assert run.code == 1
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
@@ -141,7 +141,7 @@ def test_what_no_exporter_can_write_is_one_line_about_both(project: Project) -> 
 
 
 def test_a_network_that_bakes_the_batch_in_is_refused(project: Project) -> None:
-    own(project, "own", "return self.head(features) + torch.zeros(int(len(x)), 4)")
+    add_own(project, "own", "return self.head(features) + torch.zeros(int(len(x)), 4)")
     run = project.doit()
     assert run.code == 1
     assert run.failed == ["torchscript:own"]
@@ -149,14 +149,14 @@ def test_a_network_that_bakes_the_batch_in_is_refused(project: Project) -> None:
 
 
 def test_a_network_that_answers_with_a_dictionary_is_refused(project: Project) -> None:
-    own(project, "own", 'return {"scores": self.head(features)}')
+    add_own(project, "own", 'return {"scores": self.head(features)}')
     run = project.doit()
     assert run.code == 1
     assert "the network answers with dict; Triton needs one tensor, or a tuple of them" in run.out
 
 
 def test_several_outputs_are_served_in_order(project: Project) -> None:
-    own(project, "own", "return self.head(features), features, features.argmax(dim=1)")
+    add_own(project, "own", "return self.head(features), features, features.argmax(dim=1)")
     project.built()
     for name in ("own", "own_onnx"):
         outputs = [(o.name, o.data_type, list(o.dims), o.HasField("reshape")) for o in config(project, name).output]
@@ -168,7 +168,7 @@ def test_several_outputs_are_served_in_order(project: Project) -> None:
 
 
 def test_a_fixed_batch_is_served_without_batching(project: Project, tiny_weights: Path) -> None:
-    own(project, "own", "return self.head(features)", "dynamic_axes = false\nbatch_size = 3")
+    add_own(project, "own", "return self.head(features)", "dynamic_axes = false\nbatch_size = 3")
     project.built()
     fixed = config(project, "own_onnx")
     assert (fixed.max_batch_size, list(fixed.input[0].dims)) == (0, [3, 3, 16, 16])
@@ -178,8 +178,10 @@ def test_a_fixed_batch_is_served_without_batching(project: Project, tiny_weights
 
 
 def test_external_data_takes_the_form_of_a_folder(project: Project) -> None:
-    own(project, "own", "return self.head(features)", "external_data = true")
-    project.edit("models/own/network.py", "nn.Conv2d(3, 5, 3)", "nn.Conv2d(3, 5, 11)")  # above onnx's inline limit
+    add_own(project, "own", "return self.head(features)", "external_data = true")
+    project.edit(
+        "models/own/network.py", "nn.Conv2d(3, 5, 3)", "nn.Conv2d(3, 5, 11)"
+    )  # larger than what onnx keeps inline
     project.built()
     files = sorted(project.tree("model_repository/own_onnx/1"))
     assert files == ["model.onnx/model.onnx", "model.onnx/model.onnx.data", "provenance.json"]
@@ -197,7 +199,10 @@ def test_labels_must_be_as_many_as_classes(tiny: Project) -> None:
     run = tiny.doit()
     assert run.code == 1
     assert run.failed == ["config:tiny", "config:tiny_onnx"]
-    assert "models/tiny/model.toml: labels: expected one label for each of the 1000 classes of OUTPUT__0, found 2 labels" in run.out
+    assert (
+        "models/tiny/model.toml: labels: expected one label for each of the 1000 classes of OUTPUT__0, found 2 labels"
+        in run.out
+    )
     assert not (tiny / "model_repository").exists()
 
 
@@ -216,7 +221,7 @@ def test_an_artifact_beyond_its_tolerance_is_not_published_and_the_last_good_one
 
 
 def test_outputs_that_never_differ_are_not_called_accurate(project: Project) -> None:
-    own(project, "own", "return self.head(features) * 0 + 1")
+    add_own(project, "own", "return self.head(features) * 0 + 1")
     project.edit("models/own/model.toml", "random://1", "weights.safetensors")
     project.edit("models/own/model.toml", '"weights.safetensors"', '"random://1"')
     project.built("weights:own")
@@ -263,7 +268,7 @@ def test_another_scheduler_takes_the_place_of_dynamic_batching(tiny: Project) ->
 
 
 def test_another_config_writes_no_artifact_again(tiny: Project) -> None:
-    """What is published and unchanged stays the file that it is, also to a server that looks at times."""
+    """A published artifact that has not changed stays the same file, also for a server that polls the repository."""
     tiny.built()
     artifact, config = (tiny / "model_repository/tiny" / name for name in ("1/model.pt", "config.pbtxt"))
     before, good = artifact.stat(), artifact.read_bytes()
@@ -272,7 +277,7 @@ def test_another_config_writes_no_artifact_again(tiny: Project) -> None:
     now = artifact.stat()
     assert "count: 2" in config.read_text()
     assert (now.st_ino, now.st_mtime_ns, now.st_mode) == (before.st_ino, before.st_mtime_ns, before.st_mode)
-    assert now.st_nlink == 1, "the folder that went has taken its name along"
+    assert now.st_nlink == 1, "the link in the replaced folder is gone"
     assert tiny.built().ran == []
     with open(artifact, "r+b") as file:
         file.write(b"damaged")
@@ -286,8 +291,8 @@ def test_prune_removes_what_was_generated_and_nothing_else(tiny: Project) -> Non
     tiny.built()
     repository = tiny / "model_repository"
     shutil.copytree(repository / "tiny", repository / "mine")
-    shutil.copytree(repository / "tiny_onnx", tiny / "elsewhere")
-    (repository / "linked").symlink_to(tiny / "elsewhere")
+    shutil.copytree(repository / "tiny_onnx", tiny / "outside")
+    (repository / "linked").symlink_to(tiny / "outside")
     tiny.edit("models/tiny/model.toml", '["torchscript", "onnx"]', '["torchscript"]')
     run = tiny.built()
     assert run.ran == ["prune", "summary:tiny"]

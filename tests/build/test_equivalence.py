@@ -1,4 +1,4 @@
-"""However the build got there, the repository is the one that a clean build makes, byte for byte."""
+"""After any sequence of edits and runs, the repository equals that of a clean build, byte for byte."""
 
 import os
 import random
@@ -12,11 +12,11 @@ from tests.support.project import CONVERTER
 PICTURES = ("brick", "camera", "chelsea", "coffee")
 
 
-class Random:
-    """Random edits of a project with the model `tiny`: its spec, its files, its targets."""
+class RandomEdits:
+    """Random edits of a project with the model `tiny`: of its spec, its files and its targets."""
 
     def __init__(self, project: Project, weights: Path, seed: int):
-        self.project, self.weights, self.chance = project, weights, random.Random(seed)
+        self.project, self.weights, self.random = project, weights, random.Random(seed)
         self.choices: dict[str, str] = {}
         add_tiny(project, weights)
         (project / "models/tiny/samples").mkdir()
@@ -25,10 +25,10 @@ class Random:
         self.write_spec()
 
     def write_spec(self) -> None:
-        pick = self.choices.get
+        choice = self.choices.get
         text = f"""
-            formats = {pick("formats", '["torchscript", "onnx"]')}
-            max_batch_size = {pick("max_batch_size", "3")}
+            formats = {choice("formats", '["torchscript", "onnx"]')}
+            max_batch_size = {choice("max_batch_size", "3")}
             labels = "labels.txt"
             [architecture]
             timm = "test_efficientnet"
@@ -36,21 +36,21 @@ class Random:
             source = "weights.safetensors"
             converter = "convert.py:convert"
             [onnx]
-            opset = {pick("opset", "17")}
-            dynamic_axes = {pick("dynamic_axes", "true")}
-            external_data = {pick("external_data", "false")}
+            opset = {choice("opset", "17")}
+            dynamic_axes = {choice("dynamic_axes", "true")}
+            external_data = {choice("external_data", "false")}
             [accuracy]
             samples = "samples"
             allow_untestable = true
             [triton]
-            {pick("triton", "")}
+            {choice("triton", "")}
         """
         folder = self.project / "models/tiny"
         folder.mkdir(exist_ok=True)
         (folder / "model.toml").write_text(text)
 
-    def key(self) -> str:
-        name, values = self.chance.choice(
+    def edit_key(self) -> str:
+        name, values = self.random.choice(
             [
                 ("formats", ['["torchscript"]', '["onnx"]', '["torchscript", "onnx"]']),
                 ("max_batch_size", ["3", "4"]),
@@ -60,28 +60,28 @@ class Random:
                 ("triton", ["", "instance_group = [{ count = 2 }]", "dynamic_batching = {}"]),
             ]
         )
-        self.choices[name] = self.chance.choice(values)
-        if self.choices.get("dynamic_axes") == "false":  # Triton does not batch what has a fixed batch
+        self.choices[name] = self.random.choice(values)
+        if self.choices.get("dynamic_axes") == "false":  # Triton's batching needs an open batch
             self.choices["triton"] = ""
         self.write_spec()
         return f"{name} = {self.choices[name]}"
 
-    def label(self) -> str:
+    def edit_label(self) -> str:
         path = self.project / "models/tiny/labels.txt"
         lines = path.read_text().splitlines()
-        lines[self.chance.randrange(1000)] = f"renamed {self.chance.random()}"
+        lines[self.random.randrange(1000)] = f"renamed {self.random.random()}"
         path.write_text("\n".join(lines) + "\n")
         return "a label"
 
-    def converter(self) -> str:
-        factor = self.chance.choice(["1", "2"])
+    def edit_converter(self) -> str:
+        factor = self.random.choice(["1", "2"])
         scaled = f"{{k: v * {factor} if 'classifier' in k else v for k, v in state.items()}}"
         code = f"def convert(state):\n    return {scaled}\n"
         (self.project / "models/tiny/convert.py").write_text(code)
         return f"converter times {factor}"
 
-    def picture(self) -> str:
-        name = self.chance.choice(PICTURES)
+    def edit_picture(self) -> str:
+        name = self.random.choice(PICTURES)
         path = self.project / f"models/tiny/samples/{name}.jpg"
         if path.exists():
             path.unlink()
@@ -89,15 +89,15 @@ class Random:
             shutil.copy(ROOT / f"build_tasks/verification/photographs/{name}.jpg", path)
         return f"picture {name}"
 
-    def damage(self) -> str:
+    def damage_target(self) -> str:
         files = [
             p for top in ("build/tiny", "model_repository") for p in (self.project / top).rglob("*") if p.is_file()
         ]
         files = [p for p in sorted(files) if p.suffix != ".log"]
         if not files:
             return "nothing to damage yet"
-        path = self.chance.choice(files)
-        how = self.chance.choice(["delete", "truncate", "corrupt"])
+        path = self.random.choice(files)
+        how = self.random.choice(["delete", "truncate", "corrupt"])
         if how == "delete":
             path.unlink()
         elif how == "truncate":
@@ -109,17 +109,21 @@ class Random:
         return f"{how} {path.relative_to(self.project.root)}"
 
     def edit(self) -> str:
-        return self.chance.choice([self.key, self.key, self.label, self.converter, self.picture, self.damage])()
+        """Make one random edit, and return what it was."""
+        return self.random.choice(
+            [self.edit_key, self.edit_key, self.edit_label, self.edit_converter, self.edit_picture, self.damage_target]
+        )()
 
 
 def run_sequence(tmp_path: Path, weights: Path, seed: int, edits: int) -> None:
+    """Edit a project and run doit in random order, then compare it with a clean build of the same models."""
     project = Project(tmp_path / f"edited-{seed}")
-    made = Random(project, weights, seed)
+    random_edits = RandomEdits(project, weights, seed)
     project.built()
     history = []
     for _ in range(edits):
-        history.append(made.edit())
-        if made.chance.random() < 0.5:
+        history.append(random_edits.edit())
+        if random_edits.random.random() < 0.5:
             project.built()
             history.append("doit")
     project.built()

@@ -1,4 +1,4 @@
-"""What clients send and get: bytes in, probabilities and best classes out, pictures as timm prepares them."""
+"""What clients send and receive: bytes in, probabilities and top classes out, pictures preprocessed as by timm."""
 
 import itertools
 import json
@@ -20,11 +20,12 @@ from build_tasks.triton.preprocess_model.preprocessing import preprocess
 from build_tasks.verification import gate, metrics
 
 BYTES = 'format = "uint8_nhwc"\nmean = [0.4, 0.5, 0.6]\nstd = [0.2, 0.25, 0.3]'
-BEST = "[output]\nsoftmax = true\ntop_k = 2\n"
+TOP_2 = "[output]\nsoftmax = true\ntop_k = 2\n"
 PICTURES = sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))
 
 
-def add(project: Project, name: str, output: str = BEST, **more: Any) -> None:
+def add(project: Project, name: str, output: str = TOP_2, **more: Any) -> None:
+    """Add a model with the tiny network; `output` is its table [output], `more` goes to tiny_network.add."""
     folder = tiny_network.add(project, name, **more)
     spec = folder / "model.toml"
     spec.write_text(f"{spec.read_text()}\n{output}")
@@ -32,35 +33,36 @@ def add(project: Project, name: str, output: str = BEST, **more: Any) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The same weights as they are, and from bytes to the best classes: through dynamo, in bf16, in open sizes."""
+    """The same weights without changes, and from bytes to top classes: by dynamo, in bf16, with open sizes."""
     project = Project(tmp_path_factory.mktemp("interface") / "project")
-    served = '"torchscript", "onnx"'
-    tiny_network.add(project, "plain", formats=served)
-    add(project, "bytes", input_table=BYTES, formats=f'{served}, "rtx"')
-    add(project, "dynamo", input_table=BYTES, formats=served, onnx='exporter = "dynamo"\nopset = 18')
-    add(project, "old", input_table=BYTES, formats=served, onnx="opset = 11")
-    add(project, "sizes", input_table=f"{BYTES}\nmin_size = [16, 16]\nmax_size = [32, 24]", formats=f'{served}, "rtx"')
+    formats = '"torchscript", "onnx"'
+    tiny_network.add(project, "plain", formats=formats)
+    add(project, "bytes", input_table=BYTES, formats=f'{formats}, "rtx"')
+    add(project, "dynamo", input_table=BYTES, formats=formats, onnx='exporter = "dynamo"\nopset = 18')
+    add(project, "old", input_table=BYTES, formats=formats, onnx="opset = 11")
+    add(project, "sizes", input_table=f"{BYTES}\nmin_size = [16, 16]\nmax_size = [32, 24]", formats=f'{formats}, "rtx"')
     add(project, "bf16", input_table=BYTES, formats='"rtx"', engine='precision = "bf16"')
     project.built()
     return project
 
 
 def expected(project: Project, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By the plain network: the two largest probabilities, and their classes."""
+    """The two largest probabilities by the plain network, and their classes."""
     mean, std = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
-    normalised = ((batch / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
-    scores = torch.jit.load(project / "build/plain/model.pt")(torch.from_numpy(normalised)).numpy()
+    normalized = ((batch / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    scores = torch.jit.load(project / "build/plain/model.pt")(torch.from_numpy(normalized)).numpy()
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     classes = np.argsort(-shares, axis=1)[:, :2]
     return np.take_along_axis(shares, classes, axis=1), classes
 
 
 def run(project: Project, name: str, batch: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """The outputs of a model for a batch, by format."""
     session = onnxruntime.InferenceSession(project / f"build/{name}/model.onnx", providers=["CPUExecutionProvider"])
     script = torch.jit.load(project / f"build/{name}/model.pt")
     return {
         "onnx": session.run(["OUTPUT__0", "OUTPUT__1"], {"INPUT__0": batch}),
-        "torchscript": [answer.numpy() for answer in script(torch.from_numpy(batch))],
+        "torchscript": [output.numpy() for output in script(torch.from_numpy(batch))],
     }
 
 
@@ -70,10 +72,10 @@ def run(project: Project, name: str, batch: np.ndarray) -> dict[str, list[np.nda
 def test_bytes_go_in_and_the_best_classes_come_out(built: Project, name: str, size: tuple[int, int]) -> None:
     batch = np.random.default_rng(3).integers(0, 256, (3, *size, 3), dtype=np.uint8)
     shares, classes = expected(built, batch)
-    for found in run(built, name, batch).values():
-        assert [answer.dtype.name for answer in found] == ["float32", "int64"]
-        np.testing.assert_allclose(found[0], shares, rtol=1e-5)
-        np.testing.assert_array_equal(found[1], classes)
+    for outputs in run(built, name, batch).values():
+        assert [output.dtype.name for output in outputs] == ["float32", "int64"]
+        np.testing.assert_allclose(outputs[0], shares, rtol=1e-5)
+        np.testing.assert_array_equal(outputs[1], classes)
 
 
 def test_a_client_sends_a_quarter_of_the_bytes(built: Project) -> None:
@@ -85,7 +87,7 @@ def test_a_client_sends_a_quarter_of_the_bytes(built: Project) -> None:
 
 
 def test_layers_keep_their_names(built: Project) -> None:
-    """What engine.keep_fp32 and a lock file say of one form holds for the other."""
+    """The nodes that engine.keep_fp32 and a lock file name exist with both input formats."""
     graphs = {name: onnx.load(built / f"build/{name}/model.onnx").graph for name in ("plain", "bytes")}
     names = {name: {node.name for node in graph.node} for name, graph in graphs.items()}
     assert names["plain"] <= names["bytes"]
@@ -103,36 +105,37 @@ def test_engines_take_bytes_too(built: Project) -> None:
     assert profile == {"min": [1, 16, 16, 3], "opt": [3, 16, 16, 3], "max": [3, 32, 24, 3]}
 
 
-@pytest.mark.parametrize(("output", "body", "told"), [
+@pytest.mark.parametrize(("output", "body", "message"), [
     ("[output]\ntop_k = 5", "", "output.top_k: 5 of 4 classes"),
     ("[output]\nsoftmax = true", "return x", "of (batch, classes), and the network's is shape [7, 5, 14, 14]"),
 ])  # fmt: skip
-def test_what_has_no_classes_has_no_best_ones(project: Project, output: str, body: str, told: str) -> None:
+def test_what_has_no_classes_has_no_best_ones(project: Project, output: str, body: str, message: str) -> None:
     add(project, "net", output, body=body, formats='"onnx"')
     result = project.doit()
     assert result.code == 1
-    assert told in failure_line(result, "reference:net")
+    assert message in failure_line(result, "reference:net")
 
 
-def judged(found: list[Any], classes: list[list[int]]) -> dict[str, metrics.OutputFigures]:
+def compare(probabilities: list[Any], classes: list[list[int]]) -> dict[str, metrics.OutputFigures]:
+    """The measured figures of six samples, whose top classes are compared with those of a reference."""
     names = [f"{index}.jpg" for index in range(6)]
     values = np.array([[0.6, 0.3], [0.5, 0.4], [0.9, 0.05], [0.7, 0.2], [0.45, 0.449], [0.8, 0.1]])
     reference = {"OUTPUT__0": values, "OUTPUT__1": np.array([[0, 1], [2, 1], [3, 0], [1, 2], [0, 3], [2, 3]])}
-    answer = {"OUTPUT__0": np.array(found), "OUTPUT__1": np.array(classes)}
-    ours, theirs = IterationResult(answer), IterationResult(reference)
-    return metrics.compare_outputs(ours, theirs, theirs, names, top_k_names=("OUTPUT__0", "OUTPUT__1"))
+    outputs = {"OUTPUT__0": np.array(probabilities), "OUTPUT__1": np.array(classes)}
+    artifact, expected = IterationResult(outputs), IterationResult(reference)
+    return metrics.compare_outputs(artifact, expected, expected, names, top_k_names=("OUTPUT__0", "OUTPUT__1"))
 
 
 def test_best_classes_are_judged_by_the_values_that_they_have(tmp_path: Path) -> None:
-    """Two that are as good as equal may change places; another class is another answer."""
+    """Two classes with nearly equal values may change places. Any other change of a class is a failure."""
     values = [[0.6, 0.3], [0.5, 0.4], [0.9, 0.05], [0.7, 0.2], [0.45, 0.449], [0.8, 0.1]]
     same = [[0, 1], [2, 1], [3, 0], [1, 2], [0, 3], [2, 3]]
     settings = {"gate": [], "precision": "fp16", "format": "graph", "allow_untestable": False, "random_weights": False}
     tie = [*same[:4], [3, 0], same[5]]
-    assert not list(gate.failures(judged(values, tie), settings))
+    assert not list(gate.failures(compare(values, tie), settings))
     other = [[1, 0], *same[1:]]
-    outputs = judged(values, other)
-    assert list(outputs) == ["OUTPUT__0"], "the classes are told with their values"
+    outputs = compare(values, other)
+    assert list(outputs) == ["OUTPUT__0"], "the figures of the classes belong to their values"
     (failure,) = gate.failures(outputs, settings)
     assert failure.metric == "top1"
     assert "worst at 0.jpg: class 1 for 0" in failure.message
@@ -144,7 +147,7 @@ MODES, FILTERS = ("center", "squash", "border"), ("nearest", "bilinear", "bicubi
 @pytest.mark.parametrize("size", [(224, 224), (160, 240), (600, 600)])
 @pytest.mark.parametrize("input_format", ["fp32_nchw", "uint8_nhwc"])
 def test_pictures_are_prepared_to_the_bit_as_timm_does(size: tuple[int, int], input_format: str) -> None:
-    """The shipped photographs, smaller and larger than the crop, through every mode and filter."""
+    """With the shipped photographs, smaller and larger than the crop, every crop mode and every interpolation."""
     for mode, interpolation, crop_pct in itertools.product(MODES, FILTERS, (0.7, 0.875, 1.0)):
         config = {
             "input_size": (3, *size), "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": mode,
@@ -154,10 +157,10 @@ def test_pictures_are_prepared_to_the_bit_as_timm_does(size: tuple[int, int], in
         settings = json.loads(json.dumps({"format": input_format, **config}))
         for path in PICTURES:
             with Image.open(path) as image:
-                timms = transform(image.convert("RGB")).numpy()
-            ours = preprocess(path.read_bytes(), settings)
-            assert ours.dtype == timms.dtype
-            assert np.array_equal(ours, timms), (path, mode, interpolation, crop_pct)
+                expected = transform(image.convert("RGB")).numpy()
+            actual = preprocess(path.read_bytes(), settings)
+            assert actual.dtype == expected.dtype
+            assert np.array_equal(actual, expected), (path, mode, interpolation, crop_pct)
 
 
 @pytest.mark.parametrize("picture", [b"", b"GIF89a", PICTURES[0].read_bytes()[:2000], b"\x89PNG\r\n\x1a\n" + bytes(40)])
@@ -176,6 +179,6 @@ def test_what_is_no_picture_is_a_value_error(picture: bytes) -> None:
 def test_bytes_have_as_many_channels_as_the_network_takes() -> None:
     interface = {"shape": [4, 8, 8], "mean": [0.5] * 4, "std": [0.25] * 4}
     batch = torch.full((2, 8, 8, 4), 255, dtype=torch.uint8)
-    found = pytorch_network.normalize_input(torch.nn.Identity(), batch, interface)
-    assert found.shape == (2, 4, 8, 8)
-    assert torch.equal(found, torch.full((2, 4, 8, 8), 2.0))
+    normalized = pytorch_network.normalize_input(torch.nn.Identity(), batch, interface)
+    assert normalized.shape == (2, 4, 8, 8)
+    assert torch.equal(normalized, torch.full((2, 4, 8, 8), 2.0))

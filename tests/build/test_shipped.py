@@ -1,11 +1,12 @@
-"""The two models that ship, with real weights where no download is needed.
+"""The two shipped models, with real weights where these need no download.
 
-Where a GPU is, it is hidden, so that the runs are the same on every machine.
+A GPU is hidden, so that the runs are the same on every machine.
 """
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,9 +21,8 @@ LITE0 = "efficientnet_lite0"
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def shipped(project: Project, *names: str) -> Project:
-    import shutil
-
+def add_shipped(project: Project, *names: str) -> Project:
+    """Copy shipped models into a project."""
     for name in names:
         shutil.copytree(ROOT / f"models/{name}", project / f"models/{name}")
     return project
@@ -30,8 +30,8 @@ def shipped(project: Project, *names: str) -> Project:
 
 @pytest.fixture(scope="module")
 def clean_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
-    """efficientnet_lite0 built with one hash seed …"""
-    project = shipped(Project(tmp_path_factory.mktemp("here") / "project"), LITE0)
+    """A project with efficientnet_lite0, built with one hash seed, and the run that built it."""
+    project = add_shipped(Project(tmp_path_factory.mktemp("here") / "project"), LITE0)
     return project, project.built(PYTHONHASHSEED="1", **NO_GPU)
 
 
@@ -40,34 +40,39 @@ def lite0(clean_build: tuple[Project, Run]) -> Project:
     return clean_build[0]
 
 
-def state_of_the_build(path: str) -> bool:
+def is_state_or_log(path: str) -> bool:
+    """Whether a file below build/ is no artifact: doit's records, caches and logs."""
     return path.startswith(".") or "/logs/" in path
 
 
 def test_clean_builds_in_two_places_under_two_hash_seeds_are_identical(lite0: Project, tmp_path: Path) -> None:
-    """… and in another place with another one."""
-    there = shipped(Project(tmp_path / "a" / "longer" / "path"), LITE0)
-    there.built(LITE0, PYTHONHASHSEED="20261123", **NO_GPU)
-    assert there.tree() == lite0.tree()
-    here, other = (
-        {path: data for path, data in p.tree("build").items() if not state_of_the_build(path)} for p in (lite0, there)
+    """One build is the fixture's; the other one has another path and another hash seed."""
+    other = add_shipped(Project(tmp_path / "a" / "longer" / "path"), LITE0)
+    other.built(LITE0, PYTHONHASHSEED="20261123", **NO_GPU)
+    assert other.tree() == lite0.tree()
+    artifacts, other_artifacts = (
+        {path: data for path, data in p.tree("build").items() if not is_state_or_log(path)} for p in (lite0, other)
     )
-    assert other == here
-    assert f"{LITE0}/model.fp16.onnx" in here
+    assert other_artifacts == artifacts
+    assert f"{LITE0}/model.fp16.onnx" in artifacts
 
 
 CHAIN = [
     *(f"{stage}:{LITE0}" for stage in ("weights", "reference", "torchscript", "onnx", "labels", "summary")),
     f"precision:{LITE0}.fp16",
     *(f"{stage}:{LITE0}{artifact}" for stage in ("measure", "accuracy") for artifact in ("", "_onnx", ".fp16")),
-    *(f"{stage}:{LITE0}{model_format}" for stage in ("config", "client", "publish") for model_format in ("", "_onnx", "_ensemble")),
+    *(
+        f"{stage}:{LITE0}{model_format}"
+        for stage in ("config", "client", "publish")
+        for model_format in ("", "_onnx", "_ensemble")
+    ),
     *(f"{stage}:{LITE0}_preprocess" for stage in ("config", "publish")),
     f"preprocess:{LITE0}",
 ]
 
 
-def passed_over(out: str) -> list[str]:
-    """The tasks that a run tells to be beyond this machine."""
+def unsupported_tasks(out: str) -> list[str]:
+    """The tasks that a run reports as not for this machine."""
     return [
         f"{line[1]}:{line[2]}"
         for line in re.finditer(
@@ -84,14 +89,14 @@ def test_without_a_gpu_all_but_the_engine_is_built(
 ) -> None:
     project, first = clean_build
     assert (first.ran, first.failed) == (sorted(CHAIN), [])
-    assert passed_over(first.out) == [f"engine:{LITE0}"]
-    assert first.out.count("–") == 1, "what needs the engine says nothing"
+    assert unsupported_tasks(first.out) == [f"engine:{LITE0}"]
+    assert first.out.count("–") == 1, "tasks that depend on the engine print nothing"
     assert first.out.splitlines()[-1] == "25 built, 1 up to date, 1 not for this machine"
     assert sorted(path.name for path in (project / "model_repository").iterdir()) == sorted(
         f"{LITE0}{suffix}" for suffix in ("", "_onnx", "_preprocess", "_ensemble")
     )
     again = copy_of(project).built(**NO_GPU)
-    assert (again.ran, passed_over(again.out)) == ([], [f"engine:{LITE0}"])
+    assert (again.ran, unsupported_tasks(again.out)) == ([], [f"engine:{LITE0}"])
     assert again.out.splitlines()[-1] == "26 up to date, 1 not for this machine"
 
 
@@ -107,7 +112,7 @@ def test_without_a_gpu_an_engine_that_is_asked_for_is_a_failure(
     assert "Traceback" not in run.out
 
 
-def test_it_recognises_what_the_photographs_show(lite0: Project) -> None:
+def test_it_recognizes_the_photographs(lite0: Project) -> None:
     import onnxruntime
     from polygraphy.json import load_json
 
@@ -117,10 +122,10 @@ def test_it_recognises_what_the_photographs_show(lite0: Project) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (scores,) = session.run(None, {"INPUT__0": samples})
     pictures = sorted(path.stem for path in (ROOT / "build_tasks/verification/photographs").glob("*.jpg"))
-    answers = {picture: labels[index] for picture, index in zip(pictures, np.argmax(scores, axis=1), strict=True)}
-    assert "espresso" in answers["coffee"]
-    assert "tripod" in answers["camera"]
-    assert "cat" in answers["chelsea"]
+    classes = {picture: labels[index] for picture, index in zip(pictures, np.argmax(scores, axis=1), strict=True)}
+    assert "espresso" in classes["coffee"]
+    assert "tripod" in classes["camera"]
+    assert "cat" in classes["chelsea"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_its_accuracy_is_measured_and_ok(lite0: Project, artifact: str, least: f
 
 
 def test_its_fp16_graph_names_what_the_fp32_network_names(lite0: Project) -> None:
-    """For every photograph, in plain ONNX Runtime: by no rule of this project."""
+    """For every photograph, by ONNX Runtime alone: without the rules of this project's gate."""
     import onnx
     import onnxruntime
     from polygraphy.comparator import RunResults
@@ -156,25 +161,25 @@ def test_its_fp16_graph_names_what_the_fp32_network_names(lite0: Project) -> Non
 def test_without_the_hub_b3_says_where_to_put_the_weights_and_lite0_stays(
     lite0: Project, copy_of: Callable[[Project], Project]
 ) -> None:
-    project = shipped(copy_of(lite0), "efficientnet_b3")
+    project = add_shipped(copy_of(lite0), "efficientnet_b3")
     run = project.doit(HF_HUB_OFFLINE="1", HF_HOME=str(project / "no-cache"), **NO_GPU)
     assert run.code == 1
     assert run.failed == ["weights:efficientnet_b3"]
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗")]
     assert line.endswith("put the file at models/efficientnet_b3/model.safetensors")
-    assert passed_over(run.out) == ["engine:efficientnet_b3", f"engine:{LITE0}"]
+    assert unsupported_tasks(run.out) == ["engine:efficientnet_b3", f"engine:{LITE0}"]
     counts = "1 built, 26 up to date, 2 not for this machine, 1 failed"
     assert counts in run.out.splitlines(), "the other model is complete"
 
 
 def test_b3_is_built_as_in_the_guide_from_weights_put_in_place(project: Project, tmp_path: Path) -> None:
-    """Opset 11, dynamic batch, exported at batch 32; its weights come from a file where the hub's would be."""
+    """Opset 11, open batch, exported at batch 32. The weights are a file in the place of the hub's download."""
     import onnx
 
-    shipped(project, "efficientnet_b3")
+    add_shipped(project, "efficientnet_b3")
     spec = project / "models/efficientnet_b3/model.toml"
     as_shipped = spec.read_text()
-    # b3 at batch 64 takes a minute on two cores
+    # at batch 64 the build takes a minute on two cores
     spec.write_text(as_shipped.replace("max_batch_size = 64\n\n[arch", "max_batch_size = 2\n\n[arch"))
     hub = 'source = "hf://timm/efficientnet_b3.ra2_in1k/model.safetensors@main"'
     project.edit("models/efficientnet_b3/model.toml", hub, 'source = "random://0"')
@@ -195,7 +200,7 @@ HEAVY = (
 
 
 def imported_by(project: Project, *command: str) -> list[str]:
-    """Which heavy modules doit imports for a command in its own process."""
+    """The heavy modules that doit imports for a command, in its own process."""
     heavy = (*HEAVY, *(() if nvidia_driver() else ("pynvml",)))
     program = (
         "import sys; from doit.doit_cmd import DoitMain; "
@@ -211,33 +216,35 @@ def imported_by(project: Project, *command: str) -> list[str]:
         check=False,
     )
     assert run.returncode in (0, 1), run.stderr  # `doit info` exits with 1 for a task that would run
-    _, told, names = run.stdout.partition("HEAVY")
-    assert told, run.stdout
+    _, marker, names = run.stdout.partition("HEAVY")
+    assert marker, run.stdout
     return names.split()
 
 
 def test_doing_nothing_runs_no_module_of_a_stage(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(built_tiny)
-    time.sleep(2.1)  # of a project that was edited a moment ago nothing is remembered
-    stages = [f"build_tasks.{name}" for name in ("weights", "onnx", "measure", "accuracy", "bench", "check")]
+    time.sleep(2.1)  # the no-op cache remembers nothing of a project that was edited a moment ago
+    modules = ["stages.weights", "stages.onnx", "stages.measure", "stages.accuracy", "bench.task", "serving.check"]
+    stages = [f"build_tasks.{module}" for module in modules]
     program = (
         "import sys; from doit.doit_cmd import DoitMain; sys.argv[0] = 'doit'; DoitMain().run(sys.argv[1:]); "
-        f"print('RUN', *(name for name in {stages!r} if 'task' in vars(sys.modules[name])))"
+        f"print('RUN', *(name for name in {stages!r} if 'task' in vars(sys.modules.get(name, sys))))"
     )
 
-    def run_by(*command: str) -> list[str]:
-        told = [sys.executable, "-c", program, *command]
-        run = subprocess.run(told, cwd=project.root, stdout=subprocess.PIPE, text=True, check=True)
+    def run_by(*arguments: str) -> list[str]:
+        """The modules of stages that doit runs for these arguments."""
+        command = [sys.executable, "-c", program, *arguments]
+        run = subprocess.run(command, cwd=project.root, stdout=subprocess.PIPE, text=True, check=True)
         return run.stdout.rpartition("RUN")[2].split()
 
-    assert run_by() == stages[:4], "with this search path it is judged once"
+    assert run_by() == stages[:4], "with another sys.path, all tasks are checked once"
     assert run_by() == []
     assert run_by("tiny") == []
     assert run_by("list") == stages
 
 
 def nvidia_driver() -> bool:
-    """Whether there is a driver, which then is asked for the GPU."""
+    """Whether NVIDIA's driver is installed; then doit imports pynvml to find the GPU."""
     import ctypes
 
     try:
@@ -259,7 +266,7 @@ def test_a_changed_key_of_triton_is_published_without_a_network(
 ) -> None:
     project = copy_of(built_tiny)
     project.edit("models/tiny/model.toml", "[accuracy]", "[triton]\ninstance_group = [{ count = 2 }]\n\n[accuracy]")
-    assert imported_by(project) == ["google.protobuf"]  # Triton's own, which judges the key
+    assert imported_by(project) == ["google.protobuf"]  # to check the key with Triton's protobuf
     for name in ("tiny", "tiny_onnx"):
         assert "count: 2" in (project / f"model_repository/{name}/config.pbtxt").read_text()
 

@@ -1,4 +1,4 @@
-"""The star test: edit this, and exactly these tasks run; after that, nothing does."""
+"""The star test: after each edit exactly the listed tasks run, and then nothing is left to do."""
 
 import os
 import shutil
@@ -118,7 +118,7 @@ def other_picture(project: Project) -> None:
 
 
 def fake_version(distribution: str) -> Edit:
-    """Metadata of another version, ahead of the installed one on the path."""
+    """Add metadata of another version, in front of the installed one on the path."""
 
     def edit(project: Project) -> None:
         folder = project / f"{distribution}-99.dist-info"
@@ -128,8 +128,8 @@ def fake_version(distribution: str) -> Edit:
     return edit
 
 
-# Rows that differ from others in nothing but the key, the stage or the file: in the long form (pytest -m long).
-ALIKE = {
+# Rows that differ from others only in the key, the stage or the file. They run in the long form (pytest -m long).
+LONG_FORM = {
     *(
         "what the converter does",
         "architecture.arguments",
@@ -155,7 +155,7 @@ ALIKE = {
 
 
 def rows(table: Sequence[tuple[Any, ...]]) -> list[Any]:
-    return [pytest.param(*row, id=name, marks=[pytest.mark.long] * (name in ALIKE)) for name, *row in table]
+    return [pytest.param(*row, id=name, marks=[pytest.mark.long] * (name in LONG_FORM)) for name, *row in table]
 
 
 STARS: list[tuple[str, Edit, list[str]]] = [
@@ -202,7 +202,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
      ["onnx:tiny", *ACCURACY_ONNX, "publish:tiny_onnx"]),
     ("torchscript.precision", key("torchscript", 'precision = "fp16"'), CAST),
     ("torchscript.memory_format", key("torchscript", 'memory_format = "channels_last"'), CAST),
-    ("torchscript.precision, the default said", key("torchscript", 'precision = "fp32"'), []),
+    ("torchscript.precision, the default written out", key("torchscript", 'precision = "fp32"'), []),
     ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), ACCURACY),
     ("accuracy.gate of a format", append(SPEC, '[[accuracy.gate]]\nformat = "onnx"\ntop1 = 0.5\n'),
      ["accuracy:tiny_onnx", "summary:tiny"]),
@@ -295,14 +295,14 @@ STARS: list[tuple[str, Edit, list[str]]] = [
         lambda p: (p / f"{PUBLISHED}/1/__pycache__").mkdir(), write(f"{PUBLISHED}/1/__pycache__/model.pyc", "x")
     ), []),
     ("published: the folder, deleted", lambda p: shutil.rmtree(p / PUBLISHED_ONNX), ["publish:tiny_onnx"]),
-    ("published: a neighbour made by hand", both(
+    ("published: a folder beside it, created by hand", both(
         lambda p: (p / "model_repository/mine").mkdir(), write("model_repository/mine/config.pbtxt", 'name: "mine"\n')
     ), []),
 ]  # fmt: skip
 
 
 def project_of(folder: Path, spec: str, weights: Path) -> Project:
-    """A project with the model `tiny` of this spec, and all that the spec names beside it."""
+    """A project with the model `tiny` of this spec, and all files that the spec names."""
     project = Project(folder / "project")
     labels = "".join(f"class {index}\n" for index in range(1000))
     model = project.model("tiny", spec, convert_py=CONVERTER, labels_txt=labels)
@@ -313,8 +313,8 @@ def project_of(folder: Path, spec: str, weights: Path) -> Project:
     return project
 
 
-def assert_foreseen(plan: dict[str, list[str]], ran: list[str], failed: Sequence[str] = ()) -> None:
-    """All that was sure to run did, or stood behind what failed; and nothing ran that was not at least possible."""
+def assert_predicted(plan: dict[str, list[str]], ran: list[str], failed: Sequence[str] = ()) -> None:
+    """All tasks that were to run did so, unless one failed; and no task ran that the plan did not list."""
     assert {*ran, *failed} <= {*plan["to run"], *plan["may run"]}
     if not failed:
         assert {*plan["to run"]} <= {*ran}
@@ -341,12 +341,12 @@ def test_an_edit_runs_exactly_the_tasks_it_touches(
     edit(project)
     plan = project.plan()
     assert project.built().ran == sorted(expected)
-    assert_foreseen(plan, expected)
+    assert_predicted(plan, expected)
     assert project.built().ran == [], "the second run has nothing left to do"
 
 
-# What is compiled, under stand-ins for TensorRT and a GPU (see tests/stand_ins). Without CUDA a plan is not judged and
-# not published, so that its chain is asked for up to its config.
+# Engines, built with a fake TensorRT and a fake GPU (see tests/support/fakes). Without CUDA a plan is neither judged nor
+# published, so that only the tasks up to its config are requested.
 ENGINE_STAR = STAR.replace('formats = ["torchscript", "onnx"]', 'formats = ["torchscript", "onnx", "tensorrt", "rtx"]')
 ENGINE_STAR += """
 [[accuracy.gate]]
@@ -363,8 +363,8 @@ top5 = 0
 """
 ENGINE_TASKS = ["engine:tiny", "rtx:tiny", "config:tiny_trt", *PUBLISH]
 
-COMPILED = ["engine:tiny", "rtx:tiny"]
-SIGNED = [*COMPILED, "config:tiny_trt"]  # the signature is another one, too
+ENGINES = ["engine:tiny", "rtx:tiny"]
+ENGINES_AND_CONFIG = [*ENGINES, "config:tiny_trt"]  # the signature changes as well
 
 
 def converted(precision: str) -> list[str]:
@@ -373,37 +373,37 @@ def converted(precision: str) -> list[str]:
 
 ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     # the graph
-    ("engine.precision, fp32", key("engine", 'precision = "fp32"'), SIGNED, []),
-    ("engine.precision, tf32", key("engine", 'precision = "tf32"'), SIGNED, []),
-    ("engine.precision, bf16", key("engine", 'precision = "bf16"'), [*converted("bf16"), *SIGNED], []),
-    ("engine.precision, int8", key("engine", 'precision = "int8"'), [*converted("int8"), *SIGNED], []),
-    ("engine.precision, fp8, which this GPU lacks", key("engine", 'precision = "fp8"'),
+    ("engine.precision, fp32", key("engine", 'precision = "fp32"'), ENGINES_AND_CONFIG, []),
+    ("engine.precision, tf32", key("engine", 'precision = "tf32"'), ENGINES_AND_CONFIG, []),
+    ("engine.precision, bf16", key("engine", 'precision = "bf16"'), [*converted("bf16"), *ENGINES_AND_CONFIG], []),
+    ("engine.precision, int8", key("engine", 'precision = "int8"'), [*converted("int8"), *ENGINES_AND_CONFIG], []),
+    ("engine.precision, fp8, which this GPU does not support", key("engine", 'precision = "fp8"'),
      [*converted("fp8"), "rtx:tiny"], ["engine:tiny"]),
     ("engine.keep_fp32", key("engine", 'keep_fp32 = ["Gemm"]'),
-     [*converted("fp16"), *COMPILED], []),
-    ("engine.keep_io_types", key("engine", "keep_io_types = false"), [*converted("fp16"), *SIGNED], []),
+     [*converted("fp16"), *ENGINES], []),
+    ("engine.keep_io_types", key("engine", "keep_io_types = false"), [*converted("fp16"), *ENGINES_AND_CONFIG], []),
     ("engine.calibration", key("engine", 'precision = "int8"\ncalibration = "samples"'),
-     [*converted("int8"), *SIGNED], []),
+     [*converted("int8"), *ENGINES_AND_CONFIG], []),
     ("accuracy.gate of the precision", append(SPEC, '[[accuracy.gate]]\nprecision = "fp16"\nrelative_l2 = 0.04\n'),
      ["accuracy:tiny.fp16"], []),
     ("engine.repair, where the gate holds", key("engine", "repair = true"), ["repair:tiny", "precision:tiny.fp16"], []),
     ("a lock file for another precision", write("models/tiny/keep_fp32.lock", "[int8]\nkeep_fp32 = []\n"),
      ["precision:tiny.fp16"], []),
     # the profile
-    ("engine.min_batch_size", key("engine", "min_batch_size = 2"), SIGNED, []),
-    ("engine.opt_batch_size", key("engine", "opt_batch_size = 2"), SIGNED, []),
-    ("engine.max_batch_size", key("engine", "max_batch_size = 7"), SIGNED, []),
-    ("engine.max_batch_size, the default said", key("engine", "max_batch_size = 4"), [], []),
+    ("engine.min_batch_size", key("engine", "min_batch_size = 2"), ENGINES_AND_CONFIG, []),
+    ("engine.opt_batch_size", key("engine", "opt_batch_size = 2"), ENGINES_AND_CONFIG, []),
+    ("engine.max_batch_size", key("engine", "max_batch_size = 7"), ENGINES_AND_CONFIG, []),
+    ("engine.max_batch_size, the default written out", key("engine", "max_batch_size = 4"), [], []),
     ("input.min_size and max_size", key(
         "input", "shape = [3, 160, 160]\nmin_size = [128, 128]\nmax_size = [192, 192]"
     ), ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *JUDGED, *CONFIG, *PUBLISH, *converted("fp16"),
-        *SIGNED], []),
+        *ENGINES_AND_CONFIG], []),
     # the builder
-    ("engine.workspace", key("engine", "workspace = 1024"), COMPILED, []),
-    ("engine.optimization_level", key("engine", "optimization_level = 1"), COMPILED, []),
-    ("engine.sparse_weights", key("engine", "sparse_weights = true"), COMPILED, []),
-    ("engine.refittable", key("engine", "refittable = true"), [], COMPILED),
-    ("engine.profiling_verbosity", key("engine", 'profiling_verbosity = "detailed"'), COMPILED, []),
+    ("engine.workspace", key("engine", "workspace = 1024"), ENGINES, []),
+    ("engine.optimization_level", key("engine", "optimization_level = 1"), ENGINES, []),
+    ("engine.sparse_weights", key("engine", "sparse_weights = true"), ENGINES, []),
+    ("engine.refittable", key("engine", "refittable = true"), [], ENGINES),
+    ("engine.profiling_verbosity", key("engine", 'profiling_verbosity = "detailed"'), ENGINES, []),
     # TensorRT alone
     ("engine.hardware_compatibility", key("engine", 'hardware_compatibility = "ampere_plus"'), ["engine:tiny"], []),
     ("engine.version_compatible", key("engine", "version_compatible = true"), [], ["engine:tiny"]),
@@ -413,16 +413,16 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     ("engine.rtx_compute_capabilities", key("engine", 'rtx_compute_capabilities = ["8.6"]'), ["rtx:tiny"], []),
     # source modules and tools
     ("module stages.precision", module("stages.precision"), ["precision:tiny.fp16"], []),
-    ("module stages.engine", module("stages.engine"), COMPILED, []),
+    ("module stages.engine", module("stages.engine"), ENGINES, []),
     ("module formats.reduced_precision", module("formats.reduced_precision"), ["precision:tiny.fp16"], []),
     ("module formats.layer_errors", module("formats.layer_errors"), ["accuracy:tiny.fp16"], []),
     ("module formats.onnx_files, which compiles nothing anew", module("formats.onnx_files"),
      ["onnx:tiny", "measure:tiny_onnx", *converted("fp16")], []),
-    ("module formats.tensorrt", module("formats.tensorrt"), COMPILED, []),
-    ("module runtime.hardware", module("runtime.hardware"), COMPILED, []),
+    ("module formats.tensorrt", module("formats.tensorrt"), ENGINES, []),
+    ("module runtime.hardware", module("runtime.hardware"), ENGINES, []),
     ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny.fp16"], []),
     ("version of polygraphy", fake_version("polygraphy"),
-     ["reference:tiny", *MEASURE, "measure:tiny.fp16", *COMPILED], []),
+     ["reference:tiny", *MEASURE, "measure:tiny.fp16", *ENGINES], []),
     ("version of TensorRT-RTX", fake_version("tensorrt_rtx_cu13"), ["rtx:tiny"], []),
     # targets in build/
     ("build: graph, truncated", truncate("build/tiny/model.fp16.onnx"), ["precision:tiny.fp16"], []),
@@ -434,7 +434,7 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     ("build: timing cache, deleted", lambda p: shutil.rmtree(p / "build/.timing"), [], []),
 ]  # fmt: skip
 
-# What a plan depends on besides its inputs; TensorRT-RTX and all before them depend on none of it.
+# What a plan depends on besides its inputs. Engines of TensorRT-RTX and all earlier tasks do not depend on it.
 MACHINES: list[tuple[str, dict[str, str], list[str]]] = [
     ("another GPU of the same kind", {"gpus": "NVIDIA RTX A6000, 8.6"}, ["config:tiny_trt", "engine:tiny"]),
     ("another compute capability", {"gpus": "NVIDIA RTX A4000, 8.9"}, ["config:tiny_trt", "engine:tiny"]),
@@ -451,9 +451,9 @@ def engine_star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) ->
 
 
 def without_torch(tasks: list[str]) -> bool:
-    """Whether a run of these tasks can be spared the import of torch, and be shown not to need it."""
-    needed = {"weights", "reference", "torchscript", "onnx", "repair", "precision"}
-    return needed.isdisjoint(task.partition(":")[0] for task in tasks) and "measure:tiny" not in tasks
+    """Whether these tasks run without torch. Then the test hides it, which saves time and shows that it is not needed."""
+    with_torch = {"weights", "reference", "torchscript", "onnx", "repair", "precision"}
+    return with_torch.isdisjoint(task.partition(":")[0] for task in tasks) and "measure:tiny" not in tasks
 
 
 @pytest.mark.parametrize(("edit", "expected", "failed"), rows(ENGINE_STARS))
@@ -466,25 +466,25 @@ def test_an_edit_compiles_exactly_what_it_touches(
     plan = project.plan(*ENGINE_TASKS, **machine)
     run = project.doit(*ENGINE_TASKS, **machine)
     assert (run.ran, run.failed) == (sorted(expected), sorted(failed)), run.out
-    assert_foreseen(plan, expected, failed)
+    assert_predicted(plan, expected, failed)
     if not failed:
         assert project.built(*ENGINE_TASKS, **machine).ran == [], "the second run has nothing left to do"
 
 
-@pytest.mark.parametrize(("found", "expected"), [m[1:] for m in MACHINES], ids=[m[0] for m in MACHINES])
+@pytest.mark.parametrize(("gpu_or_version", "expected"), [m[1:] for m in MACHINES], ids=[m[0] for m in MACHINES])
 def test_another_machine_compiles_plans_anew_and_nothing_before_them(
-    engine_star: Project, copy_of: Callable[[Project], Project], found: dict[str, str], expected: list[str]
+    engine_star: Project, copy_of: Callable[[Project], Project], gpu_or_version: dict[str, str], expected: list[str]
 ) -> None:
     project = copy_of(engine_star)
-    machine = fakes.machine(project.root.parent, torch=False, **found)
+    machine = fakes.machine(project.root.parent, torch=False, **gpu_or_version)
     plan = project.plan(*ENGINE_TASKS, **machine)
     assert project.built(*ENGINE_TASKS, **machine).ran == expected
-    assert_foreseen(plan, expected)
+    assert_predicted(plan, expected)
     assert project.built(*ENGINE_TASKS, **machine).ran == []
 
 
 def test_compute_capabilities_are_a_plan_each(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
-    """The task is called after the plan then; what stands before it is left alone."""
+    """The task then has the name of the plan. Tasks before it do not run."""
     project = copy_of(engine_star)
     machine = fakes.machine(project.root.parent, torch=False)
     key("engine", 'compute_capabilities = ["8.6"]')(project)
@@ -522,10 +522,10 @@ def test_other_pictures_calibrate_anew(engine_star: Project, copy_of: Callable[[
         ("workspace = 1", "no tactics to implement the operation within workspace limit"),
     ],
 )
-def test_of_several_errors_the_builders_own_is_told(
+def test_of_several_errors_the_builders_own_is_reported(
     engine_star: Project, copy_of: Callable[[Project], Project], line: str, reason: str
 ) -> None:
-    """The first are of CUDA, which is tried and not there; the last says why there is no engine."""
+    """The first errors are about CUDA, which is not installed; the last one is the reason why there is no engine."""
     project = copy_of(engine_star)
     key("engine", line)(project)
     run = project.doit("engine:tiny", **fakes.machine(project.root.parent, torch=False))
