@@ -22,7 +22,7 @@ SCHEDULERS = {"dynamic_batching", "sequence_batching"}  # Triton accepts one of 
 # Fields that follow from the artifact or from other keys of the spec, with a hint on the key.
 DERIVED = {
     "name": "", "platform": "", "backend": "", "input": "", "output": "", "default_model_filename": "",
-    "max_batch_size": " (the key max_batch_size stands above the tables, or in the table of one format)",
+    "max_batch_size": " (set it above the tables, or in the table of one format)",
     "cc_model_filenames": " (use engine.compute_capabilities)",
     "ensemble_scheduling": " (use the key ensemble)",
 }  # fmt: skip

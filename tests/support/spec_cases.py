@@ -397,8 +397,7 @@ MISTAKES = [
     (table("triton", 'name = "x"'), f"triton.name: {DERIVED}, found 'x'"),
     (
         table("triton", "max_batch_size = 7"),
-        f"triton.max_batch_size: {DERIVED} (the key max_batch_size stands above the tables, or in the table "
-        "of one format), found 7",
+        f"triton.max_batch_size: {DERIVED} (set it above the tables, or in the table of one format), found 7",
     ),
     (table("triton", 'platform = "x"'), f"triton.platform: {DERIVED}, found 'x'"),
     (
