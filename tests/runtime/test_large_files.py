@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from build_tasks.runtime import atomic_files
-from tests.support.project import Project, Run
+from tests.support.project import Project, Run, overwrite_byte
 
 if os.name != "posix" or not Path("/proc/self/io").exists():
     pytestmark = pytest.mark.skip("links and /proc/self/io as Linux has them")
