@@ -164,5 +164,5 @@ def print_ratios(seconds: dict[str, list[float]], sides: list[Side], bases: list
     for index, (side, base) in enumerate(pairs):
         ratio = medians[side] / medians[base]
         result = "reached" if ratio <= goal else "above the goal"
-        note = f"   (goal: at most {goal}; {result})" if index == 0 and goal < math.inf else ""
-        print(f"  ratio of {side!r} to {base!r}: {ratio:.3f}{note}", flush=True)
+        result_text = f"   (goal: at most {goal}; {result})" if index == 0 and goal < math.inf else ""
+        print(f"  ratio of {side!r} to {base!r}: {ratio:.3f}{result_text}", flush=True)

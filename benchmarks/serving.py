@@ -1,7 +1,7 @@
 """How fast PyTorch serves a network in three ways, and how slow the first request of a batch is: tables of one run.
 
 plain          torch.jit.trace of timm's network in fp32, unchanged
-ours           the same network as `doit` publishes it for a GPU: traced and frozen on the CPU, cast to fp16 inside,
+published      the same network as `doit` publishes it for a GPU: traced and frozen on the CPU, cast to fp16 inside,
                channels last, fp32 for its clients (build_tasks/formats/torchscript_graph.py), saved, and loaded again
 torch.compile  timm's network in fp16 and channels last, compiled for each batch (Triton's batching cannot serve that)
 
@@ -54,7 +54,7 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Images per second: plain trace, ours, torch.compile.")
+    parser = argparse.ArgumentParser(description="Images per second: plain trace, published model, torch.compile.")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="of timm (%(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N", help="(%(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes longest")
@@ -91,10 +91,10 @@ def measure_model(name: str, batches: list[int], device: str, arguments: argpars
     network, shape = create_network(name)
     figures: dict[str, Any] = {"shape": shape, "images per second": [], "first requests": {}}
     with tempfile.TemporaryDirectory() as folder:
-        plain, ours = save_traces(network, shape, Path(folder))
-        sides: dict[str, Run] = {"plain": torch.jit.load(plain, device), "ours": torch.jit.load(ours, device)}
+        plain, published = save_traces(network, shape, Path(folder))
+        sides: dict[str, Run] = {"plain": torch.jit.load(plain, device), "published": torch.jit.load(published, device)}
         if device == "cpu":  # where PyTorch's fp16 rounds otherwise
-            sides["ours"] = functools.partial(torchscript_graph.run_with_gpu_rounding, sides["ours"])
+            sides["published"] = functools.partial(torchscript_graph.run_with_gpu_rounding, sides["published"])
         compiled = None if arguments.no_compile else compile_half(network, device)
         network.to(device)
         print(f"{name} at {' x '.join(map(str, shape[1:]))}")
@@ -118,7 +118,7 @@ def measure_model(name: str, batches: list[int], device: str, arguments: argpars
             if arguments.short:
                 warm_ups = {"every batch": batches}
             figures["first requests"] = time_first_requests(
-                ours, shape, batches if arguments.short else FIRST_BATCHES, warm_ups
+                published, shape, batches if arguments.short else FIRST_BATCHES, warm_ups
             )
     print()
     return figures
@@ -152,21 +152,21 @@ def create_network(name: str) -> tuple[torch.nn.Module, tuple[int, int, int]]:
 
 
 def save_traces(network: torch.nn.Module, shape: tuple[int, int, int], folder: Path) -> tuple[str, str]:
-    """Write the plain trace and ours, both made on the CPU; returns the paths of the two files."""
+    """Write the plain trace and the published model, both made on the CPU; returns the paths of the files."""
     batch = torch.randn(TRACED_BATCH, *shape)
-    plain, exact, ours = (str(folder / name / "model.pt") for name in ("plain", "exact", "ours"))
+    plain, exact, published = (str(folder / name / "model.pt") for name in ("plain", "exact", "published"))
     with torch.no_grad():
         trace = torch.jit.trace(network, batch, check_trace=False)
         for path, module in ((plain, trace), (exact, torch.jit.freeze(trace))):
             Path(path).parent.mkdir()
             torchscript_graph.save_torchscript(module, path)
-    Path(ours).parent.mkdir()
-    torchscript_graph.save_torchscript(torchscript_graph.cast_trace(exact, "fp16", "channels_last"), ours)
-    return plain, ours
+    Path(published).parent.mkdir()
+    torchscript_graph.save_torchscript(torchscript_graph.cast_trace(exact, "fp16", "channels_last"), published)
+    return plain, published
 
 
 def compile_half(network: torch.nn.Module, device: str) -> Run:
-    """The network compiled by torch.compile for each batch: fp16 inside and channels last, as ours."""
+    """The network compiled by torch.compile for each batch: fp16 inside and channels last, as it is published."""
     module = copy.deepcopy(network).to(device, torch.float16).to(memory_format=torch.channels_last)
 
     def forward(batch: torch.Tensor) -> torch.Tensor:
@@ -227,7 +227,7 @@ def time_first_requests(
         warm_ups: Batches that run before, by the title of the row.
     """
     rows = {}
-    print("\n  milliseconds of ours: the first three requests at a batch, and the tenth")
+    print("\n  milliseconds of the published model: the first three requests at a batch, and the tenth")
     print(f"  {'warm_ups up, twice each':<24}{'it took':>8}" + "".join(f"{f'batch {size}':>22}" for size in sizes))
     for title, warm_up in warm_ups.items():
         command = [

@@ -17,6 +17,7 @@ from msgspec import Struct
 from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.report import charts
 from build_tasks.tensors import TensorSignature
+from build_tasks.verification.judged_artifacts import JudgedOutput
 
 
 class TaskRow(Struct):
@@ -58,7 +59,7 @@ class GateRow(Struct):
     Attributes:
         status: "ok", "refused" or "not testable".
         reason: Why it is not ok.
-        outputs: The figures of each output, as `judged_artifacts.judge` returns them.
+        outputs: The figures of each output.
         tie_tolerances: For each output that is measured, how far two classes may be apart in a near tie.
         error: The relative L2 error that is nearest to its limit, formatted. None if an output has no figures.
         limit: The limit of that error, formatted.
@@ -68,7 +69,7 @@ class GateRow(Struct):
     file: str
     status: str
     reason: str | None
-    outputs: dict[str, Any]
+    outputs: dict[str, JudgedOutput]
     tie_tolerances: dict[str, float]
     error: str | None
     limit: str | None

@@ -2,11 +2,11 @@
 
 import base64
 import io
-from typing import Any
 
 from build_tasks.report.records import GateRow, SampleCell, SampleRow, SampleTable
 from build_tasks.spec.model import Model
 from build_tasks.verification import accuracy_samples
+from build_tasks.verification.judged_artifacts import JudgedOutput
 
 MAX_SAMPLES = 24  # with a picture; together they take some dozens of kB
 THUMBNAIL_PIXELS = 96  # the page shows 48, which a screen of double density draws with 96
@@ -27,7 +27,7 @@ def sample_table(model: Model, gate_results: list[GateRow]) -> SampleTable | Non
     def label(index: int) -> str:
         return labels[index] if index < len(labels) else f"class {index}"
 
-    def cell(row: GateRow, output_name: str, output: dict[str, Any], sample: int) -> SampleCell:
+    def cell(row: GateRow, output_name: str, output: JudgedOutput, sample: int) -> SampleCell:
         changes = {change["sample"]: change for change in output["top1_changes"]}
         change = changes.get(names[sample])
         margin = change["margin"] if change else 0.0
