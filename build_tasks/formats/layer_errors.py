@@ -1,17 +1,26 @@
-"""The error after each node of a graph of reduced precision."""
+"""The error after each node of a graph of reduced precision, and the node where the error begins.
+
+model.onnx ──────────────┐
+model.<precision>.onnx ──┴► every tensor as an output, in ONNX Runtime ─► LayerReport: errors by node, worst first
+"""
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypedDict
 
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, emulate_on_cpu, session_without_optimizations
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
+from build_tasks.tensors import INPUT
 from build_tasks.text_table import format_table
 from build_tasks.verification.tolerance import ROUNDOFF
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+
+    RunTensors = Callable[[np.ndarray], dict[str, np.ndarray]]  # from a batch to tensors by name
 
 # The modules of the project that decide the errors of layers, for the fingerprint of the stages that compute them.
 LAYER_MODULES = (
@@ -20,105 +29,149 @@ LAYER_MODULES = (
     "build_tasks.verification.tolerance",
     *ONNX_MODULES,
 )
-SAMPLES = 4  # that are looked at: one after the other, for every tensor of a graph is in memory at once
-JUMP = 8  # times the largest error of a node's inputs, above which its own is not their fault
-COARSENESS = 2**-7  # of int8 and fp8, in the place of the unit roundoff
-SHOWN = 12  # layers that are shown of all
-Layer = dict[str, Any]  # node, operator, its place in the graph; error, and the largest before it (None: infinite)
+MAX_SAMPLES = 4  # run one after the other, because every tensor of a graph is in memory at once
+JUMP_FACTOR = 8  # an error begins with a node if it is larger than the errors of the node's inputs by this factor
+QUANTIZED_ROUNDOFF = 2**-7  # for int8 and fp8, in place of the unit roundoff
+MAX_ROWS = 12  # of a table
 
 
-def compare_layers(source: str, reduced: str, samples: str, precision: str) -> dict[str, Any]:
-    """The relative L2 error of every node's output against the fp32 graph's, worst first, and where it first jumps.
+class LayerError(TypedDict):
+    """The relative L2 error after a node. None stands for NaN or infinity."""
 
-    Nodes are told by their names. What the conversion renamed or fused away is not compared, but counted.
+    node: str
+    operator: str
+    place: int  # position in the graph
+    error: float | None
+    before: float | None  # largest error of its inputs
+    largest: float  # largest absolute value of its outputs in fp32
+
+
+class LayerReport(TypedDict):
+    """What <graph>.layers.json holds."""
+
+    precision: str
+    samples: int
+    not_compared: int  # nodes that the conversion renamed or fused
+    first_jump: str | None  # the first node with an error that its inputs do not explain
+    layers: list[LayerError]  # largest error first
+
+
+def compare_layers(source: str, reduced: str, samples: str, precision: str) -> LayerReport:
+    """Compare the output of every node with the same node's output in the fp32 graph. Nodes are matched by name.
+
+    Args:
+        source: The fp32 graph.
+        reduced: The graph of reduced precision.
+        samples: Polygraphy's file of the accuracy samples.
+        precision: The precision of the second graph.
     """
-    import numpy as np
     import onnx
     from polygraphy.json import load_json
 
-    from build_tasks.tensors import INPUT
-
     fp32, low = (onnx.load(onnx_file(path)) for path in (source, reduced))
-    ours = {node.name: node for node in low.graph.node}
-    ends = [output.name for output in fp32.graph.output]  # before every tensor is marked as one
-    pairs = {n.name: (n, ours[n.name]) for n in fp32.graph.node if n.name in ours and n.op_type != "Constant"}
-    wanted = {name: list(zip(a.output, b.output, strict=False)) for name, (a, b) in pairs.items()}
-    runs = [
-        run_with_outputs(graph, sorted({pair[index] for outputs in wanted.values() for pair in outputs}))
-        for index, graph in enumerate((fp32, low))
-    ]
-    batches: np.ndarray = load_json(samples)[0][INPUT][:SAMPLES]
-    size = fp32.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-    off: dict[str, float] = {}
-    norm: dict[str, float] = {}
-    largest: dict[str, float] = {}
-    for sample in batches:
-        expected, found = (run(np.stack([sample] * size)) for run in runs)
-        for outputs in wanted.values():
-            for a, b in outputs:
-                if not np.issubdtype(expected[a].dtype, np.floating):
-                    continue
-                exact, answer = (values.astype(np.float64) for values in (expected[a], found[b]))
-                differing = exact != answer  # and not infinities that fp32 has as well: attention masks are made so
-                with np.errstate(invalid="ignore", over="ignore"):
-                    difference = float(((answer[differing] - exact[differing]) ** 2).sum())
-                off[a] = off.get(a, 0.0) + (difference if math.isfinite(difference) else math.inf)
-                finite = exact[np.isfinite(exact)]
-                norm[a] = norm.get(a, 0.0) + float((finite**2).sum())
-                largest[a] = max(largest.get(a, 0.0), float(np.abs(finite).max(initial=0.0)))
-    errors = {tensor: math.sqrt(off[tensor] / norm[tensor]) if norm[tensor] else 0.0 for tensor in off}
-    found_layers, carried = [], carried_errors(fp32, ends, errors)
-    lost = not all(map(math.isfinite, errors.values()))  # then no error that is finite is to blame
+    low_nodes = {node.name: node for node in low.graph.node}
+    outputs = [output.name for output in fp32.graph.output]  # before every tensor becomes an output
+    nodes = [node for node in fp32.graph.node if node.op_type != "Constant"]
+    tensors = {  # the name of a tensor in the fp32 graph -> its name in the other
+        exact: rounded
+        for node in nodes
+        if node.name in low_nodes
+        for exact, rounded in zip(node.output, low_nodes[node.name].output, strict=False)
+    }
+    runs = run_with_outputs(fp32, sorted(tensors)), run_with_outputs(low, sorted({*tensors.values()}))
+    batch: np.ndarray = load_json(samples)[0][INPUT][:MAX_SAMPLES]
+    errors, largest = tensor_errors(*runs, tensors, batch, fixed_batch=_batch_of(fp32))
+    carried = carried_errors(fp32, outputs, errors)
+    infinite = not all(map(math.isfinite, errors.values()))  # then only an infinite error can be the first jump
+    layers: list[LayerError] = []
     jump = None
     for place, node in enumerate(fp32.graph.node):
-        mine = [tensor for tensor in node.output if tensor in errors] if node.name in wanted else []
-        if not mine:
+        compared = [tensor for tensor in node.output if tensor in errors]
+        if not compared:
             continue
-        error = max(errors[tensor] for tensor in mine)
+        error = max(errors[tensor] for tensor in compared)
         before = max((errors[tensor] for tensor in node.input if tensor in errors), default=0.0)
-        after = max(carried[tensor] for tensor in mine)
-        to_blame = not lost or not math.isfinite(error)
-        if jump is None and to_blame and is_jump(error, max(before, ROUNDOFF.get(precision, COARSENESS)), after):
+        after = max(carried[tensor] for tensor in compared)
+        expected = max(before, ROUNDOFF.get(precision, QUANTIZED_ROUNDOFF))
+        if jump is None and (not infinite or not math.isfinite(error)) and is_jump(error, expected, after):
             jump = node.name
-        found_layers.append(
+        layers.append(
             {
                 "node": node.name,
                 "operator": node.op_type,
                 "place": place,
-                "error": _finite(error),
-                "before": _finite(before),
-                "largest": max(largest[tensor] for tensor in mine),
+                "error": _finite_or_none(error),
+                "before": _finite_or_none(before),
+                "largest": max(largest[tensor] for tensor in compared),
             }
         )
-    found_layers.sort(key=lambda layer: (-_number(layer["error"]), layer["place"]))
+    layers.sort(key=lambda layer: (-math.inf if layer["error"] is None else -layer["error"], layer["place"]))
     return {
         "precision": precision,
-        "samples": len(batches),
-        "not_compared": len([n for n in fp32.graph.node if n.op_type != "Constant"]) - len(found_layers),
+        "samples": len(batch),
+        "not_compared": len(nodes) - len(layers),
         "first_jump": jump,
-        "layers": found_layers,
+        "layers": layers,
     }
 
 
-def carried_errors(graph: "onnx.ModelProto", ends: list[str], errors: dict[str, float]) -> dict[str, float]:
-    """The largest error after the nodes that take a tensor; of a graph's outputs, which are the ends, their own."""
-    after = {name: errors.get(name, 0.0) for name in ends}
+def tensor_errors(
+    run_exact: "RunTensors", run_rounded: "RunTensors", tensors: dict[str, str], batch: "np.ndarray", fixed_batch: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the relative L2 error over all samples, and the largest absolute value in fp32, of each float tensor.
+
+    Args:
+        run_exact: Runs the fp32 graph.
+        run_rounded: Runs the graph of reduced precision.
+        tensors: The name of each tensor in the fp32 graph, and its name in the other.
+        batch: The samples. Each is run alone.
+        fixed_batch: The batch size that the graphs take. A sample is repeated to it.
+    """
+    import numpy as np
+
+    squares: dict[str, float] = {}  # sum of the squared differences
+    norms: dict[str, float] = {}  # sum of the squared values
+    largest: dict[str, float] = {}
+    for sample in batch:
+        repeated = np.stack([sample] * fixed_batch)
+        expected, found = run_exact(repeated), run_rounded(repeated)
+        for name, low_name in tensors.items():
+            if not np.issubdtype(expected[name].dtype, np.floating):
+                continue
+            exact, rounded = expected[name].astype(np.float64), found[low_name].astype(np.float64)
+            differing = exact != rounded  # without infinities that fp32 has as well, as in attention masks
+            with np.errstate(invalid="ignore", over="ignore"):
+                square = float(((rounded[differing] - exact[differing]) ** 2).sum())
+            squares[name] = squares.get(name, 0.0) + (square if math.isfinite(square) else math.inf)
+            finite = exact[np.isfinite(exact)]
+            norms[name] = norms.get(name, 0.0) + float((finite**2).sum())
+            largest[name] = max(largest.get(name, 0.0), float(np.abs(finite).max(initial=0.0)))
+    return {name: math.sqrt(squares[name] / norms[name]) if norms[name] else 0.0 for name in squares}, largest
+
+
+def _batch_of(graph: "onnx.ModelProto") -> int:
+    return graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+
+
+def carried_errors(graph: "onnx.ModelProto", outputs: list[str], errors: dict[str, float]) -> dict[str, float]:
+    """Return, for each tensor, the largest error after the nodes that read it; for outputs of the graph their own."""
+    after = {name: errors.get(name, 0.0) for name in outputs}
     for node in graph.graph.node:
-        theirs = max((errors[tensor] for tensor in node.output if tensor in errors), default=0.0)
+        error = max((errors[tensor] for tensor in node.output if tensor in errors), default=0.0)
         for tensor in node.input:
-            after[tensor] = max(after.get(tensor, 0.0), theirs)
+            after[tensor] = max(after.get(tensor, 0.0), error)
     return {tensor: after.get(tensor, 0.0) for tensor in errors}
 
 
 def is_jump(error: float, before: float, after: float) -> bool:
-    """Whether an error begins with a node, and what comes after it does not wash it out."""
+    """Whether an error begins with a node, and the nodes after it do not remove it."""
     if not math.isfinite(error):
         return math.isfinite(before)
-    return error > JUMP * before and after > error / JUMP
+    return error > JUMP_FACTOR * before and after > error / JUMP_FACTOR
 
 
-def run_with_outputs(graph: "onnx.ModelProto", tensors: list[str]) -> Any:
-    """The graph as a function from a batch to the tensors of these names."""
+def run_with_outputs(graph: "onnx.ModelProto", tensors: list[str]) -> "RunTensors":
+    """Return the graph as a function from a batch to the tensors of these names."""
     from polygraphy.backend.onnx import ModifyOutputs
 
     runnable = emulate_on_cpu(graph)
@@ -127,39 +180,37 @@ def run_with_outputs(graph: "onnx.ModelProto", tensors: list[str]) -> Any:
     return lambda batch: dict(zip(tensors, session(batch), strict=True))
 
 
-def _finite(error: float) -> float | None:
+def _finite_or_none(error: float) -> float | None:
     return error if math.isfinite(error) else None  # JSON has no infinity
-
-
-def _number(error: float | None) -> float:
-    return math.inf if error is None else error
 
 
 def _format_error(error: float | None) -> str:
     return "NaN or infinity" if error is None else f"{error:.1e}"
 
 
-def first_jump(report: dict[str, Any]) -> str | None:
-    """The first layer, in the order of the graph, whose error is not explained by those before it."""
+def first_jump(report: LayerReport) -> str | None:
+    """Describe the first node, in the order of the graph, with an error that its inputs do not explain."""
     for layer in report["layers"]:
         if layer["node"] == report["first_jump"]:
-            error, before = (_format_error(layer[key]) for key in ("error", "before"))
+            error, before = _format_error(layer["error"]), _format_error(layer["before"])
             return f"the error jumps at {layer['node']} ({layer['operator']}), from {before} to {error}"
     return None
 
 
-def format_layers(found: list[Layer]) -> str:
+def format_layers(layers: list[LayerError]) -> str:
+    """Format the layers with the largest errors as a table."""
     rows = [
         (layer["node"], layer["operator"], layer["place"], _format_error(layer["error"]),
          _format_error(layer["before"]),
          f"{layer['largest']:.3g}")
-        for layer in found[:SHOWN]
+        for layer in layers[:MAX_ROWS]
     ]  # fmt: skip
-    more = f"\n… and {len(found) - SHOWN} more with less" if len(found) > SHOWN else ""
+    more = f"\n… and {len(layers) - MAX_ROWS} more with smaller errors" if len(layers) > MAX_ROWS else ""
     return format_table(("node", "operator", "place", "error after it", "before it", "largest value"), rows) + more
 
 
 def inputs_of(model: Model, precision: str) -> Paths:
+    """Return the files that the errors of layers are computed from, by the name of a stage's input."""
     return {
         "model.onnx": model.artifact("model.onnx"),
         "graph": model.artifact(model.graph_file(precision)),
