@@ -1,8 +1,7 @@
-"""Which artifacts a Triton model is served from, and their signatures."""
+"""The artifacts that a Triton model is served from, and their signatures."""
 
 import os
 
-from build_tasks.formats import artifacts
 from build_tasks.json_files import read_json
 from build_tasks.runtime import hardware
 from build_tasks.runtime.stage import Paths
@@ -10,38 +9,41 @@ from build_tasks.spec.model import Model
 from build_tasks.tensors import Signature
 from build_tasks.triton.platforms import ENSEMBLE_MODELS
 
-PREPROCESS_FOLDER = "preprocess"  # the folder that the version of <model>_preprocess holds
+PREPROCESS_FOLDER = "preprocess"  # the folder in a version of <model>_preprocess
 
 
 def artifacts_of(model: Model, model_format: str) -> list[str]:
-    """What a model of Triton's is made of, as far as it can be here; of the ensemble, what its steps are."""
-    of = model.spec.ensemble
-    if model_format in ENSEMBLE_MODELS:
-        return [
-            PREPROCESS_FOLDER,
-            *(artifacts.present_artifacts(model, of) if model_format == "ensemble" and of else []),
-        ]
-    return artifacts.present_artifacts(model, model_format)
+    """Return the artifacts of a Triton model that exist, or that this machine can build.
+
+    Those of the ensemble are the artifacts of its steps.
+    """
+    if model_format not in ENSEMBLE_MODELS:
+        return present_artifacts(model, model_format)
+    step = model.spec.ensemble
+    if model_format == "ensemble" and step:
+        return [PREPROCESS_FOLDER, *present_artifacts(model, step)]
+    return [PREPROCESS_FOLDER]
 
 
 def present_artifacts(model: Model, model_format: str) -> list[str]:
-    """The artifacts that a model of Triton's is served from now.
+    """Return the artifacts of a format that exist, or that this machine can build; all of them if there is none.
 
-    Of several plans those that exist, or that this machine can build: a second GPU adds its plan and keeps the first.
+    A format has several artifacts if it has a plan for each type of GPU. A machine with a second type adds its plan and
+    keeps the first one.
     """
-    artifacts = model.files(model_format)
-    if len(artifacts) == 1:
-        return artifacts
-    capability = model.plans
-    here = [
+    files = model.files(model_format)
+    if len(files) == 1:
+        return files
+    capabilities = model.plans
+    present = [
         file
-        for file in artifacts
-        if os.path.exists(model.artifact(file)) or not hardware.missing_requirements(capability[file])
+        for file in files
+        if os.path.exists(model.artifact(file)) or not hardware.missing_requirements(capabilities[file])
     ]
-    return here or artifacts
+    return present or files
 
 
 def read_signature(inputs: Paths) -> Signature:
-    """The signature of an artifact, from the input `signature` of a stage."""
+    """Read the signature of an artifact from the input `signature` of a stage."""
     signature: Signature = read_json(inputs["signature"])
     return signature

@@ -1,7 +1,7 @@
-"""Execution contexts of a plan, or of an engine of TensorRT-RTX, timed by CUDA's events.
+"""Execution contexts of a plan or of a TensorRT-RTX engine, timed by CUDA events.
 
-Imported where an engine is loaded, after `polygraphy.config.USE_TENSORRT_RTX` says which library it is of. PyTorch is
-not needed, as where engines are built: streams, memory and CUDA's runtime are Polygraphy's.
+Import this module only where an engine is loaded, after `polygraphy.config.USE_TENSORRT_RTX` says which library the
+engine is for. PyTorch is not needed: streams, memory and the CUDA runtime come from Polygraphy.
 """
 
 import ctypes
@@ -23,30 +23,34 @@ if TYPE_CHECKING:
 
 
 class ExecutionContext:
-    """One instance of an engine, on a stream of its own. UserError where it cannot be loaded here.
+    """One instance of an engine, on a CUDA stream of its own.
 
-    Each has the engine to itself: two contexts of one may not share an optimisation profile in every TensorRT.
+    Each instance loads the engine again, because not every TensorRT lets two contexts of one engine use the same
+    optimization profile.
+
+    Raises:
+        UserError: If the engine cannot be loaded on this machine.
     """
 
     def __init__(self, path: str):
         try:
             self.engine: trt.ICudaEngine = EngineFromPath(path)()
             self.stream = cuda.Stream()
-        except (PolygraphyException, RuntimeError) as error:  # the second where there is no CUDA
-            raise UserError(f"{library_name()} cannot load {path} here: {first_lines(error)}") from error
+        except (PolygraphyException, RuntimeError) as error:  # RuntimeError if there is no CUDA
+            raise UserError(f"{library_name()} cannot load {path} on this machine: {first_lines(error)}") from error
         self.context = self.engine.create_execution_context()
-        self.before, self.after = (ctypes.c_void_p() for _ in range(2))
-        for event in (self.before, self.after):
+        self.start_event, self.end_event = (ctypes.c_void_p() for _ in range(2))
+        for event in (self.start_event, self.end_event):
             self.call("cudaEventCreate", ctypes.byref(event))
 
     def call(self, function: str, *arguments: object) -> None:
-        """A function of CUDA's runtime."""
+        """Call a function of the CUDA runtime, and raise an error if it fails."""
         cuda.wrapper().check(getattr(cuda.wrapper().handle, function)(*arguments))
 
     def prepare_request(self, batch: "np.ndarray") -> "Callable[[], float]":
-        """Requests of a batch that lies on the GPU already; each returns the seconds that the GPU took."""
+        """Copy a batch to the GPU, and return the function that runs it and returns the seconds on the GPU."""
         self.context.set_input_shape(INPUT, batch.shape)
-        memory = []
+        arrays = []
         for index in range(self.engine.num_io_tensors):
             tensor = self.engine.get_tensor_name(index)
             dtype = DataType.from_dtype(self.engine.get_tensor_dtype(tensor))
@@ -54,17 +58,17 @@ class ExecutionContext:
             if tensor == INPUT:
                 array.copy_from(batch)
             self.context.set_tensor_address(tensor, array.ptr)
-            memory.append(array)
+            arrays.append(array)
         stream, milliseconds = ctypes.c_void_p(self.stream.ptr), ctypes.c_float()
 
         def request() -> float:
-            self.call("cudaEventRecord", self.before, stream)
+            self.call("cudaEventRecord", self.start_event, stream)
             if not self.context.execute_async_v3(self.stream.ptr):
                 raise RuntimeError(f"{library_name()} could not run a batch of {len(batch)}")
-            self.call("cudaEventRecord", self.after, stream)
-            self.call("cudaEventSynchronize", self.after)
-            self.call("cudaEventElapsedTime", ctypes.byref(milliseconds), self.before, self.after)
+            self.call("cudaEventRecord", self.end_event, stream)
+            self.call("cudaEventSynchronize", self.end_event)
+            self.call("cudaEventElapsedTime", ctypes.byref(milliseconds), self.start_event, self.end_event)
             return milliseconds.value / 1e3
 
-        request.memory = memory  # type: ignore[attr-defined]  # which the context only refers to
+        request.arrays = arrays  # type: ignore[attr-defined]  # keeps the memory, which the context only refers to
         return request

@@ -1,4 +1,9 @@
-"""Where weights come from: packages, the Hugging Face hub, downloads, and files put in their place by hand."""
+"""The sources of weights: files in installed packages, the Hugging Face hub, and downloads.
+
+package://  ─► package_file
+hf://, timm ─► hub_file ─► download_from_hub ─┐
+https://    ─► download ──────────────────────┴► a file, or a UserError that says where to put it by hand
+"""
 
 import hashlib
 import importlib.util
@@ -12,25 +17,33 @@ from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import split_source
 
 DOWNLOADS = f"{BUILD}/.downloads"
-ATTEMPTS = 4  # of a download; the pause before each grows by a second
+ATTEMPTS = 4  # of a download; the pause before each one is a second longer
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 30
+RETRIED_CLIENT_ERRORS = (408, 429)  # request timeout, too many requests
 
 
-def package_file(rest: str) -> str | None:
-    """The path of `package/path/in/it` in an installed package, without importing it; None where it is absent."""
-    package, _, inner = rest.partition("/")
-    found = importlib.util.find_spec(package)
-    for folder in found.submodule_search_locations or [] if found else []:
+def package_file(name: str) -> str | None:
+    """Return the path of a file in an installed package, without importing the package. None if there is none.
+
+    Args:
+        name: `package/path/in/it`.
+    """
+    package, _, inner = name.partition("/")
+    spec = importlib.util.find_spec(package)
+    for folder in spec.submodule_search_locations or [] if spec else []:
         if os.path.exists(path := os.path.join(folder, inner)):
             return path
     return None
 
 
 def is_download(path: str) -> bool:
+    """Whether a file lies in the folder of downloads."""
     return os.path.commonpath([os.path.abspath(DOWNLOADS), os.path.abspath(path)]) == os.path.abspath(DOWNLOADS)
 
 
 def manual_path(model: str, source: str) -> str | None:
-    """Where a file that is otherwise downloaded can be put by hand, None for sources that are no download."""
+    """Return where the user may put a file that is otherwise downloaded. None for sources that are no download."""
     scheme, rest = split_source(source)
     if scheme == "timm":
         return f"{MODELS}/{model}/model.safetensors"
@@ -41,7 +54,7 @@ def manual_path(model: str, source: str) -> str | None:
 
 
 def verify_sha256(path: str, sha256: str | None) -> None:
-    """UserError where the file's digest is not the spec's."""
+    """Raise UserError if the spec has a digest and the file has another one."""
     if sha256 is None:
         return
     if (found := digest(path, remember=False)) != sha256:
@@ -49,19 +62,24 @@ def verify_sha256(path: str, sha256: str | None) -> None:
 
 
 def fetch(model: str, source: str, sha256: str | None) -> str:
-    """Download the source and return its path; UserError that names where to put the file by hand."""
+    """Download a source and return the path of the file.
+
+    Raises:
+        UserError: If it cannot be fetched. The message says where to put the file by hand.
+    """
     scheme, rest = split_source(source)
     if scheme == "package":
         package = rest.partition("/")[0]
         raise UserError(
-            f"{source}: the package {package} is not installed, or lacks that file: pip install -r requirements.txt"
+            f"{source}: the package {package} is not installed, or does not contain this file: "
+            "pip install -r requirements.txt"
         )
     try:
         if scheme in ("http", "https"):
             return download(source, sha256)
         repository, file, revision = hub_file(source)
         path = download_from_hub(repository, file, revision)
-    except (OSError, ValueError) as error:  # of requests, of the hub's client, or of a digest
+    except (OSError, ValueError) as error:  # from requests, from the client of the hub, or for another digest
         raise UserError(
             f"{source} cannot be fetched ({first_lines(error)}); put the file at {manual_path(model, source)}"
         ) from error
@@ -70,7 +88,13 @@ def fetch(model: str, source: str, sha256: str | None) -> str:
 
 
 def hub_file(source: str) -> tuple[str, str, str | None]:
-    """(repository, file, revision) on the Hugging Face hub, of an hf:// source or of timm's own pretrained tag."""
+    """Return (repository, file, revision) on the Hugging Face hub.
+
+    Args:
+        source: An hf:// source, or timm:// with one of timm's pretrained tags.
+    Raises:
+        ValueError: If timm has no such weights on the hub.
+    """
     scheme, rest = split_source(source)
     if scheme == "hf":
         rest, _, revision = rest.partition("@")
@@ -80,7 +104,7 @@ def hub_file(source: str) -> tuple[str, str, str | None]:
 
     try:
         config = get_pretrained_cfg(rest)
-    except RuntimeError as error:  # a tag that the architecture does not have
+    except RuntimeError as error:  # the architecture does not have the tag
         raise ValueError(str(error)) from error
     if config is None or not config.hf_hub_id:
         raise ValueError(f"timm knows no pretrained weights {rest!r} on the hub")
@@ -90,45 +114,52 @@ def hub_file(source: str) -> tuple[str, str, str | None]:
 
 
 def download_from_hub(repository: str, file: str, revision: str | None) -> str:
-    """The hub's client keeps its own cache, resumes, and counts a file only when it is whole."""
+    """Download a file from the hub and return its path in the cache of the hub's client.
+
+    The client resumes interrupted downloads, and returns only complete files.
+
+    Raises:
+        OSError: If the hub cannot be reached, or refuses the request.
+    """
     from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, tqdm
 
-    class Bar(tqdm):
-        """The client's progress bar, for whoever is watching this stage."""
+    class ProgressBar(tqdm):
+        """The client's progress bar, which sends the progress of the stage instead of drawing it."""
 
         def __init__(self, *arguments: Any, **options: Any):
-            super().__init__(*arguments, **{**options, "disable": False})  # although it goes to no terminal
+            super().__init__(*arguments, **{**options, "disable": False})  # tqdm disables it without a terminal
 
         def display(self, *arguments: Any, **options: Any) -> None:
             progress.emit(progress.Progress(os.path.basename(file), self.n, self.total, "B"))
 
     try:
-        return hf_hub_download(repository, file, revision=revision, tqdm_class=Bar)
-    except LocalEntryNotFoundError as error:  # its own text is general, its cause says why
+        return hf_hub_download(repository, file, revision=revision, tqdm_class=ProgressBar)
+    except LocalEntryNotFoundError as error:  # its own text is general, its cause gives the reason
         raise OSError(f"the Hugging Face hub cannot be reached: {first_lines(error.__cause__ or error)}") from error
     except HfHubHTTPError as error:
         raise OSError(f"the Hugging Face hub answers: {first_lines(error, count=2)}") from error
-    except HTTPError as error:  # a proxy, or a connection that breaks; no OSError, unlike the others
+    except HTTPError as error:  # of a proxy, or of a connection that breaks; it is no OSError, unlike the others
         raise OSError(f"the Hugging Face hub cannot be reached: {first_lines(error)}") from error
 
 
 def download(url: str, sha256: str | None) -> str:
-    """The path of the downloaded file, under build/.downloads; verified while it streams, retried with back-off."""
+    """Download a file to build/.downloads and return its path. A failed download is tried again after a pause."""
     import pooch
 
     name = os.path.basename(url.partition("?")[0]) or "weights"
     folder = f"{DOWNLOADS}/{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:16]}"
     shelf = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=ATTEMPTS - 1)
-    fetched: str = shelf.fetch(name, downloader=Download(sha256))
-    return fetched
+    path: str = shelf.fetch(name, downloader=HashingDownloader(sha256))
+    return path
 
 
-class Download:
-    """A pooch downloader that hashes what it writes. pooch gives the file its name only if this returns.
+class HashingDownloader:
+    """A downloader for pooch that computes the digest while it writes.
 
-    pooch tries again after what requests raises, and after a ValueError; not after another OSError.
+    pooch moves the file to its name only if the call returns. It tries again after an error of requests and after a
+    ValueError, but not after another OSError.
     """
 
     def __init__(self, sha256: str | None):
@@ -137,17 +168,17 @@ class Download:
     def __call__(self, url: str, output_file: str, shelf: Any) -> None:
         import requests
 
-        found, done, name = hashlib.sha256(), 0, os.path.basename(url.partition("?")[0])
-        with requests.get(url, stream=True, timeout=30) as response, open(output_file, "wb") as file:
-            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+        computed, done, name = hashlib.sha256(), 0, os.path.basename(url.partition("?")[0])
+        with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response, open(output_file, "wb") as file:
+            if 400 <= response.status_code < 500 and response.status_code not in RETRIED_CLIENT_ERRORS:
                 raise OSError(f"the server answers {response.status_code} {response.reason}")
             response.raise_for_status()
             size = int(response.headers.get("Content-Length", 0)) or None
             progress.emit(progress.Progress(name, 0, size, "B"))
-            for chunk in response.iter_content(1 << 20):
+            for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)
-                found.update(chunk)
+                computed.update(chunk)
                 done += len(chunk)
                 progress.emit(progress.Progress(name, done, size, "B"))
-        if self.sha256 not in (None, found.hexdigest()):
-            raise OSError(f"it has the sha256 {found.hexdigest()}, but the spec expects {self.sha256}")
+        if self.sha256 not in (None, computed.hexdigest()):
+            raise OSError(f"it has the sha256 {computed.hexdigest()}, but the spec expects {self.sha256}")
