@@ -1,6 +1,8 @@
-"""TorchScript as plain files of PyTorch's: saved without traces of this machine, cast, and run as a GPU would round.
+"""TorchScript files: saved without paths of this machine, cast to another precision, and run with a GPU's rounding.
 
-Of this project it needs nothing, and of others PyTorch alone.
+    model.pt ─► cast_trace ─► save_torchscript ─► model.fp16.pt ─► run_with_gpu_rounding, on a CPU
+
+This module imports PyTorch and nothing of the project.
 """
 
 import os
@@ -17,27 +19,28 @@ MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.
 
 CONVOLUTIONS = {"aten::_convolution", "aten::convolution", "aten::conv2d"}
 
-# How TorchScript writes them: numbers. Source: c10/core/ScalarType.h and MemoryFormat.h.
-NUMBERS = {torch.float16: 5, torch.float32: 6, torch.bfloat16: 15}
-CHANNELS_LAST = 2
+# The numbers of dtypes and memory formats in TorchScript. Source: c10/core/ScalarType.h and MemoryFormat.h.
+DTYPE_NUMBERS = {torch.float16: 5, torch.float32: 6, torch.bfloat16: 15}
+CHANNELS_LAST_NUMBER = 2
 
-# Operators that add up products. Which of them are called depends on how they are asked for.
-PRODUCTS = {
+# Operators that add up products. Which of them PyTorch calls depends on the caller.
+PRODUCT_OPERATORS = {
     *("conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
     *("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
 }
 
-VERSION_RECORDS = {"version", ".data/version"}  # the second for what older PyTorch cannot read; attention, say
+# The second is for files that an older PyTorch cannot read, for example with attention.
+VERSION_RECORDS = {"version", ".data/version"}
 
 
 def save_torchscript(module: torch.jit.ScriptModule, path: str) -> None:
-    """torch.jit.save without the debug records, which hold stack traces with this machine's paths."""
-    draft = f"{path}.draft/{path.rpartition('/')[2]}"  # the archive's records carry the file's stem
+    """Save a module like torch.jit.save, but without the debug records, which contain paths of this machine."""
+    draft = f"{path}.draft/{path.rpartition('/')[2]}"  # the names of the archive's records begin with the file's stem
     os.makedirs(os.path.dirname(draft))
     torch.jit.save(module, draft)
     reader = torch._C.PyTorchFileReader(draft)
     writer = torch._C.PyTorchFileWriter(path)
-    # The version says which meaning the operators have (an integer division, say): it must survive.
+    # The version decides what operators mean, for example the division of integers. It must stay the same.
     (version,) = VERSION_RECORDS & {*reader.get_all_records()}
     writer.set_min_version(int(reader.get_record(version)))
     for name in reader.get_all_records():
@@ -52,56 +55,62 @@ def cast_trace(
     path: str,
     precision: str,
     memory_format: str,
-    answers: Sequence[str] = ("float32",),
+    output_dtypes: Sequence[str] = ("float32",),
     input_format: str = "fp32_nchw",
 ) -> torch.jit.ScriptModule:
-    """A frozen trace in another precision and memory format, between inputs and outputs as they were.
+    """Return a frozen trace in another precision and memory format. Its inputs and outputs keep their dtypes.
 
-    Every fp32 tensor of the graph, and every operator that asks for fp32, gets the precision; filters get the memory
-    format, and so does an input in fp32 (batch, channels, height, width). Bytes need neither: the graph casts them
-    itself, and (batch, height, width, channels) is channels last as it lies.
+    Every fp32 tensor of the graph, and every operator with an fp32 dtype as argument, gets the precision. Filters get
+    the memory format, and so does an fp32 input (batch, channels, height, width). A uint8 input needs neither: the
+    graph casts it itself, and (batch, height, width, channels) is already channels last.
 
-    path: of the trace. answers: the dtypes of its outputs, as NumPy names them. format: of its input, as the spec
-    names it. What is returned is to be saved, and not to be run: PyTorch may remember the graph as it was.
+    Save the result, and load the file to run it: PyTorch may have cached the graph as it was before.
+
+    Args:
+        path: The file of the trace.
+        precision: "fp32", "fp16" or "bf16".
+        memory_format: "contiguous" or "channels_last".
+        output_dtypes: The dtypes of the outputs, by NumPy's names.
+        input_format: The layout of the input, "fp32_nchw" or "uint8_nhwc".
     """
     dtype, layout = DTYPES[precision], MEMORY_FORMATS[memory_format]
     module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")
-    module.to(dtype)  # what freezing left: buffers that forward writes to
+    module.to(dtype)  # freezing leaves the buffers that forward writes to
     graph = module.graph
     torch._C._jit_pass_inline(graph)
     _cast_constants(graph, dtype, layout)
-    _cast_dtypes(graph, NUMBERS[dtype])
+    _cast_dtype_arguments(graph, DTYPE_NUMBERS[dtype])
     if memory_format == "channels_last":
-        _reshape(graph)
+        _replace_views(graph)
     if input_format == "fp32_nchw":
         _, batch = graph.inputs()  # the first is the module itself
         users = [use.user for use in batch.uses()]
         graph.setInsertPoint(next(iter(graph.nodes())))
-        border = _inserted(graph, "aten::to", batch, NUMBERS[dtype], False, False, None)
+        cast_input = _insert(graph, "aten::to", batch, DTYPE_NUMBERS[dtype], False, False, None)
         if memory_format == "channels_last":
-            border = _inserted(graph, "aten::contiguous", border, CHANNELS_LAST)
+            cast_input = _insert(graph, "aten::contiguous", cast_input, CHANNELS_LAST_NUMBER)
         for user in users:
-            user.replaceInputWith(batch, border)
-    for (taker, index), answer in zip(_outputs(graph), answers, strict=True):
-        head, graph_input = _head(taker, index)
-        value = head.inputsAt(graph_input)
-        exact = value.node().kind() == "aten::to" and value.node().inputsAt(1).toIValue() == NUMBERS[torch.float32]
-        if (answer == "float32" or head is not taker) and not exact:
-            graph.setInsertPoint(head)
-            head.replaceInput(
-                graph_input, _inserted(graph, "aten::to", value, NUMBERS[torch.float32], False, False, None)
-            )
+            user.replaceInputWith(batch, cast_input)
+    fp32 = DTYPE_NUMBERS[torch.float32]
+    for (node, index), output_dtype in zip(_output_slots(graph), output_dtypes, strict=True):
+        source_node, source_index = _before_ranking(node, index)
+        value = source_node.inputsAt(source_index)
+        is_fp32 = value.node().kind() == "aten::to" and value.node().inputsAt(1).toIValue() == fp32
+        if (output_dtype == "float32" or source_node is not node) and not is_fp32:
+            graph.setInsertPoint(source_node)
+            source_node.replaceInput(source_index, _insert(graph, "aten::to", value, fp32, False, False, None))
     graph.lint()
     return module
 
 
-def _inserted(graph: Any, operator: str, value: Any, *constants: int | bool | None) -> Any:
-    """The result of an operator on a tensor and constants, where the graph inserts."""
+def _insert(graph: Any, operator: str, value: Any, *constants: int | bool | None) -> Any:
+    """Insert an operator on a tensor and constants at the graph's insert point, and return its result."""
     node = graph.create(operator, [value, *map(graph.insertConstant, constants)], 1)
     return graph.insertNode(node).output()
 
 
 def _cast_constants(graph: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Cast the fp32 constants of the graph. Filters of convolutions get the memory format."""
     for node in graph.findAllNodes("prim::Constant"):
         if node.hasAttribute("value") and node.kindOf("value") == "t" and node.t("value").dtype == torch.float32:
             value = node.t("value").to(dtype)
@@ -112,95 +121,103 @@ def _cast_constants(graph: Any, dtype: torch.dtype, layout: torch.memory_format)
             node.output().inferTypeFrom(node.t("value"))
 
 
-def _cast_dtypes(graph: Any, number: int) -> None:
-    """Operators that ask for fp32, `x.float()` say, ask for the other precision."""
+def _cast_dtype_arguments(graph: Any, number: int) -> None:
+    """Replace the dtype fp32 in arguments of operators, such as in `x.float()`, by the dtype with this number."""
     for node in _nodes(graph):
         if not node.kind().startswith("aten::"):
             continue
         for index, argument in enumerate(torch._C.parse_schema(node.schema()).arguments):
-            if argument.name == "dtype" and node.inputsAt(index).toIValue() == NUMBERS[torch.float32]:
+            if argument.name == "dtype" and node.inputsAt(index).toIValue() == DTYPE_NUMBERS[torch.float32]:
                 graph.setInsertPoint(node)
                 node.replaceInput(index, graph.insertConstant(number))
 
 
-def _reshape(graph: Any) -> None:
-    """reshape in the place of view, which refuses to join dimensions that do not lie one behind the other."""
+def _replace_views(graph: Any) -> None:
+    """Replace `view` by `reshape`, because `view` cannot join dimensions that are not adjacent in memory."""
     for node in graph.findAllNodes("aten::view"):
-        if "dtype" not in node.schema():  # not what takes the bits for another type
+        if "dtype" not in node.schema():  # with a dtype, `view` reinterprets the bits
             graph.setInsertPoint(node)
-            shaped = graph.insertNode(graph.create("aten::reshape", list(node.inputs()), 1))
-            node.output().replaceAllUsesWith(shaped.output())
+            reshaped = graph.insertNode(graph.create("aten::reshape", list(node.inputs()), 1))
+            node.output().replaceAllUsesWith(reshaped.output())
             node.destroy()
 
 
 def _nodes(block: Any) -> Iterator[Any]:
+    """All nodes of a graph, also those in the blocks of its nodes."""
     for node in list(block.nodes()):
         yield node
         for inner in node.blocks():
             yield from _nodes(inner)
 
 
-def _outputs(graph: Any) -> list[tuple[Any, int]]:
-    """The output tensors, each as an input of the node that takes it: the return, or what makes a tuple of them."""
-    (answer,) = graph.outputs()
-    collected = answer.node().kind() in ("prim::TupleConstruct", "prim::ListConstruct")
-    taker = answer.node() if collected else graph.return_node()
-    return [(taker, index) for index in range(taker.inputsSize())]
+def _output_slots(graph: Any) -> list[tuple[Any, int]]:
+    """The output tensors, each as (node, index of its input): the return, or the node that makes a tuple of them."""
+    (result,) = graph.outputs()
+    collected = result.node().kind() in ("prim::TupleConstruct", "prim::ListConstruct")
+    node = result.node() if collected else graph.return_node()
+    return [(node, index) for index in range(node.inputsSize())]
 
 
-def _head(taker: Any, index: int) -> tuple[Any, int]:
-    """The same of what probabilities and the best classes are made from, where an output is those.
+def _before_ranking(node: Any, index: int) -> tuple[Any, int]:
+    """The slot before softmax and top-k, if an output comes from them.
 
-    In fp16 many a probability equals its neighbours, and which of them are the best would be chance.
+    In fp16 many probabilities equal their neighbors, so the order of the strongest classes would be arbitrary.
     """
-    node = taker.inputsAt(index).node()
-    ranks = node.kind() == "aten::topk" or (node.kind() == "aten::softmax" and node.inputsAt(2).toIValue() is None)
-    return _head(node, 0) if ranks else (taker, index)
+    source = node.inputsAt(index).node()
+    ranks = source.kind() == "aten::topk" or (
+        source.kind() == "aten::softmax" and source.inputsAt(2).toIValue() is None
+    )
+    return _before_ranking(source, 0) if ranks else (node, index)
 
 
-class Rounding(TorchDispatchMode):
-    """Within it, products of fp16 and bf16 are added up in fp32 and rounded, as a GPU's matrix units do.
+class GpuRounding(TorchDispatchMode):
+    """A mode in which products of fp16 and bf16 are added up in fp32 and then rounded, as a GPU's matrix units do.
 
-    PyTorch's own kernels for CPUs take twenty times as long as those of fp32, unless the CPU has instructions for
-    them; and then the answers would depend on the CPU. Other operators run as they are, but for those that PyTorch has
-    only for GPUs in these types: they, too, compute in fp32 and are rounded.
+    PyTorch's own CPU kernels for these types take twenty times as long as those of fp32, unless the CPU has
+    instructions for them. The outputs would then depend on the CPU. Other operators run unchanged, except for those
+    that PyTorch has only for GPUs in these types. They are computed in fp32 and rounded as well.
 
-    refused: what an operator said that failed, which TorchScript's interpreter does not hand on.
+    Attributes:
+        error: The message of an operator that failed. TorchScript's interpreter does not pass it on.
     """
 
-    refused: str | None = None
+    error: str | None = None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function.overloadpacket.__name__ not in PRODUCTS:
+        if function.overloadpacket.__name__ not in PRODUCT_OPERATORS:
             try:
                 return function(*args, **kwargs)
             except RuntimeError as error:
                 if "not implemented for" not in str(error):
-                    self.refused = f"{function}: {error}"
+                    self.error = f"{function}: {error}"
                     raise
-        short: list[torch.dtype] = []
+        reduced_dtypes: list[torch.dtype] = []
 
-        def widened(value: torch.Tensor) -> torch.Tensor:
+        def widen(value: torch.Tensor) -> torch.Tensor:
             if value.dtype not in (torch.float16, torch.bfloat16):
                 return value
-            short.append(value.dtype)
+            reduced_dtypes.append(value.dtype)
             return value.float()
 
-        args, kwargs = tree_map_only(torch.Tensor, widened, (args, kwargs))
-        answers = function(*args, **kwargs)
+        args, kwargs = tree_map_only(torch.Tensor, widen, (args, kwargs))
+        results = function(*args, **kwargs)
 
-        def rounded(value: torch.Tensor) -> torch.Tensor:
-            return value.to(short[0]) if short and value.dtype == torch.float32 else value
+        def round_back(value: torch.Tensor) -> torch.Tensor:
+            return value.to(reduced_dtypes[0]) if reduced_dtypes and value.dtype == torch.float32 else value
 
-        return tree_map_only(torch.Tensor, rounded, answers)
+        return tree_map_only(torch.Tensor, round_back, results)
 
 
 def run_with_gpu_rounding(module: Any, batch: torch.Tensor) -> Any:
-    """What a cast module answers on the CPU, rounded as on a GPU. RuntimeError for what an operator refuses."""
-    # Unoptimised: PyTorch's optimiser would ask the mode, too, and compare constants by the thousand.
-    with torch.jit.optimized_execution(False), Rounding() as mode:
+    """Run a cast module on the CPU with the rounding of a GPU.
+
+    Raises:
+        RuntimeError: If an operator fails.
+    """
+    # Not optimized: PyTorch's optimizer would also call the mode, for thousands of comparisons of constants.
+    with torch.jit.optimized_execution(False), GpuRounding() as mode:
         try:
             return module(batch)
         except RuntimeError as error:
-            raise RuntimeError(mode.refused or str(error)) from error
+            raise RuntimeError(mode.error or str(error)) from error

@@ -60,7 +60,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     dtypes = [tensor["dtype"] for tensor in signature["outputs"]]
     try:
         torchscript_graph.save_torchscript(
-            torchscript_graph.cast_trace(inputs["trace"], **options, answers=dtypes, input_format=input_format),
+            torchscript_graph.cast_trace(inputs["trace"], **options, output_dtypes=dtypes, input_format=input_format),
             outputs["model"],
         )
         check(inputs["trace"], outputs["model"], signature["inputs"][0]["shape"], settings)

@@ -178,8 +178,8 @@ def test_an_engine_that_cannot_be_loaded_costs_its_own_format(project: Project) 
     assert loads(result) == [("onnx", b, n) for n in (1, 2) for b in (1, 3)]
     assert result["machine"]["gpu"] == "NVIDIA RTX A4000"
     (line,) = [line for line in run.out.splitlines() if line.startswith("✗ bench")]
-    assert re.search(r"tensorrt: TensorRT \S+ cannot load build/net/model.plan here: ", line)
-    assert re.search(r"rtx: TensorRT-RTX \S+ cannot load build/net/model.rtx here: ", line)
+    assert re.search(r"tensorrt: TensorRT \S+ cannot load build/net/model.plan on this machine: ", line)
+    assert re.search(r"rtx: TensorRT-RTX \S+ cannot load build/net/model.rtx on this machine: ", line)
 
 
 def test_a_benchmark_that_is_cut_short_leaves_the_last_one(built: Project) -> None:
