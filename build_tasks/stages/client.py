@@ -8,14 +8,18 @@ A client sends image files where the Triton model is an ensemble. It preprocesse
 takes tensors of three channels. For other models it sends an array from a .npy file.
 """
 
+import functools
 import os
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.tensors import IMAGE, Signature, TensorSignature
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PORTS = {"http": 8000, "grpc": 8001}  # Triton's defaults
 # NumPy's names of types, and Triton's in requests. Others are the same in upper case.
@@ -94,18 +98,13 @@ def render(
         sends: "encoded images", "preprocessed images" or "an array".
         labels: Whether labels.txt is beside the client.
     """
-    from jinja2 import Environment, StrictUndefined
-
     shows = "tensors"
     if sends != "an array" and settings["top_k"]:
         shows = "ranked classes"
     elif sends != "an array" and len(outputs) == 1 and len(outputs[0]["shape"]) == 2:
         shows = "classes"
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
     with open(TEMPLATE, encoding="utf-8") as file:
-        template = environment.from_string(file.read())
+        template = compile_template(file.read())
     return template.render(
         name=settings["name"],
         protocol=protocol,
@@ -119,3 +118,13 @@ def render(
         outputs=", ".join(f'"{output["name"]}"' for output in outputs),
         labels=labels and shows != "tensors",
     )
+
+
+@functools.cache  # compiling takes longer than all else in this stage
+def compile_template(text: str) -> "Template":
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(text)
