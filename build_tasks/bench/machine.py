@@ -65,7 +65,7 @@ def input_paths(model: Model, model_format: str) -> Paths:
 
 def measure(model: Model, options: Options) -> Run:
     """Measure the requested formats of a model on this machine."""
-    run = Run(machine=results.machine(), tools=versions(results.TOOLS), date=results.now())
+    run = Run(machine=results.this_machine(), tools=versions(results.TOOLS), date=results.now())
     sweeps = []
     for model_format in options.formats:
         if missing := missing_requirements(model, model_format):

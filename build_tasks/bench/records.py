@@ -87,7 +87,7 @@ class Proposal(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One run of `doit bench` for one model."""
+    """One run of `doit bench` for one model. What measures appends to its lists; later a run does not change."""
 
     machine: Machine
     tools: dict[str, str]  # versions

@@ -44,7 +44,7 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine(server: str | None = None) -> Machine:
+def this_machine(server: str | None = None) -> Machine:
     """This machine, and the server that is measured from it."""
     gpu = hardware.gpu()
     return Machine(cpu(), cores(), gpu.name if isinstance(gpu, hardware.Gpu) else None, server)

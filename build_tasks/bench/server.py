@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from build_tasks.bench import nvidia_tools, workload
 from build_tasks.bench.records import Options, Run, Timing
-from build_tasks.bench.results import log_estimate, log_line, machine, now
+from build_tasks.bench.results import log_estimate, log_line, now, this_machine
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import artifacts
@@ -44,7 +44,7 @@ def measure(model: Model, options: Options) -> Run:
             f"To get perf_analyzer: {nvidia_tools.INSTALL_HINT.format(model.release)}",
         )
     run = Run(
-        machine=machine(options.url),
+        machine=this_machine(options.url),
         tools={"Triton": client.server_version(), "perf_analyzer": version or "none"},
         date=now(),
     )
