@@ -228,7 +228,7 @@ def time_first_requests(
     """
     rows = {}
     print("\n  milliseconds of the published model: the first three requests at a batch, and the tenth")
-    print(f"  {'warm_ups up, twice each':<24}{'it took':>8}" + "".join(f"{f'batch {size}':>22}" for size in sizes))
+    print(f"  {'warmed up, twice each':<24}{'it took':>8}" + "".join(f"{f'batch {size}':>22}" for size in sizes))
     for title, warm_up in warm_ups.items():
         command = [
             sys.executable,
