@@ -123,7 +123,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("container")
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(ROOT / "requirements-engine.txt")], check=True)
+    subprocess.run([*pip, "-r", "requirements-engine.txt"], cwd=ROOT, check=True)  # which names the folder itself, "."
     (site,) = (folder / "venv/lib").glob("python*/site-packages")
     for package in ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_rtx_libs"):
         (site / package).symlink_to(Path(tensorrt_rtx.__file__).parent.parent / package)
@@ -134,7 +134,8 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project in which everything is built that needs no GPU."""
     project = Project(tmp_path_factory.mktemp("checkout") / "project")
-    shutil.copy(ROOT / "requirements-engine.txt", project.root)
+    for file in ("requirements-engine.txt", "doit_model_repository.py", "README.md", "LICENSE"):  # what pip installs
+        shutil.copy(ROOT / file, project.root)
     tiny_network.add(project, "tiny", formats=PLAN)
     run = project.built(**fakes.machine(project.root.parent, tensorrt=None, gpus=None))
     assert "engine:tiny" not in run.ran
