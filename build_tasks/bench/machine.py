@@ -98,7 +98,7 @@ def measure(model: Model, options: Options) -> Run:
 
 def settings_of(model: Model, model_format: str) -> Settings:
     """The settings of `workload.measure_artifact`."""
-    settings: Settings = {"device": model.triton("device"), "cores": results.cores()}
+    settings: Settings = {"device": model.triton_keys.device, "cores": results.cores()}
     if model_format == TRACE:
         settings |= {
             "network": pytorch_network.settings_of(model),

@@ -13,7 +13,6 @@ from build_tasks.paths import BUILD, MODELS
 from build_tasks.spec.tables import (
     ENGINES,
     NATIVE_PRECISIONS,
-    TRITON_KEYS,
     Accuracy,
     Architecture,
     Engine,
@@ -26,6 +25,7 @@ from build_tasks.spec.tables import (
     Table,
     Text,
     TorchScript,
+    TritonKeys,
     Weights,
 )
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
@@ -170,7 +170,7 @@ class Model(Struct, frozen=True):
     def torchscript(self) -> TorchScript:
         """[torchscript] with its defaults, which were measured on an H100 (docs/how-to/torchscript-on-gpu.md)."""
         table = self.spec.torchscript
-        precision = table.precision or ("fp16" if self.triton("device") == "gpu" else "fp32")
+        precision = table.precision or ("fp16" if self.triton_keys.device == "gpu" else "fp32")
         default: MemoryFormat = "contiguous" if precision == "fp32" else "channels_last"
         return TorchScript(precision=precision, memory_format=table.memory_format or default)
 
@@ -224,26 +224,29 @@ class Model(Struct, frozen=True):
         """Whether engines are compiled from a graph that is not served, and so has a gate of its own."""
         return self.spec.has_engine and (self.converted or "onnx" not in self.spec.formats)
 
-    def triton(self, key: str) -> Any:
-        """Return the value of one of TRITON_KEYS."""
-        return self.spec.triton.get(key, TRITON_KEYS[key])
+    @property
+    def triton_keys(self) -> TritonKeys:
+        """The keys of [triton] that are not fields of Triton's ModelConfig, with their defaults."""
+        triton = self.spec.triton
+        return TritonKeys(**{key: triton[key] for key in TritonKeys.__struct_fields__ if key in triton})
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """[triton] without TRITON_KEYS: fields of Triton's ModelConfig, and a table of fields by format."""
-        return {key: value for key, value in self.spec.triton.items() if key not in TRITON_KEYS}
+        """The rest of [triton]: fields of Triton's ModelConfig, and a table of fields by format."""
+        keys = TritonKeys.__struct_fields__
+        return {key: value for key, value in self.spec.triton.items() if key not in keys}
 
     @property
     def serving_facts(self) -> "ServingFacts":
         """What the checks of a ModelConfig need to know of this model."""
         from build_tasks.triton.serving_facts import ServingFacts
 
-        model_formats = (*self.served_formats, *self.ensemble_parts)
+        keys, model_formats = self.triton_keys, (*self.served_formats, *self.ensemble_parts)
         return ServingFacts(
             config_fields=self.config_fields,
             model_formats=model_formats,
-            device=self.triton("device"),
-            keep_versions=self.triton("keep_versions"),
+            device=keys.device,
+            keep_versions=keys.keep_versions,
             max_batch_size=self.spec.max_batch_size,
             largest_batches={model_format: self.largest_batch(model_format) for model_format in model_formats},
             profile=self.spec.profile,
@@ -258,7 +261,7 @@ class Model(Struct, frozen=True):
     @property
     def release(self) -> str:
         """The Triton release that will serve the model, "26.08", as in the tags of its containers."""
-        return str(self.triton("release"))
+        return self.triton_keys.release
 
     @property
     def seed(self) -> int | None:

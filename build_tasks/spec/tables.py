@@ -265,7 +265,7 @@ class Accuracy(Table):
 
 
 class TritonKeys(Table):
-    """The model as Triton serves it."""
+    """The keys of [triton] that are not fields of Triton's ModelConfig."""
 
     release: Annotated[
         str, Meta(pattern=RELEASE, description="Release of the Triton server that will serve the model.")
@@ -279,7 +279,3 @@ class TritonKeys(Table):
     provenance: Annotated[
         bool, Meta(description="Write the provenance of each version into the parameters of config.pbtxt.")
     ] = True
-
-
-# Keys of [triton] that are not fields of Triton's ModelConfig, with their defaults.
-TRITON_KEYS: dict[str, Any] = dict(zip(TritonKeys.__struct_fields__, TritonKeys.__struct_defaults__, strict=True))

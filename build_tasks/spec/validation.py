@@ -141,29 +141,30 @@ def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
 
 
 def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
-    spec, triton = model.spec, model.spec.triton
-    if not isinstance(model.triton("release"), str) or not re.fullmatch(RELEASE, model.release):
-        yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(triton["release"])
+    # msgspec checks no types below [triton], since most of it is Triton's: a key may hold anything.
+    spec, keys = model.spec, model.triton_keys
+    if not isinstance(keys.release, str) or not re.fullmatch(RELEASE, keys.release):
+        yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(keys.release)
     elif (
-        "onnx" in spec.formats and (support := releases.onnx_support(model.release)) and spec.onnx.opset > support.opset
+        "onnx" in spec.formats and (support := releases.onnx_support(keys.release)) and spec.onnx.opset > support.opset
     ):
         newer = releases.oldest_release_for(spec.onnx.opset)
         hint = f", or triton.release = {newer!r} or newer" if newer else ""
-        expected = f"at most {support.opset}, the newest opset that Triton {model.release} reads{hint}"
+        expected = f"at most {support.opset}, the newest opset that Triton {keys.release} reads{hint}"
         yield "onnx.opset", expected, repr(spec.onnx.opset)
-    if (device := model.triton("device")) not in DEVICES:
-        yield "triton.device", f"one of {', '.join(DEVICES)}", with_suggestion(device, DEVICES)
-    elif device == "cpu" and "tensorrt" in spec.formats:
+    if keys.device not in DEVICES:
+        yield "triton.device", f"one of {', '.join(DEVICES)}", with_suggestion(keys.device, DEVICES)
+    elif keys.device == "cpu" and "tensorrt" in spec.formats:
         yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
-    if not isinstance(model.triton("provenance"), bool):
-        yield "triton.provenance", "bool", repr(triton["provenance"])
+    if not isinstance(keys.provenance, bool):
+        yield "triton.provenance", "bool", repr(keys.provenance)
     for key in ("warm_up", "keep_versions"):
-        if type(count := model.triton(key)) is not int or count < 1:
+        if type(count := getattr(keys, key)) is not int or count < 1:
             yield f"triton.{key}", "int >= 1", repr(count)
             return
-    if "warm_up" in triton and (device != "gpu" or "torchscript" not in spec.formats):
+    if "warm_up" in spec.triton and (keys.device != "gpu" or "torchscript" not in spec.formats):
         expected = 'nothing, since it needs the format torchscript and triton.device = "gpu"'
-        yield "triton.warm_up", expected, repr(triton["warm_up"])
+        yield "triton.warm_up", expected, repr(keys.warm_up)
     yield from _ensemble_mistakes(model, overrides)
     # [triton] is written for every run, so a batch size that an option sets for one run is not compared with it.
     if model.config_fields and not overrides:

@@ -75,17 +75,18 @@ def settings_of(model: Model, model_format: str, **more: Any) -> Settings:
     Args:
         more: Further fields of ConfigSettings.
     """
+    keys = model.triton_keys
     settings = ConfigSettings(
         name=model.triton_name(model_format),
         model_format=model_format,
         spec=model.file,
         triton=triton_config.fields_of_format(model.config_fields, model_format),
         release=model.release,
-        device=model.triton("device"),
-        keep_versions=model.triton("keep_versions"),
+        device=keys.device,
+        keep_versions=keys.keep_versions,
         max_batch_size=model.largest_batch(model_format),
         # On a GPU the first requests of every batch size are slow (docs/how-to/torchscript-on-gpu.md).
-        warm_up=model.triton("warm_up") if (model_format, model.triton("device")) == ("torchscript", "gpu") else None,
+        warm_up=keys.warm_up if (model_format, keys.device) == ("torchscript", "gpu") else None,
         **more,
     )
     plain: Settings = msgspec.to_builtins(settings)

@@ -81,7 +81,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
     source_format = model_format if model_format in FORMATS else model.spec.ensemble
     assert source_format is not None
     # An ensemble has no versions of its own: its steps have.
-    keep_versions = 1 if model_format == "ensemble" else model.triton("keep_versions")
+    keep_versions = 1 if model_format == "ensemble" else model.triton_keys.keep_versions
     fields = model_config.fields_of_format(model.config_fields, model_format)
     policy = fields.get("version_policy", {})
     warm_up = model_config.warm_up_files(fields)
@@ -111,7 +111,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "keep_versions": keep_versions,
             "release": model.release if keep_versions > 1 else None,  # it must load the older versions, too
             "specific": policy.get("specific", {}).get("versions", []) if policy else [],
-            "provenance": model.triton("provenance"),
+            "provenance": model.triton_keys.provenance,
         },
         tools=(),
         modules=(__name__, *PUBLISH_MODULES),

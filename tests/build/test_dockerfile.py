@@ -8,7 +8,7 @@ import re
 import yaml  # type: ignore[import-untyped]
 from tests.support.project import ROOT
 
-from build_tasks.spec.tables import TRITON_KEYS
+from build_tasks.spec.tables import TritonKeys
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BAKE = (ROOT / "docker-bake.hcl").read_text()
@@ -29,7 +29,7 @@ def test_the_context_holds_what_is_copied_and_nothing_else() -> None:
 
 
 def test_defaults_are_the_same_everywhere() -> None:
-    assert ARGUMENTS["TRITON_RELEASE"] == TRITON_KEYS["release"]
+    assert ARGUMENTS["TRITON_RELEASE"] == TritonKeys().release
     assert dict(re.findall(r'^variable "(\w+)" \{.*\n +default = "(.+)"$', BAKE, re.MULTILINE)) == {
         **ARGUMENTS,
         "IMAGE": "triton-models",
