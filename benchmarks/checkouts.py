@@ -9,6 +9,7 @@ they share it.
 """
 
 import argparse
+import functools
 import math
 import os
 import re
@@ -80,13 +81,6 @@ def copy_project(checkout: Checkout, folder: Path, parts: tuple[str, ...] = ("bu
     return folder
 
 
-def empty_project(folder: Path) -> Path:
-    """A folder with an empty dodo.py: `doit` there costs what doit itself costs."""
-    folder.mkdir(parents=True)
-    (folder / "dodo.py").touch()
-    return folder
-
-
 def remove_results(project: Path) -> None:
     """Remove all that a build has written."""
     for part in ("build", REPOSITORY):
@@ -125,6 +119,19 @@ def time_no_op(checkout: Checkout, project: Path, *names: str) -> float:
     if not re.match(r"\d+ up to date", totals) or re.search(r"^[✓✗]", output, re.MULTILINE):
         sys.exit(f"{checkout.name}: doit should have nothing to do, but its output is:\n{output[-2000:]}")
     return seconds
+
+
+def no_op(checkout: Checkout, project: Path, *names: str) -> Callable[[], float]:
+    """A function that measures a `doit` with nothing to do."""
+    return functools.partial(time_no_op, checkout, project, *names)
+
+
+def empty_doit(checkout: Checkout, folder: Path) -> Callable[[], float]:
+    """A function that measures a `doit` with an empty dodo.py, in a new folder: what doit itself costs."""
+    project = folder / f"empty, {checkout.name}"
+    project.mkdir(parents=True)
+    (project / "dodo.py").touch()
+    return lambda: timed([checkout.doit], project)[0]
 
 
 def time_in_turns(sides: list[Side], runs: int, warm_up: bool = True) -> dict[str, list[float]]:

@@ -44,7 +44,8 @@ from checkouts import (
     Side,
     add_options,
     copy_project,
-    empty_project,
+    empty_doit,
+    no_op,
     print_ratios,
     requested_checkouts,
     time_in_turns,
@@ -124,15 +125,6 @@ def measure(checkouts: list[Checkout], folder: Path, count: int, runs: int, larg
         print(f"  goal for {all_models[0][0]}: at most {GOAL} s; {result}")
 
 
-def no_op(checkout: Checkout, project: Path, *names: str) -> Callable[[], float]:
-    return lambda: time_no_op(checkout, project, *names)
-
-
-def empty_doit(checkout: Checkout, folder: Path) -> Callable[[], float]:
-    project = empty_project(folder / f"empty, {checkout.name}")
-    return lambda: timed([checkout.doit], project)[0]
-
-
 def create_project(checkout: Checkout, project: Path, count: int) -> Path:
     """A project with this number of models, which doit considers built."""
     copy_project(checkout, project, parts=("build_tasks",))
@@ -200,9 +192,9 @@ def plain_doit(folder: Path, count: int) -> Callable[[], float]:
     """Write the chains as a dodo.py, and return a function that runs them."""
     write_sources(folder, count)
     steps = "".join(
-        f"        yield {{'name': f'{{m}}/{to}', 'file_dep': [f'{{m}}/{of}'], 'targets': [f'{{m}}/{to}'],\n"
+        f"        yield {{'name': f'{{m}}/{target}', 'file_dep': [f'{{m}}/{source}'], 'targets': [f'{{m}}/{target}'],\n"
         f"               'actions': ['cp %(dependencies)s %(targets)s']}}\n"
-        for of, to in itertools.pairwise(CHAIN)
+        for source, target in itertools.pairwise(CHAIN)
     )
     models = f"(f'm{{index:04}}' for index in range({count}))"
     (folder / "dodo.py").write_text(f"def task_chain():\n    for m in {models}:\n{steps}", encoding="utf-8")
@@ -225,9 +217,9 @@ def ninja(folder: Path, count: int) -> Callable[[], float]:
     """Write the chains as a build.ninja, build them, and return a function that runs them again."""
     write_sources(folder, count)
     steps = "".join(
-        f"build m{index:04}/{to}: cp m{index:04}/{of}\n"
+        f"build m{index:04}/{target}: cp m{index:04}/{source}\n"
         for index in range(count)
-        for of, to in itertools.pairwise(CHAIN)
+        for source, target in itertools.pairwise(CHAIN)
     )
     (folder / "build.ninja").write_text(f"rule cp\n  command = cp $in $out\n{steps}", encoding="utf-8")
     timed(["ninja"], folder)
@@ -239,8 +231,9 @@ def snakemake(folder: Path, count: int) -> Callable[[], float]:
     write_sources(folder, count)
     last = f"expand('m{{n:04}}/{CHAIN[-1]}', n=range({count}))"
     rules = "".join(
-        f"rule r{number}:\n    input: '{{m}}/{of}'\n    output: '{{m}}/{to}'\n    shell: 'cp {{input}} {{output}}'\n"
-        for number, (of, to) in enumerate(itertools.pairwise(CHAIN))
+        f"rule r{number}:\n    input: '{{m}}/{source}'\n    output: '{{m}}/{target}'\n"
+        "    shell: 'cp {input} {output}'\n"
+        for number, (source, target) in enumerate(itertools.pairwise(CHAIN))
     )
     (folder / "Snakefile").write_text(f"rule all:\n    input: {last}\n{rules}", encoding="utf-8")
     for index in range(count):
@@ -255,10 +248,10 @@ def dvc(folder: Path, count: int) -> Callable[[], float]:
     """Write the chains as a dvc.yaml, build them, and return a function that runs them again."""
     write_sources(folder, count)
     steps = "".join(
-        f"  s{index:04}-{number}:\n    cmd: cp m{index:04}/{of} m{index:04}/{to}\n"
-        f"    deps: [m{index:04}/{of}]\n    outs: [m{index:04}/{to}]\n"
+        f"  s{index:04}-{number}:\n    cmd: cp m{index:04}/{source} m{index:04}/{target}\n"
+        f"    deps: [m{index:04}/{source}]\n    outs: [m{index:04}/{target}]\n"
         for index in range(count)
-        for number, (of, to) in enumerate(itertools.pairwise(CHAIN))
+        for number, (source, target) in enumerate(itertools.pairwise(CHAIN))
     )
     (folder / "dvc.yaml").write_text(f"stages:\n{steps}", encoding="utf-8")
     environment = {"DVC_NO_ANALYTICS": "1"}

@@ -40,13 +40,13 @@ from checkouts import (
     Side,
     add_options,
     copy_project,
-    empty_project,
+    empty_doit,
+    no_op,
     print_ratios,
     read_tree,
     remove_results,
     requested_checkouts,
     time_in_turns,
-    time_no_op,
     timed,
 )
 
@@ -98,15 +98,6 @@ def measure_no_op(checkouts: list[Checkout], folder: Path, runs: int, short: boo
     duration = median(seconds[changed_keys[0][0]])
     result = "reached" if duration <= KEY_GOAL else "above the goal"
     print(f"  {changed_keys[0][0]}: {duration:.3f} s   (goal: at most {KEY_GOAL} s; {result})")
-
-
-def no_op(checkout: Checkout, project: Path) -> Callable[[], float]:
-    return lambda: time_no_op(checkout, project)
-
-
-def empty_doit(checkout: Checkout, folder: Path) -> Callable[[], float]:
-    project = empty_project(folder / f"empty, {checkout.name}")
-    return lambda: timed([checkout.doit], project)[0]
 
 
 def changed_key(checkout: Checkout, project: Path) -> Callable[[], float]:
