@@ -1,6 +1,9 @@
-"""TensorRT and TensorRT-RTX behind one door: they share an API, and Polygraphy picks the library.
+"""Engines of TensorRT and TensorRT-RTX: how they are compiled and run. Both libraries share an API.
 
-Imported only in the process of a stage, after `polygraphy.config.USE_TENSORRT_RTX` says which of the two it is.
+    model.onnx ─► parser ─► network ─► builder, with an optimization profile and a timing cache ─► engine, signature
+
+Polygraphy chooses the library. Import this module only in the process of a stage, after
+`polygraphy.config.USE_TENSORRT_RTX` says which of the two it is.
 """
 
 import os
@@ -17,7 +20,8 @@ from polygraphy.mod.trt_importer import lazy_import_trt
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime import progress
-from build_tasks.tensors import INPUT, layout_dims
+from build_tasks.runtime.stage import Settings
+from build_tasks.tensors import INPUT, ProfileShapes, Signature, TensorSignature, layout_dims
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,51 +29,57 @@ if TYPE_CHECKING:
 else:
     trt = lazy_import_trt()
 
-os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's order, by which machine.py names the GPU
-
-Settings = dict[str, Any]
-Signature = dict[str, Any]
+os.environ.setdefault(
+    "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
+)  # the order of NVML, by which runtime/hardware.py finds the GPU
 
 MIB = 1 << 20
+MAX_PARSER_ERRORS = 3  # in a message
 
 
 def library_name() -> str:
+    """Return the name and the version of the library, for messages."""
     return f"TensorRT{'-RTX' if polygraphy.USE_TENSORRT_RTX else ''} {trt.__version__}"
 
 
-class Errors(trt.IErrorRecorder):
-    """What the library reports as errors, which otherwise only its log would tell."""
+class ErrorRecorder(trt.IErrorRecorder):
+    """Keeps the errors that the library reports, which would otherwise only be in its log."""
 
     def __init__(self) -> None:
         trt.IErrorRecorder.__init__(self)
-        self.found: list[tuple[trt.ErrorCodeTRT, str]] = []
+        self.errors: list[tuple[trt.ErrorCodeTRT, str]] = []
 
     def num_errors(self) -> int:
-        return len(self.found)
+        return len(self.errors)
 
     def get_error_code(self, index: int) -> "trt.ErrorCodeTRT":
-        return self.found[index][0]
+        return self.errors[index][0]
 
     def get_error_desc(self, index: int) -> str:
-        return self.found[index][1]
+        return self.errors[index][1]
 
     def has_overflowed(self) -> bool:
         return False
 
     def clear(self) -> None:
-        self.found.clear()
+        self.errors.clear()
 
     def report_error(self, code: "trt.ErrorCodeTRT", description: str) -> bool:
-        self.found.append((code, description))
-        return False  # go on, and let the caller decide
+        self.errors.append((code, description))
+        return False  # the library goes on, and the caller decides
+
+    def last_error(self) -> str:
+        """Return the last error, which is why the library gave up, without the location in its source."""
+        text = first_lines(Exception(self.errors[-1][1]))
+        return re.sub(r"^\[[^]]*\]\s*|^\w+::\w+:\s*|\s*In \w+ at .*$", "", text).strip(" ()")
 
 
-class Phases(trt.IProgressMonitor):
-    """What the builder is at, for the log and whoever is watching. It has several phases at once, nested."""
+class BuildProgress(trt.IProgressMonitor):
+    """Writes the phases of the builder to the log and sends them to the terminal. The builder nests phases."""
 
     def __init__(self) -> None:
         trt.IProgressMonitor.__init__(self)
-        self.steps: dict[str, int] = {}
+        self.steps: dict[str, int] = {}  # by phase
 
     def phase_start(self, phase: str, parent: str, steps: int) -> None:
         self.steps[phase] = steps
@@ -84,37 +94,47 @@ class Phases(trt.IProgressMonitor):
 
 
 def compile_engine(path: str, settings: Settings, timing_cache: str) -> tuple[bytes, Signature]:
-    """The engine of an ONNX graph, and its signature. UserError for what the library refuses.
+    """Compile an ONNX graph and return the engine and its signature.
 
-    timing_cache: a file that is read where it exists, and written.
+    Args:
+        path: The graph.
+        settings: Those of the engine stage.
+        timing_cache: A file that is read if it exists, and is written.
+    Raises:
+        UserError: If the library refuses the graph or the settings.
     """
-    # TensorRT 11 may drop the flag: it knows no other networks.
-    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    builder, network = create_network(strongly_typed=typed)
-    errors = Errors()
-    builder.error_recorder = errors
-    parser = parsed(network, path)
-    profile = shapes(network, settings)
-    phases = Phases()  # which the builder only refers to
+    # TensorRT 11 has strongly typed networks only and may remove the flag.
+    strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    builder, network = create_network(strongly_typed=strongly_typed)
+    recorder = ErrorRecorder()
+    builder.error_recorder = recorder
+    parser = parse_graph(network, path)
+    profile = optimization_profile(network, settings)
+    monitor = BuildProgress()  # a variable, because the builder holds no reference to it
     try:
-        options = configuration(profile, settings, timing_cache, phases)
-        engine = engine_bytes_from_network((builder, network, parser), options, save_timing_cache=timing_cache)
+        config = builder_config(profile, settings, timing_cache, monitor)
+        engine = engine_bytes_from_network((builder, network, parser), config, save_timing_cache=timing_cache)
     except PolygraphyException as error:
-        raise UserError(plain(errors, error)) from error
-    return bytes(engine), {**tensors(network), "profile": profile}
+        raise UserError(build_error_message(recorder, error)) from error
+    return bytes(engine), {**network_tensors(network), "profile": profile}
 
 
-def parsed(network: "trt.INetworkDefinition", path: str) -> "trt.OnnxParser":
-    """The parser, which keeps the weights of the network. UserError for a graph that cannot be parsed."""
+def parse_graph(network: "trt.INetworkDefinition", path: str) -> "trt.OnnxParser":
+    """Parse an ONNX graph into the network and return the parser, which holds the weights of the network.
+
+    Raises:
+        UserError: If the graph cannot be parsed.
+    """
     parser = trt.OnnxParser(network, get_trt_logger())
     if not parser.parse_from_file(onnx_file(path)):
-        found = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise UserError("; ".join(unsupported(error) for error in found[:3]) or f"{library_name()} cannot parse {path}")
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        messages = [parser_error_message(error) for error in errors[:MAX_PARSER_ERRORS]]
+        raise UserError("; ".join(messages) or f"{library_name()} cannot parse {path}")
     return parser
 
 
-def unsupported(error: "trt.ParserError") -> str:
-    """A node that the parser refuses, and what to try."""
+def parser_error_message(error: "trt.ParserError") -> str:
+    """Say which node the parser refuses, and what to try."""
     node = f"operator {error.node_operator()} (node {error.node_name()})"
     if error.code() == trt.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc():
         return (
@@ -124,42 +144,41 @@ def unsupported(error: "trt.ParserError") -> str:
     return f"{library_name()} refuses {node}: {first_lines(Exception(error.desc()))} ({error.func()})"
 
 
-def shapes(network: "trt.INetworkDefinition", settings: Settings) -> dict[str, dict[str, list[int]]]:
-    """The optimisation profile of each input with open dimensions: its min, opt and max shapes.
+def optimization_profile(network: "trt.INetworkDefinition", settings: Settings) -> dict[str, ProfileShapes]:
+    """Return the min, opt and max shapes of each input with open dimensions.
 
-    UserError where the spec's sizes contradict the graph.
+    Raises:
+        UserError: If the batch sizes of the spec contradict the graph.
     """
-    profile = {}
+    profile: dict[str, ProfileShapes] = {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = extents(tensor.shape)
-        batches = {point: settings[f"{point}_batch_size"] for point in ("min", "opt", "max")}
-        if shape[0] != -1 and set(batches.values()) != {shape[0]}:
+        shape = dims_of(tensor.shape)
+        batches = [settings[f"{point}_batch_size"] for point in ("min", "opt", "max")]
+        if shape[0] != -1 and set(batches) != {shape[0]}:
             raise UserError(
                 f"the graph has a fixed batch of {shape[0]}, and the engine's profile asks for "
-                f"{', '.join(map(str, batches.values()))}; set onnx.dynamic_axes = true, or leave the batch sizes out"
+                f"{', '.join(map(str, batches))}; set onnx.dynamic_axes = true, or leave the batch sizes out"
             )
-        sizes = dict.fromkeys(batches, shape[1:])
+        rest = [shape[1:]] * 3
         if settings["sizes"]:
-            (small, large), (channels, *own) = settings["sizes"], settings["shape"]
-            sizes = {
-                point: layout_dims([channels, *size], settings["format"])
-                for point, size in (("min", small), ("opt", own), ("max", large))
-            }
+            (smallest, largest), (channels, *size) = settings["sizes"], settings["shape"]
+            rest = [layout_dims([channels, *each], settings["format"]) for each in (smallest, size, largest)]
         if -1 in shape:
-            profile[tensor.name] = {point: [batch, *sizes[point]] for point, batch in batches.items()}
+            low, usual, high = ([batch, *dims] for batch, dims in zip(batches, rest, strict=True))
+            profile[tensor.name] = {"min": low, "opt": usual, "max": high}
     return profile
 
 
-def configuration(
-    profile: dict[str, dict[str, list[int]]], settings: Settings, timing_cache: str, phases: Phases
+def builder_config(
+    profile: dict[str, ProfileShapes], settings: Settings, timing_cache: str, monitor: BuildProgress
 ) -> Any:
-    """The loader of the builder's configuration."""
-    points = Profile()
-    for tensor, shape in profile.items():
-        points.add(tensor, tuple(shape["min"]), tuple(shape["opt"]), tuple(shape["max"]))
+    """Return Polygraphy's loader of the builder's configuration."""
+    shapes = Profile()
+    for tensor, points in profile.items():
+        shapes.add(tensor, tuple(points["min"]), tuple(points["opt"]), tuple(points["max"]))
     options: dict[str, Any] = {
-        "profiles": [points],
+        "profiles": [shapes],
         "load_timing_cache": timing_cache,
         "builder_optimization_level": settings["optimization_level"],
         "sparse_weights": settings["sparse_weights"],
@@ -172,7 +191,7 @@ def configuration(
     if polygraphy.USE_TENSORRT_RTX:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        options["compute_capabilities"] = capabilities(settings["rtx_compute_capabilities"])
+        options["compute_capabilities"] = compute_capabilities(settings["rtx_compute_capabilities"])
         loader = CreateConfigRTX(**options)
     else:
         if settings["hardware_compatibility"] != "none":
@@ -180,103 +199,102 @@ def configuration(
             options["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
         loader = CreateConfig(**options, version_compatible=settings["version_compatible"])
 
-    def more(builder: "trt.Builder", network: "trt.INetworkDefinition", config: "trt.IBuilderConfig") -> None:
-        """What Polygraphy has no option for, at least with TensorRT-RTX.
+    def set_other_options(
+        builder: "trt.Builder", network: "trt.INetworkDefinition", config: "trt.IBuilderConfig"
+    ) -> None:
+        """Set what Polygraphy has no option for, at least with TensorRT-RTX.
 
-        TF32 is said either way: TensorRT's default is on, Polygraphy's off.
+        The TF32 flag is set or cleared in every case: it is on by default in TensorRT, and off in Polygraphy.
         """
-        config.progress_monitor = phases
+        config.progress_monitor = monitor
         if settings["precision"] == "tf32":
             config.set_flag(trt.BuilderFlag.TF32)
         else:
             config.clear_flag(trt.BuilderFlag.TF32)
 
-    return PostprocessConfig(loader, more)
+    return PostprocessConfig(loader, set_other_options)
 
 
-def capabilities(wanted: list[str]) -> list[tuple[int, int]] | None:
-    """The compute capabilities as Polygraphy takes them, None for all. UserError for one that TensorRT-RTX lacks."""
+def compute_capabilities(requested: list[str]) -> list[tuple[int, int]] | None:
+    """Return compute capabilities as (major, minor), Polygraphy's form. None for all.
+
+    Raises:
+        UserError: If TensorRT-RTX does not have one of them.
+    """
     members = trt.ComputeCapability.__members__  # type: ignore[attr-defined]  # of TensorRT-RTX, which has no stubs
-    known = {member.removeprefix("SM") for member in members if member.startswith("SM")}
-    for capability in wanted:
-        if capability.replace(".", "") not in known:
-            names = sorted((f"{number[:-1]}.{number[-1]}" for number in known), key=float)
+    valid = {member.removeprefix("SM") for member in members if member.startswith("SM")}
+    for capability in requested:
+        if capability.replace(".", "") not in valid:
+            names = sorted((f"{number[:-1]}.{number[-1]}" for number in valid), key=float)
             raise UserError(
                 f"engine.rtx_compute_capabilities: {library_name()} knows {', '.join(names)}, and not {capability}"
             )
-    pairs = [capability.split(".") for capability in wanted]
+    pairs = [capability.split(".") for capability in requested]
     return [(int(major), int(minor)) for major, minor in pairs] or None
 
 
-def plain(errors: Errors, failure: PolygraphyException) -> str:
-    """Why no engine was built, in the user's words."""
-    said = " ".join(description for _, description in errors.found)
-    if re.search(r"OutOfMemory|out of memory|insufficient memory|workspace", said, re.IGNORECASE):
+def build_error_message(recorder: ErrorRecorder, failure: PolygraphyException) -> str:
+    """Say why no engine was built, and what to change in the spec."""
+    text = " ".join(description for _, description in recorder.errors)
+    if re.search(r"OutOfMemory|out of memory|insufficient memory|workspace", text, re.IGNORECASE):
         return (
-            f"{library_name()} ran out of memory ({detail(errors)}): raise engine.workspace or leave it out, lower "
-            "engine.max_batch_size or engine.optimization_level, or free the GPU"
+            f"{library_name()} ran out of memory ({recorder.last_error()}): raise engine.workspace or leave it out, "
+            "lower engine.max_batch_size or engine.optimization_level, or free the GPU"
         )
-    return f"{library_name()} cannot build the engine: {detail(errors) if errors.found else first_lines(failure)}"
-
-
-def detail(errors: Errors) -> str:
-    """The library's last error, which is why it gave up, without the place in its source."""
-    text = re.sub(r"^\[[^]]*\]\s*|^\w+::\w+:\s*|\s*In \w+ at .*$", "", first_lines(Exception(errors.found[-1][1])))
-    return text.strip(" ()")
+    reason = recorder.last_error() if recorder.errors else first_lines(failure)
+    return f"{library_name()} cannot build the engine: {reason}"
 
 
 def engine_session(path: str, signature: Signature) -> "Callable[[np.ndarray], list[np.ndarray]]":
-    """A plan on this machine's GPU, as a function from a batch to its outputs. UserError for one that it cannot run."""
+    """Load a plan on this machine's GPU and return the function from a batch to its outputs.
+
+    Raises:
+        UserError: If the plan cannot be loaded, or has other tensors than its signature.
+    """
     from polygraphy.backend.trt import EngineFromPath, TrtRunner
 
     try:
         engine: trt.ICudaEngine = EngineFromPath(path)()
         runner = TrtRunner(engine)
         runner.activate()  # until the process of the stage ends
-    except (PolygraphyException, RuntimeError) as error:  # the second where there is no CUDA
+    except (PolygraphyException, RuntimeError) as error:  # RuntimeError if there is no CUDA
         raise UserError(
-            f"{library_name()} cannot run {path}, which TensorRT {signature['TensorRT']} built for {signature['GPU']}: "
-            f"{first_lines(error)}"
+            f"{library_name()} cannot run {path}, which TensorRT {signature['TensorRT']} built for "
+            f"{signature['GPU']}: {first_lines(error)}"
         ) from error
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     expected = {tensor["name"]: tensor for tensor in (*signature["inputs"], *signature["outputs"])}
     found = {
-        name: {
-            "name": name,
-            "dtype": dtype(engine.get_tensor_dtype(name)),
-            "shape": extents(engine.get_tensor_shape(name)),
-        }
-        for name in names
+        name: _tensor_signature(name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name)) for name in names
     }
     if found != expected:
-        raise UserError(f"{path} has other tensors than its signature says: {found}, not {expected}")
-    wanted = signature["inputs"][0]["dtype"]
+        raise UserError(f"{path} has other tensors than its signature: {found}, not {expected}")
+    dtype = signature["inputs"][0]["dtype"]
     outputs = [tensor["name"] for tensor in signature["outputs"]]
 
     def run(batch: "np.ndarray") -> "list[np.ndarray]":
-        answers = runner.infer({INPUT: batch.astype(wanted)})
-        return [answers[name].copy() for name in outputs]  # the next call fills the same buffers
+        results = runner.infer({INPUT: batch.astype(dtype)})
+        return [results[name].copy() for name in outputs]  # the next call writes to the same buffers
 
     return run
 
 
-def tensors(network: "trt.INetworkDefinition") -> dict[str, list[dict[str, Any]]]:
-    """Name, NumPy's dtype and shape of each input and output; -1 for an open dimension."""
-
-    def tensor(value: "trt.ITensor") -> dict[str, Any]:
-        return {"name": value.name, "dtype": dtype(value.dtype), "shape": extents(value.shape)}
-
+def network_tensors(network: "trt.INetworkDefinition") -> Signature:
+    """Return the inputs and outputs of a network, as in the signature of its engine."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
     return {
-        "inputs": [tensor(network.get_input(index)) for index in range(network.num_inputs)],
-        "outputs": [tensor(network.get_output(index)) for index in range(network.num_outputs)],
+        "inputs": [_tensor_signature(tensor.name, tensor.dtype, tensor.shape) for tensor in inputs],
+        "outputs": [_tensor_signature(tensor.name, tensor.dtype, tensor.shape) for tensor in outputs],
     }
 
 
-def extents(shape: "trt.Dims") -> list[int]:
-    return [shape[axis] for axis in range(len(shape))]
-
-
-def dtype(value: "trt.DataType") -> str:
+def _tensor_signature(name: str, dtype: "trt.DataType", shape: "trt.Dims") -> TensorSignature:
     import numpy as np
 
-    return str(np.dtype(trt.nptype(value)).name)
+    return {"name": name, "dtype": str(np.dtype(trt.nptype(dtype)).name), "shape": dims_of(shape)}
+
+
+def dims_of(shape: "trt.Dims") -> list[int]:
+    """Return a shape as a list; -1 for an open dimension."""
+    return [shape[axis] for axis in range(len(shape))]

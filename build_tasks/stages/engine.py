@@ -112,14 +112,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         engine, signature = tensorrt.compile_engine(inputs["graph"], settings, draft)
         if own and os.path.exists(draft):
             os.replace(draft, own)
-    signature |= {key: settings[key] for key in ("compiler", "precision")}
+    signature["compiler"], signature["precision"] = settings["compiler"], settings["precision"]
     if not rtx:
         signature["version_compatible"] = settings["version_compatible"]
     host = hardware.host_fingerprint_rtx() if rtx else hardware.host_fingerprint()
-    signature |= host
     with open(outputs["engine"], "wb") as file:
         file.write(engine)
-    for name, record in (("signature", signature), ("tools", {**versions(TOOLS), **host})):
+    for name, record in (("signature", {**signature, **host}), ("tools", {**versions(TOOLS), **host})):
         write_json(outputs[name], record)
     batches = [settings[f"{point}_batch_size"] for point in ("min", "opt", "max")]
     return {"precision": settings["precision"], "batches": batches, "MB": f"{len(engine) / 1e6:.1f}"}

@@ -274,8 +274,8 @@ trt = compiler.trt
 profile = {"INPUT__0": {"min": [1, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [4, 3, 8, 8]}}
 builder, network = compiler.create_network(strongly_typed=True)
 network.add_identity(network.add_input("INPUT__0", trt.float32, (-1, 3, 8, 8)))
-phases = compiler.Phases()
-config = compiler.configuration(profile, settings, sys.argv[2], phases)(builder, network)
+monitor = compiler.BuildProgress()
+config = compiler.builder_config(profile, settings, sys.argv[2], monitor)(builder, network)
 flags = ("TF32", "REFIT", "STRIP_PLAN", "SPARSE_WEIGHTS", "VERSION_COMPATIBLE")
 print("RESULT", json.dumps({
     "flags": [flag for flag in flags if config.get_flag(getattr(trt.BuilderFlag, flag))],
