@@ -2,9 +2,9 @@
 
     doit engine:NAME --engine_precision FP16 --max_engine_batch_size 64
 
-They are read before the tasks are created, because they change more than the task that they stand behind: another
-precision also means other files for the stages before and after. The value is part of the fingerprint, so the next
-plain `doit` builds again what the spec says.
+They are read before the tasks are created, because an option changes more than the task that it follows: with another
+precision, the stages before and after use other files too. The value is part of the fingerprint, so the next plain
+`doit` builds again what the spec describes.
 """
 
 import sys

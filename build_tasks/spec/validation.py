@@ -141,7 +141,7 @@ def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
 
 
 def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
-    # msgspec checks no types below [triton], since most of it is Triton's: a key may hold anything.
+    # msgspec does not check the types in [triton], because most of its keys are Triton's.
     spec, keys = model.spec, model.triton_keys
     if not isinstance(keys.release, str) or not re.fullmatch(RELEASE, keys.release):
         yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(keys.release)

@@ -256,7 +256,7 @@ def test_doit_reports_all_mistakes_together_and_creates_nothing(project: Project
 
 
 def test_a_model_cannot_be_named_like_a_command_or_a_stage(project: Project) -> None:
-    """`doit list` would run the command, and the model of that name could never be built."""
+    """`doit list` would run the command of that name, so the model could never be built by its name."""
     stages = ["container", "engine", "precision", "prune", "publish", "rtx", "weights"]
     names = sorted(["clean", "forget", "help", "info", "list", "run", *stages])
     for name in names:

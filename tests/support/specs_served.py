@@ -5,13 +5,8 @@ from pathlib import Path
 from tests.support import tiny_network
 from tests.support.project import Project
 
-BOTH = {
-    "plain",
-    "queues",
-    "sequences",
-    "tuned",
-    "versions",
-}  # built as TorchScript and ONNX, since their configs differ
+# Built as TorchScript and ONNX, since their two configs differ in more than the name.
+BOTH = {"plain", "queues", "sequences", "tuned", "versions"}
 
 # By name: (keys above the tables, [input], [onnx], all other tables).
 SPECS: dict[str, tuple[str, str, str, str]] = {
