@@ -12,7 +12,7 @@ ModelPage ─┬─ tasks        TaskRow         one box of the task graph; `gra
 
 from typing import Any, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.report import charts
@@ -199,14 +199,14 @@ class ModelSnapshot(Struct, forbid_unknown_fields=True):
     Attributes:
         files: By path.
         errors: The largest relative L2 error of each artifact's outputs, by file.
-        verdicts: The result of the gate, by file.
+        statuses: The result of the gate, by file; `verdicts` in the JSON.
         tools: Versions, by distribution.
         seconds: Duration of the last run, by task.
     """
 
     files: dict[str, FileSnapshot]
     errors: dict[str, float]
-    verdicts: dict[str, str]
+    statuses: dict[str, str] = field(name="verdicts")
     tools: dict[str, str]
     seconds: dict[str, float]
 

@@ -49,7 +49,7 @@ def take_snapshot(tasks: list[TaskRow], gate_results: list[GateRow]) -> ModelSna
             for row in gate_results
             if not any("wrong" in output for output in row.outputs.values())
         },
-        verdicts={row.file: row.status for row in gate_results},
+        statuses={row.file: row.status for row in gate_results},
         tools={tool: ", ".join(sorted(versions)) for tool, versions in sorted(tools.items())},
         seconds={task.task: task.seconds for task in tasks if task.seconds is not None},
     )
@@ -97,7 +97,7 @@ def _describe_error(old: float | None, new: float | None) -> str | None:
     return f"error {before} → {after}" if before != after else None
 
 
-def _describe_verdict(old: str | None, new: str | None) -> str | None:
+def _describe_status(old: str | None, new: str | None) -> str | None:
     return f"{old} → {new}" if None not in (old, new) and old != new else None
 
 
@@ -121,7 +121,7 @@ def _new_or_gone(old: object, new: object) -> str | None:
 DESCRIPTIONS: dict[str, Callable[[Any, Any], str | None]] = {
     "files": _describe_file,
     "errors": _describe_error,
-    "verdicts": _describe_verdict,
+    "statuses": _describe_status,
     "tools": _describe_version,
     "seconds": _describe_duration,
 }

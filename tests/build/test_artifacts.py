@@ -179,9 +179,8 @@ def test_a_fixed_batch_is_served_without_batching(project: Project, tiny_weights
 
 def test_external_data_takes_the_form_of_a_folder(project: Project) -> None:
     add_own(project, "own", "return self.head(features)", "external_data = true")
-    project.edit(
-        "models/own/network.py", "nn.Conv2d(3, 5, 3)", "nn.Conv2d(3, 5, 11)"
-    )  # larger than what onnx keeps inline
+    larger = "nn.Conv2d(3, 5, 11)"  # too large for onnx to keep its weights in the graph
+    project.edit("models/own/network.py", "nn.Conv2d(3, 5, 3)", larger)
     project.built()
     files = sorted(project.tree("model_repository/own_onnx/1"))
     assert files == ["model.onnx/model.onnx", "model.onnx/model.onnx.data", "provenance.json"]

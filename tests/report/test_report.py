@@ -123,14 +123,14 @@ def test_differences_in_words() -> None:
     before = ModelSnapshot(
         files={"a": FileSnapshot("1" * 64, 10), "b": FileSnapshot("2" * 64, 1)},
         errors={"a": 1.3e-6, "b": 2e-3},
-        verdicts={"a": "ok"},
+        statuses={"a": "ok"},
         tools={"onnx": "1"},
         seconds={"fast": 0.1, "slow": 10.0, "much": 4.0},
     )
     now = ModelSnapshot(
         files={"a": FileSnapshot("3" * 64, 12), "b": FileSnapshot("2" * 64, 1)},
         errors={"a": 2.2e-6, "b": 2.0001e-3},
-        verdicts={"a": "refused"},
+        statuses={"a": "refused"},
         tools={"onnx": "2"},
         seconds={"fast": 0.9, "slow": 11.0, "much": 9.0},
     )
