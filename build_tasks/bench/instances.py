@@ -8,10 +8,10 @@ Only the artifact is timed: the inputs lie on its device before the first reques
 """
 
 import io
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from build_tasks.bench.workload import Instance, Request, wall_clock_request
 from build_tasks.formats.artifacts import read_signature
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime.stage import Paths, Settings
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 CUDA_EVENTS, WALL_CLOCK = "CUDA events", "wall clock"
+
+Request = Callable[[], float]  # runs one batch and returns the seconds that it took
+Instance = Callable[["np.ndarray"], Request]  # prepares requests of a batch, in the thread that then runs them
 
 
 class Loaded(NamedTuple):
@@ -158,6 +161,17 @@ def _load_contexts(inputs: Paths, count: int, rtx: bool) -> Loaded:
 def _input_dtype(inputs: Paths) -> str:
     dtype: str = read_signature(inputs)["inputs"][0]["dtype"]
     return dtype
+
+
+def wall_clock_request(run: Callable[[], object]) -> Request:
+    """A request that is timed by the clock, around a function that returns when the answer is there."""
+
+    def request() -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    return request
 
 
 LOADERS: dict[str, Callable[[Paths, Settings, int, int], Loaded]] = {

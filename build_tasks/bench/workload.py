@@ -9,11 +9,12 @@ request when the last one is answered.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from build_tasks.bench.instances import LOADERS, Instance, Request, wall_clock_request
 from build_tasks.bench.records import Point
 from build_tasks.errors import UserError, first_lines
 from build_tasks.runtime import progress
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 WARM_UP_REQUESTS = 3  # of every instance at every batch, at least
 WARM_UP_SHARE = 0.25  # of the measuring time, at least
 MIN_REQUESTS = 3  # that are measured, however long they take
-
-Request = Callable[[], float]  # sends one batch and returns the seconds that it took
-Instance = Callable[["np.ndarray"], Request]  # prepares requests of a batch, in the thread that then sends them
 
 
 class Sweep(msgspec.Struct, frozen=True):
@@ -56,8 +54,6 @@ def measure_artifact(inputs: Paths, sweep: Sweep, settings: Settings) -> Measure
     Args:
         settings: device (as in [triton]), cores; for the plain trace the settings of its network.
     """
-    from build_tasks.bench.instances import LOADERS
-
     samples = _read_samples(inputs)
     points: list[Point] = []
     failed: list[str] = []
@@ -174,17 +170,6 @@ def repeat_request(request: Request, seconds: float, min_requests: int) -> Itera
     while count < min_requests or time.perf_counter() < deadline:
         yield request()
         count += 1
-
-
-def wall_clock_request(run: Callable[[], object]) -> Request:
-    """A request that is timed by the clock, around a function that returns when the answer is there."""
-
-    def request() -> float:
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
-
-    return request
 
 
 def make_point(
