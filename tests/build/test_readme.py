@@ -67,6 +67,9 @@ RUNS_IN = {
     "python benchmarks/publishing.py": ".ci/run, in its short form",
     "python benchmarks/scaling.py": ".ci/run, in its short form",
     "python benchmarks/serving.py": ".ci/run, in its short form",
+    "python benchmarks/overhead.py --against ../older --against-doit ../older/.venv/bin/doit": (
+        "by hand, it needs an older checkout"
+    ),
     "python benchmarks/overhead.py --short": ".ci/run",
     "python benchmarks/incremental.py --short": ".ci/run",
     "python -m build_tasks.spec.json_schema > models/model.schema.json": "tests/spec/test_json_schema.py",
