@@ -1,4 +1,10 @@
-"""From a PyTorch network to a checked ONNX graph."""
+"""The export of a PyTorch network to ONNX, and the check of the graph.
+
+    model.pt ─► TorchScript exporter ─┐
+    network  ─► dynamo exporter ──────┴► onnxslim ─► check against the source in ONNX Runtime ─► records beside the file
+
+stages/onnx.py decides which exporter runs. Both functions below raise ExporterRefusedError, and it tries the other one.
+"""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -21,28 +27,38 @@ if TYPE_CHECKING:
 # The modules of the project that decide what is exported, for the fingerprint of the stage that does it.
 EXPORT_MODULES = ("build_tasks.formats.onnx_export", *pytorch_network.NETWORK_MODULES, *ONNX_MODULES)
 TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
-# Of torch 2.14. The dynamo exporter writes 18 and above, and converts down where it can.
-HIGHEST_OPSET = {"torchscript": 20, "dynamo": 23}
+# Of torch 2.14. The dynamo exporter writes 18 and above, and converts to lower opsets if it can.
+MAX_OPSET = {"torchscript": 20, "dynamo": 23}
 
 
 class ExporterRefusedError(Exception):
-    """Why one exporter's result is not used; the message continues "the … exporter"."""
+    """The result of an exporter is not used. The message continues the words "the … exporter"."""
 
 
 def export(
     exporter: str, source: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings, folder: str
 ) -> "onnx.ModelProto":
-    """The graph as torch writes it, into an empty folder."""
+    """Export a network and return the graph as torch writes it.
+
+    Args:
+        exporter: "torchscript" or "dynamo".
+        source: The loaded model.pt for the first, the network for the second.
+        shape: (channels, height, width) of one input.
+        settings: Those of the onnx stage.
+        folder: An empty folder for the file.
+    Raises:
+        ExporterRefusedError: If the exporter fails, or cannot write the opset.
+    """
     import onnx
     import torch
 
-    if settings["opset"] > HIGHEST_OPSET[exporter]:
-        raise ExporterRefusedError(f"writes opset {HIGHEST_OPSET[exporter]} at most")
+    if settings["opset"] > MAX_OPSET[exporter]:
+        raise ExporterRefusedError(f"writes opset {MAX_OPSET[exporter]} at most")
     input_format = settings["interface"]["format"]
     batch = pytorch_network.example_input(shape, settings["batch_size"], input_format)
-    opened = pytorch_network.size_dependent_axes(source, shape, settings["sizes"], input_format)
+    axes_of_outputs = pytorch_network.size_dependent_axes(source, shape, settings["sizes"], input_format)
     height, width = pytorch_network.spatial_axes(input_format)
-    names = [OUTPUT.format(index) for index in range(len(opened))]
+    names = [OUTPUT.format(index) for index in range(len(axes_of_outputs))]
     arguments: dict[str, Any] = {
         "opset_version": settings["opset"],
         "input_names": [INPUT],
@@ -52,28 +68,30 @@ def export(
         arguments |= {"dynamo": True, "external_data": True, "verbose": False}
         dimensions = {}
         if settings["dynamic_axes"]:
-            # torch.export specialises a dimension of size one, whatever it is told.
+            # torch.export fixes a dimension of size one, also if it is declared as open.
             batch = pytorch_network.example_input(shape, max(2, settings["batch_size"]), input_format)
             dimensions[0] = torch.export.Dim("batch")
         if settings["sizes"]:
-            (lowest, narrowest), (highest, widest) = settings["sizes"]
-            dimensions[height] = torch.export.Dim("height", min=lowest, max=highest)
-            dimensions[width] = torch.export.Dim("width", min=narrowest, max=widest)
+            (min_height, min_width), (max_height, max_width) = settings["sizes"]
+            dimensions[height] = torch.export.Dim("height", min=min_height, max=max_height)
+            dimensions[width] = torch.export.Dim("width", min=min_width, max=max_width)
         if dimensions:
             arguments["dynamic_shapes"] = (dimensions,)
     else:
         arguments |= {"dynamo": False}
-        axes = {name: {axis: f"{name}_{axis}" for axis in also} for name, also in zip(names, opened, strict=True)}
-        axes[INPUT] = {height: "height", width: "width"} if settings["sizes"] else {}
+        dynamic_axes = {
+            name: {axis: f"{name}_{axis}" for axis in axes} for name, axes in zip(names, axes_of_outputs, strict=True)
+        }
+        dynamic_axes[INPUT] = {height: "height", width: "width"} if settings["sizes"] else {}
         if settings["dynamic_axes"]:
-            axes = {name: {0: "batch", **others} for name, others in axes.items()}
-        arguments["dynamic_axes"] = {name: others for name, others in axes.items() if others}
+            dynamic_axes = {name: {0: "batch", **axes} for name, axes in dynamic_axes.items()}
+        arguments["dynamic_axes"] = {name: axes for name, axes in dynamic_axes.items() if axes}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the TorchScript exporter announces its end at every call
+        warnings.simplefilter("ignore")  # the TorchScript exporter warns at every call that it is deprecated
         try:
             torch.onnx.export(source, (batch,), f"{folder}/model.onnx", **arguments)
             graph = onnx.load(f"{folder}/model.onnx")
-        except Exception as error:  # any exporter error means: try the other, or tell
+        except Exception as error:  # exporters raise errors of many types; the other exporter may succeed
             raise ExporterRefusedError(f"failed: {first_lines(error)}") from error
     if opset(graph) != settings["opset"]:
         raise ExporterRefusedError(f"wrote opset {opset(graph)}, and could not convert it to {settings['opset']}")
@@ -81,7 +99,7 @@ def export(
 
 
 def slim(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Simplified, and without what tells of the machine."""
+    """Return the graph simplified by onnxslim, without metadata about this machine."""
     import onnxslim
 
     return strip_metadata(onnxslim.slim(graph))
@@ -90,41 +108,62 @@ def slim(graph: "onnx.ModelProto") -> "onnx.ModelProto":
 def check_export(
     path: str, script: "torch.nn.Module", module: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings
 ) -> float:
-    """The largest relative error against model.pt, at batches 1, 2 and the maximum (or the fixed one), at all sizes."""
+    """Compare a graph in ONNX Runtime with its source, and return the largest relative error.
+
+    The batches are 1, 2 and the maximum, or the fixed one. The first of them also runs at the smallest and largest
+    size of the spec.
+
+    Args:
+        path: The graph.
+        script: The source whose outputs are expected: the loaded model.pt, or the network.
+        module: The network, whose sensitivity decides the tolerance.
+        shape: (channels, height, width) of one input.
+        settings: Those of the onnx stage.
+    Raises:
+        ExporterRefusedError: If the graph is not valid, does not run, or differs by more than the tolerance.
+    """
     import onnx
 
     try:
         onnx.checker.check_model(onnx_file(path), full_check=True)
         run = onnx_session(path, threads.share)
-    except Exception as error:  # of onnx, or of ONNX Runtime, which have no common base
-        raise ExporterRefusedError(f"wrote a graph that is refused: {first_lines(error)}") from error
+    except Exception as error:  # from onnx or ONNX Runtime, whose errors have no common base class
+        raise ExporterRefusedError(f"wrote a graph that is not valid: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
-    others = pytorch_network.shapes_to_check(shape, settings["sizes"])[1:]
+    _, *other_shapes = pytorch_network.shapes_to_check(shape, settings["sizes"])
     limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, batches[0]))
-    worst = 0.0
-    for size, of in (*((size, shape) for size in batches), *((batches[0], other) for other in others)):
-        batch = pytorch_network.example_input(of, size, settings["interface"]["format"], seed=size)
-        at = f"batch {size}" + (f" of {of[1]}x{of[2]}" if others else "")
-        expected = [answer.numpy() for answer in pytorch_network.forward(script, batch)]
+    largest = 0.0
+    cases = [*((size, shape) for size in batches), *((batches[0], other) for other in other_shapes)]
+    for size, dims in cases:
+        batch = pytorch_network.example_input(dims, size, settings["interface"]["format"], seed=size)
+        case = f"batch {size}" + (f" of {dims[1]}x{dims[2]}" if other_shapes else "")
+        expected = [output.numpy() for output in pytorch_network.forward(script, batch)]
         try:
             found = run(batch.numpy())
         except Exception as error:
-            raise ExporterRefusedError(f"wrote a graph that does not run at {at}: {first_lines(error)}") from error
-        worst = max(worst, max_relative_error(float_outputs(found), float_outputs(expected)))
-        if not worst <= limit:
-            other = "the source" if script is module else "model.pt"
+            raise ExporterRefusedError(f"wrote a graph that does not run at {case}: {first_lines(error)}") from error
+        largest = max(largest, max_relative_error(float_outputs(found), float_outputs(expected)))
+        if not largest <= limit:
+            source = "the source" if script is module else "model.pt"
             raise ExporterRefusedError(
-                f"wrote a graph that differs from {other} by {worst:.1e} at {at} (limit {limit:.0e})"
+                f"wrote a graph that differs from {source} by {largest:.1e} at {case} (limit {limit:.0e})"
             )
-    return worst
+    return largest
 
 
 def write_records(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None, why: str) -> None:
-    """What is written beside model.onnx: its signature, how it came about, and by which tools."""
-    known = {"opset": opset(graph), "ir_version": graph.ir_version}
+    """Write the files beside model.onnx: its signature, its export, and the versions of the tools.
+
+    Args:
+        graph: The graph.
+        outputs: The paths of the files.
+        exporter: The exporter that wrote the graph. None if the source is an ONNX file.
+        why: Why this exporter was used.
+    """
+    versions_of_graph = {"opset": opset(graph), "ir_version": graph.ir_version}
     records = {
-        "signature": {**signature_tensors(graph), **known},
-        "export": {"exporter": exporter, "why": why, **known},
+        "signature": {**signature_tensors(graph), **versions_of_graph},
+        "export": {"exporter": exporter, "why": why, **versions_of_graph},
         "tools": versions(TOOLS),
     }
     for name, record in records.items():

@@ -1,24 +1,26 @@
-"""ONNX files: how they are saved, and what their graphs declare."""
+"""ONNX files: how they are saved, and the tensors and opset that their graphs declare."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from build_tasks.runtime import atomic_files
+from build_tasks.tensors import Signature, TensorSignature
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-LARGEST_MESSAGE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
+MAX_MESSAGE_BYTES = 2_000_000_000  # protobuf messages must be smaller than 2 GiB
+MIN_EXTERNAL_BYTES = 1024  # smaller weights stay in the graph
 
 
 def onnx_file(path: str) -> str:
-    """The file of an ONNX artifact, which is a folder where the weights are external data."""
+    """Return the file of an ONNX artifact. The artifact is a folder if its weights are external data."""
     return f"{path}/{os.path.basename(path)}" if os.path.isdir(path) else path
 
 
 def fixed_batch(path: str) -> int | None:
-    """The batch of an ONNX artifact, None where it is open."""
+    """Return the batch size of an ONNX artifact. None if it is open."""
     import onnx
 
     (image,) = onnx.load(onnx_file(path), load_external_data=False).graph.input
@@ -26,38 +28,49 @@ def fixed_batch(path: str) -> int | None:
 
 
 def numpy_dtype(tensor: "onnx.ValueInfoProto") -> "np.dtype[np.generic]":
-    """NumPy's type of an input or output of a graph."""
+    """Return NumPy's dtype of an input or output of a graph."""
     import onnx
 
     return onnx.helper.tensor_dtype_to_np_dtype(tensor.type.tensor_type.elem_type)
 
 
 def opset(graph: "onnx.ModelProto") -> int:
-    """The version of ONNX's own operators that the graph uses."""
+    """Return the version of ONNX's own operators that the graph uses."""
     return int(next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")))
 
 
 def save_onnx(graph: "onnx.ModelProto", path: str, external_data: bool) -> None:
-    """One file; or a folder with the weights apart, as Triton wants it: model.onnx/model.onnx.
+    """Save a graph as one file, or as a folder with the weights in a second file: model.onnx/model.onnx.
 
-    Source of the folder's form: the server's docs, user_guide/model_repository.md, "ONNX Models".
+    Triton expects this form of the folder. Source: the server's docs, user_guide/model_repository.md, "ONNX Models".
+
+    Args:
+        graph: The graph with its weights.
+        path: The file or folder, which is replaced.
+        external_data: Whether to save a folder. Weights above MAX_MESSAGE_BYTES always need one.
     """
     import onnx
 
-    atomic_files.remove_tree(path)  # of an exporter that was refused
+    atomic_files.remove_tree(path)  # another exporter may have written it
     weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    if external_data or weights > LARGEST_MESSAGE:
+    if external_data or weights > MAX_MESSAGE_BYTES:
         os.makedirs(path)
         name = os.path.basename(path)
-        onnx.save(graph, f"{path}/{name}", save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
+        onnx.save(
+            graph,
+            f"{path}/{name}",
+            save_as_external_data=True,
+            location=f"{name}.data",
+            size_threshold=MIN_EXTERNAL_BYTES,
+        )
     else:
         onnx.save(graph, path)
 
 
-def signature_tensors(graph: "onnx.ModelProto") -> dict[str, list[dict[str, Any]]]:
-    """The signature of the graph: name, NumPy's dtype and shape of each input and output; -1 for an open dimension."""
+def signature_tensors(graph: "onnx.ModelProto") -> Signature:
+    """Return the name, NumPy's dtype and the shape of each input and output; -1 for an open dimension."""
 
-    def tensor(value: "onnx.ValueInfoProto") -> dict[str, Any]:
+    def tensor(value: "onnx.ValueInfoProto") -> TensorSignature:
         shape = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
         return {"name": value.name, "dtype": numpy_dtype(value).name, "shape": shape}
 
@@ -65,7 +78,7 @@ def signature_tensors(graph: "onnx.ModelProto") -> dict[str, list[dict[str, Any]
 
 
 def strip_metadata(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Without what tells of the machine: stack traces, source lines, the exporter's notes."""
+    """Remove stack traces, source lines and notes of the exporter, which differ between machines."""
     graph.doc_string = graph.graph.doc_string = ""
     del graph.metadata_props[:], graph.graph.metadata_props[:]
     nodes = [*graph.graph.node, *(node for function in graph.functions for node in function.node)]

@@ -1,10 +1,10 @@
-"""ONNX graphs in ONNX Runtime on the CPU."""
+"""ONNX graphs in ONNX Runtime on the CPU, with the rounding of precisions that it has no CPU kernels for."""
 
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.formats.onnx_files import LARGEST_MESSAGE, numpy_dtype, onnx_file
+from build_tasks.formats.onnx_files import MAX_MESSAGE_BYTES, numpy_dtype, onnx_file
 from build_tasks.tensors import INPUT
 
 if TYPE_CHECKING:
@@ -16,9 +16,11 @@ ONNX_MODULES = ("build_tasks.formats.onnx_files", "build_tasks.formats.onnx_runt
 
 
 def onnx_session(path: str, cores: int = 1) -> "Callable[[np.ndarray], list[np.ndarray]]":
-    """An ONNX artifact in ONNX Runtime on the CPU, as a function from a batch to its outputs.
+    """Load an ONNX artifact and return the function from a batch to its outputs.
 
-    cores: more than one where no answer is recorded; see threads.py.
+    Args:
+        path: The artifact.
+        cores: The number of threads. It must be 1 if outputs are recorded (see runtime/threads.py).
     """
     import onnxruntime
 
@@ -29,22 +31,22 @@ def onnx_session(path: str, cores: int = 1) -> "Callable[[np.ndarray], list[np.n
 
 
 def reduced_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
-    """A graph of reduced precision in ONNX Runtime on the CPU, with the rounding that it asks for."""
+    """Load a graph of reduced precision and return the function from a batch to its outputs, with all its rounding."""
     import onnx
 
     return session_without_optimizations(emulate_on_cpu(onnx.load(onnx_file(path))))
 
 
 def emulate_on_cpu(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The graph, or one that ONNX Runtime can run on a CPU with the same rounding."""
+    """Return the graph, or an equal one with the same rounding if ONNX Runtime cannot run it on a CPU."""
     return emulate_bf16(graph) if computes_bf16(graph) else graph
 
 
 def session_without_optimizations(graph: "onnx.ModelProto") -> "Callable[[np.ndarray], list[np.ndarray]]":
-    """A graph in ONNX Runtime on the CPU as it stands, as a function from a batch to its outputs.
+    """Load a graph without ONNX Runtime's optimizations and return the function from a batch to its outputs.
 
-    ONNX Runtime's optimisations are off. On a CPU they take casts to fp16 and back for nothing, and of 1.32 they
-    fold Q/DQ pairs with fp16 scales wrongly (relative error 2.0 for one of 0.36).
+    On a CPU the optimizations remove casts to fp16 and back. Those of ONNX Runtime 1.32 also fold Q/DQ pairs with fp16
+    scales wrongly (relative error 2.0 instead of 0.36).
     """
     import onnx
     import onnxruntime
@@ -54,17 +56,18 @@ def session_without_optimizations(graph: "onnx.ModelProto") -> "Callable[[np.nda
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
-        if graph.ByteSize() > LARGEST_MESSAGE:
+        if graph.ByteSize() > MAX_MESSAGE_BYTES:
             source: bytes | str = f"{folder}/model.onnx"
             onnx.save(graph, f"{folder}/model.onnx", save_as_external_data=True, location="model.onnx.data")
         else:
             source = graph.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    (wanted,) = (numpy_dtype(tensor) for tensor in graph.graph.input)
-    return lambda batch: session.run(None, {INPUT: batch.astype(wanted)})
+    (dtype,) = (numpy_dtype(tensor) for tensor in graph.graph.input)
+    return lambda batch: session.run(None, {INPUT: batch.astype(dtype)})
 
 
 def computes_bf16(graph: "onnx.ModelProto") -> bool:
+    """Whether the graph has bf16 weights, as all bf16 graphs of this project do."""
     import onnx
 
     return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer)
