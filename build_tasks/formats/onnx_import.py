@@ -1,4 +1,11 @@
-"""ONNX files of the user: read, renamed and set to the batch and size that the spec asks for."""
+"""ONNX files of the user: read, and set to the tensor names, the batch and the size of the spec.
+
+    models/<model>/….onnx ─► check_image_input ─► rename_tensors ─► set_batch_and_size ─► stages/onnx.py
+
+The graphs are edited as protobuf, which leaves the rest of a file as it is. onnx-graphsurgeon 0.6.1 builds the whole
+file again and loses parts of it: it removes the metadata and every attribute that is a type, refuses an attribute that
+is an empty list, and copies a weight that the branches of an If node share into each of them.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,58 +18,68 @@ from build_tasks.tensors import INPUT, OUTPUT
 if TYPE_CHECKING:
     import onnx
 
-CHANNELS = (1, 3, 4)  # of pictures: grey, RGB, RGBA
+CHANNELS = (1, 3, 4)  # of pictures: gray, RGB, RGBA
+MIN_IR_VERSION = 4  # the first in which initializers need not be listed as inputs
 
 
 def read_onnx(path: str) -> "onnx.ModelProto":
-    """The graph of an ONNX file, or of a folder with its weights apart. UserError where it is none.
+    """Read an ONNX file, or a folder with its weights in other files.
 
-    Whether it is sound is ONNX Runtime's to say: onnx's checker misses shapes that no server needs, too.
+    The graph is not checked here. ONNX Runtime decides whether it is sound, because onnx's checker also reports shapes
+    that no server needs.
+
+    Raises:
+        UserError: If the file is not ONNX.
     """
     import onnx
 
     try:
         return onnx.load(onnx_file(path))
-    except Exception as error:  # of onnx, of protobuf, or of the file system
+    except Exception as error:  # from onnx, from protobuf, or from the file system
         raise UserError(f"{path} cannot be read as ONNX: {first_lines(error)}") from error
 
 
 def check_image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
-    """Its dimensions, batch first; None for an open one. UserError where it is not (batch, channels, height, width).
+    """Return the dimensions of the only input, batch first; None for an open one.
 
-    What old files list as inputs because they have values for it is taken off that list.
+    Old files also list their initializers as inputs. These are removed from the list.
+
+    Raises:
+        UserError: If the graph does not have one input of float32 (batch, channels, height, width).
     """
     import onnx
 
-    valued = {tensor.name for tensor in graph.graph.initializer}
-    for tensor in [tensor for tensor in graph.graph.input if tensor.name in valued]:
+    initializers = {tensor.name for tensor in graph.graph.initializer}
+    for tensor in [tensor for tensor in graph.graph.input if tensor.name in initializers]:
         graph.graph.input.remove(tensor)
-        graph.ir_version = max(graph.ir_version, 4)  # the first in which the others need not be inputs
+        graph.ir_version = max(graph.ir_version, MIN_IR_VERSION)
     found = ", ".join(f"{tensor.name} {format_dims(dimensions(tensor))}" for tensor in graph.graph.input)
     if len(graph.graph.input) != 1:
         raise UserError(f"{path}: expected one input of images, found {len(graph.graph.input)}: {found or 'none'}")
     (tensor,) = graph.graph.input
-    image, element_type = dimensions(tensor), onnx.TensorProto.DataType.Name(tensor.type.tensor_type.elem_type)
-    if len(image) != 4 or element_type != "FLOAT":
+    dims, element_type = dimensions(tensor), onnx.TensorProto.DataType.Name(tensor.type.tensor_type.elem_type)
+    if len(dims) != 4 or element_type != "FLOAT":
         raise UserError(f"{path}: expected FLOAT (batch, channels, height, width), found {element_type} {found}")
-    if image[3] in CHANNELS and image[1] not in (None, *CHANNELS):
+    if dims[3] in CHANNELS and dims[1] not in (None, *CHANNELS):
         raise UserError(
             f"{path}: expected (batch, channels, height, width), found {found}, with the channels last: "
             "export it with the channels first"
         )
-    return image
+    return dims
 
 
 def dimensions(tensor: "onnx.ValueInfoProto") -> list[int | None]:
+    """Return the dimensions of an input or output; None for an open one."""
     return [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.type.tensor_type.shape.dim]
 
 
 def format_dims(dims: list[int | None]) -> str:
+    """Format dimensions for messages, with a question mark for an open one."""
     return f"[{', '.join('?' if length is None else str(length) for length in dims)}]"
 
 
 def rename_tensors(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The graph with its input and outputs called as in every format."""
+    """Give the input and the outputs of the graph the names that they have in every format."""
     names = {tensor.name: INPUT for tensor in graph.graph.input}
     names |= {tensor.name: OUTPUT.format(index) for index, tensor in enumerate(graph.graph.output)}
     _rename(graph.graph, names)
@@ -70,7 +87,7 @@ def rename_tensors(graph: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _rename(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
-    """In the nodes of the graph, and in those of the graphs in them, which may use its tensors."""
+    """Rename tensors in a graph, and in the graphs inside its nodes, which may use the tensors of this one."""
     for node in graph.node:
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
@@ -82,26 +99,32 @@ def _rename(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
 
 
 def set_batch_and_size(graph: "onnx.ModelProto", network: Any, settings: Settings) -> "onnx.ModelProto":
-    """The graph with the batch and the size that the spec says, fixed or open, whatever was written into the file.
+    """Declare the batch and the size of the spec in the inputs and outputs of a graph, fixed or open.
 
-    What in between was made for another batch shows when the graph is run.
+    Only the declarations change. A node that was made for another batch fails when the graph runs.
+
+    Args:
+        graph: The graph, with the names of rename_tensors.
+        network: The same graph as a network, which is run to find the shapes of the outputs.
+        settings: Those of the onnx stage.
     """
     shape, sizes = settings["shape"], settings["sizes"]
     batch = "batch" if settings["dynamic_axes"] else settings["batch_size"]
     size = ["height", "width"] if sizes else shape[1:]
-    answers = pytorch_network.forward(network, pytorch_network.example_input(shape, 1))
-    opened = pytorch_network.size_dependent_axes(network, shape, sizes, "fp32_nchw")
+    outputs = pytorch_network.forward(network, pytorch_network.example_input(shape, 1))
+    open_axes = pytorch_network.size_dependent_axes(network, shape, sizes, "fp32_nchw")
     _set_dims(graph.graph.input[0], [batch, shape[0], *size])
-    for tensor, answer, axes in zip(graph.graph.output, answers, opened, strict=True):
-        rest = [f"{tensor.name}_{axis}" if axis in axes else length for axis, length in enumerate(answer.shape)]
-        _set_dims(tensor, [batch, *rest[1:]])
+    for tensor, output, axes in zip(graph.graph.output, outputs, open_axes, strict=True):
+        dims = [f"{tensor.name}_{axis}" if axis in axes else length for axis, length in enumerate(output.shape)]
+        _set_dims(tensor, [batch, *dims[1:]])
     del graph.graph.value_info[:]
     return graph
 
 
-def _set_dims(tensor: "onnx.ValueInfoProto", shape: list[int | str]) -> None:
+def _set_dims(tensor: "onnx.ValueInfoProto", dims: list[int | str]) -> None:
+    """Declare the dimensions of a tensor; a name stands for an open one."""
     del tensor.type.tensor_type.shape.dim[:]
-    for length in shape:
+    for length in dims:
         dim = tensor.type.tensor_type.shape.dim.add()
         if isinstance(length, str):
             dim.dim_param = length
@@ -110,7 +133,12 @@ def _set_dims(tensor: "onnx.ValueInfoProto", shape: list[int | str]) -> None:
 
 
 def pack_onnx(file: str, scratch: str) -> str:
-    """The file as it belongs beside a spec: as it is, or a folder where its weights are in other files."""
+    """Return the file in the form for the folder of a spec: as it is, or a folder if its weights are in other files.
+
+    Args:
+        file: The user's file.
+        scratch: A folder in which the second form is made.
+    """
     import onnx
 
     graph = onnx.load(onnx_file(file), load_external_data=False)

@@ -1,17 +1,18 @@
-"""The network that a spec describes, and the preprocessing that belongs to it."""
+"""The network that a spec describes, its preprocessing, and how it is run.
 
-import glob
-import os
-import sys
-import traceback
-import types
+architecture, weights ─► create_network ─► wrap_for_serving ─► forward
+a PIL image ─► transform ─► the input of the network, as clients send it
+"""
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, first_lines
+from build_tasks.errors import UserError
 from build_tasks.formats.onnx_files import fixed_batch
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
+from build_tasks.formats.user_code import python_files, user_function
 from build_tasks.paths import MODELS
+from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.tensors import layout_dims
 from build_tasks.verification.tolerance import float_outputs, max_relative_error, perturb_one_ulp
@@ -20,64 +21,77 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-Settings = dict[str, Any]
+# The keys of [input] that normalize bytes. The shape gives the number of channels.
+NORMALIZATION_KEYS = ("shape", "mean", "std")
 
-NORMALISING = ("shape", "mean", "std")  # of [input]; the shape for the number of channels
-
-NETWORK_MODULES = ("build_tasks.formats.pytorch_network", "build_tasks.tensors", "build_tasks.verification.tolerance")
+# The modules of the project that make and run a network, for the fingerprint of the stages that use one.
+NETWORK_MODULES = (
+    "build_tasks.formats.pytorch_network",
+    "build_tasks.formats.user_code",
+    "build_tasks.tensors",
+    "build_tasks.verification.tolerance",
+)
 
 
 def settings_of(model: Model) -> Settings:
-    """What decides the network, for the fingerprint of every stage that makes it."""
+    """Return what decides the network, for the fingerprint of every stage that makes it."""
     return {"model": model.name, "architecture": table_settings(model.spec.architecture)}
 
 
 def input_settings_of(model: Model) -> Settings:
-    """What decides the preprocessing, besides the network."""
+    """Return what decides the preprocessing besides the network."""
     return {
         key: value for key, value in table_settings(model.spec.input).items() if key not in ("min_size", "max_size")
     }
 
 
 def interface_of(model: Model) -> Settings:
-    """What clients send and get, where that is not the network's own: for the fingerprint of what makes artifacts."""
+    """Return what changes the inputs and outputs of artifacts, for the fingerprint of the stages that make them."""
     spec = model.spec
-    normalised = spec.input.format != "fp32_nchw"
+    normalizes = spec.input.format != "fp32_nchw"
     return {
         "format": spec.input.format,
         **table_settings(spec.output),
-        **({key: getattr(spec.input, key) for key in NORMALISING} if normalised else {}),
+        **({key: getattr(spec.input, key) for key in NORMALIZATION_KEYS} if normalizes else {}),
     }
 
 
 def shapes_to_check(shape: tuple[int, int, int], sizes: list[list[int]] | None) -> list[tuple[int, int, int]]:
-    """The inputs that a network with open height and width must take: its own, the smallest, the largest."""
+    """Return the (channels, height, width) that a network must take: its own, and the smallest and largest if open.
+
+    Args:
+        shape: Its own.
+        sizes: [[height, width], [height, width]], the smallest and the largest. None if height and width are fixed.
+    """
     return [shape, *((shape[0], height, width) for height, width in sizes or ())]
 
 
 def spatial_axes(input_format: str) -> tuple[int, int]:
-    """Which dimensions of an input they are."""
+    """Return which axes of an input are its height and its width."""
     return (1, 2) if input_format == "uint8_nhwc" else (2, 3)
 
 
 def size_dependent_axes(
     module: Any, shape: tuple[int, int, int], sizes: list[list[int]] | None, input_format: str
 ) -> list[list[int]]:
-    """Which dimensions of each output, besides the batch, follow the size of the input."""
-    answers = [forward(module, example_input(other, 1, input_format)) for other in shapes_to_check(shape, sizes)]
+    """Return, for each output, the axes besides the batch whose length depends on the size of the input.
+
+    The network runs once at each of `shapes_to_check`.
+    """
+    runs = [forward(module, example_input(other, 1, input_format)) for other in shapes_to_check(shape, sizes)]
     return [
-        [axis for axis in range(1, same[0].ndim) if len({answer.shape[axis] for answer in same}) > 1]
-        for same in zip(*answers, strict=True)
+        [axis for axis in range(1, outputs[0].ndim) if len({output.shape[axis] for output in outputs}) > 1]
+        for outputs in zip(*runs, strict=True)
     ]
 
 
 def source_modules(model: Model) -> tuple[str, ...]:
-    """The project's modules that make the network, for the fingerprint of every stage that uses it."""
+    """Return the project's modules that make the network, for the fingerprint of every stage that uses it."""
     return (*NETWORK_MODULES, *(ONNX_MODULES if model.spec.from_onnx else ()))
 
 
 def user_source_files(model: Model) -> tuple[str, ...]:
-    """The user's files that make the network: all Python files of the model, but a converter of its own."""
+    """Return the user's files that make the network: the Python files of the model except for a converter."""
     network = model.spec.architecture.network
     if network is None:
         return ()
@@ -85,15 +99,15 @@ def user_source_files(model: Model) -> tuple[str, ...]:
     return tuple(sorted({*python_files(model)} - {converter} | {model.source(network.partition(":")[0])}))
 
 
-def python_files(model: Model) -> list[str]:
-    return sorted(map(os.path.normpath, glob.glob(f"{MODELS}/{model.name}/**/*.py", recursive=True)))
-
-
 def create_network(settings: Settings, weights: str | None = None, exportable: bool = False) -> "torch.nn.Module":
-    """The network in inference mode, with the weights of a safetensors file or as the architecture initialises it.
+    """Return the network in inference mode.
 
-    Of a spec without an architecture it is the ONNX file of weights; without that, a network that cannot be run.
-    exportable: timm's variants of layers that old opsets can express.
+    Args:
+        settings: Those of `settings_of`. Without an architecture the weights are an ONNX file, which is the network.
+        weights: A safetensors file. Without it the architecture initializes the weights.
+        exportable: Whether timm uses variants of layers that old opsets can express.
+    Raises:
+        UserError: If the architecture does not exist, or does not take the arguments.
     """
     import timm
     from safetensors.torch import load_file
@@ -107,7 +121,7 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
         else:
             build = user_function(settings["model"], architecture["network"])
             module = build(**architecture["arguments"])
-    except (RuntimeError, TypeError) as error:  # timm: unknown model; Python: unknown argument
+    except (RuntimeError, TypeError) as error:  # an unknown model, an unknown argument
         raise UserError(f"{MODELS}/{settings['model']}/model.toml: architecture: {error}") from error
     if weights is not None:
         module.load_state_dict(load_file(weights))
@@ -115,14 +129,14 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
 
 
 def onnx_module(path: str | None) -> "torch.nn.Module":
-    """An ONNX file in the place of a network: ONNX Runtime answers, on the CPU, in fp32.
+    """Return an ONNX file as a network, which ONNX Runtime runs on the CPU in fp32. Without a file it cannot run.
 
-    Where its batch is fixed, batches of any size are cut to it, and the last is filled with repeats.
+    If the batch of the graph is fixed, batches of any size are cut to it, and the last one is filled with repeats.
     """
     import numpy as np
     import torch
 
-    class Graph(torch.nn.Module):
+    class OnnxModule(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.run = onnx_session(path) if path else None
@@ -133,104 +147,87 @@ def onnx_module(path: str | None) -> "torch.nn.Module":
             parts = []
             for part in batch.split(self.batch or len(batch)):
                 filled = np.resize(part.numpy(), (self.batch or len(part), *part.shape[1:]))
-                answers = [torch.from_numpy(answer) for answer in self.run(filled)]
-                parts.append([_of_images(answer, len(filled))[: len(part)] for answer in answers])
-            return tuple(torch.cat(answers) for answers in zip(*parts, strict=True))
+                outputs = [torch.from_numpy(output) for output in self.run(filled)]
+                for output in outputs:
+                    if output.ndim == 0 or output.shape[0] != len(filled):
+                        raise UserError(
+                            f"an output has shape {list(output.shape)} for a batch of {len(filled)}; "
+                            "the batch must be its first dimension"
+                        )
+                parts.append([output[: len(part)] for output in outputs])
+            return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
-    return Graph().eval()
-
-
-def _of_images(answer: "torch.Tensor", batch: int) -> "torch.Tensor":
-    if answer.ndim == 0 or answer.shape[0] != batch:
-        raise UserError(
-            f"an output has shape {list(answer.shape)} for a batch of {batch}; the batch must be its first dimension"
-        )
-    return answer
+    return OnnxModule().eval()
 
 
 def wrap_for_serving(module: "torch.nn.Module", interface: Settings) -> "torch.nn.Module":
-    """The network with what clients want around it, as hooks: its layers keep their names in every format.
+    """Add the interface of the spec to a network, as hooks, so that its layers keep their names in every format.
 
-    uint8 (batch, height, width, channels) is normalised on the way in; float32 (batch, channels, height, width) still
-    passes as it is. Out come probabilities, or the best values and their classes. UserError where the network's
-    answer is not one output of (batch, classes).
+    A uint8 input (batch, height, width, channels) is normalized. A float32 input (batch, channels, height, width) still
+    passes unchanged. The output becomes probabilities, or the largest values and their classes.
+
+    Args:
+        module: The network.
+        interface: What `interface_of` returns.
+    Raises:
+        UserError: When it runs, if its output is not one tensor (batch, classes) although the interface needs one.
     """
     if interface["format"] == "uint8_nhwc":
         module.register_forward_pre_hook(lambda _, inputs: (normalize_input(module, inputs[0], interface),))
     if interface["softmax"] or interface["top_k"]:
-        module.register_forward_hook(lambda _, inputs, answer: top_k_outputs(answer, interface))
+        module.register_forward_hook(lambda _, inputs, output: top_k_outputs(output, interface))
     return module
 
 
 def normalize_input(module: "torch.nn.Module", batch: "torch.Tensor", interface: Settings) -> "torch.Tensor":
-    """uint8 (batch, height, width, channels) as the network wants it; what is normalised already as it is.
+    """Return uint8 (batch, height, width, channels) as normalized float32 (batch, channels, height, width).
 
-    The difference is taken first: in fp16 it is exact but for the mean's own rounding.
+    A float32 batch is already normalized and comes back unchanged. The mean is subtracted before the division, because
+    in fp16 this difference is exact except for the rounding of the mean.
     """
     import torch
 
     if batch.dtype != torch.uint8:
         return batch
-    config = data_config(module, {key: interface[key] for key in NORMALISING})
+    config = data_config(module, {key: interface[key] for key in NORMALIZATION_KEYS})
     mean, std = (torch.tensor(config[key], dtype=torch.float64).reshape(-1, 1, 1) * 255 for key in ("mean", "std"))
-    # Cast before all else: TensorRT takes bytes for nothing but that.
+    # The cast comes first: it is the only operator of TensorRT that takes bytes.
     return (batch.float().permute(0, 3, 1, 2) - mean.float()) * (1 / std).float()
 
 
-def top_k_outputs(answer: Any, interface: Settings) -> Any:
-    """Probabilities, or the best `top_k` values and their classes, of what the network answers."""
+def top_k_outputs(output: Any, interface: Settings) -> Any:
+    """Return the output as probabilities, or as its `top_k` largest values and their classes.
+
+    Raises:
+        UserError: If the output is not one tensor (batch, classes), or has fewer classes.
+    """
     import torch
 
-    if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
-        found = f"shape {list(answer.shape)}" if isinstance(answer, torch.Tensor) else type(answer).__name__
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        found = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise UserError(f"output: softmax and top_k need one output of (batch, classes), and the network's is {found}")
-    answer = answer.softmax(dim=1) if interface["softmax"] else answer
+    output = output.softmax(dim=1) if interface["softmax"] else output
     if interface["top_k"] is None:
-        return answer
-    if interface["top_k"] > answer.shape[1]:
-        raise UserError(f"output.top_k: {interface['top_k']} of {answer.shape[1]} classes")
-    return tuple(answer.topk(interface["top_k"], dim=1))
-
-
-def user_function(model: str, name: str) -> Callable[..., Any]:
-    """The function `file.py:function` of a model's folder."""
-    file, _, function = name.partition(":")
-    path = f"{MODELS}/{model}/{file}"
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist")
-    module = types.ModuleType(f"models_{model}_{file.removesuffix('.py')}")
-    module.__file__ = path
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    # It is not imported, and what it imports leaves no bytecode: Python's cache of that trusts mtime and size.
-    sys.dont_write_bytecode = True
-    try:
-        with open(path, "rb") as source:
-            exec(compile(source.read(), path, "exec"), module.__dict__)
-    except Exception as error:
-        raise user_error(path, error) from error
-    if not callable(getattr(module, function, None)):
-        raise UserError(f"{path}: there is no function {function}")
-    found: Callable[..., Any] = getattr(module, function)
-    return found
-
-
-def user_error(path: str, error: Exception) -> UserError:
-    """What went wrong in a file of the user's, with the line; the traceback goes to the log."""
-    traceback.print_exc()
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    where = f"{path}, line {line}" if line else path
-    return UserError(f"{where}: {type(error).__name__}: {first_lines(error)}")
+        return output
+    if interface["top_k"] > output.shape[1]:
+        raise UserError(f"output.top_k: {interface['top_k']} of {output.shape[1]} classes")
+    return tuple(output.topk(interface["top_k"], dim=1))
 
 
 def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any]:
-    """timm's data config of the network under the spec's overrides: input_size, mean, std, interpolation, crop."""
+    """Return timm's data config of the network with the overrides of the spec.
+
+    It has the keys input_size, mean, std, interpolation, crop_pct and crop_mode.
+
+    Raises:
+        UserError: If mean or std do not fit the number of channels.
+    """
     from timm.data import resolve_data_config
 
-    given = {key: value for key, value in overrides.items() if value is not None and key != "format"}
-    if "shape" in given:
-        given["input_size"] = tuple(given.pop("shape"))
-    config: dict[str, Any] = {**resolve_data_config(model=module), **given}
+    options = {key: value for key, value in overrides.items() if value is not None and key != "format"}
+    if "shape" in options:
+        options["input_size"] = tuple(options.pop("shape"))
+    config: dict[str, Any] = {**resolve_data_config(model=module), **options}
     channels = config["input_size"][0]
     for key in ("mean", "std"):
         if len(config[key]) not in (1, channels):
@@ -239,26 +236,30 @@ def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any
 
 
 def input_shape(module: "torch.nn.Module", override: list[int] | None) -> tuple[int, int, int]:
-    """(channels, height, width) of one input."""
+    """Return (channels, height, width) of one input."""
     channels, height, width = data_config(module, {"shape": override})["input_size"]
     return channels, height, width
 
 
 def transform(config: dict[str, Any], input_format: str) -> "Callable[[Image], torch.Tensor]":
-    """timm's preprocessing under a data config, from a PIL image to what clients send (without the batch)."""
+    """Return timm's preprocessing with a data config: from a PIL image to what clients send, without the batch."""
     preprocess = timm_transform(config, input_format)
     return (lambda image: preprocess(image).permute(1, 2, 0)) if input_format == "uint8_nhwc" else preprocess
 
 
 def timm_transform(config: dict[str, Any], input_format: str) -> Any:
-    """The same as timm has it, whose bytes are (channels, height, width)."""
+    """Return timm's own preprocessing. Its bytes are (channels, height, width) also for uint8_nhwc."""
     from timm.data import create_transform
 
     return create_transform(**config, is_training=False, normalize=input_format != "uint8_nhwc")
 
 
 def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
-    """The outputs of the network, in order. UserError where they are not tensors with the batch in front."""
+    """Run the network and return its outputs in their order.
+
+    Raises:
+        UserError: If they are not tensors whose first dimension is the batch, or if one of them is bfloat16.
+    """
     import torch
 
     with torch.inference_mode():
@@ -280,19 +281,26 @@ def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
 
 
 def sensitivity(module: Any, shape: tuple[int, int, int], batch: int) -> float:
-    """How far the outputs move, relative to their size, when every value of an example moves by an ulp."""
+    """Return the relative change of the outputs after every value of an example input is perturbed by one ulp."""
     import torch
 
     inputs = example_input(shape, batch)
-    moved = torch.from_numpy(perturb_one_ulp(inputs.numpy()))
-    outputs, others = ([answer.numpy() for answer in forward(module, values)] for values in (inputs, moved))
-    return max_relative_error(*(float_outputs(answers) for answers in (others, outputs)))
+    perturbed = torch.from_numpy(perturb_one_ulp(inputs.numpy()))
+    outputs, shifted = ([output.numpy() for output in forward(module, values)] for values in (inputs, perturbed))
+    return max_relative_error(float_outputs(shifted), float_outputs(outputs))
 
 
 def example_input(
     shape: tuple[int, int, int], batch: int, input_format: str = "fp32_nchw", seed: int = 0
 ) -> "torch.Tensor":
-    """A reproducible input: standard normal values, or bytes. shape: (channels, height, width)."""
+    """Return a reproducible input: standard normal values, or bytes in the layout uint8_nhwc.
+
+    Args:
+        shape: (channels, height, width) of one input.
+        batch: The number of inputs.
+        input_format: "fp32_nchw" or "uint8_nhwc".
+        seed: Seed of the random generator.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import pytorch_network, weight_sources
+from build_tasks.formats import pytorch_network, user_code, weight_sources
 from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import check_image_input, format_dims, read_onnx, rename_tensors
 from build_tasks.paths import MODELS
@@ -51,7 +51,7 @@ def stage(model: Model) -> Stage:
     user_files = pytorch_network.user_source_files(model)
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
-        user_files = (*user_files, *pytorch_network.python_files(model))  # a converter may import the files beside it
+        user_files = (*user_files, *user_code.python_files(model))  # a converter may import the files beside it
     return Stage(
         name=f"weights:{model.name}",
         model=model,
@@ -172,11 +172,11 @@ def convert(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "di
     import torch
 
     path = f"{MODELS}/{model}/{converter.partition(':')[0]}"
-    function = pytorch_network.user_function(model, converter)
+    function = user_code.user_function(model, converter)
     try:
         result = function(state)
     except Exception as error:
-        raise pytorch_network.user_error(path, error) from error
+        raise user_code.user_error(path, error) from error
     if not isinstance(result, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in result.values()):
         raise UserError(f"{MODELS}/{model}/{converter} must return a dict from keys to tensors")
     return result
