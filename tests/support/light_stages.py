@@ -1,0 +1,56 @@
+"""Stages that write a few bytes in place of every target, for tests of what doit does with them.
+
+A project's dodo.py ends with `replace_builds(globals())`. The content of a target depends on the stage's inputs and
+settings, so a change runs through the chain as it does with the real stages.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from build_tasks.triton.repository import GENERATED_MARK
+
+FOLDER = ("config.pbtxt", "1/model", "1/provenance.json")  # files of a target that is a folder
+
+
+def replace_builds(namespace: dict[str, Any]) -> None:
+    """Give all stages of a dodo.py's namespace a light `build`."""
+    for name, creator in list(namespace.items()):
+        if name.startswith("task_"):
+            namespace[name] = _with_light_builds(creator)
+
+
+def _with_light_builds(creator: Callable[[], Any]) -> Callable[[], Any]:
+    @functools.wraps(creator)
+    def create() -> dict[str, Any] | Iterator[dict[str, Any]]:
+        tasks = creator()
+        return _with_light_build(tasks) if isinstance(tasks, dict) else (_with_light_build(task) for task in tasks)
+
+    return create
+
+
+def _with_light_build(task: dict[str, Any]) -> dict[str, Any]:
+    stage = task.get("meta", {}).get("stage")
+    if stage is None:
+        return task
+    stage = msgspec.structs.replace(stage, build=write_digests, in_process=True)
+    return {**task, **stage.task(task["doc"], task["params"])}
+
+
+def write_digests(inputs: dict[str, str], outputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
+    """The `build`: write a digest of all inputs and settings into every target."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, path in sorted(inputs.items()):
+        files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if Path(path).is_dir() else [Path(path)]
+        digest.update(b"".join([name.encode(), *(file.read_bytes() for file in files)]))
+    for name, path in outputs.items():
+        for target in [Path(path, file) for file in FOLDER] if name == "folder" else [Path(path)]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            mark = f"{GENERATED_MARK} {settings['name']},\n" if target.name == "config.pbtxt" else ""
+            target.write_text(f"{mark}{target.name} {digest.hexdigest()}\n", encoding="utf-8")
+    return {}
