@@ -36,7 +36,7 @@ TASKS = ("weights:{}", "labels:{}", "reference:{}", "torchscript:{}", "onnx:{}",
 FILES = ("build/{}/model.pt", "build/{}/model.onnx", "build/{}/labels.txt", "build/{}/model.pt.measured.json",
          "model_repository/{}/config.pbtxt", "model_repository/{}_onnx/1/model")  # fmt: skip
 RUNS = ((), (), (), ("a",), ("b",), ("a", "c"), ("-n", "2"), ("-r", "quiet"), ("publish:b",))
-SHORT, LONG, STEPS = 3, 100, 14
+SHORT, LONG, STEPS = 3, 60, 14
 TICK = 0.03  # seconds; the digest of a younger file is not cached
 
 Step = tuple[str, ...]
