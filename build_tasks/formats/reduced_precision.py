@@ -1,12 +1,16 @@
-"""Graphs of reduced precision: cast or quantized from the fp32 graph."""
+"""ONNX graphs of reduced precision, converted from the fp32 graph by NVIDIA's modelopt.
+
+    model.onnx ─► AutoCast ─────────────────────────► fp16, bf16: casts in the graph
+               └► quantize, with calibration samples ─► int8, fp8: Q/DQ pairs, the other nodes in fp16
+
+engine.keep_fp32 and the lock file of `doit repair` name nodes that are excluded. stages/precision.py and
+stages/repair.py convert graphs with these functions.
+"""
 
 import os
 import re
 import tempfile
-import tomllib
 from typing import TYPE_CHECKING
-
-from msgspec import Struct, ValidationError, convert
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
@@ -21,103 +25,90 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-# Of the two that modelopt has: with a handful of pictures the extremes serve convolutions better than entropy does.
+# modelopt has "max" and "entropy". With a few pictures, the extreme values give convolutions a better accuracy.
 CALIBRATION_METHOD = "max"
-CALIBRATION_SAMPLES = 8  # samples: what memory is foreseen for; as many as there are of one's own are in it at once
-LOCK_FILE = "keep_fp32.lock"  # beside the spec: what `doit repair` found
+CALIBRATION_SAMPLES = 8  # that the memory of the stage is estimated for; the samples of a spec may be more
+MAX_SUGGESTIONS = 3
 
 
 class NothingToQuantizeError(UserError):
-    """Every node is spared, or none was worth it."""
-
-
-class LockedNodes(Struct, forbid_unknown_fields=True):
-    """What the lock file says of a precision."""
-
-    keep_fp32: list[str] = []
+    """No node was quantized: all are excluded, or modelopt found none worth quantizing."""
 
 
 def inputs_of(model: Model, precision: str) -> Paths:
-    own = calibration_source(model, precision)
-    by_accuracy = precision in QUANTIZED_PRECISIONS and not own
+    """Return the input files of a conversion, by name."""
+    source = calibration_source(model, precision)
+    uses_accuracy_samples = precision in QUANTIZED_PRECISIONS and not source
     return {
         "model.onnx": model.artifact("model.onnx"),
-        **({"samples": model.artifact("samples.json")} if by_accuracy else {}),
-        **({path: path for path in accuracy_samples.sample_files(own)} if own else {}),
+        **({"samples": model.artifact("samples.json")} if uses_accuracy_samples else {}),
+        **({path: path for path in accuracy_samples.sample_files(source)} if source else {}),
     }
 
 
 def settings_of(model: Model, precision: str) -> Settings:
-    engine, own = model.spec.engine, calibration_source(model, precision)
+    """Return what a conversion depends on besides its files, for the fingerprint and for `convert_graph`."""
+    engine, source = model.spec.engine, calibration_source(model, precision)
     return {
         "model": model.name,
         "precision": precision,
         "keep_fp32": engine.keep_fp32,
         "keep_io_types": engine.keep_io_types or precision != "fp16",
         "external_data": model.spec.onnx.external_data,
-        "calibration": own,
-        **(pytorch_network.settings_of(model) if own else {}),
-        **({"input": pytorch_network.input_settings_of(model)} if own else {}),
+        "calibration": source,
+        **(pytorch_network.settings_of(model) if source else {}),
+        **({"input": pytorch_network.input_settings_of(model)} if source else {}),
     }
 
 
 def tools_of(model: Model, precision: str) -> tuple[str, ...]:
-    own = ("timm", "torchvision", "pillow") if calibration_source(model, precision) else ()
-    return ("nvidia-modelopt", "onnx", "onnx-graphsurgeon", "onnxruntime", *own)
+    """Return the distributions that a conversion uses."""
+    for_pictures = ("timm", "torchvision", "pillow") if calibration_source(model, precision) else ()
+    return ("nvidia-modelopt", "onnx", "onnx-graphsurgeon", "onnxruntime", *for_pictures)
 
 
 def convert_graph(
     source: "onnx.ModelProto",
     samples: "np.ndarray | None",
     settings: Settings,
-    spared: list[str],
+    excluded: list[str],
     folder: str,
     rest: str = "fp16",
 ) -> "onnx.ModelProto":
-    """The graph in the precision that the settings say; `source` is left as it is.
+    """Return the graph in the precision of the settings. `source` stays as it is.
 
-    samples: for calibration, where there is any. spared: names of further nodes to keep in fp32 or, in a quantised
-    graph, not to quantise. folder: for drafts. rest: the precision of what is not quantised. UserError for what
-    modelopt refuses.
+    Args:
+        source: The fp32 graph.
+        samples: The samples for calibration. None for casts.
+        settings: What `settings_of` returns.
+        excluded: Names of further nodes that stay in fp32, or that are not quantized.
+        folder: For temporary files.
+        rest: The precision of the nodes that are not quantized.
+    Raises:
+        UserError: If modelopt cannot convert the graph.
+        NothingToQuantizeError: If no node was quantized.
     """
     operators, nodes = resolve_keep_fp32(source, settings["keep_fp32"])
-    exact = [f"{re.escape(name)}$" for name in spared]
+    excluded_patterns = [f"{re.escape(name)}$" for name in excluded]
     with tempfile.TemporaryDirectory(dir=folder) as drafts:
-        path = f"{drafts}/model.onnx"  # modelopt writes beside what it reads
+        path = f"{drafts}/model.onnx"  # modelopt writes files beside the file that it reads
         save_onnx(source, path, external_data=False)
         path = onnx_file(path)
         if samples is None:
-            return strip_metadata(cast_graph(path, operators, [*nodes, *exact], settings))
-        return strip_metadata(
-            quantize_graph(path, operators, nodes, exact, split_batches(source, samples), settings, rest)
-        )
-
-
-def read_lock(path: str) -> dict[str, LockedNodes]:
-    """What the lock file says of each precision; nothing where there is no such file. UserError for another file."""
-    try:
-        with open(path, "rb") as file:
-            return convert(tomllib.load(file), dict[str, LockedNodes])
-    except FileNotFoundError:
-        return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{path} is not what `doit repair` writes ({error}): delete it, and repair anew") from error
-
-
-def locked_nodes(path: str, precision: str, graph: "onnx.ModelProto") -> list[str]:
-    """The nodes that the lock file spares from a precision. UserError where the graph does not have them."""
-    names = read_lock(path).get(precision, LockedNodes()).keep_fp32
-    there = {node.name for node in graph.graph.node}
-    if missing := [name for name in names if name not in there]:
-        raise UserError(
-            f"{path}: {precision}: the graph has no node {missing[0]!r}; it has changed since: delete the file, and "
-            "repair anew"
-        )
-    return names
+            return strip_metadata(cast_graph(path, operators, [*nodes, *excluded_patterns], settings))
+        batches = split_batches(source, samples)
+        return strip_metadata(quantize_graph(path, operators, nodes, excluded_patterns, batches, settings, rest))
 
 
 def resolve_keep_fp32(graph: "onnx.ModelProto", entries: list[str]) -> tuple[list[str], list[str]]:
-    """The operator types, and the patterns of node names, that shall stay fp32. UserError for one that fits nothing."""
+    """Return the operator types and the patterns of node names that stay in fp32.
+
+    Args:
+        graph: The fp32 graph.
+        entries: engine.keep_fp32: operator types, or regular expressions for whole names of nodes.
+    Raises:
+        UserError: If an entry is no regular expression, or matches nothing.
+    """
     import difflib
 
     types, names = sorted({node.op_type for node in graph.graph.node}), [node.name for node in graph.graph.node]
@@ -127,19 +118,32 @@ def resolve_keep_fp32(graph: "onnx.ModelProto", entries: list[str]) -> tuple[lis
             operators.append(entry)
             continue
         try:
-            fits = any(re.fullmatch(entry, name) for name in names)
+            matches = any(re.fullmatch(entry, name) for name in names)
         except re.error as error:
             raise UserError(f"engine.keep_fp32: {entry!r} is not a regular expression: {error}") from error
-        if not fits:
-            near = difflib.get_close_matches(entry, [*types, *names], n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; operators: {', '.join(types)}"
+        if not matches:
+            similar = difflib.get_close_matches(entry, [*types, *names], n=MAX_SUGGESTIONS)
+            hint = (
+                f"; did you mean {' or '.join(map(repr, similar))}?" if similar else f"; operators: {', '.join(types)}"
+            )
             raise UserError(f"engine.keep_fp32: no operator type and no node is called {entry!r}{hint}")
         patterns.append(f"(?:{entry})$")
     return operators, patterns
 
 
 def cast_graph(path: str, operators: list[str], nodes: list[str], settings: Settings) -> "onnx.ModelProto":
-    """The graph in fp16 or bf16, but for what is named, and for weights that fp16 has no numbers for."""
+    """Return the graph in fp16 or bf16.
+
+    Weights that fp16 cannot represent stay in fp32, and so do these nodes.
+
+    Args:
+        path: The fp32 graph.
+        operators: Operator types that stay in fp32.
+        nodes: Patterns of node names that stay in fp32.
+        settings: What `settings_of` returns.
+    Raises:
+        UserError: If AutoCast cannot convert the graph.
+    """
     import numpy as np
     from modelopt.onnx.autocast import convert_to_mixed_precision
 
@@ -153,11 +157,11 @@ def cast_graph(path: str, operators: list[str], nodes: list[str], settings: Sett
             data_max=np.inf,
             providers=["cpu"],
         )
-    except Exception as error:  # of onnx, ONNX Runtime or modelopt, which have no common base
+    except Exception as error:  # from onnx, ONNX Runtime or modelopt, which have no common base class
         raise UserError(
             f"AutoCast cannot convert the graph to {settings['precision']}: {first_lines(error)}"
         ) from error
-    # The shapes that it writes for some attention models contradict each other, and ONNX Runtime refuses the graph.
+    # AutoCast writes contradicting shapes for some attention models, and ONNX Runtime then refuses the graph.
     del graph.graph.value_info[:]
     return graph
 
@@ -166,17 +170,30 @@ def quantize_graph(
     path: str,
     operators: list[str],
     nodes: list[str],
-    spared: list[str],
+    excluded: list[str],
     samples: "list[np.ndarray]",
     settings: Settings,
     rest: str,
 ) -> "onnx.ModelProto":
-    """The graph with Q/DQ pairs; `rest` elsewhere, or fp32 where `nodes` shall stay so. Not quantised are `spared`."""
+    """Return the graph with Q/DQ pairs before the nodes that are quantized.
+
+    Args:
+        path: The fp32 graph.
+        operators: Operator types that stay in fp32.
+        nodes: Patterns of node names that stay in fp32. If there are any, all nodes without Q/DQ pairs do.
+        excluded: Patterns of further node names that are not quantized.
+        samples: The calibration samples, in batches that the graph takes.
+        settings: What `settings_of` returns.
+        rest: The precision of the nodes that are not quantized.
+    Raises:
+        UserError: If modelopt cannot quantize the graph.
+        NothingToQuantizeError: If it quantized no node.
+    """
     import numpy as np
     import onnx
     from modelopt.onnx.quantization import quantize
 
-    draft = path.removesuffix(".onnx") + ".quantised.onnx"
+    draft = path.removesuffix(".onnx") + ".quantized.onnx"
     try:
         quantize(
             path,
@@ -186,25 +203,28 @@ def quantize_graph(
             calibration_eps=["cpu"],
             op_types_to_exclude=operators or None,
             op_types_to_exclude_fp16=operators or None,
-            nodes_to_exclude=[*nodes, *spared],
-            high_precision_dtype="fp32" if nodes else rest,  # fp16 can be refused to operator types only
+            nodes_to_exclude=[*nodes, *excluded],
+            high_precision_dtype="fp32" if nodes else rest,  # only operator types can be excluded from fp16
             use_external_data_format=os.path.exists(f"{path}.data"),
             output_path=draft,
             log_level="WARNING",
         )
         graph = onnx.load(draft)
     except Exception as error:
-        raise UserError(f"the graph cannot be quantised to {settings['precision']}: {first_lines(error)}") from error
+        raise UserError(f"the graph cannot be quantized to {settings['precision']}: {first_lines(error)}") from error
     if not any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
         raise NothingToQuantizeError(
-            f"modelopt finds nothing in the graph that is worth quantising to {settings['precision']}: "
-            "engine.precision fp16 is what it would be"
+            f"modelopt finds no node in the graph that is worth quantizing to {settings['precision']}; "
+            'use engine.precision = "fp16"'
         )
     return graph
 
 
 def split_batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.ndarray]":
-    """The samples in batches that the graph takes: all at once, or of its fixed size, the last filled with repeats."""
+    """Return the samples in batches that the graph takes: one batch, or batches of its fixed size.
+
+    A last batch that is too small is filled with repeats.
+    """
     import numpy as np
 
     (tensor,) = graph.graph.input
@@ -214,7 +234,7 @@ def split_batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.n
 
 
 def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None":
-    """The samples whose activations set the scales, as clients send them; None for casts."""
+    """Return the samples whose activations decide the scales, as clients send them. None for casts."""
     from polygraphy.json import load_json
 
     if settings["precision"] not in QUANTIZED_PRECISIONS:
@@ -225,18 +245,18 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
     module = pytorch_network.create_network(settings)
     config, input_format = pytorch_network.data_config(module, settings["input"]), settings["input"]["format"]
     paths = [path for name, path in inputs.items() if name == path]
-    _, own = accuracy_samples.load_samples(
+    _, samples = accuracy_samples.load_samples(
         settings["calibration"],
         paths,
         lambda: pytorch_network.transform(config, input_format),
         tuple(config["input_size"]),
         input_format,
     )
-    return own
+    return samples
 
 
 def source_modules(model: Model, precision: str) -> tuple[str, ...]:
-    """The project's modules that decide the graph, for the fingerprint of the stages that convert it."""
+    """Return the project's modules that decide the graph, for the fingerprint of the stages that convert it."""
     modules = (__name__, "build_tasks.formats.onnx_files", "build_tasks.tensors")
     if calibration_source(model, precision) is None:
         return modules
@@ -244,11 +264,11 @@ def source_modules(model: Model, precision: str) -> tuple[str, ...]:
 
 
 def user_source_files(model: Model, precision: str) -> tuple[str, ...]:
-    """The user's files that make the network, which only prepares samples of the spec's own."""
+    """Return the user's files that make the network. It is only needed to preprocess engine.calibration."""
     return pytorch_network.user_source_files(model) if calibration_source(model, precision) else ()
 
 
 def calibration_source(model: Model, precision: str) -> str | None:
-    """Samples of the spec's own for calibration, None where it is by the accuracy samples, or there is none."""
+    """Return engine.calibration. None for casts, and if the accuracy samples are used for calibration."""
     calibration = model.spec.engine.calibration
     return model.source(calibration) if calibration and precision in QUANTIZED_PRECISIONS else None

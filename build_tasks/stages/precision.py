@@ -14,14 +14,13 @@ accuracy or not. In some networks that loses speed without need, and it does not
 import os
 from typing import Any
 
+from build_tasks.formats.lock_file import LOCK_FILE, locked_nodes
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, signature_tensors
 from build_tasks.formats.reduced_precision import (
     CALIBRATION_SAMPLES,
-    LOCK_FILE,
     calibration_samples,
     convert_graph,
     inputs_of,
-    locked_nodes,
     settings_of,
     source_modules,
     tools_of,
@@ -47,7 +46,7 @@ def task(model: Model, precision: str) -> dict[str, Any]:
         peak_batch=CALIBRATION_SAMPLES if precision in QUANTIZED_PRECISIONS else 1,
         settings=settings_of(model, precision),
         tools=tools_of(model, precision),
-        modules=(__name__, *source_modules(model, precision)),
+        modules=(__name__, "build_tasks.formats.lock_file", *source_modules(model, precision)),
         source_files=user_source_files(model, precision),
     )
     task = stage.task(doc=f"{file}, which engines are compiled from")

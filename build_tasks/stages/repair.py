@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from build_tasks.errors import UserError
-from build_tasks.formats import node_precision, reduced_precision
+from build_tasks.formats import lock_file, node_precision, reduced_precision
 from build_tasks.formats.onnx_files import onnx_file, save_onnx
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, reduced_session, session_without_optimizations
 from build_tasks.json_files import read_json, write_json
@@ -49,12 +49,6 @@ MEASURE_MODULES = (
     *ONNX_MODULES,
 )
 
-HEADER = """\
-# Nodes that are excluded from a precision so that the accuracy gate holds: fp32 in fp16 and bf16 graphs, not quantized
-# in int8 and fp8 graphs. `doit repair:{}` found them. This file is a part of the spec: commit it. To search for other
-# nodes, delete the file and repeat the command.
-"""
-
 
 def task(model: Model) -> dict[str, Any]:
     engine = model.spec.engine
@@ -69,25 +63,26 @@ def task(model: Model) -> dict[str, Any]:
             "reference": model.artifact("reference.json"),
             "signature": model.artifact("model.onnx.signature.json"),
         },
-        outputs={"lock": model.source(reduced_precision.LOCK_FILE)},
+        outputs={"lock": model.source(lock_file.LOCK_FILE)},
         peak_batch=reference_outputs.BATCH,
         settings={
             **reduced_precision.settings_of(model, engine.precision),
             **gate.settings_of(model, "graph", engine.precision),
             "top_k": model.spec.output.top_k,
-            "lock": model.source(reduced_precision.LOCK_FILE),
+            "lock": model.source(lock_file.LOCK_FILE),
             "cache": model.artifact("repair"),
         },
         tools=(*reduced_precision.tools_of(model, engine.precision), "polygraphy"),
         modules=(
             __name__,
+            "build_tasks.formats.lock_file",
             *MEASURE_MODULES,
             *gate.GATE_MODULES,
             *reduced_precision.source_modules(model, engine.precision),
         ),
         source_files=reduced_precision.user_source_files(model, engine.precision),
     )
-    doc = f"{reduced_precision.LOCK_FILE}: the fewest nodes to exclude from {engine.precision} so that the gate holds"
+    doc = f"{lock_file.LOCK_FILE}: the fewest nodes to exclude from {engine.precision} so that the gate holds"
     task = stage.task(doc=doc, params=overrides.params("repair"))
     task["clean"] = []  # the lock file is the user's, like the spec
     if not engine.repair:
@@ -98,7 +93,7 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
-    tables = reduced_precision.read_lock(settings["lock"])
+    tables = lock_file.read_lock(settings["lock"])
     source = onnx.load(onnx_file(inputs["model.onnx"]))
     trial = Trial(inputs, settings, source, os.path.dirname(outputs["lock"]))
     locked = locked_nodes(settings, source)
@@ -116,8 +111,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         raise UserError(
             f"engine.precision: the gate holds only if no node is {settings['precision']}; choose another precision"
         )
-    tables[settings["precision"]] = reduced_precision.LockedNodes(sorted(excluded))
-    write_lock(outputs["lock"], settings["model"], tables)
+    tables[settings["precision"]] = lock_file.LockedNodes(sorted(excluded))
+    lock_file.write_lock(outputs["lock"], settings["model"], tables)
     share = len(excluded) / len(nodes)
     limited = ", the limit: delete the lock file and repeat to continue" if trial.steps >= MAX_STEPS else ""
     return {
@@ -136,7 +131,7 @@ def sensitivities(measured: metrics.Measurements) -> list[float]:
 def locked_nodes(settings: Settings, source: "onnx.ModelProto") -> list[str]:
     """The nodes in the existing lock file; none if the graph no longer has all of them."""
     try:
-        return reduced_precision.locked_nodes(settings["lock"], settings["precision"], source)
+        return lock_file.locked_nodes(settings["lock"], settings["precision"], source)
     except UserError:
         return []
 
@@ -279,16 +274,6 @@ def fewest_nodes(trial: Trial, ordered: list[str]) -> list[str]:
                 excluded = fewer
         size //= 2
     return excluded
-
-
-def write_lock(path: str, model: str, tables: dict[str, reduced_precision.LockedNodes]) -> None:
-    """Write the lock file. A precision without excluded nodes gets no table."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(HEADER.format(model))
-        for name, table in sorted(tables.items()):
-            if table.keep_fp32:
-                lines = "".join(f"    {json.dumps(node)},\n" for node in table.keep_fp32)
-                file.write(f"\n[{name}]\nkeep_fp32 = [\n{lines}]\n")
 
 
 def log(line: str) -> None:

@@ -312,7 +312,7 @@ def test_a_fixed_batch_leaves_no_profile(zoo: tuple[Project, Run]) -> None:
 
 def test_a_graph_with_nothing_to_quantize_is_an_error(zoo: tuple[Project, Run]) -> None:
     line = failure_line(zoo[1], "precision:not_worth_it.int8")
-    assert "modelopt finds nothing in the graph that is worth quantising to int8" in line
+    assert "modelopt finds no node in the graph that is worth quantizing to int8" in line
 
 
 def test_everything_else_of_the_run_succeeded(zoo: tuple[Project, Run]) -> None:

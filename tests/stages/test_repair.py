@@ -195,7 +195,7 @@ def test_with_engine_repair_a_build_repairs_its_graph(project: Project) -> None:
 @pytest.mark.parametrize(
     ("lock", "message"),
     [
-        ('[fp16]\nkeep_fp32 = ["/Nowhere"]\n', "fp16: the graph has no node '/Nowhere'; it has changed since"),
+        ('[fp16]\nkeep_fp32 = ["/Nowhere"]\n', "fp16: the graph has no node '/Nowhere', because it has changed"),
         ("fp16", "is not what `doit repair` writes"),
         ("fp16 = 3", "is not what `doit repair` writes"),
         ("[fp16]\nkeep_fp32 = 3", "is not what `doit repair` writes"),
