@@ -45,7 +45,7 @@ def copy_of(tmp_path: Path) -> Callable[[Project], Project]:
 
 
 # Modules whose tests are about processes, or about all that doit does for a user.
-WITH_OWN_FORK_SERVER = ("test_parallel", "test_robustness", "test_shipped")
+WITH_OWN_FORK_SERVER = ("test_parallel", "test_robustness", "test_spawn", "test_staleness", "test_shipped")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""`doit -n`: stages share the cores and the memory, and what dies takes nothing else with it."""
+"""`doit -n`: stages share the cores and the memory, and a killed process fails only its own stage."""
 
 import os
 import signal
@@ -15,12 +15,14 @@ from build_tasks.runtime.memory_budget import Budget
 from tests.support.processes import add_with_converter, session_ended, wait_for
 from tests.support.project import Project, Run
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="cores, memory and processes as Linux has them")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs the memory reports of Linux")
 
-# What a converter may do in the weights stage's process, on one line; {0} is the model's name, {1} how many there are.
+# Code for a converter, which runs in the process of the weights stage. {0} is the name of the model, {1} the number of
+# models. MEET waits until the converters of all models run, NOTE writes its number of threads to a file, and STAY the
+# times when it started and ended.
 MEET = (
-    "import glob, time; open('here.{0}', 'w').close(); "
-    "[time.sleep(0.05) for _ in range(2400) if len(glob.glob('here.*')) < {1}]"
+    "import glob, time; open('arrived.{0}', 'w').close(); "
+    "[time.sleep(0.05) for _ in range(2400) if len(glob.glob('arrived.*')) < {1}]"
 )
 NOTE = "import torch; open('threads.{0}', 'w').write(str(torch.get_num_threads()))"
 STAY = (
@@ -30,7 +32,7 @@ STAY = (
 
 
 def stages(project: Project, weights: Path, *lines: str, models: int = 2) -> list[str]:
-    """The weights stages of some models, each with a converter of these lines."""
+    """Add models whose converters execute these lines; returns their weights tasks."""
     names = ["abcdefgh"[index] for index in range(models)]
     for name in names:
         code = "\n    ".join(line.format(name, models) for line in lines)
@@ -38,46 +40,47 @@ def stages(project: Project, weights: Path, *lines: str, models: int = 2) -> lis
     return [f"weights:{name}" for name in names]
 
 
-def found(project: Project, what: str) -> list[str]:
-    return [path.read_text() for path in sorted(project.root.glob(f"{what}.*"))]
+def written(project: Project, name: str) -> list[str]:
+    """What the converters wrote to files of this name, in the order of the models."""
+    return [path.read_text() for path in sorted(project.root.glob(f"{name}.*"))]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_cores_are_shared(project: Project, tiny_weights: Path, jobs: int) -> None:
     tasks = stages(project, tiny_weights, MEET, NOTE, models=jobs)
     project.built("-n", str(jobs), *tasks, OMP_NUM_THREADS="64")
-    assert found(project, "threads") == [str(max(1, int(resources.cores() / jobs)))] * jobs
+    assert written(project, "threads") == [str(max(1, int(resources.cores() / jobs)))] * jobs
 
 
-def test_whoever_wants_fewer_threads_gets_fewer(project: Project, tiny_weights: Path) -> None:
+def test_omp_num_threads_is_an_upper_bound(project: Project, tiny_weights: Path) -> None:
     project.built(*stages(project, tiny_weights, NOTE, models=1), OMP_NUM_THREADS="1")
-    assert found(project, "threads") == ["1"]
+    assert written(project, "threads") == ["1"]
 
 
 def test_figures_do_not_depend_on_the_cores(tiny: Project, built_tiny: Project) -> None:
-    """PyTorch's and ONNX Runtime's answers do."""
+    """Although the answers of PyTorch and ONNX Runtime do."""
     tiny.built(OMP_NUM_THREADS="3" if os.environ.get("OMP_NUM_THREADS") == "1" else "1")
     for file in ("reference.json", "model.pt.measured.json", "model.onnx.measured.json"):
         assert (tiny / f"build/tiny/{file}").read_bytes() == (built_tiny / f"build/tiny/{file}").read_bytes()
 
 
-def at_once(project: Project) -> int:
-    """How many of the stages were at work together, at most."""
-    spans = [tuple(map(float, text.split())) for text in found(project, "span")]
+def most_at_once(project: Project) -> int:
+    """The largest number of stages that ran at the same time."""
+    spans = [tuple(map(float, text.split())) for text in written(project, "span")]
     return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
 @pytest.mark.parametrize(("memory", "together"), [("0.01", 1), ("0.7", 2), ("100", 3)])
 def test_no_more_run_at_once_than_fit(project: Project, tiny_weights: Path, memory: str, together: int) -> None:
-    """In 0.7 GB there is room for two; in 10 MB for none, and then one runs alone."""
+    """Two fit into 0.7 GB. None fits into 10 MB, and then one runs alone."""
     tasks = stages(project, tiny_weights, *([MEET] if together == 3 else []), STAY, models=3)
     run = project.built("-n", "3", *tasks, BUILD_MEMORY=memory)
-    assert at_once(project) == together
+    assert most_at_once(project) == together
     assert ("waits for memory" in run.out) is (together < 3)
 
 
-def test_who_came_first_is_served_first() -> None:
-    """A large request between small ones gets its turn, and alone."""
+def test_requests_for_memory_are_served_in_their_order() -> None:
+    """A large request between small ones is not delayed for ever. It runs alone."""
     budget, order = Budget(10), list[str]()
 
     def stage(name: str, need: int) -> None:
@@ -94,12 +97,12 @@ def test_who_came_first_is_served_first() -> None:
     for thread in threads:
         thread.join(timeout=10)
     assert order == ["small", "large", "later"]
-    with budget.reserve(10, lambda: pytest.fail("it is all free again")):
+    with budget.reserve(10, lambda: pytest.fail("all of it is free again")):
         pass
 
 
 @pytest.mark.parametrize("memory", ["much", "-1", "nan", ""])
-def test_a_budget_that_is_none_is_refused(project: Project, memory: str) -> None:
+def test_a_budget_that_is_no_positive_number_is_an_error(project: Project, memory: str) -> None:
     project.model("tiny")
     run = project.doit("list", BUILD_MEMORY=memory)
     assert run.code == 3
@@ -117,7 +120,7 @@ def test_an_interrupt_ends_a_stage_that_waits_for_memory(project: Project, tiny_
 
 
 @pytest.mark.parametrize(
-    ("victim", "failed", "said"),
+    ("victim", "failed", "message"),
     [
         ("os.getpid()", ["weights:a"], "killed by SIGKILL"),
         (
@@ -128,10 +131,10 @@ def test_an_interrupt_ends_a_stage_that_waits_for_memory(project: Project, tiny_
     ],
     ids=["a child", "the fork server"],
 )
-def test_a_kill_fails_what_it_hits_and_the_rest_goes_on(
-    project: Project, tiny_weights: Path, victim: str, failed: list[str], said: str
+def test_a_kill_fails_only_the_stages_of_the_killed_process(
+    project: Project, tiny_weights: Path, victim: str, failed: list[str], message: str
 ) -> None:
-    """While two run. b stays until a has died; c and d have not begun."""
+    """Two stages run. b waits until a was killed; c and d start later."""
     tasks = stages(project, tiny_weights, "pass", models=4)
     kill = f"import os, signal, time; time.sleep(0.5); os.kill({victim}, signal.SIGKILL); time.sleep(600)"
     add_with_converter(project, tiny_weights, f"{MEET.format('a', 2)}; {kill}", "a")
@@ -141,7 +144,7 @@ def test_a_kill_fails_what_it_hits_and_the_rest_goes_on(
     assert process.returncode == 2, out
     run = Run(process.returncode, out)
     assert (run.failed, run.ran) == (failed, [task for task in tasks if task not in failed])
-    assert out.count(said) == len(failed), out
+    assert out.count(message) == len(failed), out
     assert session_ended(process.pid)
 
 
@@ -176,18 +179,18 @@ def calls(project: Project, *preload: str) -> "subprocess.CompletedProcess[str]"
     return subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_fork_server_that_was_killed_is_started_anew(project: Project) -> None:
+def test_a_fork_server_that_was_killed_is_started_again(project: Project) -> None:
     assert calls(project).stdout.split() == ["42", "8"]
 
 
-def test_a_fork_server_that_is_killed_while_it_starts_is_started_once_more(project: Project) -> None:
+def test_a_fork_server_that_is_killed_while_it_starts_is_started_again(project: Project) -> None:
     (project / "once.py").write_text(
-        "import os\nif not os.path.exists('seen'): open('seen', 'w'); os.kill(os.getpid(), 9)\n"
+        "import os\nif not os.path.exists('started'): open('started', 'w'); os.kill(os.getpid(), 9)\n"
     )
     assert calls(project, "once").stdout.split() == ["42", "8"]
 
 
-def test_a_fork_server_that_never_starts_is_told(project: Project) -> None:
+def test_a_fork_server_that_never_starts_is_an_error(project: Project) -> None:
     (project / "never.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     assert (
         "CrashError: the fork server, which stages' processes come from, is killed again and again"
