@@ -33,7 +33,7 @@ TEMPLATES = "build_tasks/report/templates"
 
 
 class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
-    """The command."""
+    """The command `doit report`."""
 
     doc_purpose = "write the state of the build as one page, build/report.html"
     doc_usage = "[MODEL ...]"

@@ -105,23 +105,23 @@ def places() -> dict[str, list[str]]:
     """Where each word stands as an identifier ("file:line"), words of one module under `module: word`."""
     files = {path.relative_to(ROOT).as_posix(): path for pattern in SOURCES for path in ROOT.glob(pattern)}
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
-    found: dict[str, list[str]] = {word: [] for words in EVERYWHERE.values() for word in words.split()}
+    occurrences: dict[str, list[str]] = {word: [] for words in EVERYWHERE.values() for word in words.split()}
     for name, tree in trees.items():
         for word, line in identifiers(tree):
-            if word in found:
-                found[word].append(f"{name}:{line}")
+            if word in occurrences:
+                occurrences[word].append(f"{name}:{line}")
     for module, words in DEFINED_IN.items():
         defined = Counter(definitions(trees[module]) if module in trees else ())
-        found |= {f"{module}: {word}": [module] * defined[word] for word in words}
+        occurrences |= {f"{module}: {word}": [module] * defined[word] for word in words}
     modules = [name for name in trees if name.startswith("tests/")]
     for word in TEST_MODULES:
-        found[f"tests: {word}"] = [name for name in modules if Path(name).stem == word]
-    return found
+        occurrences[f"tests: {word}"] = [name for name in modules if Path(name).stem == word]
+    return occurrences
 
 
 if __name__ == "__main__":
-    found = places()
-    for word, uses in found.items():
+    occurrences = places()
+    for word, uses in occurrences.items():
         print(f"{len(uses):4} {word}  {' '.join(uses)}".rstrip())
-    print(f"{sum(map(len, found.values()))} in all, of {len(found)} words")
-    sys.exit(any(found.values()))
+    print(f"{sum(map(len, occurrences.values()))} in all, of {len(occurrences)} words")
+    sys.exit(any(occurrences.values()))
