@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 MIN_ERROR = 1e-9  # smaller errors are plotted at this value: a logarithm has no zero
 
-BOX_WIDTH, BOX_HEIGHT = 120, 36  # pixels, as all lengths
+BOX_WIDTH, BOX_HEIGHT = 132, 36  # pixels, as all lengths
 COLUMN_GAP, ROW_GAP = 24, 8
 MARGIN = 8
 BAND_GAP = 10
