@@ -1,20 +1,20 @@
-"""`doit new`: writes the spec of a new model, with what is known of its architecture, and with comments.
+"""new: `doit new` writes the spec of a new model, with what timm or an ONNX file says about it
 
     doit new NAME --architecture TIMM_NAME    timm's preprocessing, weights and labels of an architecture
-    doit new [NAME] --from-onnx FILE          a copy of the file, which is tried: its size, and its batch
+    doit new [NAME] --from-onnx FILE          a copy of the file; a trial build finds out whether its batch can be open
 
-Nothing of the model's folder is there until all of it is.
+The model's folder appears only when it is complete.
 """
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from doit.cmd_base import Command
 
+from build_tasks.doit_plugin.spec_template import Key, format_spec
 from build_tasks.errors import UserError, first_lines, with_suggestion
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import Model, split_source
@@ -22,40 +22,18 @@ from build_tasks.spec.model import Model, split_source
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
-# Keys that many come to set, with an example where there is no default.
-OFTEN_SET: dict[str, dict[str, Any]] = {
-    "": {"formats": None, "max_batch_size": None, "ensemble": "onnx", "labels": "labels.txt"},
-    "architecture": {},
-    "weights": {},
-    "input": {},
-    "onnx": {"opset": None, "dynamic_axes": None, "batch_size": None},
-    "engine": {"precision": None, "opt_batch_size": 8},
-    "accuracy": {"samples": "samples"},
-    "triton": {"release": None, "device": None},
-}
-COMMENTS_AT = 36  # columns
-
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of most networks
-
-
-class Key(NamedTuple):
-    """A key of the new spec."""
-
-    table: str  # "" above all tables
-    name: str
-    value: Any
-    comment: str = ""
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # most networks were trained with these
 
 
 class New(Command):  # type: ignore[misc]  # doit has no types
-    """doit's command; whatever is heavy is imported when it is used."""
+    """The command. Heavy modules are imported where they are used."""
 
     doc_purpose = "write the spec of a new model, models/NAME/model.toml"
     doc_usage = "NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE"
     doc_description = (
-        "The spec holds what timm knows of the architecture: input size, mean, standard deviation, interpolation, "
-        "crop, where its pretrained weights are, and the names of its classes. Of an ONNX file it holds what the file "
-        "says of its input, and whether the batch can be open. All other keys are in docs/reference/spec.md."
+        "With --architecture the spec gets what timm knows: input size, mean, standard deviation, interpolation, crop, "
+        "the source of the pretrained weights, and the names of the classes. With --from-onnx it gets the input size "
+        "of the file, and whether its batch can be open. docs/reference/spec.md describes all other keys."
     )
     cmd_options = (
         {
@@ -73,28 +51,32 @@ class New(Command):  # type: ignore[misc]  # doit has no types
     )  # fmt: skip
 
     def parse_execute(self, words: list[str]) -> int:
-        """NAME comes first or last; doit's parser knows options only in front."""
+        """Accept NAME before the options, too. doit's parser expects it after them."""
         first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
         code: int = super().parse_execute([*words[first:], *words[:first]])
         return code
 
     def execute(self, options: dict[str, Any], arguments: list[str]) -> int:
         try:
-            model = created(options, arguments)
+            model = create(options, arguments)
         except (UserError, OSError) as error:
             sys.stderr.write(f"ERROR: {error}\n")
-            return 3  # as doit where it refuses
+            return 3  # doit's exit code for a command line that it does not accept
         except ModuleNotFoundError as error:
             from build_tasks.runtime.worker import not_installed
 
             sys.stderr.write(f"ERROR: {not_installed(error)}\n")
             return 3
-        sys.stdout.write(told(model))
+        sys.stdout.write(format_result(model))
         return 0
 
 
-def created(options: dict[str, Any], arguments: list[str]) -> Model:
-    """The new model, whose folder is in its place. UserError for what cannot be one."""
+def create(options: dict[str, Any], arguments: list[str]) -> Model:
+    """Write the folder of the new model, and return the model.
+
+    Raises:
+        UserError: If the command line or its values are not valid.
+    """
     file = options["from_onnx"].rstrip("/")
     names = arguments or ([os.path.basename(file).removesuffix(".onnx")] if file else [])
     if len(names) != 1 or bool(options["architecture"]) == bool(file) or (file and options["weights"]):
@@ -102,13 +84,17 @@ def created(options: dict[str, Any], arguments: list[str]) -> Model:
     (name,) = names
     check_name(name)
     if file:
-        return of_onnx(name, file)
-    about, keys = of_architecture(name, options["architecture"], options["weights"])
-    return placed(name, rendered(about, keys))
+        return create_from_onnx(name, file)
+    description, keys = architecture_keys(name, options["architecture"], options["weights"])
+    return write_model(name, format_spec(description, keys))
 
 
 def check_name(name: str) -> None:
-    """UserError for what a model cannot be called; told before anything slow is done."""
+    """Check the name of the model, before anything slow is done.
+
+    Raises:
+        UserError: If a model cannot have this name, or has it already.
+    """
     from build_tasks.doit_plugin.reserved_names import RESERVED
     from build_tasks.spec.validation import name_mistake
 
@@ -118,8 +104,13 @@ def check_name(name: str) -> None:
         raise UserError(f"{MODELS}/{name} exists already")
 
 
-def placed(name: str, text: str, graph: str | None = None) -> Model:
-    """Writes the spec, if it is one, into a folder that is then put in its place. graph: what comes beside it."""
+def write_model(name: str, text: str, graph: str | None = None) -> Model:
+    """Check the spec, write it into a scratch folder, and rename that to the model's folder.
+
+    Args:
+        text: Of model.toml.
+        graph: Path of an ONNX file or folder that is copied beside the spec.
+    """
     from build_tasks.doit_plugin import reserved_names
     from build_tasks.runtime import atomic_files
     from build_tasks.spec import loader
@@ -138,78 +129,92 @@ def placed(name: str, text: str, graph: str | None = None) -> Model:
     return model
 
 
-def of_architecture(name: str, architecture: str, source: str) -> tuple[str, list[Key]]:
-    """What a spec of an architecture is about, and its keys. UserError where timm does not know the architecture."""
+def architecture_keys(name: str, architecture: str, source: str) -> tuple[str, list[Key]]:
+    """Return a description of an architecture of timm, and the keys of its spec.
+
+    Args:
+        source: The value of weights.source; "" for timm's own weights.
+    Raises:
+        UserError: If timm does not know the architecture.
+    """
     import timm
     from timm.data import infer_imagenet_subset, resolve_data_config
 
     from build_tasks.stages.labels import IMAGENET
 
-    known = pretrained(architecture)
-    config = resolve_data_config({"in_chans": 3}, pretrained_cfg=known.to_dict() if known else None)
-    if known and known.has_weights and not source:
-        architecture = ".".join(filter(None, (known.architecture, known.tag)))
+    pretrained = pretrained_config(architecture)
+    config = resolve_data_config({"in_chans": 3}, pretrained_cfg=pretrained.to_dict() if pretrained else None)
+    if pretrained and pretrained.has_weights and not source:
+        architecture = ".".join(filter(None, (pretrained.architecture, pretrained.tag)))
     keys = [
         Key("architecture", "timm", architecture),
-        Key("weights", "source", *weights(name, architecture, known, source)),
-        Key("input", "shape", config["input_size"], f"channels, height, width{tested_at(known)}"),
+        Key("weights", "source", *weights_source(name, architecture, pretrained, source)),
+        Key("input", "shape", config["input_size"], f"channels, height, width{test_size_comment(pretrained)}"),
         Key("input", "mean", config["mean"]),
         Key("input", "std", config["std"]),
         Key("input", "interpolation", config["interpolation"]),
         Key("input", "crop_pct", config["crop_pct"]),
         Key("input", "crop_mode", config["crop_mode"]),
     ]
-    classes = known.num_classes if known else 0
-    weights_license = known.license if known and known.has_weights and not source else None
+    classes = pretrained.num_classes if pretrained else 0
+    weights_license = pretrained.license if pretrained and pretrained.has_weights and not source else None
     if (subset := infer_imagenet_subset({"num_classes": classes})) == IMAGENET:
         keys.insert(0, Key("", "labels", IMAGENET, "its 1000 classes, in timm's order"))
-    about = [f"{architecture} of timm {timm.__version__}"]
+    description_parts = [f"{architecture} of timm {timm.__version__}"]
     if classes and subset != IMAGENET:
-        about.append(f"{classes} classes" + (f" ({subset})" if subset else ""))
+        description_parts.append(f"{classes} classes" + (f" ({subset})" if subset else ""))
     if weights_license:
-        about.append(f"license of the weights: {weights_license}")
-    return ", ".join(about), keys
+        description_parts.append(f"license of the weights: {weights_license}")
+    return ", ".join(description_parts), keys
 
 
-def pretrained(architecture: str) -> "PretrainedCfg | None":
-    """What timm knows of an architecture, under its default tag or that which is named; None where that is nothing."""
+def pretrained_config(architecture: str) -> "PretrainedCfg | None":
+    """Return timm's configuration of the pretrained weights, of the default tag where none is named.
+
+    Returns: None where timm has no weights of the architecture.
+    Raises:
+        UserError: If timm does not know the architecture, or the tag.
+    """
     import timm
     from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
 
     base = architecture.partition(".")[0]
     if not is_model(base):
-        found = with_suggestion(base, list_models())
-        raise UserError(f"--architecture: expected an architecture of timm {timm.__version__}, found {found}")
+        suggestion = with_suggestion(base, list_models())
+        raise UserError(f"--architecture: expected an architecture of timm {timm.__version__}, found {suggestion}")
     try:
         return get_pretrained_cfg(architecture)
-    except RuntimeError:  # of a tag that there is not
+    except RuntimeError:  # timm has no such tag
         tags = [name for name in list_pretrained(f"{base}.*") if name.partition(".")[0] == base]
         expected = f"one of {', '.join(tags)}" if tags else f"{base}, which has no tags"
         raise UserError(f"--architecture: expected {expected}, found {with_suggestion(architecture, tags)}") from None
 
 
-def weights(name: str, architecture: str, known: "PretrainedCfg | None", source: str) -> tuple[str, str]:
-    """weights.source, and a comment on it."""
+def weights_source(name: str, architecture: str, pretrained: "PretrainedCfg | None", source: str) -> tuple[str, str]:
+    """Return the value of weights.source, and a comment on it."""
     from build_tasks.formats import weight_sources
 
     if source:
         return source, "RANDOM weights, for structure tests only" if split_source(source)[0] == "random" else ""
-    if known is None or not known.has_weights:
-        return "random://0", "RANDOM: timm has no pretrained weights of it; for structure tests, until you have some"
-    source = f"timm://{architecture}" if known.hf_hub_id else str(known.url)
+    if pretrained is None or not pretrained.has_weights:
+        return "random://0", "RANDOM, for structure tests only: timm has no pretrained weights of this architecture"
+    source = f"timm://{architecture}" if pretrained.hf_hub_id else str(pretrained.url)
     return source, f"fetched; or put the file at {weight_sources.manual_path(name, source)}"
 
 
-def tested_at(known: "PretrainedCfg | None") -> str:
-    """The size that timm's own figures of accuracy are of, where that is another one."""
-    size = known.test_input_size if known else None
+def test_size_comment(pretrained: "PretrainedCfg | None") -> str:
+    """Return a comment on the input size of timm's own accuracy figures, where that is another one."""
+    size = pretrained.test_input_size if pretrained else None
     return f"; timm tests it at {size[1]} x {size[2]}" if size else ""
 
 
-def of_onnx(name: str, file: str) -> Model:
-    """A model of an ONNX file, or of a folder with its weights apart, as far as model.onnx tried out.
+def create_from_onnx(name: str, file: str) -> Model:
+    """Write the folder of a model that exists only as ONNX, after a trial build of its model.onnx.
 
-    UserError for a file that is none, and for one that no images go into.
+    Args:
+        file: An ONNX file, or a folder with an ONNX file and its external weights.
+    Raises:
+        UserError: If it is not ONNX, or its input is not an image.
     """
     from build_tasks.formats import onnx_import
     from build_tasks.runtime import atomic_files
@@ -218,7 +223,7 @@ def of_onnx(name: str, file: str) -> Model:
     image = onnx_import.check_image_input(onnx_import.read_onnx(file), file)
     with atomic_files.scratch_dir() as scratch:
         for batch in (None, image[0] or 1):
-            text = rendered(f"the ONNX file {os.path.basename(file)}", *of_image(image, batch))
+            text = format_spec(f"the ONNX file {os.path.basename(file)}", *onnx_keys(image, batch))
             model = loader.parse(name, text.encode())
             try:
                 try_onnx(model, file, scratch)
@@ -227,25 +232,30 @@ def of_onnx(name: str, file: str) -> Model:
                     raise
             else:
                 break
-        return placed(name, text, onnx_import.pack_onnx(file, scratch))
+        return write_model(name, text, onnx_import.pack_onnx(file, scratch))
 
 
-def of_image(image: list[int | None], batch: int | None) -> tuple[list[Key], Collection[str]]:
-    """The keys of a graph that takes such images, and which there are no use for. batch: None for an open one."""
+def onnx_keys(image: list[int | None], batch: int | None) -> tuple[list[Key], Collection[str]]:
+    """Return the keys of the spec of an ONNX graph, and the names of keys that make no sense for it.
+
+    Args:
+        image: (batch, channels, height, width) of its input; None where the graph leaves one open.
+        batch: The fixed batch of the spec; None for an open one.
+    """
     channels, height, width = (length or other for length, other in zip(image[1:], (3, 224, 224), strict=True))
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ([0.0] * channels, [1.0] * channels)
-    where = "channels, height, width"
+    comment = "channels, height, width"
     keys = [
-        Key("", "formats", ["onnx", "tensorrt"], "TorchScript cannot be made of it"),
+        Key("", "formats", ["onnx", "tensorrt"], "an ONNX file cannot be converted to TorchScript"),
         Key("weights", "source", "model.onnx", "the network and its weights"),
         Key(
             "input",
             "shape",
             [channels, height, width],
-            where if all(image[1:]) else f"{where}: the file leaves it open",
+            comment if all(image[1:]) else f"{comment}: the file leaves it open",
         ),
-        Key("input", "mean", mean, "an ONNX file does not say it: as in training"),
-        Key("input", "std", std, "likewise"),
+        Key("input", "mean", mean, "not in the ONNX file: use the value of the training"),
+        Key("input", "std", std, "the same"),
     ]
     if batch is None:
         return keys, ("opset", "batch_size")
@@ -256,51 +266,24 @@ def of_image(image: list[int | None], batch: int | None) -> tuple[list[Key], Col
     return keys, ("opset", "ensemble", "opt_batch_size")
 
 
-def rendered(about: str, keys: list[Key], without: Collection[str] = ()) -> str:
-    """The text of the spec: the keys, and, as comments, those that are often set, `without` some."""
-    from build_tasks.spec.json_schema import SCHEMA_DIRECTIVE, schema
-
-    defaults = schema()
-    lines = [SCHEMA_DIRECTIVE, f"# {about}. All keys: docs/reference/spec.md"]
-    for table, often in OFTEN_SET.items():
-        given = [key for key in keys if key.table == table]
-        free = often.keys() - {*without, *(key.name for key in given)}
-        lines += ["", f"[{table}]"] if table and (given or free) else []
-        lines += [line(key.name, key.value, key.comment) for key in given]
-        for name in filter(free.__contains__, often):
-            of = defaults["properties"][table]["properties"] if table == "triton" else properties(defaults, table)
-            value = of[name]["default"] if often[name] is None else often[name]
-            lines.append(line(f"# {name}", value, of[name]["description"]))
-    return "\n".join(lines) + "\n"
-
-
-def properties(schema: dict[str, Any], table: str) -> dict[str, Any]:
-    """The keys of a table in the spec's schema."""
-    of: dict[str, Any] = schema["$defs"][table.capitalize()] if table else schema
-    found: dict[str, Any] = of["properties"]
-    return found
-
-
-def line(name: str, value: Any, comment: str) -> str:
-    """A line of TOML; JSON's strings, numbers and lists are TOML's, too."""
-    text = f"{name} = {json.dumps(value)}"
-    return f"{text:<{COMMENTS_AT}}  # {comment}" if comment else text
-
-
-def told(model: Model) -> str:
-    """What was written, and what comes next."""
+def format_result(model: Model) -> str:
+    """Return the lines on what was written, and on the next command."""
     lines = [f"wrote {model.file}"]
     scheme, rest = split_source(model.spec.weights.source)
     if scheme == "file" and not os.path.exists(path := model.source(rest)):
-        lines.append(f"missing: {path}, its weights")
+        lines.append(f"missing: {path}, the weights of the model")
     if model.seed is not None:
-        lines.append("its weights are RANDOM: weights.source says where real ones come from")
-    lines.append(f"next: `doit plan {model.name}` tells what will run, `doit {model.name}` builds it")
+        lines.append("the weights are RANDOM: set weights.source for real ones")
+    lines.append(f"next: `doit plan {model.name}` shows what will run, `doit {model.name}` builds it")
     return "".join(f"{line}\n" for line in lines)
 
 
 def try_onnx(model: Model, file: str, scratch: str) -> None:
-    """Builds model.onnx of a model that is not there yet, into a scratch folder. UserError where that fails."""
+    """Build model.onnx of a model that does not exist yet into a scratch folder.
+
+    Raises:
+        UserError: If that fails.
+    """
     from build_tasks.runtime import worker
     from build_tasks.stages import onnx, weights
 

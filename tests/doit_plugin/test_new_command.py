@@ -52,7 +52,7 @@ def test_an_architecture_comes_with_its_own_preprocessing_weights_and_labels(pro
     out = project.built("new", "b3", "--architecture", "efficientnet_b3").out
     assert out.splitlines() == [
         "wrote models/b3/model.toml",
-        "next: `doit plan b3` tells what will run, `doit b3` builds it",
+        "next: `doit plan b3` shows what will run, `doit b3` builds it",
     ]
     assert spec_of(project / "models/b3/model.toml") == {
         "labels": "imagenet-1k",
@@ -94,7 +94,7 @@ def test_what_it_suggests_are_the_defaults(doit_new: Doit) -> None:
             {"timm": "resnetv2_50x1_bit.goog_in21k", "labels": None, "interpolation": "bilinear"},
             "21843 classes",
         ),
-        ("coatnet_0_224", {"source": "random://0"}, "timm has no pretrained weights of it"),
+        ("coatnet_0_224", {"source": "random://0"}, "timm has no pretrained weights of this architecture"),
         ("vit_base_patch16_224", {"mean": [0.5] * 3, "crop_pct": 0.9}, "license of the weights: apache-2.0"),
     ],
 )

@@ -1,0 +1,68 @@
+"""The text of a new model.toml: keys with values and comments, and other keys that are often set, as comments."""
+
+import json
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+# Keys that many users set, by table, with an example where the schema has no default.
+OFTEN_SET: dict[str, dict[str, Any]] = {
+    "": {"formats": None, "max_batch_size": None, "ensemble": "onnx", "labels": "labels.txt"},
+    "architecture": {},
+    "weights": {},
+    "input": {},
+    "onnx": {"opset": None, "dynamic_axes": None, "batch_size": None},
+    "engine": {"precision": None, "opt_batch_size": 8},
+    "accuracy": {"samples": "samples"},
+    "triton": {"release": None, "device": None},
+}
+COMMENT_COLUMN = 36
+
+
+class Key(NamedTuple):
+    """A key of the new spec. The table is "" for a key at the top level."""
+
+    table: str
+    name: str
+    value: Any
+    comment: str = ""
+
+
+def format_spec(description: str, keys: list[Key], excluded: Collection[str] = ()) -> str:
+    """Return the text of a spec.
+
+    Args:
+        description: What the spec was made from, for the comment at its head.
+        keys: The keys that the spec sets.
+        excluded: Keys of OFTEN_SET that make no sense for this model.
+    """
+    from build_tasks.spec.json_schema import SCHEMA_DIRECTIVE, schema
+
+    full_schema = schema()
+    lines = [SCHEMA_DIRECTIVE, f"# {description}. All keys: docs/reference/spec.md"]
+    for table, often_set in OFTEN_SET.items():
+        table_keys = [key for key in keys if key.table == table]
+        optional = often_set.keys() - {*excluded, *(key.name for key in table_keys)}
+        lines += ["", f"[{table}]"] if table and (table_keys or optional) else []
+        lines += [_format_line(key.name, key.value, key.comment) for key in table_keys]
+        properties = _properties(full_schema, table)
+        for name in filter(optional.__contains__, often_set):
+            value = properties[name]["default"] if often_set[name] is None else often_set[name]
+            lines.append(_format_line(f"# {name}", value, properties[name]["description"]))
+    return "\n".join(lines) + "\n"
+
+
+def _properties(full_schema: dict[str, Any], table: str) -> dict[str, Any]:
+    """Return the keys of a table in the JSON schema of specs."""
+    if table == "triton":
+        properties: dict[str, Any] = full_schema["properties"][table]["properties"]
+    elif table:
+        properties = full_schema["$defs"][table.capitalize()]["properties"]
+    else:
+        properties = full_schema["properties"]
+    return properties
+
+
+def _format_line(name: str, value: Any, comment: str) -> str:
+    """Return a line of TOML. Strings, numbers and lists have the same form in JSON."""
+    text = f"{name} = {json.dumps(value)}"
+    return f"{text:<{COMMENT_COLUMN}}  # {comment}" if comment else text
