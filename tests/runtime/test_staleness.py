@@ -75,12 +75,12 @@ def test_an_edit_of_any_python_file_of_a_network_makes_its_stages_stale(project:
 def test_tools_that_are_not_installed_make_nothing_stale(
     built_tiny: Project, copy_of: Callable[[Project], Project], tmp_path: Path
 ) -> None:
-    """A virtual environment with doit and msgspec alone, like that of a container for a single stage."""
+    """A virtual environment with doit, its plugin and msgspec, like that of a container for a single stage."""
     project = copy_of(built_tiny)
     venv.create(tmp_path / "venv", with_pip=True)
     pins = re.findall(r"^(?:doit|msgspec)==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert len(pins) == 2
-    subprocess.run([tmp_path / "venv/bin/pip", "install", "--quiet", *pins], check=True)
+    subprocess.run([tmp_path / "venv/bin/pip", "install", "--quiet", *pins, str(ROOT)], check=True)
     doit = [str(tmp_path / "venv/bin/doit")]
     run = subprocess.run(doit, cwd=project.root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
