@@ -81,7 +81,7 @@ class MeasuredFile(Measurements):
 
 
 def compare_outputs(
-    found: "IterationResult",
+    artifact: "IterationResult",
     reference: "IterationResult",
     perturbed: "IterationResult",
     names: list[str],
@@ -93,7 +93,7 @@ def compare_outputs(
     An output that is missing, has another shape, or contains a NaN or an infinity gets the key `wrong` alone.
 
     Args:
-        found: The outputs of the artifact by name, arrays of shape (samples, …).
+        artifact: The outputs of the artifact by name, arrays of shape (samples, …).
         reference: The outputs of the reference.
         perturbed: The outputs of the reference to inputs that are perturbed by one ulp.
         names: The names of the samples.
@@ -108,10 +108,10 @@ def compare_outputs(
     outputs: dict[str, OutputFigures] = {}
     values_name, classes_name = top_k_names or (None, None)
     for name, expected in reference.items():
-        if name not in found:
-            outputs[name] = {"wrong": f"it is not there, only {', '.join(found)}"}
+        if name not in artifact:
+            outputs[name] = {"wrong": f"the output is missing; the artifact has {', '.join(artifact)}"}
             continue
-        answer = found[name]
+        answer = artifact[name]
         if answer.shape != expected.shape:
             outputs[name] = {"wrong": f"shape {list(expected.shape)} expected, {list(answer.shape)} found"}
         elif reason := _not_finite(answer, names):
@@ -125,8 +125,8 @@ def compare_outputs(
             sensitivity = float(np.linalg.norm(np.nan_to_num(shifted) - expected)) / figures["norm"]
             figures["sensitivity"] = min(sensitivity, 1.0)  # a larger value means the same, and may be infinite
             outputs[name] = figures
-            if name == values_name and classes_name in found:
-                ranks, expected_ranks, width = found[classes_name], reference[classes_name], None
+            if name == values_name and classes_name in artifact:
+                ranks, expected_ranks, width = artifact[classes_name], reference[classes_name], None
             elif expected.ndim == 2 and expected.shape[1] > 1:
                 ranks, expected_ranks, width = strongest_classes(answer), strongest_classes(expected), expected.shape[1]
             else:
@@ -135,7 +135,7 @@ def compare_outputs(
             figures |= _class_figures(ranks, expected_ranks, margin, names)
             if truth and not any("truth" in output for output in outputs.values()):
                 figures["truth"] = _count_truth(ranks, expected_ranks, width, truth, names)
-    for name in found:
+    for name in artifact:
         if name not in reference:
             outputs[name] = {"wrong": "the reference has no such output"}
     return outputs
@@ -153,7 +153,7 @@ def _not_finite(values: "np.ndarray", names: list[str]) -> str | None:
     return f"NaN or infinity in {finite.size - finite.sum()} of {finite.size} values, {where}"
 
 
-def _error_figures(found: "np.ndarray", expected: "np.ndarray", names: list[str]) -> OutputFigures:
+def _error_figures(artifact: "np.ndarray", expected: "np.ndarray", names: list[str]) -> OutputFigures:
     """The figures that do not depend on classes, without the sensitivity. Both arrays are float64 (samples, …)."""
     import numpy as np
     from polygraphy.comparator import (
@@ -172,11 +172,13 @@ def _error_figures(found: "np.ndarray", expected: "np.ndarray", names: list[str]
     }
     figures: dict[str, list[float]] = {name: [] for name in functions}
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # otherwise it logs its own judgement of every sample
-        for signal, answer in zip(expected, found, strict=True):
+        for signal, answer in zip(expected, artifact, strict=True):
             pair = [IterationResult({"": np.atleast_1d(value)}) for value in (signal, answer)]
             for figure, function in functions.items():
                 figures[figure].append(float(getattr(function(*pair)[""], figure)))
-        whole = SimpleCompareFunc(check_error_stat="max")(IterationResult({"": expected}), IterationResult({"": found}))
+        whole = SimpleCompareFunc(check_error_stat="max")(
+            IterationResult({"": expected}), IterationResult({"": artifact})
+        )
     by_sample = {figure: np.array(values) for figure, values in figures.items()}
     norm = float(np.linalg.norm(expected)) or 1.0
     spread = float(np.linalg.norm(expected - expected.mean(axis=0)))
@@ -184,7 +186,7 @@ def _error_figures(found: "np.ndarray", expected: "np.ndarray", names: list[str]
         "relative_l2": by_sample["l2_norm"].argmax(),
         "cosine": by_sample["cosine_similarity"].argmin(),
         "snr": by_sample["snr"].argmin(),
-        "max_absolute": np.abs(found - expected).reshape(len(expected), -1).max(axis=1, initial=0).argmax(),
+        "max_absolute": np.abs(artifact - expected).reshape(len(expected), -1).max(axis=1, initial=0).argmax(),
     }
     return {
         "relative_l2": float(np.linalg.norm(by_sample["l2_norm"])) / norm,
@@ -201,12 +203,12 @@ def _error_figures(found: "np.ndarray", expected: "np.ndarray", names: list[str]
 
 
 def _class_figures(
-    found: "np.ndarray", expected: "np.ndarray", margin: Callable[[int, int, int], float], names: list[str]
+    artifact: "np.ndarray", expected: "np.ndarray", margin: Callable[[int, int, int], float], names: list[str]
 ) -> OutputFigures:
     """The classes of the samples by the reference, and the samples that the artifact puts into other classes.
 
     Args:
-        found: The classes of each sample by the artifact, strongest first: (samples, classes).
+        artifact: The classes of each sample by the artifact, strongest first: (samples, classes).
         expected: The same by the reference.
         margin: The margin of a class over another, from (sample, class, other class).
         names: The names of the samples.
@@ -214,8 +216,8 @@ def _class_figures(
     import numpy as np
 
     changes: list[ClassChange] = []
-    for sample in map(int, np.flatnonzero(found[:, 0] != expected[:, 0])):
-        first, other = int(expected[sample, 0]), int(found[sample, 0])
+    for sample in map(int, np.flatnonzero(artifact[:, 0] != expected[:, 0])):
+        first, other = int(expected[sample, 0]), int(artifact[sample, 0])
         changes.append(
             {
                 "sample": names[sample],
@@ -224,9 +226,9 @@ def _class_figures(
                 "margin": margin(sample, first, other),
             }
         )
-    losses = np.flatnonzero((found[:, :TOP] != expected[:, :1]).all(axis=1))
+    losses = np.flatnonzero((artifact[:, :TOP] != expected[:, :1]).all(axis=1))
     return {
-        "samples": len(found),
+        "samples": len(artifact),
         "classes": expected[:, 0].tolist(),
         "top1_changes": changes,
         "top5_losses": [names[sample] for sample in losses],
@@ -257,12 +259,12 @@ def _margin_of(values: "np.ndarray", classes: "np.ndarray | None") -> Callable[[
 
 
 def _count_truth(
-    found: "np.ndarray", expected: "np.ndarray", width: int | None, truth: Truth, names: list[str]
+    artifact: "np.ndarray", expected: "np.ndarray", width: int | None, truth: Truth, names: list[str]
 ) -> TruthCounts:
     """Count the samples that are recognized.
 
     Args:
-        found: The classes of each sample by the artifact, strongest first: (samples, classes).
+        artifact: The classes of each sample by the artifact, strongest first: (samples, classes).
         expected: The same by the reference.
         width: The number of classes of the network. None if it is not known.
         truth: The classes that samples show.
@@ -280,7 +282,7 @@ def _count_truth(
                 f"0 to {width - 1}"
             )
     classes = np.array([truth[sample] for sample in samples])[:, None]
-    reference_hits, artifact_hits = (ranks[samples, :TOP] == classes for ranks in (expected, found))
+    reference_hits, artifact_hits = (ranks[samples, :TOP] == classes for ranks in (expected, artifact))
     return {
         "labeled": len(samples),
         "reference_top1": int(reference_hits[:, 0].sum()),

@@ -1,4 +1,4 @@
-"""The gate: what is measured, what it may cost by default and by rule, and when the samples prove nothing."""
+"""The gate: the figures, the default limits, the rules of a spec, and samples that prove nothing."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ SCORES = RANDOM.standard_normal((20, 100)).astype(np.float32)
 
 
 def off_by(error: float, of: Array = SCORES) -> Array:
-    """Outputs with this relative L2 error."""
+    """Return outputs with this relative L2 error."""
     noise = RANDOM.standard_normal(of.shape)
     return (of + noise * (error * np.linalg.norm(of) / np.linalg.norm(noise))).astype(of.dtype)
 
@@ -32,10 +32,10 @@ def measured(
     sensitivity: float = 1e-7,
     truth: dict[int, int] | None = None,
 ) -> metrics.Measurements:
-    """The figures of some outputs, as the measure stage writes them."""
+    """Return the figures of some outputs, as the measure stage writes them."""
     found = {"scores": found} if isinstance(found, np.ndarray) else found
     expected = {"scores": expected} if isinstance(expected, np.ndarray) else expected
-    moved = {
+    perturbed = {
         name: off_by(sensitivity, np.nan_to_num(output.astype(np.float64), posinf=0))
         for name, output in expected.items()
     }
@@ -43,7 +43,7 @@ def measured(
     outputs = metrics.compare_outputs(
         IterationResult(found),
         IterationResult(expected),
-        IterationResult(moved),
+        IterationResult(perturbed),
         [f"{index}.jpg" for index in range(count)],
         truth,
     )
@@ -57,12 +57,12 @@ def settings(precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> di
     return {"precision": precision, "gate": list(rules), **usual, **more}
 
 
-def refused(figures: metrics.Measurements, precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> str:
-    """Why the gate refuses these figures; nothing where they pass."""
+def gate_error(figures: metrics.Measurements, precision: str = "fp32", *rules: dict[str, Any], **more: Any) -> str:
+    """Return why the gate refuses these figures. Empty if they pass."""
     return gate.gate_error(figures, settings(precision, *rules, **more), advice="") or ""
 
 
-# What is measured.
+# Figures.
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
@@ -71,11 +71,11 @@ def test_the_gate_holds_for_every_dtype(dtype: type) -> None:
     normal = np.random.default_rng(0).standard_normal((6, 100))
     expected: Array = normal > 0 if dtype is np.bool_ else (normal * scale).astype(dtype)
     assert measured(expected, expected)["outputs"]["scores"]["relative_l2"] == 0
-    assert refused(measured(expected, expected)) == ""
+    assert gate_error(measured(expected, expected)) == ""
     wrong = ~expected if dtype is np.bool_ else (expected * 0.7).astype(dtype)
-    said = refused(measured(wrong, expected))
-    assert said.startswith("output scores: relative L2 error ")
-    assert "limit 1.0e-04, worst at " in said
+    message = gate_error(measured(wrong, expected))
+    assert message.startswith("output scores: relative L2 error ")
+    assert "limit 1.0e-04, worst at " in message
 
 
 def test_figures_are_those_of_their_definitions() -> None:
@@ -102,87 +102,87 @@ def test_nan_and_infinity_are_never_accurate(value: float, side: str, precision:
     bad[3, 7] = value
     figures = measured(bad, SCORES) if side == "artifact" else measured(SCORES, bad)
     rule = {"relative_l2": 0.99, "top1": 0.0, "top5": 0.0, "max_absolute": 1e29}
-    said = refused(figures, precision, rule, allow_untestable=True, random_weights=True)
-    assert "NaN or infinity in 1 of 2000 values, in 1 of 20 samples, 3.jpg the first" in said
-    assert ("the reference itself" in said) == (side == "reference")
+    message = gate_error(figures, precision, rule, allow_untestable=True, random_weights=True)
+    assert "NaN or infinity in 1 of 2000 values, in 1 of 20 samples, 3.jpg the first" in message
+    assert ("the reference itself" in message) == (side == "reference")
 
 
-def test_outputs_that_are_not_there_or_have_another_shape_are_refused() -> None:
+def test_outputs_that_are_missing_or_have_another_shape_are_refused() -> None:
     both = {"scores": SCORES, "boxes": SCORES[:, :4]}
-    assert "output boxes: it is not there, only scores" in refused(measured(SCORES, both))
-    said = refused(measured({**both, "boxes": SCORES[:, :5]}, both))
-    assert "output boxes: shape [20, 4] expected, [20, 5] found" in said
+    assert "output boxes: the output is missing; the artifact has scores" in gate_error(measured(SCORES, both))
+    message = gate_error(measured({**both, "boxes": SCORES[:, :5]}, both))
+    assert "output boxes: shape [20, 4] expected, [20, 5] found" in message
 
 
-# Limits by default.
+# Default limits.
 
 
 def test_every_output_is_judged_and_named() -> None:
     both = {"scores": SCORES, "features": SCORES[:, :4]}
-    assert refused(measured(both, both)) == ""
-    said = refused(measured({**both, "features": off_by(0.3, SCORES[:, :4])}, both))
-    assert said.startswith("output features: relative L2 error 3.0e-01, limit 1.0e-04")
+    assert gate_error(measured(both, both)) == ""
+    message = gate_error(measured({**both, "features": off_by(0.3, SCORES[:, :4])}, both))
+    assert message.startswith("output features: relative L2 error 3.0e-01, limit 1.0e-04")
 
 
 @pytest.mark.parametrize(
     ("precision", "limit"), [("fp32", 1e-4), ("tf32", 1e-2), ("fp16", 1e-2), ("bf16", 5e-2), ("int8", 0.5)]
 )
-def test_a_precision_may_cost_what_it_must(precision: str, limit: float) -> None:
+def test_each_precision_has_its_own_default_limit(precision: str, limit: float) -> None:
     classes = {"top1": 0.0, "top5": 0.0}
-    assert refused(measured(off_by(limit * 0.9)), precision, classes) == ""
-    assert "relative L2 error" in refused(measured(off_by(limit * 1.1)), precision, classes)
+    assert gate_error(measured(off_by(limit * 0.9)), precision, classes) == ""
+    assert "relative L2 error" in gate_error(measured(off_by(limit * 1.1)), precision, classes)
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 2e-3), ("fp16", 7e-2), ("bf16", 0.2)])
-def test_an_ill_conditioned_model_is_not_failed_for_nothing_nor_waved_through(precision: str, error: float) -> None:
-    """Its fp32 outputs move by 1e-3 when the inputs move by an ulp; those of an ordinary one by 1e-7."""
+def test_an_ill_conditioned_model_gets_a_wider_limit_and_still_has_one(precision: str, error: float) -> None:
+    """One ulp of the inputs changes its fp32 outputs by 1e-3, and those of an ordinary model by 1e-7."""
     classes = {"top1": 0.0, "top5": 0.0}
-    assert "relative L2 error" in refused(measured(off_by(error)), precision, classes)
-    assert refused(measured(off_by(error), sensitivity=1e-3), precision, classes) == ""
-    assert "relative L2 error" in refused(measured(off_by(0.4), sensitivity=1e-3), precision, classes)
+    assert "relative L2 error" in gate_error(measured(off_by(error)), precision, classes)
+    assert gate_error(measured(off_by(error), sensitivity=1e-3), precision, classes) == ""
+    assert "relative L2 error" in gate_error(measured(off_by(0.4), sensitivity=1e-3), precision, classes)
 
 
-def test_a_single_bad_sample_does_not_drown_among_many() -> None:
+def test_a_single_bad_sample_among_many_is_refused() -> None:
     many = RANDOM.standard_normal((2000, 100)).astype(np.float32)
     found = many.copy()
     found[1234, ::3] += 0.3
     figures = measured(found, many)
     assert figures["outputs"]["scores"]["relative_l2"] < 1e-2
-    said = refused(figures, "fp16", {"top1": 0.0, "top5": 0.0})
-    assert said.startswith("output scores: maximal absolute error")
-    assert said.endswith("worst at 1234.jpg")
+    message = gate_error(figures, "fp16", {"top1": 0.0, "top5": 0.0})
+    assert message.startswith("output scores: maximal absolute error")
+    assert message.endswith("worst at 1234.jpg")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_class_that_changes_is_refused_unless_it_was_a_tie(precision: str) -> None:
-    """Sample 5's strongest class leads by 3 RMS, or by next to nothing, and the artifact names the second."""
-    for lead, agrees in ((3.0, False), (1e-3, True)):
+    """The strongest class of sample 5 leads by 3 RMS, or by almost nothing, and the artifact names the second one."""
+    for margin, agrees in ((3.0, False), (1e-3, True)):
         expected = SCORES.copy()
-        expected[5, :2] = 20.0 + lead, 20.0
+        expected[5, :2] = 20.0 + margin, 20.0
         found = expected.copy()
-        found[5, 1] += 1.1 * lead
+        found[5, 1] += 1.1 * margin
         figures = measured(found, expected)
-        said = refused(figures, precision, {"relative_l2": 0.1, "max_absolute": 99})
-        assert (said == "") == agrees
+        message = gate_error(figures, precision, {"relative_l2": 0.1, "max_absolute": 99})
+        assert (message == "") == agrees
         if not agrees:
-            assert "top-1 agreement 95%, limit " in said
-            assert "worst at 5.jpg: class 1 for 0, which leads by " in said
+            assert "top-1 agreement 95%, limit " in message
+            assert "worst at 5.jpg: class 1 for 0, which leads by " in message
 
 
-def test_int8_may_turn_one_class_in_a_hundred() -> None:
+def test_int8_may_change_the_class_of_one_sample_in_a_hundred() -> None:
     for count, agrees in ((200, True), (50, False)):
         expected = RANDOM.standard_normal((count, 10)).astype(np.float32)
         expected[0, :2] = 9, 5
         found = expected.copy()
         found[0, :2] = 5, 9
-        assert (refused(measured(found, expected), "int8") == "") == agrees
+        assert (gate_error(measured(found, expected), "int8") == "") == agrees
 
 
 # Rules.
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         ({"relative_l2": 1e-3}, "relative L2 error 9.9e-03, limit 1.0e-03, worst at "),
         ({"max_absolute": 1e-3}, "maximal absolute error "),
@@ -192,31 +192,31 @@ def test_int8_may_turn_one_class_in_a_hundred() -> None:
         ({"output": "scores", "snr": 60}, " dB, limit 60.0 dB, worst at "),
     ],
 )
-def test_every_metric_can_be_limited(rule: dict[str, Any], said: str) -> None:
-    found = refused(measured(off_by(0.0099)), "fp16", rule)
-    assert said in found
-    assert bool(said) == bool(found)
+def test_every_metric_can_be_limited(rule: dict[str, Any], message: str) -> None:
+    found = gate_error(measured(off_by(0.0099)), "fp16", rule)
+    assert message in found
+    assert bool(message) == bool(found)
 
 
 def test_the_last_rule_that_names_a_metric_wins() -> None:
     figures = measured(off_by(0.2))
     loose, strict = {"relative_l2": 0.5, "top1": 0.0, "top5": 0.0}, {"output": "scores", "relative_l2": 0.1}
-    assert refused(figures, "fp16", loose) == ""
-    assert "limit 1.0e-01" in refused(figures, "fp16", loose, strict)
-    assert refused(figures, "fp16", strict, loose) == ""
+    assert gate_error(figures, "fp16", loose) == ""
+    assert "limit 1.0e-01" in gate_error(figures, "fp16", loose, strict)
+    assert gate_error(figures, "fp16", strict, loose) == ""
 
 
-def test_a_rule_on_what_there_is_not_is_said() -> None:
+def test_a_rule_on_an_output_or_metric_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(UserError, match=r"accuracy\.gate: there is no output 'boxes', only scores"):
-        refused(measured(SCORES), "fp32", {"output": "boxes", "snr": 3})
+        gate_error(measured(SCORES), "fp32", {"output": "boxes", "snr": 3})
     maps = SCORES.reshape(20, 10, 10)
     with pytest.raises(UserError, match=r"accuracy\.gate: top1 of scores: the output does not name classes"):
-        refused(measured(maps, maps), "fp32", {"output": "scores", "top1": 1})
+        gate_error(measured(maps, maps), "fp32", {"output": "scores", "top1": 1})
     with pytest.raises(UserError, match=r"accuracy\.gate: top1 of every output: the output does not name classes"):
-        refused(measured(maps, maps), "fp32", {"top1": 1})
+        gate_error(measured(maps, maps), "fp32", {"top1": 1})
     both = {"maps": maps, "scores": SCORES}
-    assert refused(measured(both, both), "fp32", {"top1": 1}) == "", "a rule for all outputs is for those that do"
-    assert "output more: the reference has no such output" in refused(measured({**both, "more": SCORES}, both))
+    assert gate_error(measured(both, both), "fp32", {"top1": 1}) == "", "a rule for all outputs is for those that do"
+    assert "output more: the reference has no such output" in gate_error(measured({**both, "more": SCORES}, both))
 
 
 def test_rules_are_for_formats_and_precisions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,10 +241,10 @@ def test_rules_are_for_formats_and_precisions(project: Project, monkeypatch: pyt
     assert gate.rules(model, "graph", "fp8") == [{"snr": 1}, {"snr": 4, "output": "OUTPUT__1"}]
 
 
-# Where the classes are known.
+# Known classes.
 
 
-def test_with_every_class_known_it_is_accuracy_that_counts() -> None:
+def test_accuracy_is_judged_if_every_class_is_known() -> None:
     expected = RANDOM.standard_normal((200, 10)).astype(np.float32)
     truth = {index: int(value) for index, value in enumerate(expected.argmax(axis=1))}
     truth |= {index: (truth[index] + 1) % 10 for index in range(50)}  # fp32 is wrong in a quarter
@@ -254,22 +254,22 @@ def test_with_every_class_known_it_is_accuracy_that_counts() -> None:
     counts = figures["outputs"]["scores"]["truth"]
     assert (counts["labeled"], counts["reference_top1"], counts["artifact_top1"]) == (200, 150, 190)
     lax = {"relative_l2": 0.99}
-    assert refused(figures, "int8", lax) == "", "40 classes turned, all for the better"
+    assert gate_error(figures, "int8", lax) == "", "40 samples change their class, all to the right one"
     partly = measured(found, expected, truth={index: truth[index] for index in range(199)})
-    assert "top-1 agreement 80%, limit 99%" in refused(partly, "int8", lax)
+    assert "top-1 agreement 80%, limit 99%" in gate_error(partly, "int8", lax)
     found[60:65] = np.roll(found[60:65], 1, axis=1)
     found[:40] = expected[:40]
-    said = refused(measured(found, expected, truth=truth), "int8", lax)
-    assert "loss of top-1 accuracy 2.5%, limit 1%, 145 of 200 for 150" in said
-    assert refused(measured(found, expected, truth=truth), "int8", lax, {"top1_drop": 0.03, "top5_drop": 1}) == ""
+    message = gate_error(measured(found, expected, truth=truth), "int8", lax)
+    assert "loss of top-1 accuracy 2.5%, limit 1%, 145 of 200 for 150" in message
+    assert gate_error(measured(found, expected, truth=truth), "int8", lax, {"top1_drop": 0.03, "top5_drop": 1}) == ""
 
 
-def test_classes_that_the_network_itself_misses_do_not_stand_for_agreement() -> None:
+def test_agreement_is_judged_if_the_network_misses_the_known_classes() -> None:
     expected = RANDOM.standard_normal((50, 10)).astype(np.float32)
     wrong = {index: int(value) for index, value in enumerate((expected.argmax(axis=1) + 1) % 10)}
-    turned = np.roll(expected, 2, axis=1)
-    said = refused(measured(turned, expected, truth=wrong), "int8", {"relative_l2": 0.99})
-    assert "top1 of scores" in said, "a truth that is off by one proves nothing"
+    rolled = np.roll(expected, 2, axis=1)
+    message = gate_error(measured(rolled, expected, truth=wrong), "int8", {"relative_l2": 0.99})
+    assert "top1 of scores" in message, "a truth that is off by one proves nothing"
     with pytest.raises(
         UserError, match=r"accuracy\.truth: 7\.jpg shows class 10, but the network has 10 classes, 0 to 9"
     ):
@@ -303,10 +303,10 @@ def test_a_class_is_its_label_or_else_its_index(tmp_path: Path) -> None:
         accuracy_samples.read_truth(accuracy_samples.FOLDERS, ["a.jpg"], None)
 
 
-# Where the samples prove nothing.
+# Samples that prove nothing.
 
 
-def test_what_cannot_be_tested_is_said() -> None:
+def test_samples_that_prove_nothing_are_reported_with_the_reason() -> None:
     figures = measured(SCORES)
     assert gate.untestable_reason(figures, settings()) is None
     assert gate.untestable_reason(figures, settings(random_weights=True)) == "random weights"
@@ -319,19 +319,19 @@ def test_what_cannot_be_tested_is_said() -> None:
     assert "less than it may be wrong by (1.0e-02)" in str(
         gate.untestable_reason(measured(alike, alike), settings("fp16"))
     )
-    assert refused(few).startswith("accuracy cannot be tested: 4 distinct samples")
-    assert refused(few, allow_untestable=True) == refused(few, random_weights=True) == ""
+    assert gate_error(few).startswith("accuracy cannot be tested: 4 distinct samples")
+    assert gate_error(few, allow_untestable=True) == gate_error(few, random_weights=True) == ""
 
 
 def test_samples_that_are_the_same_count_once() -> None:
     assert metrics.count_distinct(np.stack([SCORES[0], SCORES[1], SCORES[0]])) == 2
 
 
-def test_of_random_weights_reduced_precision_is_only_told() -> None:
+def test_reduced_precision_with_random_weights_is_measured_and_not_refused() -> None:
     bad = measured(off_by(0.9))
-    assert refused(bad, "fp16", random_weights=True) == ""
-    assert "relative L2 error" in refused(bad, "fp32", random_weights=True)
-    assert "relative L2 error" in refused({**bad, "distinct": 1}, "fp16", allow_untestable=True), "bad is bad"
+    assert gate_error(bad, "fp16", random_weights=True) == ""
+    assert "relative L2 error" in gate_error(bad, "fp32", random_weights=True)
+    assert "relative L2 error" in gate_error({**bad, "distinct": 1}, "fp16", allow_untestable=True), "bad is bad"
 
 
 def test_a_few_samples_prove_little() -> None:
@@ -340,11 +340,11 @@ def test_a_few_samples_prove_little() -> None:
     assert gate.wilson_lower_bound(950, 1000) == pytest.approx(0.937, abs=2e-3)
 
 
-# Through doit.
+# Builds with doit.
 
 
 def test_an_ill_conditioned_network_passes_by_default(project: Project) -> None:
-    """An ulp of its inputs moves its outputs by about 1e-3, and so does every other order of additions."""
+    """One ulp of its inputs changes its outputs by about 1e-3, and so does another order of additions."""
     tiny_network.add(project, "chaotic", body="x = torch.sin(x * 3e4)", formats='"torchscript", "onnx", "rtx"')
     run = project.doit()
     assert {"publish:chaotic", "publish:chaotic_onnx"} <= {*run.ran}, run.out
@@ -361,7 +361,7 @@ def test_an_ill_conditioned_network_passes_by_default(project: Project) -> None:
     assert "error after it" in (project / "build/chaotic/logs/accuracy.chaotic.fp16.log").read_text()
 
 
-def onnx_only(project: Project, accuracy: str, name: str = "net") -> Path:
+def add_onnx_model(project: Project, accuracy: str, name: str = "net") -> Path:
     folder = tiny_network.add(project, name, formats='"onnx"')
     with (folder / "model.toml").open("a") as spec:
         spec.write(f"\n[accuracy]\n{accuracy}\n")
@@ -374,7 +374,7 @@ def test_samples_may_be_tensors(project: Project, form: str) -> None:
 
     batch = RANDOM.standard_normal((9, 3, 16, 16)).astype(np.float32)
     file = "samples.json" if form == "json" else "samples.npz"
-    folder = onnx_only(project, f'samples = "{file}"')
+    folder = add_onnx_model(project, f'samples = "{file}"')
     if form == "json":
         save_json([{"INPUT__0": batch[:4]}, {"INPUT__0": batch[4:]}], str(folder / file))
     else:
@@ -387,9 +387,9 @@ def test_samples_may_be_tensors(project: Project, form: str) -> None:
     assert report["samples"] == {"source": file, "count": 9, "distinct": 9}
 
 
-def test_tensors_that_are_none_are_refused(project: Project) -> None:
+def test_files_without_usable_tensors_are_refused(project: Project) -> None:
     def saved(name: str, text: bytes | None = None, **arrays: Any) -> None:
-        folder = onnx_only(project, 'samples = "samples.npz"', name)
+        folder = add_onnx_model(project, 'samples = "samples.npz"', name)
         if text is not None:
             (folder / "samples.npz").write_bytes(text)
         elif arrays:
@@ -404,7 +404,7 @@ def test_tensors_that_are_none_are_refused(project: Project) -> None:
     saved("pickle", x=np.array([{}, 1], dtype=object))
     run = project.doit("reference")
     where = "models/{}/samples.npz"
-    for name, said in {
+    for name, message in {
         "absent": f"{where} does not exist",
         "text": f"{where} cannot be read as samples",
         "shape": f"{where}: expected an array of shape [samples, 3, 16, 16], found [9, 2, 16, 16]",
@@ -412,11 +412,11 @@ def test_tensors_that_are_none_are_refused(project: Project) -> None:
         "nan": f"{where}: the samples contain a NaN or an infinity",
         "pickle": f"{where} cannot be read as samples",
     }.items():
-        assert said.format(name) in failure_line(run, f"reference:{name}")
+        assert message.format(name) in failure_line(run, f"reference:{name}")
 
 
 def test_the_folder_of_a_picture_may_be_its_class(project: Project) -> None:
-    folder = onnx_only(project, 'samples = "pictures"\ntruth = "folders"\nallow_untestable = true')
+    folder = add_onnx_model(project, 'samples = "pictures"\ntruth = "folders"\nallow_untestable = true')
     for index, name in enumerate(("brick", "camera", "chelsea", "coffee", "grass", "rocket")):
         (folder / f"pictures/{index % 3}").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / f"build_tasks/verification/photographs/{name}.jpg", folder / f"pictures/{index % 3}")
@@ -430,7 +430,7 @@ def test_the_folder_of_a_picture_may_be_its_class(project: Project) -> None:
     assert (project / "build/net/samples.txt").read_text().splitlines()[0] == "0/brick.jpg"
 
 
-def test_a_truth_that_does_not_fit_is_said(project: Project) -> None:
+def test_a_mistake_in_the_truth_is_reported_with_its_line(project: Project) -> None:
     lines = {
         "nothing": ("", ": the file has no line `sample,class`"),
         "half": ("coffee.jpg", ", line 1: expected `sample,class`, found 'coffee.jpg'"),
@@ -446,21 +446,21 @@ def test_a_truth_that_does_not_fit_is_said(project: Project) -> None:
         ),
     }
     for name, (text, _) in lines.items():
-        folder = onnx_only(project, 'truth = "truth.csv"', name)
+        folder = add_onnx_model(project, 'truth = "truth.csv"', name)
         (folder / "truth.csv").write_text(text)
         (folder / "labels.txt").write_text("espresso\ncrane\ncrane\ncat, or so\n")
         project.edit(f"models/{name}/model.toml", "max_batch_size", 'labels = "labels.txt"\nmax_batch_size')
-    onnx_only(project, 'truth = "truth.csv"', "absent")
+    add_onnx_model(project, 'truth = "truth.csv"', "absent")
     run = project.doit("measure")
-    for name, (_, said) in lines.items():
-        assert f"models/{name}/truth.csv{said}" in failure_line(run, f"measure:{name}_onnx")
+    for name, (_, message) in lines.items():
+        assert f"models/{name}/truth.csv{message}" in failure_line(run, f"measure:{name}_onnx")
     assert "models/absent/truth.csv does not exist" in failure_line(run, "measure:absent_onnx")
     (project / "models/class/truth.csv").write_text('coffee.jpg,espresso\ncamera.jpg,"cat, or so"\nbrick.jpg,2\n')
     project.built("measure:class_onnx")
 
 
-def test_preprocessing_is_written_down_for_the_client(built_tiny: Project) -> None:
-    said = json.loads((built_tiny / "model_repository/tiny/preprocessing.json").read_text())
-    assert said["input_size"] == [3, 160, 160]
-    assert {"mean", "std", "interpolation", "crop_pct", "crop_mode", "steps"} <= said.keys()
-    assert not [step for step in said["steps"] if " at 0x" in step]
+def test_preprocessing_is_published_for_the_client(built_tiny: Project) -> None:
+    message = json.loads((built_tiny / "model_repository/tiny/preprocessing.json").read_text())
+    assert message["input_size"] == [3, 160, 160]
+    assert {"mean", "std", "interpolation", "crop_pct", "crop_mode", "steps"} <= message.keys()
+    assert not [step for step in message["steps"] if " at 0x" in step]
