@@ -1,7 +1,7 @@
-"""Where a run's lines go: to a terminal, above a line for each stage that runs; or with the time before each.
+"""Where the lines of a run go: to a terminal, above a line for each running stage; or to a log, with the time.
 
-Both hear of the same things: what is said (a line) and shown (a table) for good, and which stage begins, gets on and
-ends.
+reporter ─► write(line), write_table(table)         what stays on the screen
+         ─► begin, update, end (of one stage)       what is shown while the stage runs
 """
 
 import os
@@ -15,39 +15,43 @@ from build_tasks.runtime.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.progress import Progress as ProgressBars
+    from rich.progress import TaskID
 
-PAUSE = 10  # seconds between two lines on the progress of a stage, without a terminal
-SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-BAR = 12  # characters
-MARKS = {"✓": "green", "✗": "bold red", "–": "yellow", "!": "yellow"}
+LOG_INTERVAL = 10  # seconds between two lines on the progress of one stage, in a log
+BAR_WIDTH = 12  # characters
+REFRESHES = 8  # per second
+NEARLY = 0.999  # rich would show a full bar as finished, and the stage may take longer than last time
+MARKS = {"✓": "green", "✗": "bold red", "–": "yellow", "!": "yellow"}  # first character of a line -> its style
 
 
-class Running(NamedTuple):
+class RunningStage(NamedTuple):
     """A stage that runs.
 
-    since: of time.monotonic().
-    last: the seconds that it took last time, None where that is not known.
+    started: time.monotonic() at its start.
+    last_seconds: Its duration in the run before, None where that is not known.
     """
 
     title: str
-    since: float
-    last: float | None
+    started: float
+    last_seconds: float | None
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.since
+        return time.monotonic() - self.started
 
 
-class Reached(NamedTuple):
-    """How far a stage is, and since when (of time.monotonic()) it tells of this file or phase."""
+class Phase(NamedTuple):
+    """The progress of a stage, and when (time.monotonic()) the current file or phase began."""
 
     progress: Progress
-    since: float
+    started: float
 
 
-def reached(before: Reached | None, progress: Progress) -> Reached:
+def next_phase(before: Phase | None, progress: Progress) -> Phase:
+    """Return the phase of a stage after a message on its progress."""
     same = before is not None and before.progress.what == progress.what
-    return Reached(progress, before.since if before and same else time.monotonic())
+    return Phase(progress, before.started if before and same else time.monotonic())
 
 
 def create(out: TextIO, totals: Callable[[], str]) -> "NullDisplay":
@@ -61,97 +65,97 @@ def create(out: TextIO, totals: Callable[[], str]) -> "NullDisplay":
 
 
 class NullDisplay:
-    """For a run that is told as a whole, at its end."""
+    """Shows nothing. Base class of the others."""
 
-    def say(self, line: str, failure: bool = False) -> None:
-        pass
+    def write(self, line: str, failure: bool = False) -> None:
+        """Write a line that stays."""
 
-    def show(self, table: str) -> None:
-        pass
+    def write_table(self, table: str) -> None:
+        """Write several lines that stay."""
 
-    def begin(self, task: str, title: str, last: float | None, cause: str) -> None:
-        pass
+    def begin(self, task: str, title: str, last_seconds: float | None, reason: str) -> None:
+        """Show that a stage runs, and why."""
 
-    def get_on(self, task: str, progress: Progress) -> None:
-        pass
+    def update(self, task: str, progress: Progress) -> None:
+        """Show how far a stage is."""
 
     def end(self, task: str) -> None:
-        pass
+        """Stop showing a stage."""
 
     def pause(self) -> None:
-        """Something else is going to write to the terminal."""
+        """Leave the terminal to something else that writes to it."""
 
     def close(self) -> None:
-        pass
+        """Leave the terminal as it was before the run."""
 
 
 class FailuresDisplay(NullDisplay):
-    """What fails alone."""
+    """Writes only the lines on failures."""
 
     def __init__(self, out: TextIO):
         self.out = out
 
-    def say(self, line: str, failure: bool = False) -> None:
+    def write(self, line: str, failure: bool = False) -> None:
         if failure:
             self.out.write(f"{line}\n")
             self.out.flush()
 
 
 class LogDisplay(NullDisplay):
-    """Without a terminal: every line with the time before it, and one in a while on what takes long."""
+    """Writes every line with the time before it, and from time to time a line on a stage that takes long."""
 
     def __init__(self, out: TextIO):
         self.out = out
-        self.running: dict[str, Running] = {}
-        self.reached: dict[str, Reached] = {}
-        self.told: dict[str, float] = {}  # when there was a line on a stage's progress
+        self.running: dict[str, RunningStage] = {}
+        self.phases: dict[str, Phase] = {}
+        self.logged: dict[str, float] = {}  # by task, time.monotonic() at its last line
         self.lock = threading.Lock()
 
-    def say(self, line: str, failure: bool = False) -> None:
+    def write(self, line: str, failure: bool = False) -> None:
         with self.lock:
             self.out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
             self.out.flush()
 
-    def show(self, table: str) -> None:
+    def write_table(self, table: str) -> None:
         with self.lock:
             self.out.write(f"{table}\n")
             self.out.flush()
 
-    def begin(self, task: str, title: str, last: float | None, cause: str) -> None:
-        self.running[task] = Running(title, time.monotonic(), last)
-        before = "" if last is None else f", {last:.1f} s last time"
-        self.say(f"  {title} ...{before}{'; ' if before and cause else ' ' if cause else ''}{cause}")
+    def begin(self, task: str, title: str, last_seconds: float | None, reason: str) -> None:
+        self.running[task] = RunningStage(title, time.monotonic(), last_seconds)
+        before = "" if last_seconds is None else f", {last_seconds:.1f} s last time"
+        self.write(f"  {title} ...{f'{before};' if before and reason else before}{f' {reason}' if reason else ''}")
 
-    def get_on(self, task: str, progress: Progress) -> None:
+    def update(self, task: str, progress: Progress) -> None:
         stage, now = self.running.get(task), time.monotonic()
-        self.reached[task] = reached(self.reached.get(task), progress)
-        if stage and now - self.told.setdefault(task, now) >= PAUSE:
-            self.told[task] = now
-            self.say(f"  {stage.title} {stage.seconds:6.1f} s  {format_progress(self.reached[task])}")
+        self.phases[task] = next_phase(self.phases.get(task), progress)
+        if stage and now - self.logged.setdefault(task, now) >= LOG_INTERVAL:
+            self.logged[task] = now
+            self.write(f"  {stage.title} {stage.seconds:6.1f} s  {format_progress(self.phases[task])}")
 
     def end(self, task: str) -> None:
-        for known in (self.running, self.reached, self.told):
-            known.pop(task, None)
+        self.running.pop(task, None)
+        self.phases.pop(task, None)
+        self.logged.pop(task, None)
 
 
 class LiveDisplay(NullDisplay):
-    """With one: what is said scrolls, and below it stands a line for each stage that runs.
+    """Shows a line for each running stage at the bottom of a terminal; lines that stay scroll above them."""
 
-    tally: what is to be said of the run as a whole, at any moment.
-    """
-
-    def __init__(self, out: TextIO, tally: Callable[[], str]):
+    def __init__(self, out: TextIO, totals: Callable[[], str]):
         self.out = out
-        self.tally = tally
-        self.running: dict[str, Running] = {}
-        self.reached: dict[str, Reached] = {}
-        self.lock = threading.Lock()  # of what is rendered, by a thread of rich's
-        self.starting = threading.Lock()
+        self.totals = totals
+        self.running: dict[str, RunningStage] = {}
+        self.phases: dict[str, Phase] = {}
+        self.bar_ids: dict[str, TaskID] = {}
+        self.lock = threading.Lock()  # of the three above: a thread of rich reads them
+        self.start_lock = threading.Lock()  # `doit -n` begins tasks in several threads
         self.live: Live | None = None
+        self.bars: ProgressBars | None = None
 
-    def say(self, line: str, failure: bool = False) -> None:
+    def write(self, line: str, failure: bool = False) -> None:
         if self.live is None and line[:1] not in MARKS:
-            self.out.write(f"{line}\n")  # as it is where nothing runs: a run with nothing to do needs no rich
+            self.out.write(f"{line}\n")  # without rich, which a run with nothing to do need not import
             self.out.flush()
             return
         from rich.text import Text
@@ -159,36 +163,37 @@ class LiveDisplay(NullDisplay):
         text = Text(line)
         if style := MARKS.get(line[:1]):
             text.stylize(style, 0, 1)
-        console = self.live.console if self.live else self.console()
+        console = self.live.console if self.live else self._console()
         console.print(text, soft_wrap=True)
 
-    def show(self, table: str) -> None:
-        self.say(table)
+    def write_table(self, table: str) -> None:
+        self.write(table)
 
-    def begin(self, task: str, title: str, last: float | None, cause: str) -> None:
-        with self.lock:
-            self.running[task] = Running(title, time.monotonic(), last)
-            if cause:
-                self.reached[task] = reached(None, Progress(cause))
-        with self.starting:  # `doit -n` begins tasks in threads of their own
+    def begin(self, task: str, title: str, last_seconds: float | None, reason: str) -> None:
+        with self.start_lock:
             if self.live is None:
-                from rich.live import Live
-
-                live = Live(console=self.console(), get_renderable=self.render, refresh_per_second=8, transient=True)
-                live.start()
-                self.live = live
-
-    def get_on(self, task: str, progress: Progress) -> None:
+                self._start()
         with self.lock:
-            self.reached[task] = reached(self.reached.get(task), progress)
+            self.running[task] = RunningStage(title, time.monotonic(), last_seconds)
+            if reason:
+                self.phases[task] = next_phase(None, Progress(reason))
+            if self.bars:
+                before = "" if last_seconds is None else f" (last time {last_seconds:.1f} s)"
+                self.bar_ids[task] = self.bars.add_task(title, total=1, before=before, seconds=0.0, detail="")
+
+    def update(self, task: str, progress: Progress) -> None:
+        with self.lock:
+            self.phases[task] = next_phase(self.phases.get(task), progress)
 
     def end(self, task: str) -> None:
         with self.lock:
             self.running.pop(task, None)
-            self.reached.pop(task, None)
+            self.phases.pop(task, None)
+            if self.bars and task in self.bar_ids:
+                self.bars.remove_task(self.bar_ids.pop(task))
 
     def pause(self) -> None:
-        with self.starting:
+        with self.start_lock:
             if self.live:
                 self.live.stop()
                 self.live = None
@@ -196,41 +201,56 @@ class LiveDisplay(NullDisplay):
     def close(self) -> None:
         self.pause()
 
-    def console(self) -> "Console":
+    def _start(self) -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as ProgressBars
+
+        console = self._console()
+        if self.bars is None:
+            self.bars = ProgressBars(
+                SpinnerColumn(style="cyan"),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(BAR_WIDTH, complete_style="green", finished_style="green"),
+                TextColumn("{task.fields[seconds]:6.1f} s{task.fields[before]}", style="cyan", markup=False),
+                TextColumn("{task.fields[detail]}", style="dim", markup=False),
+                console=console,
+                auto_refresh=False,
+            )
+        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=REFRESHES, transient=True)
+        self.live.start()
+
+    def _console(self) -> "Console":
         from rich.console import Console
 
         return Console(file=self.out, highlight=False, markup=False)
 
-    def render(self) -> "RenderableType":
-        """A line for each stage that runs: what, how long of how long, and where it is; below, the run as a whole."""
+    def _render(self) -> "RenderableType":
+        """Return a line for each running stage, and below them the line on the run as a whole."""
         from rich.console import Group
         from rich.text import Text
 
-        lines = []
+        assert self.bars is not None
         with self.lock:
             for task, stage in self.running.items():
-                at, done, total = self.reached.get(task), stage.seconds, stage.last
-                if at and at.progress.total:
-                    done, total = at.progress.done, at.progress.total
-                full = round(BAR * min(done / total, 1)) if total else 0
-                before = "" if stage.last is None else f" (last time {stage.last:.1f} s)"
-                line = Text.assemble(
-                    (SPINNER[int(time.monotonic() * 8) % len(SPINNER)], "cyan"),
-                    f" {stage.title} ",
-                    ("━" * full, "green"),
-                    ("━" * (BAR - full), "bright_black"),
-                    (f" {stage.seconds:6.1f} s{before}", "cyan"),
-                    (f"  {format_progress(at)}" if at else "", "dim"),
-                    no_wrap=True,
-                    overflow="ellipsis",
+                phase, done, total = self.phases.get(task), stage.seconds, stage.last_seconds
+                if phase and phase.progress.total:
+                    done, total = phase.progress.done, phase.progress.total
+                detail = format_progress(phase) if phase else ""
+                self.bars.update(
+                    self.bar_ids[task],
+                    completed=min(done / total, NEARLY) if total else 0,
+                    total=1,
+                    seconds=stage.seconds,
+                    detail=detail,
                 )
-                lines.append(line)
-        return Group(*lines, Text(self.tally(), style="dim"))
+            table = self.bars.make_tasks_table(self.bars.tasks)
+        return Group(table, Text(self.totals(), style="dim"))
 
 
-def format_progress(at: Reached) -> str:
-    """How far a stage is: "model.safetensors: 12.3 of 49.0 MB, 4.1 MB/s"."""
-    (what, done, total, unit), seconds = at.progress, time.monotonic() - at.since
+def format_progress(phase: Phase) -> str:
+    """Return how far a stage is: "model.safetensors: 12.3 of 49.0 MB, 4.1 MB/s"."""
+    (what, done, total, unit), seconds = phase.progress, time.monotonic() - phase.started
     if not unit and total is None:
         return what
     if unit != "B":

@@ -4,8 +4,8 @@
                                        may run       if a task before it changes what it reads
                                        up to date, ignored, not for this machine (or a dependency is not)
 
-A stage whose targets alone were damaged gives the same bytes again, and nothing behind it runs. What a changed stage
-gives is not known before it has run; often it is what was there, and the rebuild ends with it.
+A stage of which only the targets were changed builds the same bytes again, so no task after it runs. The result of a
+stage whose inputs changed is not known before it runs. Often it is the same as before, and the rebuild ends there.
 """
 
 from collections.abc import Iterable
@@ -25,9 +25,9 @@ BY_COMMAND = "by the command `doit ignore`"
 class Step(NamedTuple):
     """One task of a plan.
 
-    reasons: why it runs, may run or is left out.
-    seconds: what it took last time, None where that is not known.
-    stage: None of a task that is no stage.
+    reasons: Why it runs, may run or is left out.
+    seconds: Its duration last time, None where that is not known.
+    stage: None for a task that is no stage.
     """
 
     task: str
@@ -38,73 +38,81 @@ class Step(NamedTuple):
 
 
 def plan_steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> list[Step]:
-    """The tasks that these need, in the order of the chain, and what doit would do with each.
+    """Return what doit would do with tasks and their dependencies, in the order of the chain.
 
-    tasks: doit's, by name, after its TaskControl has added what follows from their files.
-    records: doit's dep_manager, which knows what was built.
+    Args:
+        tasks: doit's tasks, by name. Its TaskControl has added the dependencies that follow from their files.
+        names: The tasks on the command line.
+        records: doit's dep_manager.
     """
-    named = requested_tasks(tasks, names)
-    found: dict[str, Step] = {}
-    made: dict[str, str | None] = {}  # what is going to be written: its digest, None where that cannot be foreseen
+    requested = requested_tasks(tasks, names)
+    steps: dict[str, Step] = {}
+    outputs: dict[str, str | None] = {}  # digests of targets that will be written; None where it cannot be predicted
     for name in required_tasks(tasks, names):
         task = tasks[name]
-        left_out = [dep for dep in task.task_dep if dep in found and found[dep].state in LEFT_OUT]
-        again = False
+        left_out = [dep for dep in task.task_dep if dep in steps and steps[dep].state in LEFT_OUT]
+        same_bytes = False
         if left_out:
-            ignored = [dep for dep in left_out if found[dep].state == TaskState.IGNORED]
+            ignored = [dep for dep in left_out if steps[dep].state == TaskState.IGNORED]
             state = TaskState.IGNORED if ignored else TaskState.UNSUPPORTED_DEPENDENCY
             reasons = [depends_on(ignored) if ignored else f"depends on {', '.join(left_out)}"]
         elif is_ignored(records, task):
             state, reasons = TaskState.IGNORED, [BY_COMMAND]
         else:
-            state, reasons, again = predict(task, tasks, records, made)
+            state, reasons, same_bytes = predict(task, tasks, records, outputs)
         stage = stage_of(task)
         values = records.get_values(name)
-        if stage and state == TaskState.TO_RUN and (lacks := stage.missing_requirements()):
-            state, reasons = TaskState.UNSUPPORTED, [*([] if name in named else outdated(reasons)), f"lacks {lacks}"]
+        if stage and state == TaskState.TO_RUN and (missing := stage.missing_requirements()):
+            state, reasons = TaskState.UNSUPPORTED, [] if name in requested else outdated(reasons)
+            reasons.append(f"lacks {missing}")
         if stage and state in (TaskState.TO_RUN, TaskState.MAY_RUN):
-            made |= {path: values["outputs"].get(path) if again else None for path in stage.outputs.values()}
+            outputs |= {path: values["outputs"].get(path) if same_bytes else None for path in stage.outputs.values()}
         if task.actions or state in (TaskState.UNSUPPORTED_DEPENDENCY, TaskState.IGNORED):
-            found[name] = Step(name, state, reasons, values.get("seconds"), stage)
-    return [step for step in found.values() if tasks[step.task].actions]
+            steps[name] = Step(name, state, reasons, values.get("seconds"), stage)
+    return [step for step in steps.values() if tasks[step.task].actions]
 
 
 def depends_on(ignored: list[str]) -> str:
-    """The reason why a task is ignored that `doit ignore` did not name."""
+    """Return the reason why a task is ignored that was not named in `doit ignore`."""
     return f"depends on {', '.join(ignored)}, which {'is' if len(ignored) == 1 else 'are'} ignored"
 
 
 def predict(
-    task: Any, tasks: dict[str, Any], records: Any, made: dict[str, str | None]
+    task: Any, tasks: dict[str, Any], records: Any, outputs: dict[str, str | None]
 ) -> tuple[TaskState, list[str], bool]:
-    """What doit will do with a task, why, and whether that gives the bytes again that were there."""
+    """Return what doit will do with a task, why, and whether that builds the same bytes again.
+
+    Args:
+        outputs: Digests of the targets that tasks before it will write; None where that cannot be predicted.
+    """
     stage = stage_of(task)
     if stage is None:
         current = not task.actions or records.get_status(task, tasks).status == "up-to-date"
         return TaskState.UP_TO_DATE if current else TaskState.TO_RUN, [], False
     values = records.get_values(task.name)
     try:
-        changed, damaged = causes(stage, values, made), stage.modified_outputs(values)
-    except OSError as error:  # a file that may not be read: the stage will say so
+        stale, modified = stale_inputs(stage, values, outputs), stage.modified_outputs(values)
+    except OSError as error:  # a file that cannot be read; the stage will fail with its name
         return TaskState.TO_RUN, [str(error)], False
-    if changed or damaged:
-        return TaskState.TO_RUN, [*changed, *damaged], stage.reproducible and not changed
-    if changing := [path for path in dict.fromkeys(stage.dependency_paths()) if made.get(path, "") is None]:
+    if stale or modified:
+        return TaskState.TO_RUN, [*stale, *modified], stage.reproducible and not stale
+    if changing := [path for path in dict.fromkeys(stage.dependency_paths()) if outputs.get(path, "") is None]:
         files = ", ".join(path.removeprefix(stage.model.artifact("")) for path in changing)
         return TaskState.MAY_RUN, [f"if {files} {'changes' if len(changing) == 1 else 'change'}"], False
     return TaskState.UP_TO_DATE, [], False
 
 
-def causes(stage: Stage, values: BuildRecord, made: dict[str, str | None]) -> list[str]:
-    """What is sure to have changed: a file that cannot be foreseen is taken for the same."""
+def stale_inputs(stage: Stage, values: BuildRecord, outputs: dict[str, str | None]) -> list[str]:
+    """Return why a stage is certainly stale. An input whose future content is unknown counts as unchanged."""
 
     def content(path: str) -> str | None:
-        if path not in made:
+        if path not in outputs:
             return digest(path)
-        return made[path] or values["inputs"].get(path, "")
+        return outputs[path] or values["inputs"].get(path, "")
 
     return stage.stale_inputs(values, content)
 
 
 def outdated(reasons: list[str]) -> list[str]:
+    """Return the note that targets exist and are outdated; nothing where there are none."""
     return [] if reasons == [NEVER_BUILT] else [f"outdated ({reasons[0]})"]

@@ -35,6 +35,7 @@ TABLE = f"{BUILD}/.settled"
 VERSION = b"2"  # of the file's format
 ABSENT = (0, 0, 0, 0, 0)
 PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two may hold options of doit
+PRUNE = "prune"  # the task
 WAL = 2  # SQLite's number of the journal mode "write-ahead log"
 
 StatSignature = tuple[int, ...]
@@ -46,7 +47,7 @@ class Record(NamedTuple):
 
     folder: The paths in the model's folder, and their `stat_signatures`.
     paths: All other paths, and their `stat_signatures`.
-    tasks: The model's tasks, and the digests of doit's records of them (`state.row_digest`).
+    tasks: The model's tasks and their group, which has the name of the model, and the digests of doit's records of them (`state.row_digest`).
     gpu: The GPU of this machine; None where the model does not depend on it.
     triton_models: By name of a model of Triton's, its description.
     counts: The number of tasks by state.
@@ -218,15 +219,20 @@ def _is_unchanged(record: Record) -> bool:
 
 
 def models_with_same_records(models: dict[str, Record]) -> dict[str, Record]:
-    """Return the models of whose tasks doit has recorded what the cache holds."""
+    """Return the models of whose tasks doit has recorded what the cache holds.
+
+    While `doit ignore` has marked `prune`, there are none: every run has to report that.
+    """
     import sqlite3
 
-    from build_tasks.doit_plugin.state import read_row_digests
+    from build_tasks.doit_plugin.state import is_recorded_as_ignored, read_row_digests
 
     if not os.path.exists(STATE_DB):
         return {}
     try:
         with closing(sqlite3.connect(f"file:{STATE_DB}?mode=ro", uri=True, timeout=30)) as connection:
+            if is_recorded_as_ignored(connection, PRUNE):
+                return {}
             return {
                 name: record
                 for name, record in models.items()

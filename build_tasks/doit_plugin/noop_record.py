@@ -21,6 +21,7 @@ def update(
     results: dict[str, run_results.TaskResult],
     messages: dict[str, str],
     row_digests: dict[str, bytes],
+    prune_is_ignored: bool,
 ) -> None:
     """Save the models that are up to date.
 
@@ -30,8 +31,9 @@ def update(
         results: Of the tasks of this run, by name.
         messages: The lines on tasks that are not for this machine, by task.
         row_digests: Digests of the records that doit read in this run, by task.
+        prune_is_ignored: Whether `doit ignore` has marked `prune`, which every run has to report.
     """
-    if not cache.only_models or not digest.remembers or _recently_edited():
+    if not cache.only_models or prune_is_ignored or not digest.remembers or _recently_edited():
         return
     found = {
         name: record
@@ -68,7 +70,7 @@ def _record(
     chain = [task for task in task_graph.required_tasks(tasks, [name]) if tasks[task].actions]
     states = [results[task].state if task in results else None for task in chain]
     stages = [stage for task in chain if (stage := stage_of(tasks[task]))]
-    if not set(states) <= NOTHING_TO_DO or len(stages) != len(chain) or not row_digests.keys() >= set(chain):
+    if not set(states) <= NOTHING_TO_DO or len(stages) != len(chain) or not row_digests.keys() >= {*chain, name}:
         return None
     folder, folder_signatures, build_folder = before
     signatures: dict[str, StatSignature] = {}
@@ -87,8 +89,8 @@ def _record(
         folder_signatures=folder_signatures,
         paths=[f"{BUILD}/{name}", *paths],
         stat_signatures=build_folder + noop_cache.packed([number for path in paths for number in signatures[path]]),
-        tasks=chain,
-        row_digests=[row_digests[task] for task in chain],
+        tasks=[*chain, name],
+        row_digests=[row_digests[task] for task in (*chain, name)],
         gpu=str(hardware.gpu()) if depends_on_gpu else None,
         triton_models=dict(stages[0].model.triton_models),
         counts={str(state): states.count(state) for state in NOTHING_TO_DO if state in states},

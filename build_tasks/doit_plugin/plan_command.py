@@ -1,4 +1,4 @@
-"""plan: `doit plan`, which tells what `doit` would do now, why, and how long that took last time; it writes nothing"""
+"""plan: `doit plan` shows what `doit` would do now, why, and how long that took last time; it writes nothing"""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
     doc_purpose = "what would run, why, and how long it took last time; builds nothing"
     doc_usage = "[TASK ...] [its options]"
     doc_description = (
-        "A task that runs may rewrite its targets as they were; what reads them then does not run, and is shown as "
-        "`may run`. Options behind a task, such as --engine_precision, are those of `doit run`."
+        "A task that runs may write the same bytes as before. Then the tasks that read them do not run. They are shown "
+        "as `may run`. Options behind a task, such as --engine_precision, are those of `doit run`."
     )
 
     def execute(self, params: Any, args: list[str]) -> Any:
@@ -29,36 +29,33 @@ class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
     def _execute(self) -> int:
         control = TaskControl(self.task_list)
         control.process(self.sel_tasks)
-        self.outstream.write(told(plan_steps(control.tasks, control.selected_tasks, self.dep_manager)))
+        self.outstream.write(format_plan(plan_steps(control.tasks, control.selected_tasks, self.dep_manager)))
         return 0
 
 
 LISTED = (TaskState.TO_RUN, TaskState.MAY_RUN, TaskState.UNSUPPORTED, TaskState.IGNORED)
+TIMED = (TaskState.TO_RUN, TaskState.MAY_RUN)
 
 
-def told(plan: list[Step]) -> str:
-    """A line for each task that is not up to date, and the sums."""
-    shown = [(step.state, *step.task.partition(":")[::2], step) for step in plan if step.state in LISTED]
-    widths = [max((len(line[column]) for line in shown), default=0) for column in range(3)]
+def format_plan(plan: list[Step]) -> str:
+    """Return a line for each task that is not up to date, and a line with the totals."""
+    rows = [(step.state, *step.task.partition(":")[::2], step) for step in plan if step.state in LISTED]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     text = ""
-    for *cells, step in shown:
+    for *cells, step in rows:
         title = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        seconds = (
-            ""
-            if step.state not in (TaskState.TO_RUN, TaskState.MAY_RUN) or step.seconds is None
-            else f"{step.seconds:.1f} s"
-        )
+        seconds = f"{step.seconds:.1f} s" if step.state in TIMED and step.seconds is not None else ""
         text += f"{title} {seconds:>8}  {'; '.join(step.reasons)}".rstrip() + "\n"
-    sums = []
-    for state in (TaskState.TO_RUN, TaskState.MAY_RUN, TaskState.UNSUPPORTED):
-        if group := [step for step in plan if step.state == state]:
-            known = [step.seconds for step in group if step.seconds is not None]
-            unknown = f", and {len(group) - len(known)} never timed" if len(known) < len(group) else ""
-            time = f" (about {sum(known):.1f} s{unknown})" if known and state != TaskState.UNSUPPORTED else ""
-            sums.append(f"{len(group)} {state}{time}")
-    current = sum(step.state == TaskState.UP_TO_DATE for step in plan)
-    return (
-        text
-        + ", ".join([*sums, *([f"{current} {TaskState.UP_TO_DATE}"] if current else [])] or ["nothing to do"])
-        + "\n"
-    )
+    totals = [
+        f"{len(group)} {state}{format_duration(group) if state in TIMED else ''}"
+        for state in (*TIMED, TaskState.UNSUPPORTED, TaskState.UP_TO_DATE)
+        if (group := [step for step in plan if step.state == state])
+    ]
+    return f"{text}{', '.join(totals) or 'nothing to do'}\n"
+
+
+def format_duration(steps: list[Step]) -> str:
+    """Return the time that steps took last: " (about 6.6 s, and 2 never timed)"; "" where none was timed."""
+    known = [step.seconds for step in steps if step.seconds is not None]
+    never = f", and {len(steps) - len(known)} never timed" if len(known) < len(steps) else ""
+    return f" (about {sum(known):.1f} s{never})" if known else ""

@@ -1,9 +1,10 @@
-"""What doit says while it runs, and three duties that only a reporter can do.
+"""The reporter: the output of a run, and three duties that only a reporter can do.
 
-A reporter hears of every success right after doit has noted it: here it is written to disk at once, so that a kill
-loses nothing that took time. It hears what was asked for before anything runs: here what this machine cannot build, and
-nobody named, is passed over as if `doit ignore` had been told. And it has the last word of a run: here the exit code
-becomes what the design promises (a task that could not run because another failed is no crash).
+- doit calls it after every success. It saves doit's records at once, so that a killed run keeps all finished tasks.
+- It knows which tasks were requested. It leaves out stages that this machine cannot build and that were not requested
+  by name, as if `doit ignore` had marked them.
+- It runs last, and sets the exit code: 1 where tasks failed, 2 where one crashed. A task that was skipped because
+  another one failed is no crash.
 """
 
 import atexit
@@ -23,7 +24,7 @@ from doit.exceptions import BaseFail, InvalidDodoFile, TaskFailed, UnmetDependen
 from doit.globals import Globals
 
 from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, task_graph
-from build_tasks.doit_plugin.noop_cache import noop_cache
+from build_tasks.doit_plugin.noop_cache import PRUNE, noop_cache
 from build_tasks.doit_plugin.state import StateManager, is_ignored
 from build_tasks.doit_plugin.task_state import TaskState, format_counts
 from build_tasks.paths import BUILD, STATE_DB
@@ -32,10 +33,12 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.fingerprint import NEVER_BUILT
 from build_tasks.runtime.stage import stage_of, unsupported_message
 
-WIDEST = 160  # characters of a reason, which `doit info` tells in full, and of a table in a log
-SOON = 0.1  # seconds
-OTHER_RUN_COMMAND = "tasks are run by this project's `doit run` with SQLite: run `pip install -r requirements.txt`"
-FORESEEN = 200  # tasks that are judged a second time, which takes less than a needless import
+MAX_WIDTH = 160  # characters of a reason, which `doit info` shows in full, and of a table in a log
+SAVE_INTERVAL = 0.1  # seconds between two saves of doit's records after short tasks
+OTHER_RUN_COMMAND = (
+    "this project needs its own command `doit run` with SQLite records: run `pip install -r requirements.txt`"
+)
+PREDICTION_LIMIT = 200  # tasks; to predict more takes longer than to import libraries that are not needed
 
 
 class Reporter:
@@ -49,21 +52,22 @@ class Reporter:
         self.records: StateManager = Globals.dep_manager
         self.records.backend.connect()
         self.out = outstream
-        self.ended: dict[str, run_results.TaskResult] = {}  # by task, in the order in which they ended
-        self.fails: list[BaseFail] = []
+        self.results: dict[str, run_results.TaskResult] = {}  # by task, in the order in which they ended
+        self.failures: list[BaseFail] = []
         self.tasks: dict[str, Any] = {}
-        self.asked_for: set[str] = set()  # the tasks of this run, with all that they need
-        self.selected: set[str] = set()  # the tasks that were named, or stand in DOIT_CONFIG
-        self.named: set[str] = set()
-        self.messages: dict[str, str] = {}  # what was said of tasks that this machine cannot build
+        self.required: set[str] = set()  # the tasks of this run, with their dependencies
+        self.selected: set[str] = set()  # the tasks on the command line, or the default ones
+        self.requested: set[str] = set()  # see task_graph.requested_tasks
+        self.messages: dict[str, str] = {}  # the lines on tasks that this machine cannot build
         self.aborted: list[str] = []
-        self.saved = 0.0  # when doit's records were last written, by time.monotonic
-        self.foreseen = False  # which stages may run, for which heavy libraries are then imported
+        self.saved = 0.0  # time.monotonic() when doit's records were last written
+        self.predicted = False  # whether worker.expected_stages holds only stages that may run
         self.width = 0
+        self.prune_is_ignored = False
         self.display = self.create_display()
 
     def create_display(self) -> display.NullDisplay:
-        return display.create(self.out, self.tally)
+        return display.create(self.out, self.format_totals)
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -72,54 +76,57 @@ class Reporter:
         self.tasks = tasks
         self.selected = set(selected_tasks)
         for line in (line for record in noop_cache.unchanged.values() for line in record.messages):
-            self.display.say(line)
-        self.asked_for = set(task_graph.required_tasks(tasks, selected_tasks))
-        self.named = task_graph.requested_tasks(tasks, selected_tasks)
-        self.width = max((len(name.partition(":")[2]) for name in self.asked_for), default=0)
-        worker.expected_stages = {name.partition(":")[0] for name in self.asked_for}
+            self.display.write(line)
+        self.required = set(task_graph.required_tasks(tasks, selected_tasks))
+        self.requested = task_graph.requested_tasks(tasks, selected_tasks)
+        self.width = max((len(name.partition(":")[2]) for name in self.required), default=0)
+        worker.expected_stages = {name.partition(":")[0] for name in self.required}
+        self.prune_is_ignored = is_ignored(self.records, tasks[PRUNE])
         self.records.observer = self
-        worker.listener = self.hear
+        worker.listener = self.on_message
         atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
 
     def before_stale_task(self, task: Any) -> None:
         """Before the first stage that needs a process, predict which other stages may follow it."""
-        if not self.foreseen and (stage := stage_of(task)) and not stage.in_process:
-            self.foreseen = True
-            if len(self.asked_for) <= FORESEEN:
+        if not self.predicted and (stage := stage_of(task)) and not stage.in_process:
+            self.predicted = True
+            if len(self.required) <= PREDICTION_LIMIT:
                 steps = dry_run.plan_steps(self.tasks, self.selected, self.records)
                 may_run = [step for step in steps if step.state in (TaskState.TO_RUN, TaskState.MAY_RUN)]
                 worker.expected_stages = {step.task.partition(":")[0] for step in may_run}
 
-    def hear(self, task: str, message: progress.Message) -> None:
-        """What a stage tells while it runs."""
+    def on_message(self, task: str, message: progress.Message) -> None:
+        """Show a message of a running stage."""
         if isinstance(message, str):
-            self.display.say(message)
+            self.display.write(message)
         else:
-            self.display.get_on(task, message)
+            self.display.update(task, message)
 
-    def tally(self) -> str:
-        """Where the run is as a whole, for a terminal."""
-        count = sum(bool(self.tasks[name].actions) for name in self.asked_for)
-        done = sum(bool(self.tasks[name].actions) for name in list(self.ended))  # which grows in another thread
+    def format_totals(self) -> str:
+        """Return the line on the run as a whole, for a terminal."""
+        count = sum(bool(self.tasks[name].actions) for name in self.required)
+        done = sum(
+            bool(self.tasks[name].actions) for name in list(self.results)
+        )  # a copy, because another thread adds to it
         return f"{done} of {count} tasks done"
 
     def skip_unsupported(self, task: Any) -> bool:
         """Return whether this machine cannot build a stage that is outdated and was not requested by name."""
         stage = stage_of(task)
-        if stage is None or task.name in self.named or not (lacks := stage.missing_requirements()):
+        if stage is None or task.name in self.requested or not (missing := stage.missing_requirements()):
             return False
         values = self.records.get_values(task.name)
         reasons = [reason for check, _, _ in task.uptodate if not check(task, values) for reason in check.reasons]
         if not reasons:
             return False
         outdated = "" if reasons == [NEVER_BUILT] else f"outdated ({reasons[0]}), and "
-        self.ended[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED, reason=f"lacks {lacks}")
-        self.messages[task.name] = f"– {self.title(task)} {outdated}{unsupported_message(lacks)}"
-        self.display.say(self.messages[task.name])
+        self.results[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED, reason=f"lacks {missing}")
+        self.messages[task.name] = f"– {self.title(task)} {outdated}{unsupported_message(missing)}"
+        self.display.write(self.messages[task.name])
         return True
 
     def interrupted(self, number: int, frame: FrameType | None) -> None:
-        """An orderly end: stages in flight are discarded, what is finished stays finished."""
+        """Handle a signal: end the run. Running stages are discarded, finished ones are kept."""
         signal.signal(number, signal.SIG_DFL)
         self.aborted.append(f"interrupted by {signal.Signals(number).name}; what was finished is kept")
         raise SystemExit(128 + number)
@@ -132,72 +139,72 @@ class Reporter:
             return
         if stage_of(task):
             last = self.records.get_values(task.name).get("seconds")
-            self.display.begin(task.name, self.title(task), last, _cause(task))
-        else:  # what it runs may write to the terminal itself
+            self.display.begin(task.name, self.title(task), last, _stale_reason(task))
+        else:  # its commands may write to the terminal
             self.display.pause()
-            self.display.say(f"  {self.title(task).rstrip()} ...")
+            self.display.write(f"  {self.title(task).rstrip()} ...")
 
     def add_success(self, task: Any) -> None:
         if task.actions:
             self.save_state(task)
             seconds = task.values.get("seconds")
-            said = task.values.get("notes", {})
-            self.ended[task.name] = run_results.TaskResult(TaskState.BUILT, seconds, notes=said)
-            notes = ", ".join(f"{key}: {_told(value)}" for key, value in said.items() if key != "table")
-            line = f"✓ {self.title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {notes}".rstrip()
+            notes = task.values.get("notes", {})
+            self.results[task.name] = run_results.TaskResult(TaskState.BUILT, seconds, notes=notes)
+            text = ", ".join(f"{key}: {_format_note(value)}" for key, value in notes.items() if key != "table")
+            line = f"✓ {self.title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {text}".rstrip()
             self.display.end(task.name)
-            self.display.say(line)
-            self.show_table(task, said)
+            self.display.write(line)
+            self.write_notes_table(task, notes)
 
     def save_state(self, task: Any) -> None:
         """Write doit's records to disk. After tasks that take milliseconds this is done only once in a while."""
         stage, now = stage_of(task), time.monotonic()
-        if stage is None or not stage.in_process or now - self.saved > SOON:
+        if stage is None or not stage.in_process or now - self.saved > SAVE_INTERVAL:
             self.records.save()
             digest.save()
             self.saved = now
 
     def state_not_saved(self, error: sqlite3.OperationalError) -> None:
         reason = f"{resources.full_disk(BUILD) or error}; what was built last is not recorded, and will be built again"
-        self.fails.append(TaskFailed(reason))
-        self.display.say(f"✗ {STATE_DB}: {reason}", failure=True)
+        self.failures.append(TaskFailed(reason))
+        self.display.write(f"✗ {STATE_DB}: {reason}", failure=True)
 
-    def show_table(self, task: Any, notes: dict[str, Any]) -> None:
-        """What is worth more than a line, to whoever asked for this stage by name, built anew or not."""
+    def write_notes_table(self, task: Any, notes: dict[str, Any]) -> None:
+        """Write the table of a stage that was requested by name, whether it was built in this run or before."""
         if "table" in notes and not self.selected.isdisjoint((task.name, task.subtask_of)):
-            self.display.show(notes["table"])
+            self.display.write_table(notes["table"])
 
     def add_failure(self, task: Any, fail: BaseFail) -> None:
-        if not task.actions:  # a group is its tasks
+        if not task.actions:  # a group, whose tasks report for themselves
             return
         self.display.end(task.name)
         reason = str(fail.get_msg()).strip()
         if isinstance(fail, UnmetDependency):
-            self.ended[task.name] = run_results.TaskResult(TaskState.FAILED_DEPENDENCY)
+            self.results[task.name] = run_results.TaskResult(TaskState.FAILED_DEPENDENCY)
             return
-        self.fails.append(fail)
-        self.ended[task.name] = run_results.TaskResult(TaskState.FAILED, reason=reason)
-        self.display.say(f"✗ {self.title(task)} {reason}", failure=True)
+        self.failures.append(fail)
+        self.results[task.name] = run_results.TaskResult(TaskState.FAILED, reason=reason)
+        self.display.write(f"✗ {self.title(task)} {reason}", failure=True)
 
     def skip_uptodate(self, task: Any) -> None:
         if task.actions:
             notes = self.records.get_values(task.name).get("notes", {})
-            self.ended[task.name] = run_results.TaskResult(TaskState.UP_TO_DATE, notes=notes)
-            self.show_table(task, notes)
+            self.results[task.name] = run_results.TaskResult(TaskState.UP_TO_DATE, notes=notes)
+            self.write_notes_table(task, notes)
 
     def skip_ignore(self, task: Any) -> None:
-        if task.name in self.ended:
-            return  # said already
+        if task.name in self.results:
+            return  # `skip_unsupported` has reported it
         if any(self.state(dep) in (TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY) for dep in task.task_dep):
-            self.ended[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED_DEPENDENCY)
+            self.results[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED_DEPENDENCY)
             return
         ignored = [dep for dep in task.task_dep if self.state(dep) == TaskState.IGNORED]
         reason = dry_run.BY_COMMAND if is_ignored(self.records, task) else dry_run.depends_on(ignored)
-        self.ended[task.name] = run_results.TaskResult(TaskState.IGNORED, reason=reason)
-        self.display.say(f"! {self.title(task)} {TaskState.IGNORED}: {reason}")
+        self.results[task.name] = run_results.TaskResult(TaskState.IGNORED, reason=reason)
+        self.display.write(f"! {self.title(task)} {TaskState.IGNORED}: {reason}")
 
     def state(self, task: str) -> TaskState | None:
-        return self.ended[task].state if task in self.ended else None
+        return self.results[task].state if task in self.results else None
 
     def cleanup_error(self, exception: BaseFail) -> None:
         sys.stderr.write(exception.get_msg())
@@ -210,30 +217,37 @@ class Reporter:
 
     def complete_run(self) -> None:
         self.display.close()
-        noop_record.update(noop_cache, self.tasks, self.ended, self.messages, self.records.backend.row_digests)
-        self.conclude()
-        if self.fails and not self.aborted:
-            raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.fails) else 2)
+        noop_record.update(
+            noop_cache,
+            self.tasks,
+            self.results,
+            self.messages,
+            self.records.backend.row_digests,
+            self.prune_is_ignored,
+        )
+        self.write_end()
+        if self.failures and not self.aborted:
+            raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.failures) else 2)
 
-    def conclude(self) -> None:
-        """The models, where anything was done, and how many tasks ended how."""
-        if {TaskState.BUILT, TaskState.FAILED} & {ended.state for ended in self.ended.values()}:
+    def write_end(self) -> None:
+        """Write the table of models, where anything was built or failed, and the number of tasks by state."""
+        if {TaskState.BUILT, TaskState.FAILED} & {result.state for result in self.results.values()}:
             others = (run_results.ModelRow(*row) for record in noop_cache.unchanged.values() for row in record.rows)
-            models = [*run_results.model_rows(self.tasks, self.asked_for, self.ended), *others]
+            models = [*run_results.model_rows(self.tasks, self.required, self.results), *others]
             if models:
-                width = shutil.get_terminal_size().columns if self.out.isatty() else WIDEST
-                self.display.show(run_results.format_table(sorted(models, key=lambda row: row.model), width))
-        for line in self.sums():
-            self.display.say(line)
+                width = shutil.get_terminal_size().columns if self.out.isatty() else MAX_WIDTH
+                self.display.write_table(run_results.format_table(sorted(models, key=lambda row: row.model), width))
+        for line in self.summary_lines():
+            self.display.write(line)
 
-    def sums(self) -> list[str]:
-        states: Counter[str] = Counter(ended.state for ended in self.ended.values())
+    def summary_lines(self) -> list[str]:
+        states: Counter[str] = Counter(result.state for result in self.results.values())
         for record in noop_cache.unchanged.values():
             states.update(record.counts)
-        blocked = [name for name, ended in self.ended.items() if ended.state == TaskState.FAILED_DEPENDENCY]
+        skipped = [name for name, result in self.results.items() if result.state == TaskState.FAILED_DEPENDENCY]
         return [
             format_counts(states),
-            *([f"{TaskState.FAILED_DEPENDENCY}: {', '.join(blocked)}"] if blocked else []),
+            *([f"{TaskState.FAILED_DEPENDENCY}: {', '.join(skipped)}"] if skipped else []),
             *self.aborted,
         ]
 
@@ -243,13 +257,13 @@ class Reporter:
 
 
 class Quiet(Reporter):
-    """`doit -r quiet`: what failed, and the sums."""
+    """`doit -r quiet`: the failures, and the totals."""
 
     def create_display(self) -> display.NullDisplay:
         return display.FailuresDisplay(self.out)
 
-    def conclude(self) -> None:
-        for line in self.sums():
+    def write_end(self) -> None:
+        for line in self.summary_lines():
             self.out.write(f"{line}\n")
 
 
@@ -261,24 +275,24 @@ class Json(Reporter):
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         super().initialize(tasks, selected_tasks)
-        self.aside = contextlib.redirect_stdout(sys.stderr)  # what tasks print
-        self.aside.__enter__()
+        self.stdout_redirect = contextlib.redirect_stdout(sys.stderr)  # for what tasks print
+        self.stdout_redirect.__enter__()
 
-    def conclude(self) -> None:
-        self.aside.__exit__(None, None, None)
-        models = run_results.model_rows(self.tasks, self.asked_for, self.ended)
-        told = {**run_results.as_data(models, self.ended), "aborted": self.aborted}
-        self.out.write(json.dumps(told, indent=1) + "\n")
+    def write_end(self) -> None:
+        self.stdout_redirect.__exit__(None, None, None)
+        models = run_results.model_rows(self.tasks, self.required, self.results)
+        data = {**run_results.as_data(models, self.results), "aborted": self.aborted}
+        self.out.write(json.dumps(data, indent=1) + "\n")
 
 
-def _cause(task: Any) -> str:
-    """Why a task runs that has run before: the first reason of its stage's fingerprint."""
+def _stale_reason(task: Any) -> str:
+    """Return why a task runs that has run before: the first reason of its fingerprint."""
     reasons = [reason for check, _, _ in task.uptodate for reason in getattr(check, "reasons", [])]
     if not reasons or reasons == [NEVER_BUILT]:
         return ""
-    first = reasons[0] if len(reasons[0]) <= WIDEST else f"{reasons[0][:WIDEST]} …"
+    first = reasons[0] if len(reasons[0]) <= MAX_WIDTH else f"{reasons[0][:MAX_WIDTH]} …"
     return first + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
 
 
-def _told(value: object) -> str:
+def _format_note(value: object) -> str:
     return f"{value:.1e}" if isinstance(value, float) else str(value)

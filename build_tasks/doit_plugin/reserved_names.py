@@ -1,4 +1,4 @@
-"""What a model cannot be called: the words that doit knows."""
+"""Names that a model cannot have, because doit uses them for a command or a stage."""
 
 from doit.doit_cmd import DoitMain
 

@@ -90,12 +90,12 @@ def nothing_to_do(models: set[str], quiet: bool) -> bool:
     for record in noop_cache.unchanged.values():
         counts.update(record.counts)
         for line in record.messages:
-            out.say(line)
+            out.write(line)
     text = format_counts(counts)
     if quiet:
         sys.stdout.write(f"{text}\n")
     else:
-        out.say(text)
+        out.write(text)
     noop_cache.refresh()
     return True
 

@@ -1,4 +1,4 @@
-"""How a run ended: for each task, and for each model and format that was asked for, as a table and as JSON."""
+"""The result of a run: for each task, and for each requested model and format, as a table and as JSON."""
 
 import textwrap
 from collections.abc import Collection, Iterable
@@ -14,25 +14,25 @@ COLUMNS = ("model", "format", "size", "error", "time", "state")
 
 
 class TaskResult(NamedTuple):
-    """What became of a task.
+    """The result of one task.
 
-    seconds: that it ran, where it did.
-    reason: why it failed, or was left out.
-    notes: what its stage tells, of whichever run built it.
+    seconds: The duration; None where it did not run.
+    reason: Why it failed, or was left out.
+    notes: What its stage returned about the targets, in this run or in the one that built them.
     """
 
     state: TaskState
     seconds: float | None = None
     reason: str = ""
-    notes: dict[str, Any] = {}  # noqa: RUF012  # nobody writes to it
+    notes: dict[str, Any] = {}  # noqa: RUF012  # never changed
 
 
 class ModelRow(NamedTuple):
-    """What became of one model in one format.
+    """The result of one model in one format.
 
-    bytes: of its artifact; None where there is none of its own.
-    accuracy: the error, and its limit; None where nothing is judged.
-    seconds: that its stages ran; what several formats need counts for the first of them.
+    bytes: The size of its artifact; None for an ensemble, which has none.
+    accuracy: The error and its limit; None where the gate judges nothing.
+    seconds: The duration of its stages. A stage that several formats need counts for the first of them.
     """
 
     model: str
@@ -45,49 +45,54 @@ class ModelRow(NamedTuple):
     seconds: float
 
 
-def model_rows(tasks: dict[str, Any], asked_for: Collection[str], ended: dict[str, TaskResult]) -> list[ModelRow]:
-    """One for each model of Triton's, and each engine of TensorRT-RTX, that was to be built, in the order of the chain.
+def model_rows(tasks: dict[str, Any], required: Collection[str], results: dict[str, TaskResult]) -> list[ModelRow]:
+    """Return a row for each Triton model and TensorRT-RTX engine of the run, in the order of the chain.
 
-    tasks: doit's, by name.
+    Args:
+        tasks: doit's tasks, by name.
+        required: Names of the tasks of the run, with their dependencies.
+        results: By task.
     """
-    last = [name for kind in ("publish", "rtx") for name in tasks if name in asked_for and name.startswith(f"{kind}:")]
-    stages = {name: stage for name in last if (stage := stage_of(tasks[name]))}
-    place = {model: index for index, model in enumerate(dict.fromkeys(stage.model.name for stage in stages.values()))}
-    found: list[ModelRow] = []
+    last_tasks = [
+        name for kind in ("publish", "rtx") for name in tasks if name in required and name.startswith(f"{kind}:")
+    ]
+    stages = {name: stage for name in last_tasks if (stage := stage_of(tasks[name]))}
+    models = list(dict.fromkeys(stage.model.name for stage in stages.values()))
+    rows: list[ModelRow] = []
     counted: set[str] = set()
-    for name, stage in sorted(stages.items(), key=lambda each: place[each[1].model.name]):
-        kind, theirs = name.partition(":")[0], required_tasks(tasks, [name])
-        state, reason = final_state(name, theirs, ended)
-        seconds = [ended[task].seconds or 0 for task in theirs if task in ended and task not in counted]
-        counted.update(theirs)
-        found.append(
+    for name, stage in sorted(stages.items(), key=lambda item: models.index(item[1].model.name)):
+        kind, chain = name.partition(":")[0], required_tasks(tasks, [name])
+        state, reason = final_state(name, chain, results)
+        seconds = [results[task].seconds or 0 for task in chain if task in results and task not in counted]
+        counted.update(chain)
+        rows.append(
             ModelRow(
                 model=stage.model.name,
                 format=stage.settings["format"] if kind == "publish" else kind,
                 name=stage.settings["name"] if kind == "publish" else stage.model.name,
                 state=state,
                 reason=reason,
-                bytes=size(stage, kind),
-                accuracy=accuracy(theirs, ended),
+                bytes=artifact_size(stage, kind),
+                accuracy=format_accuracy(chain, results),
                 seconds=sum(seconds),
             )
         )
-    return found
+    return rows
 
 
-def final_state(name: str, theirs: Iterable[str], ended: dict[str, TaskResult]) -> tuple[TaskState, str]:
-    """The state of a chain by that of its last task, and the reason of whichever task decided it."""
+def final_state(name: str, chain: Iterable[str], results: dict[str, TaskResult]) -> tuple[TaskState, str]:
+    """Return the state of a model, and the reason for it, from the results of its chain of tasks."""
     for state in (TaskState.FAILED, TaskState.UNSUPPORTED):
-        if found := [task for task in sorted(theirs) if task in ended and ended[task].state == state]:
-            task, reason = found[0], ended[found[0]].reason
+        if tasks := [task for task in sorted(chain) if task in results and results[task].state == state]:
+            task, reason = tasks[0], results[tasks[0]].reason
             return state, f"{task}: {reason}" if state == TaskState.FAILED else reason
-    if name not in ended:
+    if name not in results:
         return TaskState.NOT_FINISHED, ""
-    return ended[name].state, ended[name].reason
+    return results[name].state, results[name].reason
 
 
-def size(stage: Stage, kind: str) -> int | None:
-    """In bytes, of what a model is served from; None where that is nothing of its own."""
+def artifact_size(stage: Stage, kind: str) -> int | None:
+    """Return the bytes of the files that a model is served from; None where it has none of its own."""
     if kind == "rtx":
         paths = [stage.outputs["engine"]]
     elif stage.settings["format"] == "ensemble":
@@ -97,33 +102,40 @@ def size(stage: Stage, kind: str) -> int | None:
     return sum(atomic_files.size(path) or 0 for path in paths) or None
 
 
-def accuracy(theirs: list[str], ended: dict[str, TaskResult]) -> str | None:
-    """What was judged last of what a model is made from: itself, the graph of an engine, the steps of an ensemble."""
-    for task in reversed([task for task in theirs if task.startswith("accuracy:")]):
-        if notes := ended[task].notes if task in ended else {}:
+def format_accuracy(chain: list[str], results: dict[str, TaskResult]) -> str | None:
+    """Return the error and limit of the last artifact of a chain that the gate judged, as text.
+
+    For an engine that was not measured this is its graph, for an ensemble one of its steps.
+    """
+    for task in reversed([task for task in chain if task.startswith("accuracy:")]):
+        if notes := results[task].notes if task in results else {}:
             return str(notes["error"]) if notes["accuracy"] == "ok" else "not testable"
     return None
 
 
 def format_table(models: list[ModelRow], width: int) -> str:
-    """The table at the end of a run, of some characters at most: of long reasons the beginning."""
+    """Return the table at the end of a run.
+
+    Args:
+        width: Characters in a line. Long reasons are cut.
+    """
     lines = []
     for row in models:
-        shown_size = "-" if row.bytes is None else text_table.format_size(row.bytes)
-        why = row.reason.partition("\n")[0]
-        state = f"{row.state}: {why}" if why else row.state
-        lines.append([row.name, row.format, shown_size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
-    others = [max(map(len, column)) for column in list(zip(*[COLUMNS, *lines], strict=True))[:-1]]
-    room = max(width - sum(others) - 3 * len(others) - 2, 20)
+        size = "-" if row.bytes is None else text_table.format_size(row.bytes)
+        reason = row.reason.partition("\n")[0]
+        state = f"{row.state}: {reason}" if reason else row.state
+        lines.append([row.name, row.format, size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
+    widths = [max(map(len, column)) for column in list(zip(*[COLUMNS, *lines], strict=True))[:-1]]
+    room = max(width - sum(widths) - 3 * len(widths) - 2, 20)
     for line in lines:
         line[-1] = textwrap.shorten(line[-1], room, placeholder=" …")
     return text_table.format_table(COLUMNS, lines, left=("format", "state"))
 
 
-def as_data(models: list[ModelRow], ended: dict[str, TaskResult]) -> dict[str, Any]:
-    """The same for machines, with every task."""
+def as_data(models: list[ModelRow], results: dict[str, TaskResult]) -> dict[str, Any]:
+    """Return models and tasks as data for JSON. Tables for people are left out."""
     tasks = {}
-    for name, (state, seconds, reason, notes) in ended.items():
-        said = {key: value for key, value in notes.items() if key != "table"}
-        tasks[name] = {"state": state, "seconds": seconds, "reason": reason, "notes": said}
+    for name, (state, seconds, reason, notes) in results.items():
+        data = {key: value for key, value in notes.items() if key != "table"}
+        tasks[name] = {"state": state, "seconds": seconds, "reason": reason, "notes": data}
     return {"models": [row._asdict() for row in models], "tasks": tasks}

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import sqlite3
 from typing import Any, Protocol
@@ -180,6 +181,12 @@ def row_digest(data: bytes | None) -> bytes:
         data: The content of the row, None where there is no row.
     """
     return NO_ROW if data is None else hashlib.sha256(data).digest()
+
+
+def is_recorded_as_ignored(connection: sqlite3.Connection, task: str) -> bool:
+    """Return whether `doit ignore` has marked a task, from doit's table."""
+    row = connection.execute(f"{SELECT} = ?", (task,)).fetchone()
+    return row is not None and "ignore:" in json.loads(row[1])
 
 
 def read_row_digests(connection: sqlite3.Connection, tasks: list[str]) -> list[bytes]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-GROUPS_BY_NAME = ("engine", "rtx")  # to ask for one of these groups is to ask for every engine in it
+GROUPS_BY_NAME = ("engine", "rtx")  # a group on the command line requests each of its engines by name
 
 
 def required_tasks(tasks: dict[str, Any], names: Iterable[str]) -> list[str]:
-    """These tasks, and all that they need, each behind what it needs."""
+    """Return tasks and all their dependencies, each task after its dependencies."""
     seen: set[str] = set()
     ordered: list[str] = []
 
@@ -24,5 +24,8 @@ def required_tasks(tasks: dict[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def requested_tasks(tasks: dict[str, Any], selected: Iterable[str]) -> set[str]:
-    """The tasks that were asked for by name, stage by stage, and all that they need: not those of a whole model."""
+    """Return the tasks that are requested by the name of a stage, and their dependencies.
+
+    A model on the command line requests none of its tasks by name.
+    """
     return set(required_tasks(tasks, [name for name in selected if tasks[name].actions or name in GROUPS_BY_NAME]))

@@ -32,7 +32,7 @@ source = "random://{seed}"
 """
 MODELS = ("a", "b", "c")
 TASKS = ("weights:{}", "labels:{}", "reference:{}", "torchscript:{}", "onnx:{}", "measure:{}", "accuracy:{}_onnx",
-         "config:{}", "config:{}_onnx", "client:{}", "publish:{}", "publish:{}_onnx", "summary:{}", "{}")  # fmt: skip
+         "config:{}", "config:{}_onnx", "client:{}", "publish:{}", "publish:{}_onnx", "summary:{}", "{}", "prune")  # fmt: skip
 FILES = ("build/{}/model.pt", "build/{}/model.onnx", "build/{}/labels.txt", "build/{}/model.pt.measured.json",
          "model_repository/{}/config.pbtxt", "model_repository/{}_onnx/1/model")  # fmt: skip
 RUNS = ((), (), (), ("a",), ("b",), ("a", "c"), ("-n", "2"), ("-r", "quiet"), ("publish:b",))
@@ -148,6 +148,13 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 T = "config:a_onnx"
 HIGHEST_ROW: list[Step] = [("doit",), ("doit",), ("forget", T), ("doit", "a"), ("doit", "a"), ("doit", "a"), ("doit",)]
+
+
+@pytest.mark.parametrize("task", ["a", "prune"])
+def test_a_group_and_prune_can_be_ignored(pair: Pair, task: str) -> None:
+    """These two tasks have no stage, and so no files."""
+    for step in [*[("doit",)] * 3, ("ignore", task), ("doit",), ("doit",), ("doit", "a"), ("doit", "a")]:
+        pair.apply(step)
 
 
 @pytest.mark.parametrize("last", ["reset-dep", "ignore"])
