@@ -47,7 +47,8 @@ class Record(NamedTuple):
 
     folder: The paths in the model's folder, and their `stat_signatures`.
     paths: All other paths, and their `stat_signatures`.
-    tasks: The model's tasks and their group, which has the name of the model, and the digests of doit's records of them (`state.row_digest`).
+    tasks: The model's tasks and their group, which has the model's name.
+    row_digests: Digests of doit's records of these tasks, by `state.row_digest`.
     gpu: The GPU of this machine; None where the model does not depend on it.
     triton_models: By name of a model of Triton's, its description.
     counts: The number of tasks by state.

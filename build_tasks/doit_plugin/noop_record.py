@@ -65,7 +65,8 @@ def _record(
     Args:
         before: The model's value in `NoopCache.changed`.
     """
-    if name not in tasks:
+    group = results.get(name)
+    if name not in tasks or (group and group.state == TaskState.IGNORED):
         return None
     chain = [task for task in task_graph.required_tasks(tasks, [name]) if tasks[task].actions]
     states = [results[task].state if task in results else None for task in chain]

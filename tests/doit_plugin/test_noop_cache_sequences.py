@@ -32,7 +32,8 @@ source = "random://{seed}"
 """
 MODELS = ("a", "b", "c")
 TASKS = ("weights:{}", "labels:{}", "reference:{}", "torchscript:{}", "onnx:{}", "measure:{}", "accuracy:{}_onnx",
-         "config:{}", "config:{}_onnx", "client:{}", "publish:{}", "publish:{}_onnx", "summary:{}", "{}", "prune")  # fmt: skip
+         "config:{}", "config:{}_onnx", "client:{}", "publish:{}", "publish:{}_onnx", "summary:{}", "{}",
+         "prune")  # fmt: skip
 FILES = ("build/{}/model.pt", "build/{}/model.onnx", "build/{}/labels.txt", "build/{}/model.pt.measured.json",
          "model_repository/{}/config.pbtxt", "model_repository/{}_onnx/1/model")  # fmt: skip
 RUNS = ((), (), (), ("a",), ("b",), ("a", "c"), ("-n", "2"), ("-r", "quiet"), ("publish:b",))
