@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.doit_plugin.new_command import New
-from tests.support.project import Project, failure_line
+from tests.support.project import ROOT, Project, failure_line
 
 if TYPE_CHECKING:
     import torch
@@ -239,12 +239,18 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize("name", [*UNFIT, "junk", "absent", "two words"])
-def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+@pytest.fixture
+def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project without models; stages find the modules that they declare in it."""
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
+    Path("build_tasks").symlink_to(ROOT / "build_tasks")
+
+
+@pytest.mark.parametrize("name", [*UNFIT, "junk", "absent", "two words"])
+def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothing(
+    empty_project: None, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     Path("junk.onnx").write_bytes(b"not ONNX")
     line = "cannot be read as ONNX: "
     if name in UNFIT:
