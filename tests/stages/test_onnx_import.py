@@ -247,9 +247,10 @@ def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("build_tasks").symlink_to(ROOT / "build_tasks")
 
 
+@pytest.mark.usefixtures("empty_project")
 @pytest.mark.parametrize("name", [*UNFIT, "junk", "absent", "two words"])
 def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothing(
-    empty_project: None, capsys: pytest.CaptureFixture[str], name: str
+    capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     Path("junk.onnx").write_bytes(b"not ONNX")
     line = "cannot be read as ONNX: "
@@ -267,11 +268,8 @@ def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothin
     assert list(Path("models").iterdir()) == []
 
 
-def test_sizes_that_the_file_leaves_open_are_marked_in_the_spec(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("models").mkdir()
+@pytest.mark.usefixtures("empty_project")
+def test_sizes_that_the_file_leaves_open_are_marked_in_the_spec() -> None:
     onnx.save(graph_of([("x", FLOAT, [None, 1, None, None])], [2, 3]), "grey.onnx")
     assert New().parse_execute(["grey", "--from-onnx", "grey.onnx"]) == 0
     text = Path("models/grey/model.toml").read_text()
