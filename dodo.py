@@ -57,7 +57,7 @@ from build_tasks.stages import (
     weights,
 )
 
-# doit's own process is short and small: to collect garbage, also at its end, is an eighth of a run with nothing to do.
+# doit's own process is short and small. To collect garbage would take an eighth of a run with nothing to do.
 gc.disable()
 atexit.register(gc.freeze)
 atexit.register(digest.save)
@@ -80,8 +80,9 @@ ALL = [*SERVED, *((model, model_format) for model in ENSEMBLES for model_format 
 try:
     if digest.remembers:  # `doit plan` writes nothing
         os.makedirs(BUILD, exist_ok=True)
-        if not os.path.exists(STATE_DB) and (said := resources.full_disk(BUILD)):  # which doit would call corrupted
-            raise InvalidDodoFile(said)
+        # On a full disk doit would call its new database corrupted.
+        if not os.path.exists(STATE_DB) and (message := resources.full_disk(BUILD)):
+            raise InvalidDodoFile(message)
 except OSError as error:
     raise InvalidDodoFile(f"{BUILD}/: {error.strerror}") from error
 
@@ -91,34 +92,34 @@ DOIT_CONFIG = {
     "backend": "sqlite3",  # two runs at once merge; doit's other backends lose updates
     "check_file_uptodate": ContentChecker,
     "reporter": Reporter,
-    "par_type": "thread",  # a stage is a process of its own already
-    "continue": True,  # a model that fails does not keep the others from being built
+    "par_type": "thread",  # each stage runs in a process of its own
+    "continue": True,  # after a failure, doit builds the other models
     "sort": "definition",
 }
 
 
 def task_model() -> Tasks:
-    """Everything of one model"""
+    """All tasks of one model"""
     for name in noop_cache.requested:
-        yield {"basename": name, "actions": None, "uptodate": [True], "doc": "as it was found up to date"}
+        yield {"basename": name, "actions": None, "uptodate": [True], "doc": "up to date, by the no-op cache"}
     for model in MODELS:
         yield {
             "basename": model.name,
             "actions": None,
-            "uptodate": [True],  # it holds nothing itself: doit need not note it again in every run
+            "uptodate": [True],  # a group has no result that doit would have to record
             "task_dep": list(chain(model)),
             "doc": f"{', '.join(model.spec.formats)}{' (RANDOM weights)' if model.seed is not None else ''}",
         }
 
 
 def chain(model: Model) -> Iterator[str]:
-    """The tasks of a model in the order in which they are told; what needs what follows from their files."""
+    """Return the tasks of a model, in the order of `doit list`. Their dependencies follow from their files."""
     yield from (f"{stage}:{model.name}" for stage in ("weights", "reference"))
     if not model.spec.from_onnx:
         yield f"torchscript:{model.name}"
     if model.is_cast:
         yield f"cast:{model.name}"
-    if exported(model):
+    if needs_onnx(model):
         yield f"onnx:{model.name}"
     graph = model.graph_name(model.spec.engine.precision)
     if model.converted:
@@ -135,21 +136,21 @@ def chain(model: Model) -> Iterator[str]:
             yield from (f"engine:{model.name}{model.plan_suffix(plan)}" for plan in model.plans)
         for file in model.files(model_format):
             yield from (f"{stage}:{model.artifact_task_name(model_format, file)}" for stage in ("measure", "accuracy"))
-        yield from around(model, model_format)
+        yield from publishing_tasks(model, model_format)
     if model.ensemble_parts:
         yield f"preprocess:{model.name}"
     for model_format in model.ensemble_parts:
-        yield from around(model, model_format)
+        yield from publishing_tasks(model, model_format)
     yield f"summary:{model.name}"
 
 
-def around(model: Model, model_format: str) -> list[str]:
-    """The tasks of a model of Triton's once its artifact is there."""
+def publishing_tasks(model: Model, model_format: str) -> list[str]:
+    """Return the tasks that follow the artifact of a Triton model."""
     stages = ("config", "publish") if model_format == "preprocess" else ("config", "client", "publish")
     return [f"{stage}:{model.triton_name(model_format)}" for stage in stages]
 
 
-def exported(model: Model) -> bool:
+def needs_onnx(model: Model) -> bool:
     return "onnx" in model.spec.formats or model.spec.has_engine
 
 
@@ -180,7 +181,7 @@ def task_cast() -> Tasks:
 
 def task_onnx() -> Tasks:
     """Export, slim and check -> model.onnx"""
-    yield from (onnx.task(model) for model in filter(exported, MODELS))
+    yield from (onnx.task(model) for model in filter(needs_onnx, MODELS))
 
 
 def task_repair() -> Tasks:
@@ -206,8 +207,8 @@ def task_rtx() -> Tasks:
 def task_measure() -> Tasks:
     """Compare the outputs of each artifact with the reference -> model.*.measured.json"""
     for model in MODELS:
-        apart = {model.spec.engine.precision} if model.graph_gated_separately else set()
-        precisions = apart | set(REDUCED_PRECISIONS if model.spec.has_engine else ())
+        separate = {model.spec.engine.precision} if model.graph_gated_separately else set()
+        precisions = separate | set(REDUCED_PRECISIONS if model.spec.has_engine else ())
         yield from (measure.task_of_graph(model, p) for p in sorted(precisions))
     yield from (
         measure.task(model, model_format, file) for model, model_format in SERVED for file in model.files(model_format)
@@ -254,14 +255,14 @@ def task_publish() -> Tasks:
     """Put artifact, config.pbtxt and labels into model_repository/"""
     for model, model_format in ALL:
         task = publish.task(model, model_format, artifacts.artifacts_of(model, model_format))
-        if model_format == "ensemble":  # which is complete with its steps alone
+        if model_format == "ensemble":  # it is served together with its steps
             steps = ("preprocess", *filter(None, [model.spec.ensemble]))
             task["task_dep"] = [f"publish:{model.triton_name(step)}" for step in steps]
         yield task
 
 
 def task_prune() -> dict[str, Any]:
-    others = (name for serves in noop_cache.triton_models.values() for name in serves)
+    others = (name for triton_models in noop_cache.triton_models.values() for name in triton_models)
     return prune.task({*others, *(name for model in MODELS for name in model.triton_models)})
 
 

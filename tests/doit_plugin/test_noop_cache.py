@@ -1,4 +1,4 @@
-"""A model of which nothing has changed is not judged again; whatever changes is seen as by a doit that judges all."""
+"""The no-op cache: a model in which nothing has changed is not checked again, and every change is noticed."""
 
 import os
 import shutil
@@ -17,9 +17,9 @@ WITH_ENGINE = TINY.replace('"onnx"]', '"onnx", "tensorrt"]')
 
 
 @pytest.fixture(scope="module")
-def settled_pair(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
-    """A project with two models, built and then found up to date."""
-    project = Project(tmp_path_factory.mktemp("settled") / "project")
+def checked_pair(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
+    """A project with two models, built."""
+    project = Project(tmp_path_factory.mktemp("checked") / "project")
     add_tiny(project, tiny_weights)
     project.model("other", OTHER)
     project.built()
@@ -27,66 +27,66 @@ def settled_pair(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -
 
 
 @pytest.fixture
-def pair(settled_pair: Project, copy_of: Callable[[Project], Project]) -> Project:
-    project = copy_of(settled_pair)
-    settle(project)
+def pair(checked_pair: Project, copy_of: Callable[[Project], Project]) -> Project:
+    project = copy_of(checked_pair)
+    fill_cache(project)
     return project
 
 
-def settle(project: Project) -> None:
-    """Let a run find all up to date. What was edited in the last two seconds might still change under it."""
+def fill_cache(project: Project) -> None:
+    """Run doit with nothing to do. It caches nothing of a project that was edited in the last two seconds."""
     time.sleep(2.1)
     assert project.built().ran == []
 
 
-def known(project: Project, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[set[str], set[str]]:
-    """The models that the next doit would not judge; those whose specs it would not read, since others are asked for.
+def cached(project: Project, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[set[str], set[str]]:
+    """Return the models that the next doit would not check, and the unselected ones whose specs it would not read.
 
-    As seen from the project, with the search path of its doit.
+    The cache is loaded in the project's folder, with the search path of its doit.
     """
-    found = NoopCache()
+    cache = NoopCache()
     with monkeypatch.context() as patch:
         patch.chdir(project.root)
-        patch.setattr("sys.path", [str(project.root), *SEARCHED])
-        found.load(words)
-    return set(found.unchanged), set(found.unselected)
+        patch.setattr("sys.path", [str(project.root), *SEARCH_PATH])
+        cache.load(words)
+    return set(cache.unchanged), set(cache.unselected)
 
 
 def search_path() -> list[str]:
-    """Of the script doit, the project's folder apart."""
+    """Return sys.path of the script `doit`, without the project's folder."""
     code = "import sys; print(*sys.path[1:], sep='\\n')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [os.path.dirname(DOIT), *run.stdout.splitlines()]
 
 
-SEARCHED = search_path()
+SEARCH_PATH = search_path()
 
 
 def test_what_was_found_up_to_date_is_not_judged_again(pair: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert known(pair, monkeypatch) == ({"tiny", "other"}, set())
-    assert known(pair, monkeypatch, "tiny") == ({"tiny"}, {"other"})
-    assert pair.built().out == pair.built("publish:tiny", "tiny", "other", "prune").out  # the second judges
+    assert cached(pair, monkeypatch) == ({"tiny", "other"}, set())
+    assert cached(pair, monkeypatch, "tiny") == ({"tiny"}, {"other"})
+    assert pair.built().out == pair.built("publish:tiny", "tiny", "other", "prune").out  # the second checks all
 
 
-def stamp_kept(path: Path, data: bytes) -> None:
-    """Write in place, and put the time of the last change back."""
+def write_and_keep_mtime(path: Path, data: bytes) -> None:
+    """Write a file in place, and set its mtime back."""
     status = path.stat()
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def flipped(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    stamp_kept(path, bytes(data))
+    write_and_keep_mtime(path, bytes(data))
 
 
 EDITS: dict[str, tuple[Callable[[Project], object], str | None]] = {
     "a key": (lambda p: p.edit("models/tiny/model.toml", "= 4", "= 3"), "torchscript:tiny"),
-    "a label, its time kept": (lambda p: flipped(p / "models/tiny/labels.txt"), "labels:tiny"),
-    "a target": (lambda p: flipped(p / "build/tiny/model.onnx"), "onnx:tiny"),
+    "a label, its time kept": (lambda p: flip_bit(p / "models/tiny/labels.txt"), "labels:tiny"),
+    "a target": (lambda p: flip_bit(p / "build/tiny/model.onnx"), "onnx:tiny"),
     "a missing target": (lambda p: (p / "build/tiny/model.pt.measured.json").unlink(), "measure:tiny"),
-    "a published file": (lambda p: flipped(p / "model_repository/tiny/1/model.pt"), "publish:tiny"),
+    "a published file": (lambda p: flip_bit(p / "model_repository/tiny/1/model.pt"), "publish:tiny"),
     "a file too many": (lambda p: (p / "model_repository/tiny_onnx/1/more").touch(), "publish:tiny_onnx"),
     "a folder that is gone": (lambda p: shutil.rmtree(p / "model_repository/tiny"), "publish:tiny"),
     "forget": (lambda p: p.built("forget", "labels:tiny"), "labels:tiny"),
@@ -105,16 +105,16 @@ def test_an_edit_is_seen(pair: Project, monkeypatch: pytest.MonkeyPatch, name: s
     edit, outdated = EDITS[name]
     edit(pair)
     everything = name in ("no records", "the project's code")
-    assert known(pair, monkeypatch)[0] == (set() if everything else {"other"})
+    assert cached(pair, monkeypatch)[0] == (set() if everything else {"other"})
     expected = pair.plan()["to run"]
     run = pair.built()
     assert set(expected) <= set(run.ran)
     assert (outdated in run.ran) if outdated else (run.ran == [])
-    settle(pair)
-    assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+    fill_cache(pair)
+    assert cached(pair, monkeypatch)[0] == {"tiny", "other"}
 
 
-def test_what_is_ignored_is_told_at_every_run(pair: Project) -> None:
+def test_what_is_ignored_is_reported_in_every_run(pair: Project) -> None:
     pair.built("ignore", "labels:tiny")
     for _ in range(3):
         assert "! labels" in pair.built().out
@@ -125,11 +125,11 @@ def test_an_installed_distribution_makes_all_be_judged(pair: Project, monkeypatc
     libraries.mkdir()
     environment = {"PYTHONPATH": str(libraries)}
     assert pair.built(**environment).ran == []
-    monkeypatch.setattr(f"{__name__}.SEARCHED", [SEARCHED[0], str(libraries), *SEARCHED[1:]])
-    assert known(pair, monkeypatch)[0] == {"tiny", "other"}
+    monkeypatch.setattr(f"{__name__}.SEARCH_PATH", [SEARCH_PATH[0], str(libraries), *SEARCH_PATH[1:]])
+    assert cached(pair, monkeypatch)[0] == {"tiny", "other"}
     (libraries / "onnx-99.dist-info").mkdir()
     (libraries / "onnx-99.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: onnx\nVersion: 99\n")
-    assert known(pair, monkeypatch)[0] == set()
+    assert cached(pair, monkeypatch)[0] == set()
     assert any("onnx: " in line and "-> 99" in line for line in pair.built("plan", **environment).out.splitlines())
 
 
@@ -142,11 +142,11 @@ def test_the_table_at_the_end_has_all_models(pair: Project) -> None:
     assert pair.built().out.splitlines()[-1] == f"{sum(int(n) for n in sums.split() if n.isdecimal())} up to date"
 
 
-def test_the_mistakes_of_other_models_are_told(pair: Project, tmp_path: Path) -> None:
+def test_the_mistakes_of_other_models_are_reported(pair: Project, tmp_path: Path) -> None:
     pair.model("tiny_onnx", OTHER)
-    told = pair.doit("other")
-    assert told.code == 3
-    assert "format torchscript is served as tiny_onnx, and so is format onnx of models/tiny/model.toml" in told.out
+    run = pair.doit("other")
+    assert run.code == 3
+    assert "format torchscript is served as tiny_onnx, and so is format onnx of models/tiny/model.toml" in run.out
     shutil.rmtree(pair / "models/tiny_onnx")
     pair.edit("models/tiny/model.toml", "formats", "formts")
     assert pair.doit("other").code == 3
@@ -158,7 +158,7 @@ def test_a_model_without_a_spec_leaves_the_repository(pair: Project) -> None:
     assert sorted(os.listdir(pair / "model_repository")) == ["other"]
 
 
-def test_what_is_not_for_this_machine_is_told_at_every_run(project: Project, tiny_weights: Path) -> None:
+def test_what_is_not_for_this_machine_is_reported_in_every_run(project: Project, tiny_weights: Path) -> None:
     add_tiny(project, tiny_weights)
     (project / "models/tiny/model.toml").write_text(WITH_ENGINE)
     project.built("accuracy:tiny.fp16")
@@ -166,10 +166,10 @@ def test_what_is_not_for_this_machine_is_told_at_every_run(project: Project, tin
     judged = project.built()
     if "– engine" not in judged.out:
         pytest.skip("this machine has TensorRT and a GPU")
-    settle(project)
+    fill_cache(project)
     assert project.built().out == judged.out
-    asked = project.doit("engine:tiny")
-    assert asked.code == 1, asked.out
+    by_name = project.doit("engine:tiny")
+    assert by_name.code == 1, by_name.out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`doit plan`: what would run and why, and nothing is written. That it agrees with what then runs: test_star.py."""
+"""`doit plan`: it shows what would run and why, and writes nothing. test_star.py compares it with what then runs."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from tests.support.project import DOIT, ROOT, Project
 
 
 def everything(project: Project) -> dict[str, bytes]:
-    """All files but what Python keeps of its sources; folders too."""
+    """All files and folders except Python's bytecode."""
     found = {str(path.relative_to(project.root)): b"" for path in project.root.rglob("*") if path.is_dir()}
     found |= project.tree(".")
     return {path: data for path, data in found.items() if "__pycache__" not in path}
@@ -47,7 +47,7 @@ def line(out: str, task: str) -> str:
     return found
 
 
-def test_a_key_of_the_spec_is_told_as_the_spec_has_it(built: Project) -> None:
+def test_a_key_of_the_spec_is_shown_as_the_spec_has_it(built: Project) -> None:
     built.edit("models/tiny/model.toml", "[accuracy]", "[onnx]\nopset = 16\n\n[accuracy]")
     out = built.built("plan").out
     assert re.fullmatch(r"to run +onnx +tiny +\d+\.\d s  onnx\.opset: 17 -> 16", line(out, "onnx:tiny"))
@@ -62,25 +62,25 @@ def test_a_key_of_the_spec_is_told_as_the_spec_has_it(built: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "reason"),
     [
         ('[torchscript]\nprecision = "bf16"', "torchscript.precision: 'fp32' -> 'bf16'; "),
         ('[triton]\ndevice = "gpu"', "precision: 'fp32' -> 'fp16'; "),  # which engine.precision is all the time
     ],
 )
-def test_a_key_of_another_table_is_not_blamed(built: Project, keys: str, told: str) -> None:
+def test_a_key_of_another_table_is_not_blamed(built: Project, keys: str, reason: str) -> None:
     built.edit("models/tiny/model.toml", "[accuracy]", f"{keys}\n\n[accuracy]")
-    assert f" s  {told}" in line(built.built("plan").out, "accuracy:tiny")
+    assert f" s  {reason}" in line(built.built("plan").out, "accuracy:tiny")
 
 
-def test_a_changed_source_is_told_by_its_digests(built: Project) -> None:
+def test_a_changed_source_is_shown_by_its_digests(built: Project) -> None:
     with (built / "models/tiny/labels.txt").open("a") as file:
         file.write("one more\n")
-    told = line(built.built("plan").out, "labels:tiny")
-    assert re.search(r"models/tiny/labels\.txt: sha256 [0-9a-f]{8} -> [0-9a-f]{8}$", told)
+    text = line(built.built("plan").out, "labels:tiny")
+    assert re.search(r"models/tiny/labels\.txt: sha256 [0-9a-f]{8} -> [0-9a-f]{8}$", text)
 
 
-def test_a_truncated_target_is_told_as_such_and_stops_there(built: Project) -> None:
+def test_a_truncated_target_is_shown_as_such_and_stops_there(built: Project) -> None:
     path = built / "build/tiny/model.onnx"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:1000])
@@ -101,7 +101,7 @@ def test_what_is_no_task_is_refused(built: Project) -> None:
     assert "Traceback" not in run.out
 
 
-def test_what_doit_was_told_to_ignore_is_ignored(built: Project) -> None:
+def test_what_doit_was_shown_to_ignore_is_ignored(built: Project) -> None:
     built.built("ignore", "onnx:tiny")
     (built / "build/tiny/model.onnx").unlink()
     assert {"onnx:tiny", "publish:tiny_onnx"} <= {*built.plan()["ignored"]}

@@ -1,4 +1,4 @@
-"""What a person sees while it runs and at its end, on a terminal and in a log; and what a machine gets."""
+"""The output of a run, on a terminal, in a log, and as JSON."""
 
 import json
 import re
@@ -15,12 +15,12 @@ ROW = re.compile(r"^ (\S+) +(torchscript|onnx|tensorrt|rtx) +(\S+ [kM]?B|-) +(.+
 
 
 def plain(text: str) -> str:
-    """A terminal's text without what moves its cursor and colours it."""
+    """A terminal's text without escape sequences."""
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", text)
 
 
 def table(run: Run) -> dict[str, tuple[str, ...]]:
-    """Format, size, error and state of each model, by its name, as the end of a run tells them."""
+    """Size, error and state of each model and format, from the table at the end of a run."""
     return {
         f"{name} {model_format}": (size, error, state)
         for name, model_format, size, error, _, state in ROW.findall(run.out)
@@ -29,7 +29,7 @@ def table(run: Run) -> dict[str, tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
-    """A model that is built, one that is refused, and an engine that is not for this machine."""
+    """A model that is built, one that fails the gate, and an engine that is not for this machine."""
     project = Project(tmp_path_factory.mktemp("reporter") / "project")
     tiny_network.add(project, "good", formats='"torchscript", "onnx", "tensorrt", "rtx"')
     bad = tiny_network.add(project, "bad", formats='"torchscript", "onnx"') / "model.toml"
@@ -72,30 +72,30 @@ def test_quiet_tells_what_fails_and_the_sums(mixed: tuple[Project, Run]) -> None
     root, _ = mixed
     run = root.doit("-r", "quiet", "bad")
     assert run.code == 1
-    failure, sums, blocked = run.out.splitlines()
+    failure, totals, skipped = run.out.splitlines()
     assert failure.startswith("✗ accuracy")
-    assert sums.endswith("1 failed")
-    assert blocked == "skipped: a dependency failed: publish:bad_onnx"
+    assert totals.endswith("1 failed")
+    assert skipped == "skipped: a dependency failed: publish:bad_onnx"
 
 
 def test_json_is_one_object_with_all_models_and_tasks(mixed: tuple[Project, Run]) -> None:
     root, _ = mixed
     process = root.start("-r", "json", CUDA_VISIBLE_DEVICES="")
     out, _ = process.communicate(timeout=300)
-    told = json.loads(out)
+    data = json.loads(out)
     assert process.returncode == 1
-    models = {f"{row['name']} {row['format']}": row for row in told["models"]}
+    models = {f"{row['name']} {row['format']}": row for row in data["models"]}
     assert models["good_onnx onnx"]["state"] in ("built", "up to date")
     assert models["good_onnx onnx"]["bytes"] == (root / "build/good/model.onnx").stat().st_size
     assert models["good_trt tensorrt"]["state"] == "not for this machine"
     assert models["bad_onnx onnx"]["state"] == "failed"
-    assert told["tasks"]["accuracy:bad_onnx"]["reason"].startswith("output OUTPUT__0")
-    assert told["tasks"]["publish:bad_onnx"]["state"] == "skipped: a dependency failed"
-    assert told["aborted"] == []
+    assert data["tasks"]["accuracy:bad_onnx"]["reason"].startswith("output OUTPUT__0")
+    assert data["tasks"]["publish:bad_onnx"]["state"] == "skipped: a dependency failed"
+    assert data["aborted"] == []
 
 
 def test_json_has_standard_output_for_itself(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
-    """What tasks print, here prune, goes to standard error."""
+    """The output of tasks, here of prune, goes to standard error."""
     project = copy_of(built_tiny)
     project.edit("models/tiny/model.toml", '"torchscript", "onnx"', '"torchscript"')
     run = subprocess.run([DOIT, "-r", "json"], cwd=project.root, capture_output=True, text=True, check=True, timeout=60)
@@ -117,7 +117,7 @@ def test_a_terminal_shows_what_runs_and_for_how_long(tiny: Project) -> None:
 
 
 def test_two_stages_at_once_share_the_terminal(tiny: Project) -> None:
-    """Each frame begins where the last one did: two displays at once would each count its own lines."""
+    """Each frame begins where the last one did. Two displays would count lines separately."""
     tiny.model("other", OTHER)
     shown = tiny.terminal("-n", "2", "weights")
     assert shown.count("\x1b[?25l") == 1, "one display"
@@ -133,7 +133,7 @@ def test_a_terminal_with_nothing_to_do_gets_a_line(built_tiny: Project, copy_of:
 def test_what_is_no_stage_has_the_terminal_to_itself(
     built_tiny: Project, copy_of: Callable[[Project], Project]
 ) -> None:
-    """Docker, pip and the server write to it as they like."""
+    """Docker, pip and the server write to the terminal themselves."""
     project = copy_of(built_tiny)
     project.edit("models/tiny/model.toml", '"torchscript", "onnx"', '"torchscript"')
     shown = project.terminal("prune")
@@ -148,7 +148,7 @@ def test_a_dumb_terminal_gets_lines(tiny: Project) -> None:
 
 
 def test_an_engine_tells_its_phases(mixed: tuple[Project, Run]) -> None:
-    """To its log here, since these builds take no time; what `tell` sends is shown as a download's bytes are."""
+    """They are in its log here, because these builds take no time. They are shown like a download."""
     root, _ = mixed
     log = (root / "build/good/logs/rtx.good.log").read_text()
     assert re.search(r"^.+: [1-9]\d* steps$", log, re.MULTILINE)
