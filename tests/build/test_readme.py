@@ -107,8 +107,8 @@ def relative_links(page: Path) -> list[str]:
 
 
 def test_every_command_of_the_main_pages_runs_somewhere() -> None:
-    found = {command for page in TESTED_PAGES for command in commands((ROOT / page).read_text())}
-    assert {command for command in found if not is_covered(command)} == {*RUN, *RUNS_IN}
+    documented = {command for page in TESTED_PAGES for command in commands((ROOT / page).read_text())}
+    assert {command for command in documented if not is_covered(command)} == {*RUN, *RUNS_IN}
 
 
 def test_the_readme_is_short() -> None:
