@@ -208,7 +208,7 @@ def _format_worst(metric: str, output: OutputFigures, tie: float) -> str:
         classes = f"class {change['artifact_class']} for {change['reference_class']}"
         return f", worst at {change['sample']}: {classes}, which leads by {change['margin']:.2g} RMS"
     if metric == "top5":
-        return f", lost at {output['top5_losses'][0]}"
+        return f", for example at {output['top5_losses'][0]}"
     truth = output["truth"]
     if metric == "top1_drop":
         return f", {truth['artifact_top1']} of {truth['labeled']} for {truth['reference_top1']}"
