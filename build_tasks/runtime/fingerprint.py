@@ -5,7 +5,7 @@
     targets ────────────────────────────────┘   else: one line for each difference
 
 Files and source modules are compared by the sha256 of their content. A file is recorded by its path, and a module of
-this project by its dotted name: the names of what decides a target then survive a move of the project's folder.
+this project by its dotted name, as the stages declare it. tests/runtime/test_fingerprint.py checks what they declare.
 """
 
 import functools
