@@ -4,6 +4,7 @@ Each step happens to two copies of a project. In one the cache is removed before
 (tests/support/light_stages.py), everything else is what users run.
 """
 
+import difflib
 import json
 import random
 import re
@@ -89,7 +90,10 @@ class Pair:
             (self.plain / noop_cache.TABLE).unlink(missing_ok=True)
             plan = self.doit(self.cached, "plan", *(word for word in words if word in MODELS))
             expected, found = self.doit(self.plain, *words), self.doit(self.cached, *words)
-            assert found == expected, f"after `doit plan` printed {plan[1]}"
+            difference = "\n".join(
+                difflib.unified_diff(expected[1], found[1], "without", "with the cache", lineterm="")
+            )
+            assert found == expected, f"{difference}\nafter `doit plan` printed {plan[1]}"
             self.hits += not self.loaded
         elif kind in ("forget", "reset-dep", "ignore", "clean"):
             answers = [self.doit(project, kind, *words) for project in (self.cached, self.plain)]
