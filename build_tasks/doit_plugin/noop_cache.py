@@ -8,7 +8,7 @@
 
 To check a model, a run has to parse its spec, to create its fifteen or more tasks, and to compare the fingerprint of
 each. That takes milliseconds, and seconds for a thousand models. The cache takes one stat for each file of the model.
-It is the file build/.settled. To lose it costs time, never correctness.
+It is the file build/.noop_cache. To lose it costs time, never correctness.
 
 The cache never holds anything newer than what a run has checked: for a file the identity whose digest was compared, for
 the folder of the model the listing from before its spec was read, and for a task the record that doit read to judge it.
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from build_tasks.paths import BUILD, MODELS, STATE_DB
 
-TABLE = f"{BUILD}/.settled"
+TABLE = f"{BUILD}/.noop_cache"
 VERSION = b"2"  # of the file's format
 ABSENT = (0, 0, 0, 0, 0)
 PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two may hold options of doit
