@@ -1,18 +1,22 @@
-"""A model that a run found up to date as a whole is not checked again before something of it has changed.
+"""The no-op cache: if an earlier run found a whole model up to date, it is not checked again until a file changes.
 
     models/<model>/ and below ┐
-    what its tasks read       ├─ as stat saw it ─┐
-    what its tasks made       ┘                  ├─► all as before? the model is up to date
-    doit's records of its tasks ─────────────────┤     else its spec is read, and each of its tasks is checked
+    files its tasks read      ├─ stat of each ───┐
+    files its tasks wrote     ┘                  ├─► all unchanged? the model is up to date
+    doit's records of its tasks ─────────────────┤     otherwise its spec is read, and each task is checked
     the tools, this project, the GPU ────────────┘
 
 To check a model, a run has to parse its spec, to create its fifteen or more tasks, and to compare the fingerprint of
 each. That takes milliseconds, and seconds for a thousand models. The cache takes one stat for each file of the model.
-It is the file build/.noop_cache. To lose it costs time, never correctness.
+It is the file build/.noop_cache. Losing it costs time, never correctness.
 
-The cache never holds anything newer than what a run has checked: for a file the identity whose digest was compared, for
-the folder of the model the listing from before its spec was read, and for a task the record that doit read to judge it.
-So every change that happens meanwhile is a difference in the next run.
+The cache holds nothing that is newer than the state that a run has checked:
+
+- The stat of a file was recorded before its digest was compared.
+- The list of the files in the model's folder was made before the spec was read.
+- The digest of a task's record belongs to the record that doit read to check the task.
+
+So the next run notices every change that happens during a run.
 
 This module reads the cache, and is small, because every `doit` imports it. noop_record.py writes it.
 """
@@ -31,11 +35,11 @@ from typing import Any, NamedTuple
 
 from build_tasks.paths import BUILD, MODELS, STATE_DB
 
-TABLE = f"{BUILD}/.noop_cache"
-VERSION = b"2"  # of the file's format
+CACHE_FILE = f"{BUILD}/.noop_cache"
+VERSION = b"2"  # version of the cache file's format
 ABSENT = (0, 0, 0, 0, 0)
-PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two may hold options of doit
-PRUNE = "prune"  # the task
+PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two files may hold options of doit
+PRUNE = "prune"  # name of the task
 WAL = 2  # SQLite's number of the journal mode "write-ahead log"
 
 StatSignature = tuple[int, ...]
@@ -43,16 +47,16 @@ stat_fields = operator.attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", 
 
 
 class Record(NamedTuple):
-    """What the cache holds of a model that is up to date.
+    """The cache's record of a model that is up to date.
 
-    folder: The paths in the model's folder, and their `stat_signatures`.
-    paths: All other paths, and their `stat_signatures`.
-    tasks: The model's tasks and their group, which has the model's name.
-    row_digests: Digests of doit's records of these tasks, by `state.row_digest`.
-    gpu: The GPU of this machine; None where the model does not depend on it.
-    triton_models: By name of a model of Triton's, its description.
-    counts: The number of tasks by state.
-    messages: The lines on tasks that are not for this machine.
+    folder, folder_signatures: The files in the model's folder, and their signatures from `stat_signatures`.
+    paths, stat_signatures: All other files that the model's tasks read or write, and their signatures.
+    tasks: The names of the model's tasks and of their group. The group has the model's name.
+    row_digests: The digests of doit's records of these tasks, from `state.row_digest`.
+    gpu: The GPU of this machine. It is None if the model does not depend on it.
+    triton_models: The descriptions of the Triton models, by name.
+    counts: The number of tasks in each state.
+    messages: The messages about tasks that are not for this machine.
     rows: The values of the model's `run_results.ModelRow`s.
     """
 
@@ -72,8 +76,9 @@ class Record(NamedTuple):
 class Contents(NamedTuple):
     """The whole cache.
 
-    global_signature: What all models depend on; see `_global_signature`.
-    state_signature: `_state_signature` at the time when doit's records were those of `models`.
+    global_signature: The signature of the files that all models depend on; see `_global_signature`.
+    state_signature: The `_state_signature` at a time when doit's records were those in `models`.
+    models: The records of the models, by name.
     """
 
     global_signature: bytes
@@ -82,13 +87,14 @@ class Contents(NamedTuple):
 
 
 class NoopCache:
-    """The models that a run need not check.
+    """The models that a run does not have to check.
 
-    unchanged: The requested models that are as they were, by name.
-    unselected: The models that were not requested, and whose folders are as they were.
-    requested: Those of `unchanged` that the command line names.
-    only_models: Whether the command line requests nothing but models.
-    changed: Of every other model: its folder's paths, their signatures, and the signature of its folder in build/.
+    unchanged: The records of the requested models that have not changed, by name.
+    unselected: The records of the models that were not requested and whose folders have not changed, by name.
+    requested: The names of the models in `unchanged` that the command line names.
+    only_models: Whether the command line names nothing but models.
+    changed: A tuple for every other model, by name: the paths in its folder, their signatures, and the signature of its
+        folder in build/.
     """
 
     def __init__(self) -> None:
@@ -100,7 +106,7 @@ class NoopCache:
         self.contents = Contents(b"", b"", {})
         self.global_signature = b""
         self.state_signature = b""
-        self.state_verified = False  # whether doit's records were compared one by one, and are those of `contents`
+        self.state_verified = False  # whether all of doit's records were compared, and equal those in `contents`
 
     @property
     def complete(self) -> bool:
@@ -109,7 +115,7 @@ class NoopCache:
 
     @property
     def triton_models(self) -> dict[str, dict[str, str]]:
-        """By model whose spec need not be read: Triton's models, with their descriptions."""
+        """The Triton models of each model whose spec does not have to be read, with their descriptions."""
         return {name: record.triton_models for name, record in (*self.unselected.items(), *self.unchanged.items())}
 
     def load(self, requested: Collection[str]) -> None:
@@ -138,7 +144,7 @@ class NoopCache:
                 self.changed[name] = folder, stat_signatures(folder), stat_signatures([f"{BUILD}/{name}"])
 
     def _with_same_records(self, models: dict[str, Record]) -> dict[str, Record]:
-        """Return the models whose records of doit, and whose GPU, are as they were."""
+        """Return the models whose records in doit's database, and whose GPU, equal those in the cache."""
         if any(record.gpu is not None for record in models.values()):
             from build_tasks.runtime import hardware
 
@@ -150,20 +156,20 @@ class NoopCache:
         return same
 
     def refresh(self) -> None:
-        """Save the cache with the current state of doit's table, where that was compared record by record."""
+        """Save the cache with the current state of doit's table, if all its records were compared."""
         if self.state_verified and self.state_signature == _state_signature():
             write(self.contents._replace(state_signature=self.state_signature))
 
 
 class Request(NamedTuple):
-    """A command line that requests nothing but models: their names (empty for all), and whether it has `-r quiet`."""
+    """A command line that names nothing but models: their names (empty for all), and whether it has `-r quiet`."""
 
     models: set[str]
     quiet: bool
 
 
 def requested_models(words: Sequence[str]) -> Request | None:
-    """Parse the words after `doit run`. Return None where they request anything but models."""
+    """Parse the words after `doit run`. Return None if they name anything but models."""
     remaining, models, quiet = list(words), set(), False
     while remaining:
         word = remaining.pop(0)
@@ -180,7 +186,7 @@ def requested_models(words: Sequence[str]) -> Request | None:
 
 
 def model_names(known: Collection[str] = ()) -> list[str]:
-    """Return the names of all models, sorted. For `known` ones the existence of the spec is checked elsewhere."""
+    """Return the names of all models, sorted. The caller checks whether the specs of `known` ones exist."""
     try:
         folders = os.listdir(MODELS)
     except FileNotFoundError:
@@ -189,7 +195,7 @@ def model_names(known: Collection[str] = ()) -> list[str]:
 
 
 def stat_signatures(paths: Sequence[str]) -> bytes:
-    """Return what stat says of files: device, inode, size and both times (in ns) of each, as 64-bit integers."""
+    """Return the device, inode, size and both times (in ns) of each file, as 64-bit integers."""
     try:
         return packed(itertools.chain.from_iterable(map(stat_fields, map(os.stat, paths))))
     except OSError:
@@ -208,7 +214,7 @@ def packed(numbers: Iterable[int]) -> bytes:
     numbers = list(numbers)
     try:
         return array.array("q", numbers).tobytes()
-    except OverflowError:  # of an inode's number
+    except OverflowError:  # an inode number above 63 bits
         return array.array("q", [number & (1 << 63) - 1 for number in numbers]).tobytes()
 
 
@@ -220,9 +226,9 @@ def _is_unchanged(record: Record) -> bool:
 
 
 def models_with_same_records(models: dict[str, Record]) -> dict[str, Record]:
-    """Return the models of whose tasks doit has recorded what the cache holds.
+    """Return the models whose records in doit's database equal those in the cache.
 
-    While `doit ignore` has marked `prune`, there are none: every run has to report that.
+    If `doit ignore` has marked `prune`, none is returned, because every run has to report that.
     """
     import sqlite3
 
@@ -257,7 +263,7 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def _global_signature() -> bytes:
-    """Return what all models depend on: this project, and the installed distributions, each as stat sees it."""
+    """Return a signature of the files that all models depend on: this project and the installed distributions."""
     project = os.getcwd()
     libraries = [path for path in sys.path if path not in ("", project)]
     return f"{sys.version}\n{libraries}\n".encode() + stat_signatures([*libraries, *project_files()])
@@ -269,11 +275,11 @@ def project_files() -> list[str]:
 
 
 def _state_signature() -> bytes:
-    """Return a signature of doit's table that changes with every record; empty where there is none.
+    """Return a signature of doit's table that changes with every record; empty if there is none.
 
-    It is what stat says of the file, and SQLite's count of the transactions in its header. Two transactions within one
-    tick of the clock differ in the count, and a copy that replaced the file differs in its inode or ctime. In the mode
-    "write-ahead log", which a user can set, a transaction changes another file: then there is no signature.
+    It is the stat of the file, with SQLite's transaction counter from its header. Two transactions within one tick of
+    the clock differ in the counter. A copy that replaced the file differs in its inode or ctime. In the mode
+    "write-ahead log", which a user can set, a transaction changes another file, so there is no signature.
     Source: sqlite.org, fileformat.html, "The Database Header".
     """
     with suppress(OSError), open(STATE_DB, "rb") as table:
@@ -284,9 +290,9 @@ def _state_signature() -> bytes:
 
 
 def _read() -> Contents:
-    """Return the cache; empty where there is none, or where it is damaged."""
+    """Return the cache; empty if there is none, or if it is damaged."""
     with suppress(OSError, ValueError, EOFError, TypeError):
-        data = Path(TABLE).read_bytes()
+        data = Path(CACHE_FILE).read_bytes()
         header, body = data[: len(HEADER)], memoryview(data)[len(HEADER) + 4 :]
         if header == HEADER and zlib.crc32(body).to_bytes(4) == data[len(HEADER) : len(HEADER) + 4]:
             global_signature, state_signature, models = marshal.loads(body)
@@ -294,7 +300,8 @@ def _read() -> Contents:
     return Contents(b"", b"", {})
 
 
-# marshal's format belongs to one version of Python, as that of its bytecode does. msgspec takes 20 ms to import.
+# marshal writes the cache, because importing msgspec takes 20 ms. The format of marshal may change with each version of
+# Python, like that of bytecode. So the header names the version.
 HEADER = VERSION + sys.implementation.cache_tag.encode() + b"\n"
 
 
@@ -305,9 +312,9 @@ def write(contents: Contents) -> None:
     models = {name: tuple(record) for name, record in contents.models.items()}
     body = marshal.dumps((contents.global_signature, contents.state_signature, models))
     with suppress(OSError), atomic_files.scratch_dir() as folder:
-        draft = f"{folder}/settled"
+        draft = f"{folder}/noop_cache"
         Path(draft).write_bytes(HEADER + zlib.crc32(body).to_bytes(4) + body)
-        os.replace(draft, TABLE)
+        os.replace(draft, CACHE_FILE)
 
 
 noop_cache = NoopCache()

@@ -1,4 +1,4 @@
-"""What a run leaves to the no-op cache: the models of which it checked every task, and found none outdated."""
+"""Writes the no-op cache after a run: a record of each model whose tasks were all checked and found up to date."""
 
 import os
 import time
@@ -26,10 +26,10 @@ def update(
     """Save the models that are up to date.
 
     Args:
-        cache: As it was loaded at the start of the run.
+        cache: The cache as it was loaded at the start of the run.
         tasks: doit's tasks, by name.
-        results: Of the tasks of this run, by name.
-        messages: The lines on tasks that are not for this machine, by task.
+        results: The results of this run, by task.
+        messages: The messages about tasks that are not for this machine, by task.
         row_digests: Digests of the records that doit read in this run, by task.
         prune_is_ignored: Whether `doit ignore` has marked `prune`, which every run has to report.
     """
@@ -60,7 +60,7 @@ def _record(
     messages: dict[str, str],
     row_digests: dict[str, bytes],
 ) -> Record | None:
-    """Return what the cache is to hold of a model; None where it is outdated, or where that is not certain.
+    """Return the record of a model for the cache; None if the model is outdated, or if that is not certain.
 
     Args:
         before: The model's value in `NoopCache.changed`.
@@ -104,11 +104,11 @@ def _record(
 
 
 def _add_signatures(path: str, signatures: dict[str, StatSignature], required: bool) -> bool:
-    """Add what stat said of a path, and of all below it, when it was checked.
+    """Add the stat of a path, and of all paths below it, from the time when it was checked.
 
     Args:
         required: Whether the path must exist.
-    Returns: False where that is not known for certain.
+    Returns: False if that stat is not known for certain.
     """
     if path in signatures:
         return True

@@ -1,11 +1,12 @@
-"""What decides whether a stage is up to date: what its targets were built from, compared with what is there now.
+"""Decides whether a stage is up to date: compares its record with the current files, settings and tools.
 
     settings, files, source modules, tools ─┐
-                                            ├─► as recorded when the stage ran? ─► up to date
-    targets ────────────────────────────────┘   else: one line for each difference
+                                            ├─► the same as in the record? ─► up to date
+    targets ────────────────────────────────┘   otherwise: one line for each difference
 
 Files and source modules are compared by the sha256 of their content. A file is recorded by its path, and a module of
-this project by its dotted name, as the stages declare it. tests/runtime/test_fingerprint.py checks what they declare.
+this project by its dotted name, as the stages declare it. tests/runtime/test_fingerprint.py checks that each stage
+declares all modules that it imports.
 """
 
 import functools
@@ -26,14 +27,18 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class BuildRecord(TypedDict, total=False):
-    """What doit remembers of the last run of a stage; empty where the stage never ran.
+    """The record of a stage's last build, which doit stores. It is empty if the stage never ran.
+
+    The fingerprint is `inputs`, `modules`, `external_inputs`, `settings` and `tools`: everything that the build
+    depended on.
 
     inputs: digests of the files that the stage read, by path.
     modules: digests of the project's source modules, by dotted name.
     external_inputs: digests of the files outside the project, by the name that the stage gives them.
-    tools: versions of distributions, and facts of this machine, by name.
+    settings: the keys of the spec that the stage used, as plain data.
+    tools: versions of distributions, and facts about this machine, by name.
     outputs, sizes: digest and number of bytes of each target, by path. A folder has no size.
-    notes: figures and lines about the result, for the reporter and for the report.
+    notes: figures and messages about the result, for the reporter and for the report.
     seconds: the time that the stage took.
     """
 
@@ -50,10 +55,10 @@ class BuildRecord(TypedDict, total=False):
 
 @functools.cache
 def imported_digests(modules: tuple[str, ...]) -> dict[str, str]:
-    """Digests of source modules by dotted name, as they were when this process first asked for them.
+    """Digests of source modules, by dotted name.
 
-    A stage asks when it is declared, right after its modules were imported. The table of each tuple is made once: a
-    thousand models declare the same few tuples.
+    Taken once, when the stage is declared: so it is the digest of the code that was imported, even if the file is
+    edited later. Cached per tuple, since many models share the same tuple.
     """
     return {module: _imported_digest(module) for module in modules}
 
@@ -71,12 +76,12 @@ def source_path(module: str) -> str:
 
 
 def edited_modules(modules: tuple[str, ...]) -> list[str]:
-    """The modules whose source is no longer what this process imported."""
+    """The modules whose source file has changed since this process imported it."""
     return [module for module, before in imported_digests(modules).items() if digest(source_path(module)) != before]
 
 
 def changed_settings(model: Model, before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings that differ, each under its key of the spec if it has one.
+    """The settings that differ, named as in the spec (`onnx.opset`) where possible.
 
     Args:
         prefix: The table within `before` and `now` that is compared, "engine." for example; "" for all.
@@ -94,12 +99,12 @@ def changed_settings(model: Model, before: dict[str, Any], now: dict[str, Any], 
 
 
 def changed_tools(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The tools of this machine whose version is another one than at the build."""
+    """The tools of this machine whose version has changed since the build."""
     return [f"{tool}: {before.get(tool)} -> {version}" for tool, version in now.items() if before.get(tool) != version]
 
 
 def changed_content(before: Mapping[str, str], now: Mapping[str, str | None]) -> list[str]:
-    """The files or modules that are new, missing or have another digest than at the build, sorted by name."""
+    """The files or modules that are new, are missing or have changed since the build, sorted by name."""
     return [
         f"{name}: {_difference(before.get(name), now.get(name))}"
         for name in sorted(before.keys() | now.keys())
@@ -108,7 +113,7 @@ def changed_content(before: Mapping[str, str], now: Mapping[str, str | None]) ->
 
 
 def changed_external_inputs(before: Mapping[str, str | None], paths: Mapping[str, str | None]) -> list[str]:
-    """The files outside the project that differ. A file that this machine lacks counts as unchanged."""
+    """The files outside the project that have changed. A file that this machine does not have counts as unchanged."""
     return [
         f"{name}: changed"
         for name, path in paths.items()
@@ -117,7 +122,7 @@ def changed_external_inputs(before: Mapping[str, str | None], paths: Mapping[str
 
 
 def changed_outputs(record: BuildRecord, paths: Iterable[str]) -> list[str]:
-    """The targets that are no longer as they were built."""
+    """The targets that have changed since the build."""
     if "outputs" not in record:
         return []
     reasons = []
@@ -134,15 +139,15 @@ def changed_outputs(record: BuildRecord, paths: Iterable[str]) -> list[str]:
 class UpToDate:
     """doit's `uptodate` of a stage.
 
-    `doit info TASK` prints it, and so shows why the task would run.
+    `doit info TASK` prints it, and so shows the reasons why the task would run.
 
     Args:
-        changes: Lists the differences between a record and what is there now.
+        changes: Lists the differences between a record and the current state.
     """
 
     __signature__ = inspect.Signature(
         [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in ("task", "values")]
-    )  # doit would compute it for each task
+    )  # precomputed: doit would call inspect.signature for each task
 
     def __init__(self, changes: Callable[[BuildRecord], list[str]]):
         self.changes = changes
@@ -151,7 +156,7 @@ class UpToDate:
     def __call__(self, task: Any, values: BuildRecord) -> bool:
         try:
             self.reasons = self.changes(values)
-        except OSError as error:  # a file cannot be read: the stage itself will fail, and no other one
+        except OSError as error:  # a file cannot be read: then only this stage fails, with this error
             self.reasons = [str(error)]
         return not self.reasons
 
@@ -160,7 +165,10 @@ class UpToDate:
 
 
 def spec_key_of(model: Model, key: str, value: Any) -> str:
-    """The key of the spec that a setting comes from, "onnx.opset"; the setting's own name where that is ambiguous."""
+    """Return the key of the spec that a setting comes from, for example onnx.opset.
+
+    If no table or several tables have it, return the setting's own name.
+    """
     tables = {name: getattr(model.spec, name) for name in model.spec.__struct_fields__}
     tables["torchscript"] = model.torchscript  # with its defaults, which depend on another table
     found = [
@@ -170,7 +178,7 @@ def spec_key_of(model: Model, key: str, value: Any) -> str:
 
 
 def file_size(path: str) -> int | None:
-    """The bytes of a file; None for a folder, or where nothing is."""
+    """The size of a file in bytes; None for a folder, or if the path does not exist."""
     return os.path.getsize(path) if os.path.isfile(path) else None
 
 

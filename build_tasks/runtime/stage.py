@@ -5,7 +5,7 @@
     tools  ─┘
 
 A stage module holds `task(model)`, which returns the doit task, and `build(inputs, outputs, settings)`, a plain
-function from files to files that returns notes about the result.
+function that reads and writes files, and returns notes about the result.
 """
 
 import contextlib
@@ -40,22 +40,22 @@ class Stage(msgspec.Struct, frozen=True):
     """One step of one model's chain.
 
     Attributes:
-        inputs: Files of the project that `build` reads: paths by the name that it knows them under.
-        outputs: The targets, likewise. All paths are relative to the project.
+        inputs: Files of the project that `build` reads: the path of each, by the name that `build` uses for it.
+        outputs: The targets, in the same form. All paths are relative to the project.
         settings: The keys of the spec that the stage uses, as plain data.
         tools: Distributions whose version is part of the fingerprint, if they are installed.
-        modules: Dotted names of the project's modules that decide what is built: the stage's own, and all that it
-            imports, unless they only decide how a stage runs (see tests/runtime/test_fingerprint.py).
-        source_files: Further files that decide what is built: Python files of the model, templates of this project.
-        external_inputs: Inputs outside the project (data of a package), name -> path or None. A file that this machine
-            lacks cannot make the targets stale.
+        modules: Dotted names of the project's modules that affect the outputs: the stage's own, and all that it
+            imports, except modules that do not affect the outputs (see tests/runtime/test_fingerprint.py).
+        source_files: Further files that affect the outputs: Python files of the model, templates of this project.
+        external_inputs: Inputs outside the project (data of a package), name -> path or None. A file that does
+            not exist on this machine cannot make the targets stale.
         in_process: Whether the stage runs in doit's own process. It must not call native libraries.
-        missing_requirements: Returns what this machine lacks to run the stage, None if nothing. Such a stage is
-            skipped with a line, unless it was requested by name.
+        missing_requirements: Returns the requirements of the stage that this machine lacks, None if it has all. A stage
+            that lacks one is skipped with a message, unless it was requested by name.
         peak_batch: The largest batch that the stage computes, for the memory that its process may need; see
             memory_budget.py.
-        host_fingerprint: Returns further facts of this machine that are part of the fingerprint, by name. Only called
-            if no requirement is missing.
+        host_fingerprint: Returns further facts about this machine that are part of the fingerprint, by name. It is
+            called only if no requirement is missing.
         install: Moves a draft to the path of its target.
     """
 
@@ -76,7 +76,7 @@ class Stage(msgspec.Struct, frozen=True):
     install: Callable[[str, str], None] = atomic_files.replace
 
     def __post_init__(self) -> None:
-        fingerprint.imported_digests(self.modules)  # now, before anybody can edit what this process has imported
+        fingerprint.imported_digests(self.modules)  # now, before anybody can edit the imported files
 
     def task(self, doc: str, params: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """The doit task.
@@ -103,21 +103,21 @@ class Stage(msgspec.Struct, frozen=True):
         return f"<{self.name}>"
 
     def dependency_paths(self) -> list[str]:
-        """The files of the project that decide what is built, apart from its source modules."""
+        """The files of the project that affect the outputs, without its source modules."""
         return [*self.inputs.values(), *self.source_files]
 
     def tool_fingerprint(self) -> dict[str, str]:
-        """Versions of the installed tools, and the facts of this machine that decide what is built."""
+        """Versions of the installed tools, and the facts about this machine that affect the outputs."""
         installed = versions(self.tools)
         return installed if self.missing_requirements() else {**installed, **self.host_fingerprint()}
 
     @property
     def reproducible(self) -> bool:
-        """Whether the same inputs give the same bytes. What is built or measured on a GPU differs each time."""
+        """Whether the same inputs give the same bytes. Files that are built or measured on a GPU differ each time."""
         return self.host_fingerprint is dict
 
     def changes(self, record: BuildRecord) -> list[str]:
-        """Why the targets are not what this stage would build now; empty if they are.
+        """The reasons why the targets are outdated; empty if they are up to date.
 
         Args:
             record: What `run` returned when the targets were built.
@@ -125,10 +125,10 @@ class Stage(msgspec.Struct, frozen=True):
         return [*self.stale_inputs(record), *self.modified_outputs(record)]
 
     def stale_inputs(self, record: BuildRecord, content: Callable[[str], str | None] = digest) -> list[str]:
-        """The differences between what the targets were built from and what is there now.
+        """The differences between the fingerprint in the record and the current one.
 
         Args:
-            content: Returns the digest of the file or folder at a path, None if there is nothing.
+            content: Returns the digest of the file or folder at a path, None if the path does not exist.
         """
         if "outputs" not in record:
             return [fingerprint.NEVER_BUILT]
@@ -147,9 +147,9 @@ class Stage(msgspec.Struct, frozen=True):
         return fingerprint.changed_outputs(record, self.outputs.values())
 
     def run(self) -> BuildRecord | BaseFail:
-        """The doit action: build and check the drafts, then publish them as the targets.
+        """The doit action: build and check the drafts, then move them to the targets.
 
-        Returns: What `changes` compares with in later runs, or doit's failure with the reason.
+        Returns: The record for `changes` in later runs, or doit's failure with the reason.
         """
         if missing := self.missing_requirements():
             return TaskFailed(unsupported_message(missing))
@@ -188,7 +188,7 @@ class Stage(msgspec.Struct, frozen=True):
                 atomic_files.flush(draft)
             changed = [path for path, before in inputs.items() if digest(path) != before]
             if changed := [*changed, *fingerprint.edited_modules(self.modules)]:
-                raise UserError(f"{', '.join(changed)} changed while being used; nothing was published, run doit again")
+                raise UserError(f"{', '.join(changed)} changed while being used; nothing was written, run doit again")
             outputs = {path: digest(drafts[name], remember=False) for name, path in self.outputs.items()}
             sizes = {path: fingerprint.file_size(drafts[name]) for name, path in self.outputs.items()}
             for name, path in self.outputs.items():
@@ -237,5 +237,5 @@ def log_of(model: Model, name: str) -> str:
 
 
 def unsupported_message(missing: str) -> str:
-    """The line about a stage that this machine cannot run, because of what is missing here."""
+    """The message about a stage that this machine cannot run, because a requirement is missing."""
     return f"cannot be built on this machine, which lacks {missing}"

@@ -2,7 +2,7 @@
 
     model_repository/<name>/config.pbtxt          with the provenance of each version, as parameters
                            /labels.txt
-                           /preprocessing.json    what a client does to an image
+                           /preprocessing.json    how a client prepares an image
                            /<version>/model.*
                                      /provenance.json
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from build_tasks.verification.gate import GateResult
 
 PROVENANCE_FILE = "provenance.json"
-PARAMETERS = ("build", "weights", "spec", "tools")  # keys of the provenance that config.pbtxt has, too
+PARAMETERS = ("build", "weights", "spec", "tools")  # the keys of the provenance that config.pbtxt holds as well
 RECORD_KINDS = ("verdict", "signature", "tools")  # the JSON files about an artifact that publishing requires
 
-# The tables of the spec that decide an artifact.
-DECIDING_TABLES = {
+# The tables of the spec that change the bytes of an artifact, by format.
+ARTIFACT_TABLES = {
     "torchscript": ("architecture", "weights", "input", "output", "torchscript"),
     "onnx": ("architecture", "weights", "input", "output", "onnx"),
     "tensorrt": ("architecture", "weights", "input", "output", "onnx", "engine"),
@@ -53,17 +53,17 @@ PUBLISH_MODULES = (
 class Provenance(TypedDict):
     """What <version>/provenance.json holds."""
 
-    build: str  # sha256 of the artifacts, separated by blanks
+    build: str  # sha256 of the artifacts, separated by spaces
     weights: str | None  # sha256
-    spec: str  # sha256 of the tables that decide the artifacts
+    spec: str  # sha256 of the tables that change the bytes of the artifacts
     tools: str  # "onnx 1.23.2, torch 2.14.1"
-    tensors: list[Any]  # what must be equal in all versions that are served together
-    needs: dict[str, int]  # opset and ir_version of ONNX files
+    tensors: list[Any]  # tensors and properties of plans; must be equal in all versions that are served together
+    needs: dict[str, int]  # the server must support this opset and ir_version (ONNX only)
     files: dict[str, str | None]  # sha256 of the files in the version's folder, by name
 
 
 class Records(TypedDict):
-    """What was written about the artifacts of one Triton model, in the order of the artifacts."""
+    """The JSON files about the artifacts of one Triton model, in the order of the artifacts."""
 
     verdict: "list[GateResult]"
     signature: "list[Signature]"
@@ -75,12 +75,12 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
 
     Args:
         artifacts: The files that the Triton model is served from; for the ensemble, the artifacts of its steps.
-            Several files of one format are plans for several GPUs.
+            More than one file: TensorRT plans, one for each GPU type.
     """
     name = model.triton_name(model_format)
     source_format = model_format if model_format in FORMATS else model.spec.ensemble
     assert source_format is not None
-    # An ensemble has no versions of its own: its steps have.
+    # An ensemble has one version: only its steps have versions.
     keep_versions = 1 if model_format == "ensemble" else model.triton_keys.keep_versions
     fields = model_config.fields_of_format(model.config_fields, model_format)
     policy = fields.get("version_policy", {})
@@ -109,7 +109,9 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "files": artifacts,
             "spec": spec_digest(model, source_format),
             "keep_versions": keep_versions,
-            "release": model.release if keep_versions > 1 else None,  # it must load the older versions, too
+            "release": model.release
+            if keep_versions > 1
+            else None,  # the server's release must be able to load the older versions
             "specific": policy.get("specific", {}).get("versions", []) if policy else [],
             "provenance": model.triton_keys.provenance,
         },
@@ -122,10 +124,10 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
 
 
 def spec_digest(model: Model, model_format: str) -> str:
-    """The sha256 of the tables that decide an artifact: not of comments, limits of accuracy and [triton]."""
+    """The sha256 of the tables that change the bytes of an artifact, without comments, accuracy limits and [triton]."""
     tables = table_settings(model.spec) | {"torchscript": table_settings(model.torchscript)}
-    deciding = json.dumps({table: tables[table] for table in DECIDING_TABLES[model_format]}, sort_keys=True)
-    return hashlib.sha256(deciding.encode()).hexdigest()
+    text = json.dumps({table: tables[table] for table in ARTIFACT_TABLES[model_format]}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -145,7 +147,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             sorted({f"{name} {version}" for tools in records["tools"] for name, version in tools.items()})
         ),
         "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plan_properties(settings, signatures)],
-        "needs": onnx_needs(signatures[0]),
+        "needs": onnx_requirements(signatures[0]),
         "files": {},
     }
     versions, unusable = reusable_versions(settings, new)
@@ -181,10 +183,11 @@ def read_records(inputs: Paths, settings: Settings) -> Records:
     """The records about the artifacts.
 
     Raises:
-        UserError: If the gate result or config.pbtxt is of another file than the artifact.
+        UserError: If the gate result or config.pbtxt belongs to another file than this artifact.
     """
     records: Records = {"verdict": [], "signature": [], "tools": []}
-    # `doit -s` skips the tasks before this one, and another run may rebuild the files that they read.
+    # `doit -s` does not run the tasks before this one, and a second doit may rebuild an artifact meanwhile. Without
+    # these checks, an artifact would be published that the gate has not checked.
     for artifact in settings["files"]:
         records["verdict"].append(read_json(inputs[f"{artifact}.verdict"]))
         records["signature"].append(read_json(inputs[f"{artifact}.signature"]))
@@ -201,13 +204,13 @@ def read_records(inputs: Paths, settings: Settings) -> Records:
     return records
 
 
-def onnx_needs(signature: "Signature") -> dict[str, int]:
-    """The opset and the IR version that a server must know to load the artifact; empty for other formats."""
+def onnx_requirements(signature: "Signature") -> dict[str, int]:
+    """The opset and the IR version that a server must support to load an ONNX file; empty for other formats."""
     return {"opset": signature["opset"], "ir_version": signature["ir_version"]} if "opset" in signature else {}
 
 
 def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object]]) -> list[Any]:
-    """What must be equal in all versions of a model besides the tensors, if it is served from plans: a row per file."""
+    """The properties of plans that must be equal in all versions of a model: one row for each file."""
     if settings["format"] != "tensorrt":
         return []
     keys = ("profile", "TensorRT", "version_compatible")
@@ -215,7 +218,7 @@ def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object
         [file, *(signature.get(key) for key in keys)]
         for file, signature in zip(settings["files"], signatures, strict=True)
     ]
-    return sorted(rows)  # lists, not tuples, so that they equal what JSON reads
+    return sorted(rows)  # lists, not tuples, because they are compared with lists that were read from JSON
 
 
 def write_version(provenance: Provenance, version: int, inputs: Paths, folder: str, settings: Settings) -> None:
@@ -241,7 +244,7 @@ def reusable_versions(settings: Settings, new: Provenance) -> tuple[dict[int, Pr
 
     One config.pbtxt describes all versions. So their tensors must be equal, and for plans also the files, the profiles
     and TensorRT. The server's release must be able to load them: a version that fails makes the whole model fail. Their
-    files must be as they were published.
+    files must not have changed since they were published.
     """
     folder = f"{REPOSITORY}/{settings['name']}"
     numbers = [int(name) for name in os.listdir(folder) if name.isdecimal()] if os.path.isdir(folder) else []

@@ -1,13 +1,13 @@
-"""The accuracy gate: the limits of each metric, and the decision whether an artifact keeps them (see metrics.py).
+"""The accuracy gate: the limits of each metric, and the check whether an artifact is within them (see metrics.py).
 
     precision, sensitivity of the model ─► default limits ─┐
-    [[accuracy.gate]] of the spec ─────────────────────────┴► limits ─► failures ─► gate_error
-    model.*.measured.json ─────────────────────────────────► metric_values ┘
+    [[accuracy.gate]] of the spec ─────────────────────────┴► limits ─┐
+    model.*.measured.json ──────────────────────────► metric_values ──┴► failures ─► gate_error
 
 A rule of the spec replaces default limits:
 
     [[accuracy.gate]]
-    precision = "int8"      # without it the rule holds for all precisions; so do format and output
+    precision = "int8"      # without this key: for all precisions (the same with format and output)
     top1 = 0.9
 
 Later rules win over earlier ones. This module computes with plain data and imports nothing heavy.
@@ -24,14 +24,15 @@ from build_tasks.spec.tables import QUANTIZED_PRECISIONS
 from build_tasks.verification.metrics import ClassChange, Measurements, OutputFigures
 from build_tasks.verification.tolerance import ROUNDOFF, tolerance
 
-# The modules of the project that decide the result of the gate, for the fingerprint of the stages that use it.
+# The modules of the project that affect the gate result, for the fingerprint of the stages that use it.
 GATE_MODULES = (
     "build_tasks.verification.gate",
     "build_tasks.verification.metrics",
     "build_tasks.verification.tolerance",
 )
 
-# The metrics that have a limit, and how messages call them. Polygraphy's comparisons compute the first two of each.
+# The metrics that have a limit, with their names in messages. relative_l2, max_absolute, cosine and snr are computed by
+# Polygraphy.
 AT_MOST = {
     "relative_l2": "relative L2 error",
     "max_absolute": "maximal absolute error",
@@ -48,11 +49,11 @@ METRICS = {**AT_MOST, **AT_LEAST}
 SHARES = ("top1", "top5", "top1_drop", "top5_drop")
 
 MIN_DISTINCT_SAMPLES = 5  # fewer samples prove nothing
-MIN_SPREAD = 1e-3  # an output that differs less between samples, relative to its size, proves nothing
-OUTLIER_FACTOR = 4  # a single value may be off by this many tolerances, in units of the largest value of the output
+MIN_SPREAD = 1e-3  # if an output differs between samples by less than this share, the comparison proves nothing
+OUTLIER_FACTOR = 4  # a single value may be wrong by OUTLIER_FACTOR x tolerance x the largest value of the output
 WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
 
-# Why an output lacks the figures that a rule needs, by the key that is missing.
+# By a missing key of the figures: the reason why a rule cannot be applied to an output.
 MISSING_FIGURES = {
     "truth": "it needs accuracy.truth, the class that each sample shows, and an output with classes",
     "top1_changes": "the output does not name classes: it has other dimensions than (batch, classes)",
@@ -60,7 +61,7 @@ MISSING_FIGURES = {
 
 
 class GateResult(TypedDict):
-    """What model.*.verdict.json holds. It exists only for artifacts that pass."""
+    """The content of model.*.verdict.json. The file exists only for artifacts that pass."""
 
     model: str | None  # digest of the artifact
     signature: str | None  # digest of its signature
@@ -68,7 +69,7 @@ class GateResult(TypedDict):
 
 
 class Failure(NamedTuple):
-    """A metric of an output that is beyond its limit."""
+    """A metric of one output whose value is beyond its limit."""
 
     output: str
     metric: str
@@ -76,7 +77,10 @@ class Failure(NamedTuple):
 
 
 def rules(model: Model, model_format: str, precision: str) -> list[dict[str, Any]]:
-    """Return the spec's rules for an artifact in their order: the limits, and `output` if a rule is for one output."""
+    """Return the spec's rules for an artifact, in their order.
+
+    Each is a dict of limits, with the key `output` if it is for one output only.
+    """
     formats = {None, model_format}
     if model_format == "onnx" and model.spec.has_engine and not model.graph_gated_separately:
         formats.add("graph")  # engines are compiled from model.onnx itself
@@ -86,7 +90,7 @@ def rules(model: Model, model_format: str, precision: str) -> list[dict[str, Any
 
 
 def settings_of(model: Model, model_format: str, precision: str) -> Settings:
-    """Return what the result of the gate depends on besides the figures, for the fingerprint and for `gate_error`."""
+    """Return the settings that affect the gate result, for the fingerprint and for `gate_error`."""
     return {
         "format": model_format,
         "precision": precision,
@@ -102,10 +106,11 @@ def limits(name: str, output: OutputFigures, settings: Settings) -> dict[str, fl
     The defaults are:
 
     - the relative L2 error, by precision and sensitivity;
-    - the absolute error of a single value, OUTLIER_FACTOR times that, so that one bad sample among many is seen;
-    - agreement of the classes: every sample, and 99 % of them in int8 and fp8;
-    - a loss of accuracy of one percent instead, if the class of every sample is known and the reference names the
-      right one for at least half of them.
+    - the absolute error of a single value: OUTLIER_FACTOR times that limit, relative to the output's largest value, so
+      that one bad sample among many fails the gate;
+    - agreement of the classes: for every sample, and in int8 and fp8 for 99 % of the samples;
+    - instead of that agreement, a loss of accuracy of at most one percentage point, if the class of every sample is
+      known and the reference recognizes at least half of the samples.
     """
     precision = settings["precision"]
     overrides: dict[str, float] = {}
@@ -129,9 +134,8 @@ def metric_values(output: OutputFigures, tie: float) -> dict[str, float]:
 
     Args:
         output: Its figures.
-        tie: A sample counts as the same class if the class that the artifact names is the strongest of the reference
-            but for this margin, in root mean squares of the sample's values. The order of equal values does not matter
-            for accuracy.
+        tie: A sample agrees if, in the reference, the score of the artifact's class is at most `tie` below the best
+            score. `tie` is measured in RMS of the sample's values.
     """
     values = {
         "relative_l2": output["relative_l2"],
@@ -149,9 +153,9 @@ def metric_values(output: OutputFigures, tie: float) -> dict[str, float]:
 
 
 def tie_tolerance(output_limits: dict[str, float], output: OutputFigures, settings: Settings) -> float:
-    """Return the margin up to which two classes count as equal.
+    """Return the margin up to which two classes count as a tie, in RMS of the sample's values.
 
-    It is the error that rounding may cause. int8 and fp8, which may cause more, get the margin of bf16.
+    It is the error that rounding may cause. For int8 and fp8 the margin of bf16 is used.
     """
     if settings["precision"] in ROUNDOFF:
         return output_limits["relative_l2"]
@@ -163,7 +167,7 @@ def _changes_beyond(output: OutputFigures, tie: float) -> list[ClassChange]:
 
 
 def failures(outputs: dict[str, OutputFigures], settings: Settings) -> Iterator[Failure]:
-    """Yield each metric that is beyond its limit.
+    """Yield each metric whose value is beyond its limit.
 
     Raises:
         UserError: If a rule names an output that does not exist, or a metric that its outputs do not have.
@@ -200,7 +204,7 @@ def check_rules(outputs: dict[str, OutputFigures], gate_rules: list[dict[str, An
 
 
 def _format_worst(metric: str, output: OutputFigures, tie: float) -> str:
-    """The end of a failure's message: the sample where the metric is worst, or the counts behind it."""
+    """The end of a failure's message: the sample where the metric is worst, or the number of recognized samples."""
     if metric in output["worst"]:
         return f", worst at {output['worst'][metric]}"
     if metric == "top1":
@@ -216,7 +220,7 @@ def _format_worst(metric: str, output: OutputFigures, tie: float) -> str:
 
 
 def format_metric(metric: str, value: float) -> str:
-    """Format the value of a metric for people."""
+    """Format the value of a metric for messages."""
     if metric in SHARES:
         return f"{value:.1%}".replace(".0%", "%")
     if metric == "snr":
@@ -225,7 +229,7 @@ def format_metric(metric: str, value: float) -> str:
 
 
 def untestable_reason(measured: Measurements, settings: Settings) -> str | None:
-    """Return why agreement with this reference proves nothing. None if it proves something."""
+    """Return the reason why agreement with this reference proves nothing. None if it proves something."""
     if settings["random_weights"]:
         return "random weights"
     if (count := measured["distinct"]) < MIN_DISTINCT_SAMPLES:
@@ -245,11 +249,11 @@ def untestable_reason(measured: Measurements, settings: Settings) -> str | None:
 
 
 def gate_error(measured: Measurements, settings: Settings, advice: str) -> str | None:
-    """Return why an artifact fails the gate, with the advice at the end. None if it passes.
+    """Return the reason why an artifact fails the gate, with the advice at the end. None if it passes.
 
-    An artifact whose samples prove nothing fails as well, unless the weights are random or the spec allows it. Random
-    weights in reduced precision fail only if nothing could be measured, because rounding may change their outputs by
-    any factor.
+    An artifact whose samples prove nothing fails as well, unless the weights are random or the spec allows it. With
+    random weights in reduced precision the limits are not applied: rounding may change the outputs by any factor. Such
+    an artifact fails only if an output could not be measured.
     """
     untestable = untestable_reason(measured, settings)
     lenient = settings["random_weights"] and settings["precision"] != "fp32"
@@ -270,7 +274,7 @@ def _format_names(failed: list[Failure]) -> str:
 
 
 def wilson_lower_bound(hits: int, count: int) -> float:
-    """Return the share that `hits` of `count` prove with 95 % confidence: the lower bound of Wilson's interval.
+    """Return the lower bound of a true share from `hits` of `count`, with 95 % confidence, by Wilson's interval.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
@@ -282,7 +286,7 @@ def wilson_lower_bound(hits: int, count: int) -> float:
 
 
 def nearest_limit(measured: Measurements, settings: Settings) -> tuple[str, str]:
-    """Return the relative L2 error that comes nearest to its limit, and this limit, both formatted for people."""
+    """Return the relative L2 error that is nearest to its limit, and this limit, both formatted for messages."""
     outputs = measured["outputs"]
     bounds = {name: limits(name, outputs[name], settings)["relative_l2"] for name in outputs}
     name = max(bounds, key=lambda name: outputs[name]["relative_l2"] / bounds[name])

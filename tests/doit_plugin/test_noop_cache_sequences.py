@@ -87,7 +87,7 @@ class Pair:
         kind, *words = step
         if kind == "doit":
             time.sleep(TICK)
-            (self.plain / noop_cache.TABLE).unlink(missing_ok=True)
+            (self.plain / noop_cache.CACHE_FILE).unlink(missing_ok=True)
             plan = self.doit(self.cached, "plan", *(word for word in words if word in MODELS))
             expected, found = self.doit(self.plain, *words), self.doit(self.cached, *words)
             difference = "\n".join(

@@ -17,7 +17,7 @@ def test_an_input_that_changes_during_the_build_is_not_published(project: Projec
     add_with_converter(project, tiny_weights, "open('models/tiny/convert.py', 'a').write('# saved by an editor\\n')")
     run = project.doit("weights:tiny")
     assert run.code == 1
-    assert "models/tiny/convert.py changed while being used; nothing was published, run doit again" in run.out
+    assert "models/tiny/convert.py changed while being used; nothing was written, run doit again" in run.out
     assert not (project / "build/tiny/weights.safetensors").exists()
     project.edit("models/tiny/convert.py", "open(", "None and open(")
     assert project.built("weights:tiny").ran == ["weights:tiny"]
