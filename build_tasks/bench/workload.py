@@ -1,10 +1,9 @@
-"""The load of a benchmark: closed loops of requests, timed after a warm-up.
+"""The load of a benchmark: every thread sends its next request when the previous one is answered (a closed loop).
 
-    samples ─► a batch ─► 1, 2, 4 threads, each with an instance of its own ─► latencies of requests ─► a Point
+    samples ─► a batch ─► 1, 2, 4 threads, each with its own instance ─► warm-up ─► latencies of requests ─► a Point
 
-An instance of an artifact is what Triton's instance groups hold: a copy, which has a stream of its own on a GPU, and
-its share of the cores on a CPU (instances.py). Of a running server an instance is a client. A thread sends its next
-request when the last one is answered.
+On this machine an instance is a copy of the artifact, as in an instance group. It has its own stream on a GPU, or its
+share of the cores on a CPU (see instances.py). For a running server it is a client connection.
 """
 
 import threading
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 # TorchScript's profiling executor compiles at the first two requests of a shape; the third is as fast as the hundredth.
-WARM_UP_REQUESTS = 3  # of every instance at every batch, at least
-WARM_UP_SHARE = 0.25  # of the measuring time, at least
-MIN_REQUESTS = 3  # that are measured, however long they take
+WARM_UP_REQUESTS = 3  # minimum number of warm-up requests per instance and batch size
+WARM_UP_SHARE = 0.25  # minimum duration of the warm-up, as a share of the measuring time
+MIN_REQUESTS = 3  # minimum number of measured requests per instance, even if they take longer than the measuring time
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """The points of one format: every batch at every concurrency, for `seconds` each."""
+    """The points to measure for one format: every batch size with every concurrency, each for `seconds`."""
 
     model_format: str
     batches: list[int]
@@ -40,16 +39,16 @@ class Sweep(msgspec.Struct, frozen=True):
 
 
 class Measurement(NamedTuple):
-    """What a sweep gave: its points, what failed, and how it was timed ("cpu" or "cuda"; no device of a server)."""
+    """The result of a sweep."""
 
     points: list[Point]
-    failed: list[str]
-    timed_by: str
-    device: str | None = None
+    failed: list[str]  # one message for each concurrency that failed
+    timed_by: str  # the clock, or the tool that measured
+    device: str | None = None  # "cpu" or "cuda"; None for a server
 
 
 def measure_artifact(inputs: Paths, sweep: Sweep, settings: Settings) -> Measurement:
-    """Measure one format on this machine. It runs in a process of its own.
+    """Measure one format on this machine. Call this in a child process.
 
     Args:
         settings: device (as in [triton]), cores; for the plain trace the settings of its network.
@@ -60,19 +59,19 @@ def measure_artifact(inputs: Paths, sweep: Sweep, settings: Settings) -> Measure
     for concurrency in sweep.concurrency:
         threads = max(settings["cores"] // concurrency, 1)
         loaded = LOADERS[sweep.model_format](inputs, settings, threads, concurrency)
-        batches = samples.astype(loaded.dtype or samples.dtype)
+        typed_samples = samples.astype(loaded.dtype or samples.dtype)
         threads_of_point = threads if loaded.device == "cpu" else None
-        # Each library has an exception of its own for a lack of memory, or of a kernel.
-        failed += _measure_batches(loaded.instances, batches, sweep, threads_of_point, points, Exception)
+        # Every library raises another exception if memory is short or a kernel is missing.
+        failed += _measure_batches(loaded.instances, typed_samples, sweep, threads_of_point, points, Exception)
     return Measurement(points, failed, loaded.timed_by, loaded.device)
 
 
 def measure_server(inputs: Paths, sweep: Sweep, url: str, model: str) -> Measurement:
-    """Measure a model of a running server with Triton's client for Python, where there is no perf_analyzer.
+    """Measure a model of a running server with Triton's client for Python, if there is no perf_analyzer.
 
     Args:
         url: host:port of HTTP.
-        model: Its name at the server.
+        model: The model's name on the server.
     """
     from build_tasks.serving.smoke import cast_to_input_type
     from build_tasks.serving.triton_client import Client
@@ -110,9 +109,9 @@ def _measure_batches(
     """Measure every batch size of a sweep with these instances, and append to `points`.
 
     Args:
-        threads: Of each instance, on a CPU.
-        expected_error: What makes a point fail, and not the whole benchmark. Larger batches are then not tried.
-    Returns: What failed.
+        threads: The number of threads of each instance on a CPU; None on a GPU or for a server.
+        expected_error: The exception that ends only this loop over the batch sizes, not the whole benchmark.
+    Returns: A message about the batch size that failed; empty if none failed.
     """
     for batch in sweep.batches:
         try:
@@ -150,7 +149,7 @@ def run_load(instances: Sequence[Instance], batch: "np.ndarray", seconds: float)
                 pass
             barrier.wait()
         except threading.BrokenBarrierError:
-            return [], 1.0  # another thread raises the error
+            return [], 1.0  # another thread raises its error, so this result is not used; 1.0 avoids a division by zero
         except BaseException:
             barrier.abort()
             raise
@@ -165,7 +164,7 @@ def run_load(instances: Sequence[Instance], batch: "np.ndarray", seconds: float)
 
 
 def repeat_request(request: Request, seconds: float, min_requests: int) -> Iterator[float]:
-    """Latencies of requests, for some seconds, and of `min_requests` at least."""
+    """Send requests for some seconds, and at least `min_requests`. Yields the latency of each."""
     deadline, count = time.perf_counter() + seconds, 0
     while count < min_requests or time.perf_counter() < deadline:
         yield request()
@@ -192,7 +191,7 @@ def make_point(
 
 
 def format_point(point: Point) -> str:
-    """The line that is printed when a point is measured."""
+    """The line that is printed after a point was measured."""
     return (
         f"  {point.model_format:<12} batch {point.batch:>3} x {point.concurrency:<2} "
         f"{point.images_per_s:>9.1f} images/s   p50 {point.p50_ms:.2f} ms, p99 {point.p99_ms:.2f} ms"

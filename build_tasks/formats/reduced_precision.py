@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-# modelopt has "max" and "entropy". With a few pictures, the extreme values give convolutions a better accuracy.
+# modelopt offers "max" and "entropy". With only a few calibration pictures, "max" gives convolutions a better accuracy.
 CALIBRATION_METHOD = "max"
-CALIBRATION_SAMPLES = 8  # that the memory of the stage is estimated for; the samples of a spec may be more
+CALIBRATION_SAMPLES = 8  # number of samples assumed when estimating memory; a spec may have more
 MAX_SUGGESTIONS = 3
 
 
 class NothingToQuantizeError(UserError):
-    """No node was quantized: all are excluded, or modelopt found none worth quantizing."""
+    """No node was quantized: all nodes are excluded, or modelopt found none that is worth quantizing."""
 
 
 def inputs_of(model: Model, precision: str) -> Paths:
@@ -47,12 +47,14 @@ def inputs_of(model: Model, precision: str) -> Paths:
 
 
 def settings_of(model: Model, precision: str) -> Settings:
-    """Return what a conversion depends on besides its files, for the fingerprint and for `convert_graph`."""
+    """Return the settings of a conversion, for the fingerprint and for `convert_graph`."""
     engine, source = model.spec.engine, calibration_source(model, precision)
     return {
         "model": model.name,
         "precision": precision,
         "keep_fp32": engine.keep_fp32,
+        # Only fp16 graphs can have inputs and outputs in their own precision. The value may be false in a spec with fp16,
+        # and `doit compare` converts that model to the other precisions as well.
         "keep_io_types": engine.keep_io_types or precision != "fp16",
         "external_data": model.spec.onnx.external_data,
         "calibration": source,
@@ -73,17 +75,17 @@ def convert_graph(
     settings: Settings,
     excluded: list[str],
     folder: str,
-    rest: str = "fp16",
+    other_precision: str = "fp16",
 ) -> "onnx.ModelProto":
     """Return the graph in the precision of the settings. `source` stays as it is.
 
     Args:
         source: The fp32 graph.
-        samples: The samples for calibration. None for casts.
+        samples: The samples for calibration. None for fp16 and bf16.
         settings: What `settings_of` returns.
         excluded: Names of further nodes that stay in fp32, or that are not quantized.
         folder: For temporary files.
-        rest: The precision of the nodes that are not quantized.
+        other_precision: The precision of the nodes that are not quantized.
     Raises:
         UserError: If modelopt cannot convert the graph.
         NothingToQuantizeError: If no node was quantized.
@@ -97,7 +99,9 @@ def convert_graph(
         if samples is None:
             return strip_metadata(cast_graph(path, operators, [*nodes, *excluded_patterns], settings))
         batches = split_batches(source, samples)
-        return strip_metadata(quantize_graph(path, operators, nodes, excluded_patterns, batches, settings, rest))
+        return strip_metadata(
+            quantize_graph(path, operators, nodes, excluded_patterns, batches, settings, other_precision)
+        )
 
 
 def resolve_keep_fp32(graph: "onnx.ModelProto", entries: list[str]) -> tuple[list[str], list[str]]:
@@ -134,7 +138,7 @@ def resolve_keep_fp32(graph: "onnx.ModelProto", entries: list[str]) -> tuple[lis
 def cast_graph(path: str, operators: list[str], nodes: list[str], settings: Settings) -> "onnx.ModelProto":
     """Return the graph in fp16 or bf16.
 
-    Weights that fp16 cannot represent stay in fp32, and so do these nodes.
+    Weights that fp16 cannot represent stay in fp32, and so do `operators` and `nodes`.
 
     Args:
         path: The fp32 graph.
@@ -173,18 +177,19 @@ def quantize_graph(
     excluded: list[str],
     samples: "list[np.ndarray]",
     settings: Settings,
-    rest: str,
+    other_precision: str,
 ) -> "onnx.ModelProto":
     """Return the graph with Q/DQ pairs before the nodes that are quantized.
 
     Args:
         path: The fp32 graph.
         operators: Operator types that stay in fp32.
-        nodes: Patterns of node names that stay in fp32. If there are any, all nodes without Q/DQ pairs do.
+        nodes: Patterns of node names that stay in fp32. If this list is not empty, all nodes that are not quantized
+            stay in fp32 (modelopt can exclude only operator types from fp16).
         excluded: Patterns of further node names that are not quantized.
-        samples: The calibration samples, in batches that the graph takes.
+        samples: The calibration samples, in batches of a size that the graph accepts.
         settings: What `settings_of` returns.
-        rest: The precision of the nodes that are not quantized.
+        other_precision: The precision of the nodes that are not quantized.
     Raises:
         UserError: If modelopt cannot quantize the graph.
         NothingToQuantizeError: If it quantized no node.
@@ -204,7 +209,7 @@ def quantize_graph(
             op_types_to_exclude=operators or None,
             op_types_to_exclude_fp16=operators or None,
             nodes_to_exclude=[*nodes, *excluded],
-            high_precision_dtype="fp32" if nodes else rest,  # only operator types can be excluded from fp16
+            high_precision_dtype="fp32" if nodes else other_precision,
             use_external_data_format=os.path.exists(f"{path}.data"),
             output_path=draft,
             log_level="WARNING",
@@ -221,9 +226,9 @@ def quantize_graph(
 
 
 def split_batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.ndarray]":
-    """Return the samples in batches that the graph takes: one batch, or batches of its fixed size.
+    """Return the samples in batches that the graph accepts: one batch, or batches of its fixed size.
 
-    A last batch that is too small is filled with repeats.
+    If the last batch is too small, samples are repeated to fill it.
     """
     import numpy as np
 
@@ -234,7 +239,7 @@ def split_batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.n
 
 
 def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None":
-    """Return the samples whose activations decide the scales, as clients send them. None for casts."""
+    """Return the calibration samples, in the input format of clients. None for fp16 and bf16."""
     from polygraphy.json import load_json
 
     if settings["precision"] not in QUANTIZED_PRECISIONS:
@@ -256,7 +261,7 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
 
 
 def source_modules(model: Model, precision: str) -> tuple[str, ...]:
-    """Return the project's modules that decide the graph, for the fingerprint of the stages that convert it."""
+    """Return the project's modules that affect the graph, for the fingerprint of the stages that convert it."""
     modules = (__name__, "build_tasks.formats.onnx_files", "build_tasks.tensors")
     if calibration_source(model, precision) is None:
         return modules
@@ -264,11 +269,11 @@ def source_modules(model: Model, precision: str) -> tuple[str, ...]:
 
 
 def user_source_files(model: Model, precision: str) -> tuple[str, ...]:
-    """Return the user's files that make the network. It is only needed to preprocess engine.calibration."""
+    """Return the user's files that define the network. They are needed only to preprocess engine.calibration."""
     return pytorch_network.user_source_files(model) if calibration_source(model, precision) else ()
 
 
 def calibration_source(model: Model, precision: str) -> str | None:
-    """Return engine.calibration. None for casts, and if the accuracy samples are used for calibration."""
+    """Return engine.calibration. None for fp16 and bf16, and if the accuracy samples are used for calibration."""
     calibration = model.spec.engine.calibration
     return model.source(calibration) if calibration and precision in QUANTIZED_PRECISIONS else None

@@ -1,9 +1,12 @@
-"""The page of one model, as a record.
+"""Collects the data of one model's page.
 
     a Step of each task    ─► task_row() ─► its state, reasons, artifact, tools ───┐
     model.*.measured.json  ─► judge()    ─► figures and gate results ──────────────┴► model_page()
 
-What is missing or broken in build/ is left out. Its stage will run again, and the page shows that.
+Files that are missing or broken in build/ are left out. The page shows that their stages will run again.
+
+The tasks of a model are drawn in bands. A *band* is a row of the task diagram: the tasks of one Triton model or of one
+graph, the tasks that all of them share, or the summary.
 """
 
 import contextlib
@@ -35,10 +38,10 @@ from build_tasks.spec.tables import REDUCED_PRECISIONS
 from build_tasks.verification import gate, judged_artifacts, metrics
 
 MIN_DURATION = 0.1  # seconds; shorter tasks are only counted
-MAX_TITLE = 16  # characters that fit into a box of the graph
-MAX_NODES = 5  # nodes that are named because of their errors
+MAX_TITLE = 16  # number of characters that fit into a box of the task diagram
+MAX_NODES = 5  # number of nodes with large errors that the page names
 
-# Several tasks together have the last one of their states in this order.
+# States from best to worst. A group of tasks shows its worst state.
 STATES = (
     TaskState.UP_TO_DATE,
     TaskState.MAY_RUN,
@@ -48,8 +51,8 @@ STATES = (
     TaskState.IGNORED,
 )
 
-# The stages that make an artifact, each with the suffix of the Triton model that serves it. None: all artifacts of the
-# model share it.
+# The stages that write an artifact, each with the suffix of the Triton model that serves it. None: the file is shared
+# by all artifacts.
 ARTIFACT_SUFFIXES = {
     "weights": None, "labels": None, "reference": None, "repair": None,
     "torchscript": "", "cast": "", "precision": "",
@@ -59,12 +62,12 @@ SHARED_BAND, SUMMARY_BAND = "", "summary"
 
 
 def model_page(model: Model, dependencies: dict[str, set[str]], tasks: list[TaskRow], before: Snapshot) -> ModelPage:
-    """All that the page shows of a model.
+    """The data of a model's page.
 
     Args:
         dependencies: The names of the tasks that each task requires.
         tasks: The tasks of the model, in the order of the build.
-        before: What the last report remembered.
+        before: The snapshot of the last report.
     """
     gate_results = [row for artifact in measured_artifacts(model) if (row := gate_row(model, artifact))]
     bands = [band for band in dict.fromkeys(task.band for task in tasks) if band not in (SHARED_BAND, SUMMARY_BAND)]
@@ -96,11 +99,11 @@ def model_page(model: Model, dependencies: dict[str, set[str]], tasks: list[Task
 
 
 def task_row(step: Step, values: dict[str, Any]) -> TaskRow:
-    """A task with its target, the state of that, the reasons and the duration.
+    """The row of a task: its target, state, reasons and duration.
 
     Args:
-        step: What `doit` would do with the task. It belongs to a stage.
-        values: What doit recorded when the task ran last.
+        step: The task's state and reasons, from a dry run. The task is a stage.
+        values: doit's record of the task's last run.
     """
     assert step.stage
     stage, _, name = step.task.partition(":")
@@ -127,12 +130,12 @@ def task_row(step: Step, values: dict[str, Any]) -> TaskRow:
 
 
 def box_title(stage: str, file: str) -> str:
-    """The file that a task makes, if it is of interest and fits into a box of the graph; otherwise its stage."""
+    """The title of a box of the task diagram: the task's file, if it is short and important, otherwise its stage."""
     return file if stage in (*ARTIFACT_SUFFIXES, "config", "summary") and len(file) <= MAX_TITLE else stage
 
 
 def band_of(stage: str, name: str) -> str:
-    """The band of a task: a Triton model, a graph, the summary, or the one for what all of them share."""
+    """The band of a task: the name of a Triton model or graph, SUMMARY_BAND or SHARED_BAND."""
     if stage == "summary":
         return SUMMARY_BAND
     suffix = ARTIFACT_SUFFIXES.get(stage, "")
@@ -141,7 +144,7 @@ def band_of(stage: str, name: str) -> str:
 
 
 def measured_artifacts(model: Model) -> list[judged_artifacts.JudgedArtifact]:
-    """The artifacts that the build judges, and the graphs of other precisions that `doit compare` has measured."""
+    """The artifacts that the gate checks in a build, and graphs of other precisions that `doit compare` measured."""
     artifacts = judged_artifacts.judged_artifacts(model)
     files = {artifact.file for artifact in artifacts}
     return artifacts + [
@@ -153,7 +156,7 @@ def measured_artifacts(model: Model) -> list[judged_artifacts.JudgedArtifact]:
 
 
 def gate_row(model: Model, artifact: judged_artifacts.JudgedArtifact) -> GateRow | None:
-    """The figures of an artifact, judged by the spec as it is now; None if they are not those of the present files."""
+    """The figures of an artifact, compared with the current limits; None if they were measured on older files."""
     measured = cast(metrics.MeasuredFile, read_object(judged_artifacts.measured_file(model, artifact.file)))
     files = {"model": artifact.file, "reference": "reference.json"}
     if not measured or any(measured.get(key) != digest(model.artifact(file)) for key, file in files.items()):
@@ -180,7 +183,7 @@ def gate_row(model: Model, artifact: judged_artifacts.JudgedArtifact) -> GateRow
 
 
 def artifact_row(band: str, tasks: list[TaskRow], gate_results: list[GateRow]) -> ArtifactRow:
-    """The tasks of a band together."""
+    """The row of a band: the figures of all its tasks together."""
     members = [task for task in tasks if task.band == band]
     artifacts = [task for task in members if task.is_artifact]
     files = sorted({os.path.basename(task.file) for task in artifacts})
@@ -196,7 +199,7 @@ def artifact_row(band: str, tasks: list[TaskRow], gate_results: list[GateRow]) -
 
 
 def histograms(gate_results: list[GateRow]) -> Iterator[HistogramRow]:
-    """One for each output of each artifact, all on one scale."""
+    """A histogram for each output of each artifact, all with the same scale."""
     measured = [
         (row, name, output) for row in gate_results for name, output in row.outputs.items() if "wrong" not in output
     ]
@@ -214,7 +217,7 @@ def histograms(gate_results: list[GateRow]) -> Iterator[HistogramRow]:
 
 
 def node_errors(model: Model) -> NodeErrors | None:
-    """What `doit layers` has measured of the graph that engines are compiled from; None if nothing."""
+    """The errors that `doit layers` measured in the graph that engines are compiled from; None if it has not run."""
     report = read_object(f"{model.artifact(model.graph)}.layers.json") if model.converted else {}
     if "first_jump" not in report:
         return None
@@ -243,7 +246,7 @@ def config_files(tasks: list[TaskRow]) -> Iterator[ConfigFile]:
 
 
 def durations(tasks: list[TaskRow]) -> Durations:
-    """The last run of each task that ever ran."""
+    """The durations of the last run of each task, without tasks that never ran."""
     seconds = [task.seconds for task in tasks if task.seconds is not None]
     long_tasks = [task for task in tasks if task.seconds is not None and task.seconds >= MIN_DURATION]
     return Durations(
@@ -256,7 +259,7 @@ def durations(tasks: list[TaskRow]) -> Durations:
 
 
 def read_object(path: str) -> dict[str, Any]:
-    """The JSON object in a file below build/; empty if there is no file, or a broken one."""
+    """The JSON object in a file below build/; empty if the file is missing or broken."""
     try:
         value = read_json(path)
     except (OSError, ValueError):

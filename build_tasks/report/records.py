@@ -79,7 +79,7 @@ class ArtifactRow(Struct):
     """A Triton model, or a graph, in one line of the overview.
 
     Attributes:
-        state: The last one of its tasks' states in the order of `model_page.STATES`.
+        state: The worst state of its tasks, in the order of `model_page.STATES`.
         size: Bytes of its artifacts, None if there are none.
         seconds: Duration of the last run of its tasks together, None if none ran.
     """

@@ -228,7 +228,7 @@ class Trial:
             reduced = node_precision.emulate_nodes(self.source, self.settings["precision"])
         else:
             whole = reduced_precision.convert_graph(
-                self.source, self.calibration, self.settings, [], self.folder, rest="fp32"
+                self.source, self.calibration, self.settings, [], self.folder, other_precision="fp32"
             )
             reduced = functools.partial(node_precision.keep_qdq_for, whole)
         expected = float_outputs(session_without_optimizations(self.source)(batch))

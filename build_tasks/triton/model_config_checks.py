@@ -1,7 +1,14 @@
 """Values of [triton] that contradict the rest of the spec or each other.
 
-A server would refuse some of them, and ignore others without a word. Some end the server: a model with only passive
-instances does so at the first request.
+A server would reject some of them, and ignore others without a message. Some end the server: for example, a model that
+has only passive instances ends it at the first request.
+
+A new check of ModelConfig belongs to one of four places:
+
+    fields of the ModelConfig with each other   config_mistakes (it sees only the ModelConfig)
+    a field with the rest of the spec           _model_mistakes and the checks that it calls
+    `optimization` with what a backend reads    optimization_checks.py
+    a field with the artifact                   derived_config.py
 
 Sources: the core's model_config_utils.cc, backend_model_instance.cc and sequence_batch_scheduler.cc; the backends'
 own checks (onnxruntime.cc, libtorch.cc, instance_state.cc); trials with the server of release 24.10.
@@ -30,7 +37,7 @@ NOT_OF_AN_ENSEMBLE = ("instance_group", "optimization", "model_warmup", *sorted(
 
 
 def mistakes(facts: ServingFacts) -> Iterator[Mistake]:
-    """Yield what is wrong with [triton], as far as the spec shows. derived_config.py checks against the artifact."""
+    """Yield what is wrong with [triton], as far as the spec shows it."""
     tables: dict[str, dict[str, Any]] = {"": {}}
     for key, value in facts.config_fields.items():
         if key not in TRITON_MODELS:
