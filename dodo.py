@@ -1,4 +1,4 @@
-"""What can be built: from the specs in models/ to a Triton model repository.
+"""The tasks that build a Triton model repository from the specs in models/.
 
     weights ──► torchscript ──► onnx ──► precision ──► engine, rtx     build/<model>/
        │             │ └► cast   │           │           │
@@ -10,8 +10,8 @@
                              │         │                               <model>_preprocess, <model>_ensemble
                            client    check, smoke, serve
 
-On demand: layers (where a graph goes wrong), repair (what to keep in fp32), compare (what every precision costs),
-bench (how fast everything is).
+On demand: layers (the error after each node), repair (the nodes that must stay in fp32), compare (the accuracy of every
+precision), bench (latency and throughput).
 
 One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
 """

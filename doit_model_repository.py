@@ -80,7 +80,7 @@ class Json:
 
 
 def _class(module: str, name: str, default: type) -> type:
-    """Return a class of the checkout; where there is none, `default`."""
+    """Return a class of the checkout, or `default` if there is no checkout."""
     try:
         found: type = getattr(_module(module), name)
     except ModuleNotFoundError:

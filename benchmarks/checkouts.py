@@ -1,4 +1,4 @@
-"""What the benchmarks share: a checkout and its doit, copies of projects, timed commands, and two checkouts in turns.
+"""Code that the benchmarks share: a checkout and its doit, copies of projects, timed commands, comparisons in turns.
 
     this checkout ─┐                                                       ┌─ median of each side
                    ├─► copies of both projects ─► A B A B … in one run ────┤
@@ -127,7 +127,7 @@ def no_op(checkout: Checkout, project: Path, *names: str) -> Callable[[], float]
 
 
 def empty_doit(checkout: Checkout, folder: Path) -> Callable[[], float]:
-    """A function that measures a `doit` with an empty dodo.py, in a new folder: what doit itself costs."""
+    """A function that measures a `doit` with an empty dodo.py, in a new folder: the cost of doit itself."""
     project = folder / f"empty, {checkout.name}"
     project.mkdir(parents=True)
     (project / "dodo.py").touch()

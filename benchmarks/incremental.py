@@ -1,11 +1,11 @@
-"""What a `doit` with nothing to do costs, by the number of models, beside other build systems.
+"""Measures a `doit` with nothing to do, by the number of models, and compares it with other build systems.
 
 this project    N models of 15 tasks each, all up to date. The first run checks every task and remembers each model in
                 the no-op cache; later runs only check that its files are unchanged
                 (build_tasks/doit_plugin/noop_cache.py). Measured for all models, and for one model by its name.
 plain doit      N chains of 7 tasks, from one file to the next, with doit's own md5 checker
 ninja, DVC, snakemake
-                the same chains, where these programs are on the PATH: pip install ninja dvc snakemake, in an
+                the same chains, if these programs are on the PATH: pip install ninja dvc snakemake, in an
                 environment of their own. DVC is left out above --largest models: its preparation takes too long.
 
 With --against, the same project of an older checkout takes part, and the ratio of this checkout to the older one is
@@ -198,7 +198,7 @@ def plain_doit(folder: Path, count: int) -> Callable[[], float]:
     )
     models = f"(f'm{{index:04}}' for index in range({count}))"
     (folder / "dodo.py").write_text(f"def task_chain():\n    for m in {models}:\n{steps}", encoding="utf-8")
-    # Write what a run would write: the files of the chain, and doit's records of them.
+    # Write the files that a run would write: the files of the chain, and doit's records of them.
     for index in range(count):
         for name in CHAIN[1:]:
             shutil.copy(folder / f"m{index:04}/source", folder / f"m{index:04}/{name}")

@@ -1,4 +1,4 @@
-"""What the build system costs. Every ratio is from runs of both sides that alternate on one machine.
+"""Measures the overhead of the build system. Every ratio is from runs of both sides that alternate on one machine.
 
 no-op        `doit` with nothing to do for the two shipped models,                            goal: at most 1.5
              over `doit` with an empty dodo.py in an empty folder
@@ -118,7 +118,7 @@ def changed_key(checkout: Checkout, project: Path) -> Callable[[], float]:
 
 
 def measure_clean_build(checkouts: list[Checkout], folder: Path, runs: int) -> None:
-    """Measure a build of everything, and compare what it publishes with what a single process writes."""
+    """Measure a build of everything, and compare the published files with those of a single process."""
     this = checkouts[0]
     projects = {checkout.name: copy_project(checkout, folder / f"build, {checkout.name}") for checkout in checkouts}
     without_doit = copy_project(this, folder / "build without doit")

@@ -1,4 +1,4 @@
-"""What publishing a large artifact costs: bytes read and written over its size, and time over that of `cp`.
+"""Measures the cost of publishing a large artifact: bytes read and written over its size, and time over that of `cp`.
 
 The real stages build a model that is mostly weights, up to the step before publishing. Then these are measured:
 
@@ -8,7 +8,7 @@ a new config   the same after an edit of [triton]. On one file system the artifa
 touched        the next `doit` after model.pt was touched, and the one after that                      goal: reads 1, 0
 
 Bytes are counted at system calls (rchar and wchar in /proc/self/io, with all children that have ended), so they include
-what the page cache answers. What a plain `doit` with nothing to do reads, above all Python's own files, is subtracted.
+reads from the page cache. The bytes that a `doit` with nothing to do reads, mostly Python's own files, are subtracted.
 On one file system `cp` is kept from cloning the file. A `sync` before each command gives all the same start. The time
 of doit includes its start and its fsync, the time of `cp` includes neither.
 

@@ -1,4 +1,4 @@
-"""How many small models scale with `doit -n 2`: one ratio, from builds that alternate on one machine.
+"""Measures how builds of small models scale with `doit -n 2`: one ratio, from builds that alternate on one machine.
 
 clean build  `doit -n 1` over `doit -n 2`, without build/, of 20 models     goal: at least 1.7, on two cores
 

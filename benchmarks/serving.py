@@ -1,4 +1,4 @@
-"""How fast PyTorch serves a network in three ways, and how slow the first request of a batch is: tables of one run.
+"""Measures the speed of PyTorch for a network in three ways, and the first requests of a batch. Prints tables.
 
 plain          torch.jit.trace of timm's network in fp32, unchanged
 published      the same network as `doit` publishes it for a GPU: traced and frozen on the CPU, cast to fp16 inside,
@@ -46,7 +46,7 @@ FIRST_BATCHES = (1, 2, 3, 4, 8)  # whose first requests are timed
 TRACED_BATCH = 2
 
 WARM_UP = 10  # requests before the clock runs; about three of a shape are enough
-MIN_SECONDS = 0.5  # of requests behind each figure
+MIN_SECONDS = 0.5  # minimum duration of the requests for each figure
 MIN_REQUESTS = 10  # behind each figure
 MAX_ERROR = 0.1  # relative L2; rounding alone stays below it
 

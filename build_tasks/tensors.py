@@ -26,7 +26,7 @@ class ProfileShapes(TypedDict):
 
 
 class Signature(TypedDict):
-    """What <artifact>.signature.json holds. The keys after `outputs` exist for some formats only."""
+    """The content of <artifact>.signature.json. The keys after `outputs` exist for some formats only."""
 
     inputs: list[TensorSignature]
     outputs: list[TensorSignature]

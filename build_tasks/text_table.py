@@ -1,4 +1,4 @@
-"""Tables and sizes as plain text. The text is also shown where rich is not installed."""
+"""Tables and sizes as plain text. It does not use rich, which may be missing."""
 
 from collections.abc import Sequence
 

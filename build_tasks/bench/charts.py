@@ -7,7 +7,7 @@ COLORS = {
     TRACE: "#666666", "torchscript": "#b3261e", "onnx": "#1f5fa8", "tensorrt": "#2a7f62", TRTEXEC: "#8ac2ab",
     "rtx": "#b8860b",
 }  # fmt: skip
-LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # by concurrency
+LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # one style for each concurrency
 
 
 def plot_run(model: str, run: Run, path: str) -> None:

@@ -60,7 +60,7 @@ def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> L
     shape = pytorch_network.input_shape(network, settings["shape"])
     example = pytorch_network.example_input(shape, TRACED_BATCH, settings["interface"]["format"])
     with torch.no_grad():
-        module(example)  # what a network computes only once must not become part of the trace
+        module(example)  # values that a network computes only once must not become part of the trace
         traced = torch.jit.trace(module, example, check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
@@ -105,7 +105,10 @@ def _load_modules(data: bytes, settings: Settings, threads: int, count: int) -> 
 
 
 def load_onnx(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
-    """Sessions of ONNX Runtime; on the GPU if it has the CUDA provider, whose runs end when the GPU has the answer."""
+    """Sessions of ONNX Runtime, on the GPU if it has the CUDA provider.
+
+    A run with the CUDA provider ends when the outputs are complete.
+    """
     import onnxruntime
 
     cuda = "CUDAExecutionProvider"
@@ -164,7 +167,7 @@ def _input_dtype(inputs: Paths) -> str:
 
 
 def wall_clock_request(run: Callable[[], object]) -> Request:
-    """A request that is timed by the clock, around a function that returns when the answer is there."""
+    """A request that is timed by the clock, around a function that returns when the outputs are complete."""
 
     def request() -> float:
         started = time.perf_counter()

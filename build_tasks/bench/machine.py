@@ -17,21 +17,21 @@ from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings, log_of
 from build_tasks.spec.model import Model
 
-LOADING_SECONDS = 3  # of one format, for the estimate
+LOADING_SECONDS = 3  # assumed time to load one format, for the estimate of the duration
 
 
 def formats_of(model: Model) -> list[str]:
-    """What can be measured of a model on some machine. The plain trace comes first: others are compared with it."""
+    """The formats that some machine can measure. The plain trace comes first: others are compared with it."""
     return [*([] if model.spec.from_onnx else [TRACE]), *model.spec.formats]
 
 
 def measurable_formats(model: Model) -> list[str]:
-    """What can be measured of a model on this machine."""
+    """The formats that this machine can measure."""
     return [model_format for model_format in formats_of(model) if not missing_requirements(model, model_format)]
 
 
 def missing_requirements(model: Model, model_format: str) -> str | None:
-    """What this machine lacks to run a format; None if nothing."""
+    """The missing requirement to run a format on this machine; None if nothing is missing."""
     packages = {TRACE: ("torch",), "torchscript": ("torch",), "onnx": results.ONNX_RUNTIME}.get(model_format)
     if packages and hardware.version(packages) is None:
         return f"the package {packages[0]} (pip install -r requirements.txt)"

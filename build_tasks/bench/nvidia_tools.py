@@ -1,4 +1,4 @@
-"""NVIDIA's own tools for a benchmark, where they are on the PATH.
+"""NVIDIA's own tools for a benchmark, if they are on the PATH.
 
     perf_analyzer    sends requests to a running Triton server ─► a CSV file                 ─► a Point
     trtexec          runs a plan                               ─► lines on standard output   ─► a Point
@@ -25,10 +25,13 @@ INSTALL_HINT = (
     "pip install 'perf-analyzer>=2.60' (a glibc of 2.38 or newer: Debian 13, Ubuntu 24.04), or NVIDIA's image "
     "nvcr.io/nvidia/tritonserver:{}-py3-sdk"
 )
-WINDOWS = 3  # that perf_analyzer measures; it calls a result of fewer windows unstable
+WINDOWS = 3  # number of windows that perf_analyzer measures; with fewer, it reports an unstable result
 MIN_REQUESTS_PER_WINDOW = 2  # perf_analyzer may find no request in a shorter window
-RETRY_FACTORS = (1, 4, 16)  # of the length of a measurement, if perf_analyzer finds no request in it all the same
-NO_REQUEST_MESSAGES = ("larger time window", "failed to find the requested model version")  # it says so in two ways
+RETRY_FACTORS = (1, 4, 16)  # factors of the window's length, for retries if perf_analyzer finds no request in it
+NO_REQUEST_MESSAGES = (
+    "larger time window",
+    "failed to find the requested model version",
+)  # perf_analyzer has two messages for this case
 TOOL_TIMEOUT = 600  # seconds
 
 

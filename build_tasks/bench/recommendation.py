@@ -1,4 +1,4 @@
-"""What the points of one format propose for [triton] of the spec, and from which figures that follows.
+"""Suggests values for the table [triton] of the spec, with the figures that they are derived from.
 
     points within --latency ─► the smallest load that is nearly the best ─► max_batch_size, instances, queue delay
 
@@ -15,7 +15,7 @@ delay when the server is busy. A delay matters only while an instance is idle. I
 - the time in which a batch fills at the highest throughput that was measured, (batch - 1) / throughput: a load that
   the server can sustain does not need more;
 - the time that a full batch saves an instance, batch x latency of one image - latency of the batch: a request that
-  waits longer would have been answered sooner on its own;
+  waits longer would have been faster without waiting;
 - the difference between the limit of latency and the batch's p99.
 
 The shortest of these is proposed. Triton's own guide (model_configuration.md, "Delayed Batching") says to increase the
@@ -24,7 +24,7 @@ delay until the latency is too long: the proposal is a value to begin with.
 
 from build_tasks.bench.records import Point, Proposal
 
-NEARLY_BEST = 0.95  # of the best throughput
+NEARLY_BEST = 0.95  # a point is nearly the best if it has this share of the best throughput
 
 SERVER_REASON = "nothing is proposed: the server builds batches itself, and its number of instances was not varied"
 
@@ -35,14 +35,14 @@ THREAD_PARAMETERS = {"onnx": "intra_op_thread_count", "torchscript": "INTRA_OP_T
 def propose(
     model_format: str, points: list[Point], *, limit_ms: float | None, fixed_batch: bool, at_server: bool, cores: int
 ) -> Proposal:
-    """What follows from the points of one format.
+    """The proposal for one format, from its points.
 
     Args:
         limit_ms: Limit for the p99 latency.
         fixed_batch: Whether the artifact takes one batch size only.
         at_server: Whether a running server was measured. Then the number of requests at a time was varied, and neither
             the instances nor the batches that they run.
-        cores: Of the machine.
+        cores: Number of cores of the machine.
     """
     eligible = [point for point in points if limit_ms is None or point.p99_ms <= limit_ms]
     if not eligible:
@@ -105,7 +105,7 @@ def round_to_two_digits(value: float) -> int:
 
 
 def _format_choice(chosen: Point, best: Point, limit_ms: float | None) -> str:
-    """The throughput of the point that was chosen, beside that of the best."""
+    """The throughput of the chosen point, compared with the best point."""
     throughput = f"{_format_load(chosen)} gives {chosen.images_per_s:.1f} images/s"
     limit = "" if limit_ms is None else f" with p99 within {limit_ms:g} ms"
     if chosen is best:

@@ -1,8 +1,8 @@
-"""What `doit bench` measures, as records: a Run of Points, kept in bench.json.
+"""The records of `doit bench`: a Run consists of Points, and is kept in bench.json.
 
     {"model": NAME, "runs": [Run, …]}      the last run of each Machine
 
-The fields have the names of bench.json's keys, except where the key is another one in quotes below.
+The fields have the names of bench.json's keys, except where another key is given in quotes below.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class Options(msgspec.Struct, frozen=True):
         seconds: Measuring time of each point.
         formats: Formats of the model, and TRACE.
         url: host:port (HTTP) of a running server; empty for this machine.
-        latency_ms: Limit for p99 in what is proposed.
+        latency_ms: Limit for the p99 latency of the proposal.
     """
 
     batches: list[int]
@@ -36,7 +36,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What two runs must have in common to be compared."""
+    """The machine of a run. Only runs with equal machines are compared."""
 
     cpu: str
     cores: int
@@ -49,7 +49,7 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
 
     timed_by: str
     device: str | None = None  # "cpu" or "cuda"
-    sha256: str | None = None  # of the artifact
+    sha256: str | None = None  # sha256 of the artifact
 
 
 class Point(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -58,24 +58,24 @@ class Point(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     model_format: str = msgspec.field(name="format")
     batch: int
     concurrency: int  # instances on this machine, requests at a time at a server
-    threads: int | None = None  # of each instance, on the CPU
-    requests: int | None = None  # that were measured
+    threads: int | None = None  # number of threads of each instance, on the CPU
+    requests: int | None = None  # number of measured requests
     p50_ms: float
     p99_ms: float
     images_per_s: float
-    queue_ms: float | None = None  # in the server's queue, as perf_analyzer reports it
-    compute_ms: float | None = None  # in the server's backend, likewise
+    queue_ms: float | None = None  # time in the server's queue, from perf_analyzer
+    compute_ms: float | None = None  # time in the server's backend, from perf_analyzer
     vs_trace: float | None = None  # throughput as a multiple of the plain trace's
     vs_last: float | None = None  # throughput as a multiple of the last run's
 
     @property
     def load(self) -> tuple[int, int, int | None]:
-        """What two points must have in common to be compared."""
+        """The key of a point. Only points with equal keys are compared."""
         return self.batch, self.concurrency, self.threads
 
 
 class Proposal(msgspec.Struct, frozen=True):
-    """What follows from the points of one format.
+    """The proposal for one format, from its points.
 
     Args:
         lines: TOML for the spec; empty if no point is within the limit of latency, and at a server.
@@ -87,16 +87,18 @@ class Proposal(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One run of `doit bench` for one model. What measures appends to its lists; later a run does not change."""
+    """One run of `doit bench` for one model. Its lists grow while it measures, and do not change afterwards."""
 
     machine: Machine
-    tools: dict[str, str]  # versions
+    tools: dict[str, str]  # the version of each tool
     date: str  # UTC, ISO 8601
-    measured: dict[str, Timing] = {}  # by format
+    measured: dict[str, Timing] = {}  # how each format was measured
     points: list[Point] = []
-    failed: list[str] = []  # what could not be measured, and why
-    left_out: list[str] = msgspec.field(name="left out", default_factory=list)  # what was not tried, and why
-    proposals: dict[str, Proposal] = {}  # by format
+    failed: list[str] = []  # one message for each measurement that failed
+    left_out: list[str] = msgspec.field(
+        name="left out", default_factory=list
+    )  # one message for each measurement that was not tried
+    proposals: dict[str, Proposal] = {}  # the proposal for each format
 
 
 def read_runs(path: str) -> list[Run]:

@@ -1,4 +1,4 @@
-"""What becomes of a benchmark's points: compared, kept, printed, drawn.
+"""Compares the points of a benchmark with earlier ones, saves them, prints them, and draws them.
 
     Run ─► compare: with the plain trace, and with the last run of this machine ─► bench.json, bench.svg, a table
                     └► recommendation.py: lines for [triton] of the spec
@@ -132,7 +132,7 @@ def write_results(model: Model, runs: list[Run], run: Run) -> list[str]:
 
 
 def format_run(run: Run, last: Run | None) -> str:
-    """The run as text: a table of its points, the machine and the tools, what was left out, and the proposals."""
+    """The run as text: a table of its points, the machine, the tools, the points left out, and the proposals."""
     rows = []
     for point in run.points:
         ratios = ["-" if value is None else f"{value:.2f}" for value in (point.vs_trace, point.vs_last)]

@@ -2,8 +2,8 @@
 
     server at --url ─► perf_analyzer, if it is on the PATH; else Triton's client for Python ─► Points ─► a Run
 
-Concurrency is the number of requests at a time. The server decides how many instances share them, and which batches
-they form.
+Concurrency is the number of requests at a time. The number of instances that share them, and the
+batches that they form, depend on the server's configuration.
 """
 
 from typing import NamedTuple

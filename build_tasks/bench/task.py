@@ -4,7 +4,7 @@
     a running server (server.py) ─────┴► a Run ─► beside the last run and the plain trace (results.py)
                                                   └► lines for [triton] of the spec (recommendation.py)
 
-It runs on demand, and each time: what was measured once says nothing about what would be measured now.
+It runs only on demand, and every time: earlier figures may not be true any more.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from build_tasks.errors import UserError, with_suggestion
 from build_tasks.runtime import atomic_files, hardware
 from build_tasks.spec.model import Model
 
-DEFAULT_BATCHES = (1, 8, 32, 128)  # those below the largest batch of the spec, and that batch
-DEFAULT_INSTANCES = (1, 2, 4)  # on a CPU not more than cores
-DEFAULT_REQUESTS = (1, 4, 16)  # at a time, of a server
+DEFAULT_BATCHES = (1, 8, 32, 128)  # batches below max_batch_size of the spec; max_batch_size is added
+DEFAULT_INSTANCES = (1, 2, 4)  # on a CPU, at most the number of cores
+DEFAULT_REQUESTS = (1, 4, 16)  # number of requests at a time, for a server
 
 PARAMS = [
     {"name": "batches", "long": "batches", "type": str, "default": "", "help": "such as 1,8,32"},

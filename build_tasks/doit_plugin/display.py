@@ -1,4 +1,4 @@
-"""Where the lines of a run go: to a terminal, above a line for each running stage; or to a log, with the time.
+"""Writes the lines of a run to a terminal, above a line for each running stage, or to a log, with the time.
 
 reporter ─► write(line), write_table(table)         what stays on the screen
          ─► begin, update, end (of one stage)       what is shown while the stage runs
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 LOG_INTERVAL = 10  # seconds between two lines on the progress of one stage, in a log
 BAR_WIDTH = 12  # characters
-REFRESHES = 8  # per second
-NEARLY = 0.999  # rich would show a full bar as finished, and the stage may take longer than last time
+REFRESHES = 8  # number of refreshes per second
+NEARLY = (
+    0.999  # the largest share of a bar: rich shows a full bar as finished, but a stage may take longer than last time
+)
 MARKS = {"✓": "green", "✗": "bold red", "–": "yellow", "!": "yellow"}  # first character of a line -> its style
 
 
@@ -58,7 +60,7 @@ def create(out: TextIO, totals: Callable[[], str]) -> "NullDisplay":
     """Return the display that fits a stream: a terminal or a log.
 
     Args:
-        totals: Returns the line on the run as a whole, at any moment.
+        totals: Returns the line with the totals of the run, at any moment.
     """
     is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return LiveDisplay(out, totals) if is_terminal else LogDisplay(out)
@@ -108,7 +110,7 @@ class LogDisplay(NullDisplay):
         self.out = out
         self.running: dict[str, RunningStage] = {}
         self.phases: dict[str, Phase] = {}
-        self.logged: dict[str, float] = {}  # by task, time.monotonic() at its last line
+        self.logged: dict[str, float] = {}  # time.monotonic() at the last line of each task
         self.lock = threading.Lock()
 
     def write(self, line: str, failure: bool = False) -> None:
@@ -148,14 +150,14 @@ class LiveDisplay(NullDisplay):
         self.running: dict[str, RunningStage] = {}
         self.phases: dict[str, Phase] = {}
         self.bar_ids: dict[str, TaskID] = {}
-        self.lock = threading.Lock()  # of the three above: a thread of rich reads them
+        self.lock = threading.Lock()  # protects the three attributes above, because a thread of rich reads them
         self.start_lock = threading.Lock()  # `doit -n` begins tasks in several threads
         self.live: Live | None = None
         self.bars: ProgressBars | None = None
 
     def write(self, line: str, failure: bool = False) -> None:
         if self.live is None and line[:1] not in MARKS:
-            self.out.write(f"{line}\n")  # without rich, which a run with nothing to do need not import
+            self.out.write(f"{line}\n")  # without rich, so that a run with nothing to do does not import it
             self.out.flush()
             return
         from rich.text import Text

@@ -1,11 +1,11 @@
-"""What doit would do with each task now, and why.
+"""A dry run: the state of each task, and the reasons why it would run.
 
     tasks in the order of the chain ─► to run        something of its own has changed
-                                       may run       if a task before it changes what it reads
+                                       may run       if a task before it changes a file that it reads
                                        up to date, ignored, not for this machine (or a dependency is not)
 
-A stage of which only the targets were changed builds the same bytes again, so no task after it runs. The result of a
-stage whose inputs changed is not known before it runs. Often it is the same as before, and the rebuild ends there.
+If only the targets of a stage were changed, it builds the same bytes again, so no task after it runs. If the inputs of
+a stage changed, its result is not known before it runs. Often the result is the same, and no task after it runs.
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,8 @@ class Step(NamedTuple):
     """One task of a plan.
 
     reasons: Why it runs, may run or is left out.
-    seconds: Its duration last time, None where that is not known.
-    stage: None for a task that is no stage.
+    seconds: Its duration last time; None if it is not known.
+    stage: Its stage; None if the task is no stage.
     """
 
     task: str
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 def plan_steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> list[Step]:
-    """Return what doit would do with tasks and their dependencies, in the order of the chain.
+    """Return a step for each of the tasks and their dependencies, in the order of the chain.
 
     Args:
         tasks: doit's tasks, by name. Its TaskControl has added the dependencies that follow from their files.
@@ -80,7 +80,7 @@ def depends_on(ignored: list[str]) -> str:
 def predict(
     task: Any, tasks: dict[str, Any], records: Any, outputs: dict[str, str | None]
 ) -> tuple[TaskState, list[str], bool]:
-    """Return what doit will do with a task, why, and whether that builds the same bytes again.
+    """Return the state of a task, the reasons, and whether doit would build the same bytes again.
 
     Args:
         outputs: Digests of the targets that tasks before it will write; None where that cannot be predicted.
@@ -114,5 +114,5 @@ def stale_inputs(stage: Stage, values: BuildRecord, outputs: dict[str, str | Non
 
 
 def outdated(reasons: list[str]) -> list[str]:
-    """Return the note that targets exist and are outdated; nothing where there are none."""
+    """Return the note that targets exist and are outdated; nothing if there are no targets."""
     return [] if reasons == [NEVER_BUILT] else [f"outdated ({reasons[0]})"]

@@ -1,4 +1,4 @@
-"""new: `doit new` writes the spec of a new model, with what timm or an ONNX file says about it
+"""new: `doit new` writes the spec of a new model, with the facts that timm or an ONNX file contains
 
     doit new NAME --architecture TIMM_NAME    timm's preprocessing, weights and labels of an architecture
     doit new [NAME] --from-onnx FILE          a copy of the file; a trial build finds out whether its batch can be open
@@ -108,7 +108,7 @@ def write_model(name: str, text: str, graph: str | None = None) -> Model:
     """Check the spec, write it into a scratch folder, and rename that to the model's folder.
 
     Args:
-        text: Of model.toml.
+        text: The content of model.toml.
         graph: Path of an ONNX file or folder that is copied beside the spec.
     """
     from build_tasks.doit_plugin import reserved_names
@@ -169,9 +169,9 @@ def architecture_keys(name: str, architecture: str, source: str) -> tuple[str, l
 
 
 def pretrained_config(architecture: str) -> "PretrainedCfg | None":
-    """Return timm's configuration of the pretrained weights, of the default tag where none is named.
+    """Return timm's configuration of the pretrained weights, of the default tag if no tag is named.
 
-    Returns: None where timm has no weights of the architecture.
+    Returns: None if timm has no weights for the architecture.
     Raises:
         UserError: If timm does not know the architecture, or the tag.
     """
@@ -203,7 +203,7 @@ def weights_source(name: str, architecture: str, pretrained: "PretrainedCfg | No
 
 
 def test_size_comment(pretrained: "PretrainedCfg | None") -> str:
-    """Return a comment on the input size of timm's own accuracy figures, where that is another one."""
+    """Return a comment on the input size of timm's own accuracy figures, if it is another one."""
     size = pretrained.test_input_size if pretrained else None
     return f"; timm tests it at {size[1]} x {size[2]}" if size else ""
 
@@ -267,7 +267,7 @@ def onnx_keys(image: list[int | None], batch: int | None) -> tuple[list[Key], Co
 
 
 def format_result(model: Model) -> str:
-    """Return the lines on what was written, and on the next command."""
+    """Return the lines about the written files and the next command."""
     lines = [f"wrote {model.file}"]
     scheme, rest = split_source(model.spec.weights.source)
     if scheme == "file" and not os.path.exists(path := model.source(rest)):

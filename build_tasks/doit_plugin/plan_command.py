@@ -55,7 +55,7 @@ def format_plan(plan: list[Step]) -> str:
 
 
 def format_duration(steps: list[Step]) -> str:
-    """Return the time that steps took last: " (about 6.6 s, and 2 never timed)"; "" where none was timed."""
+    """Return the time that steps took last: " (about 6.6 s, and 2 never timed)"; "" if none was timed."""
     known = [step.seconds for step in steps if step.seconds is not None]
     never = f", and {len(steps) - len(known)} never timed" if len(known) < len(steps) else ""
     return f" (about {sum(known):.1f} s{never})" if known else ""

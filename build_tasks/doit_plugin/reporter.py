@@ -1,4 +1,4 @@
-"""The reporter: the output of a run, and three duties that only a reporter can do.
+"""The reporter: the output of a run, and three tasks that only a reporter can do.
 
 - doit calls it after every success. It saves doit's records at once, so that a killed run keeps all finished tasks.
 - It knows which tasks were requested. It leaves out stages that this machine cannot build and that were not requested
@@ -52,7 +52,9 @@ class Reporter:
         self.records: StateManager = Globals.dep_manager
         self.records.backend.connect()
         self.out = outstream
-        self.results: dict[str, run_results.TaskResult] = {}  # by task, in the order in which they ended
+        self.results: dict[
+            str, run_results.TaskResult
+        ] = {}  # the result of each task, in the order in which the tasks ended
         self.failures: list[BaseFail] = []
         self.tasks: dict[str, Any] = {}
         self.required: set[str] = set()  # the tasks of this run, with their dependencies
@@ -84,7 +86,7 @@ class Reporter:
         self.prune_is_ignored = is_ignored(self.records, tasks[PRUNE])
         self.records.observer = self
         worker.listener = self.on_message
-        atexit.register(self.display.close)  # whatever happens, the terminal gets its cursor back
+        atexit.register(self.display.close)  # restores the cursor of the terminal in every case
 
     def before_stale_task(self, task: Any) -> None:
         """Before the first stage that needs a process, predict which other stages may follow it."""
@@ -103,7 +105,7 @@ class Reporter:
             self.display.update(task, message)
 
     def format_totals(self) -> str:
-        """Return the line on the run as a whole, for a terminal."""
+        """Return the line with the totals of the run, for a terminal."""
         count = sum(bool(self.tasks[name].actions) for name in self.required)
         done = sum(
             bool(self.tasks[name].actions) for name in list(self.results)
@@ -140,7 +142,7 @@ class Reporter:
         if stage_of(task):
             last = self.records.get_values(task.name).get("seconds")
             self.display.begin(task.name, self.title(task), last, _stale_reason(task))
-        else:  # its commands may write to the terminal
+        else:  # because its commands may write to the terminal
             self.display.pause()
             self.display.write(f"  {self.title(task).rstrip()} ...")
 
@@ -230,7 +232,7 @@ class Reporter:
             raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.failures) else 2)
 
     def write_end(self) -> None:
-        """Write the table of models, where anything was built or failed, and the number of tasks by state."""
+        """Write the table of models, if anything was built or failed, and the number of tasks by state."""
         if {TaskState.BUILT, TaskState.FAILED} & {result.state for result in self.results.values()}:
             others = (run_results.ModelRow(*row) for record in noop_cache.unchanged.values() for row in record.rows)
             models = [*run_results.model_rows(self.tasks, self.required, self.results), *others]
@@ -275,7 +277,7 @@ class Json(Reporter):
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         super().initialize(tasks, selected_tasks)
-        self.stdout_redirect = contextlib.redirect_stdout(sys.stderr)  # for what tasks print
+        self.stdout_redirect = contextlib.redirect_stdout(sys.stderr)  # receives the output of tasks
         self.stdout_redirect.__enter__()
 
     def write_end(self) -> None:
@@ -286,7 +288,7 @@ class Json(Reporter):
 
 
 def _stale_reason(task: Any) -> str:
-    """Return why a task runs that has run before: the first reason of its fingerprint."""
+    """Return why a task runs again: the first difference of its fingerprint."""
     reasons = [reason for check, _, _ in task.uptodate for reason in getattr(check, "reasons", [])]
     if not reasons or reasons == [NEVER_BUILT]:
         return ""

@@ -1,4 +1,4 @@
-"""run: `doit`, with this project's records (state.py), and with an answer for models in which nothing has changed
+"""run: `doit`, with this project's records (state.py), and without any check for models in which nothing has changed
 
     doit NAME ... ─► no-op cache: has anything changed? ─ no ─► the same lines as a run that checks every task
                                     └─ yes ─► doit loads dodo.py and runs the tasks
@@ -29,11 +29,11 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
     pdb = False
 
     def get_backends(self) -> dict[str, Any]:
-        """Nothing yet. doit reads the entry points of every distribution for it, which `load_plugins` may spare."""
+        """Do nothing yet. doit reads the entry points of all distributions here; `load_plugins` may not need them."""
         return {}
 
     def get_reporters(self) -> dict[str, Any]:
-        """Nothing yet, for the same reason."""
+        """Do nothing yet, for the same reason."""
         return {}
 
     def load_plugins(self) -> None:
@@ -73,19 +73,19 @@ def is_default_dodo(path: str) -> bool:
 
 
 def nothing_to_do(models: set[str], quiet: bool) -> bool:
-    """Report the models as up to date, where the no-op cache shows that nothing has changed.
+    """Report the models as up to date, if the no-op cache shows that nothing has changed.
 
     Args:
         models: The names on the command line; empty for all models and `prune`.
         quiet: Whether the report has only the totals.
-    Returns: False where a run has to find out.
+    Returns: False if a run has to check the models.
     """
     if "BUILD_MEMORY" in os.environ:  # dodo.py checks its value
         return False
     noop_cache.load(models)
     if not noop_cache.complete or not models <= noop_cache.unchanged.keys() or (not models and not _nothing_to_prune()):
         return False
-    counts: Counter[str] = Counter() if models else Counter({"up to date": 1})  # of prune
+    counts: Counter[str] = Counter() if models else Counter({"up to date": 1})  # this one is prune
     out = display.FailuresDisplay(sys.stdout) if quiet else display.create(sys.stdout, lambda: "")
     for record in noop_cache.unchanged.values():
         counts.update(record.counts)

@@ -31,7 +31,7 @@ class ModelRow(NamedTuple):
     """The result of one model in one format.
 
     bytes: The size of its artifact; None for an ensemble, which has none.
-    accuracy: The error and its limit; None where the gate judges nothing.
+    accuracy: The error and its limit; None if no artifact was compared with limits.
     seconds: The duration of its stages. A stage that several formats need counts for the first of them.
     """
 
@@ -51,7 +51,7 @@ def model_rows(tasks: dict[str, Any], required: Collection[str], results: dict[s
     Args:
         tasks: doit's tasks, by name.
         required: Names of the tasks of the run, with their dependencies.
-        results: By task.
+        results: The results by task.
     """
     last_tasks = [
         name for kind in ("publish", "rtx") for name in tasks if name in required and name.startswith(f"{kind}:")
@@ -92,7 +92,7 @@ def final_state(name: str, chain: Iterable[str], results: dict[str, TaskResult])
 
 
 def artifact_size(stage: Stage, kind: str) -> int | None:
-    """Return the bytes of the files that a model is served from; None where it has none of its own."""
+    """Return the bytes of the files that a model is served from; None if it has none of its own."""
     if kind == "rtx":
         paths = [stage.outputs["engine"]]
     elif stage.settings["format"] == "ensemble":
@@ -103,9 +103,9 @@ def artifact_size(stage: Stage, kind: str) -> int | None:
 
 
 def format_accuracy(chain: list[str], results: dict[str, TaskResult]) -> str | None:
-    """Return the error and limit of the last artifact of a chain that the gate judged, as text.
+    """Return the error and limit of the last artifact of a chain that the gate checked, as text.
 
-    For an engine that was not measured this is its graph, for an ensemble one of its steps.
+    For an engine that was not measured, they are those of its graph; for an ensemble, those of one of its steps.
     """
     for task in reversed([task for task in chain if task.startswith("accuracy:")]):
         if notes := results[task].notes if task in results else {}:

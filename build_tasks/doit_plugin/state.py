@@ -63,14 +63,16 @@ def require_installed_commands() -> None:
 class StateDB(SqliteDB):  # type: ignore[misc]  # doit has no types
     """doit's table of records.
 
-    It connects when it is first used, because doit creates it before dodo.py had the chance to create build/. It can
-    be saved at any time, where doit saves its table only at the end of a run.
+    It connects when it is first used, because doit creates it before dodo.py creates build/. It can be saved at any
+    time. doit would save its table only at the end of a run.
     """
 
     def __init__(self, name: str, codec: JSONCodec, *, module_name: str | None = None):
         self.name = name
         self.codec = codec
-        self.row_digests: dict[str, bytes] = {}  # by task, of the row as it was when this process read it
+        self.row_digests: dict[
+            str, bytes
+        ] = {}  # the digest of each task's row, from the time when this process read it
         self._cache: dict[str, dict[str, Any]] = {}
         self._dirty: set[str] = set()
 
@@ -118,7 +120,7 @@ class ReadOnlyStateDB(StateDB):
 
 
 class RunObserver(Protocol):
-    """What a reporter does when doit's runner uses the records."""
+    """The methods of a reporter that `StateManager` calls when doit's runner uses the records."""
 
     def before_stale_task(self, task: Any) -> None:
         """Called when doit has found that a task is not up to date."""
@@ -131,7 +133,7 @@ class RunObserver(Protocol):
 
 
 class StateManager(Dependency):  # type: ignore[misc]  # doit has no types
-    """doit's dependency manager. During a run it asks the run's observer, too."""
+    """doit's dependency manager. During a run it also calls the run's observer."""
 
     def __init__(self, database: type[StateDB] = StateDB, name: str = STATE_DB):
         super().__init__(database, name, checker_cls=ContentChecker)
@@ -147,12 +149,13 @@ class StateManager(Dependency):  # type: ignore[misc]  # doit has no types
         return is_ignored(self, task) or (self.observer is not None and self.observer.skip_unsupported(task))
 
     def remove_success(self, task: Any) -> None:
-        """Remove the record of a task that failed. On a full disk the old record stays; it no longer fits the task."""
+        """Remove the record of a task that failed. If the disk is full, the old record stays, but it does not
+        match the task any more."""
         with contextlib.suppress(sqlite3.OperationalError):
             super().remove_success(task)
 
     def save(self) -> None:
-        """Write all changes to the file now, if that is possible. `close` reports what could not be written."""
+        """Write all changes to the file now, if that is possible. `close` reports records that could not be written."""
         with contextlib.suppress(sqlite3.OperationalError):
             self.backend.save()
 
@@ -175,10 +178,10 @@ NO_ROW = b"-"
 
 
 def row_digest(data: bytes | None) -> bytes:
-    """Return a digest of what doit recorded about one task.
+    """Return the digest of doit's record of one task.
 
     Args:
-        data: The content of the row, None where there is no row.
+        data: The content of the row; None if there is no row.
     """
     return NO_ROW if data is None else hashlib.sha256(data).digest()
 

@@ -1,4 +1,4 @@
-"""Which tasks a set of tasks requires."""
+"""The tasks that a set of tasks requires."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -13,12 +13,12 @@ class TaskState(StrEnum):
     NOT_FINISHED = "not finished"  # the run was interrupted
 
     TO_RUN = "to run"
-    MAY_RUN = "may run"  # if a task before it changes what it reads
+    MAY_RUN = "may run"  # it runs if a task before it changes a file that it reads
     NOT_BUILT = "not built"  # on the report page: to run or may run, and never built so far
 
     UP_TO_DATE = "up to date"
     IGNORED = "ignored"  # by `doit ignore`, or because it depends on an ignored task
-    UNSUPPORTED = "not for this machine"  # the machine lacks what the stage requires, such as a GPU
+    UNSUPPORTED = "not for this machine"  # the machine lacks a requirement of the stage, such as a GPU
     UNSUPPORTED_DEPENDENCY = "skipped: a dependency is not for this machine"
 
 

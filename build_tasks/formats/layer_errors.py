@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     RunTensors = Callable[[np.ndarray], dict[str, np.ndarray]]  # from a batch to tensors by name
 
-# The modules of the project that decide the errors of layers, for the fingerprint of the stages that compute them.
+# The modules of the project that affect the errors of layers, for the fingerprint of the stages that compute them.
 LAYER_MODULES = (
     "build_tasks.formats.layer_errors",
     "build_tasks.text_table",
@@ -31,8 +31,8 @@ LAYER_MODULES = (
 )
 MAX_SAMPLES = 4  # run one after the other, because every tensor of a graph is in memory at once
 JUMP_FACTOR = 8  # an error begins with a node if it is larger than the errors of the node's inputs by this factor
-QUANTIZED_ROUNDOFF = 2**-7  # for int8 and fp8, in place of the unit roundoff
-MAX_ROWS = 12  # of a table
+QUANTIZED_ROUNDOFF = 2**-7  # replaces the unit roundoff for int8 and fp8
+MAX_ROWS = 12  # maximum number of rows of a table
 
 
 class LayerError(TypedDict):
@@ -47,7 +47,7 @@ class LayerError(TypedDict):
 
 
 class LayerReport(TypedDict):
-    """What <graph>.layers.json holds."""
+    """The content of <graph>.layers.json."""
 
     precision: str
     samples: int

@@ -1,4 +1,4 @@
-"""ONNX graphs in which only some nodes have a reduced precision, to measure what single nodes cost.
+"""ONNX graphs in which only some nodes have a reduced precision, to measure the error that each node causes.
 
     fp16, bf16   casts around the nodes: their inputs and outputs are rounded
     int8, fp8    the quantized graph, with the Q/DQ pairs before these nodes only

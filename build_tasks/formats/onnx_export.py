@@ -3,7 +3,7 @@
     model.pt ─► TorchScript exporter ─┐
     network  ─► dynamo exporter ──────┴► onnxslim ─► check against the source in ONNX Runtime ─► records beside the file
 
-stages/onnx.py decides which exporter runs. Both functions below raise ExporterRefusedError, and it tries the other one.
+stages/onnx.py chooses the exporter. If a function below raises ExporterRefusedError, it tries the other one.
 """
 
 import warnings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-# The modules of the project that decide what is exported, for the fingerprint of the stage that does it.
+# The modules of the project that affect the exported graph, for the fingerprint of the stage `onnx`.
 EXPORT_MODULES = ("build_tasks.formats.onnx_export", *pytorch_network.NETWORK_MODULES, *ONNX_MODULES)
 TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 # Of torch 2.14. The dynamo exporter writes 18 and above, and converts to lower opsets if it can.
@@ -44,7 +44,7 @@ def export(
         exporter: "torchscript" or "dynamo".
         source: The loaded model.pt for the first, the network for the second.
         shape: (channels, height, width) of one input.
-        settings: Those of the onnx stage.
+        settings: The settings of the onnx stage.
         folder: An empty folder for the file.
     Raises:
         ExporterRefusedError: If the exporter fails, or cannot write the opset.
@@ -116,9 +116,9 @@ def check_export(
     Args:
         path: The graph.
         script: The source whose outputs are expected: the loaded model.pt, or the network.
-        module: The network, whose sensitivity decides the tolerance.
+        module: The network. The tolerance depends on its sensitivity.
         shape: (channels, height, width) of one input.
-        settings: Those of the onnx stage.
+        settings: The settings of the onnx stage.
     Raises:
         ExporterRefusedError: If the graph is not valid, does not run, or differs by more than the tolerance.
     """

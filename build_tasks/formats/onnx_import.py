@@ -18,14 +18,14 @@ from build_tasks.tensors import INPUT, OUTPUT
 if TYPE_CHECKING:
     import onnx
 
-CHANNELS = (1, 3, 4)  # of pictures: gray, RGB, RGBA
+CHANNELS = (1, 3, 4)  # numbers of channels of pictures: gray, RGB, RGBA
 MIN_IR_VERSION = 4  # the first in which initializers need not be listed as inputs
 
 
 def read_onnx(path: str) -> "onnx.ModelProto":
     """Read an ONNX file, or a folder with its weights in other files.
 
-    The graph is not checked here. ONNX Runtime decides whether it is sound, because onnx's checker also reports shapes
+    The graph is not checked here. ONNX Runtime checks it later, because onnx's checker also reports shapes
     that no server needs.
 
     Raises:
@@ -106,7 +106,7 @@ def set_batch_and_size(graph: "onnx.ModelProto", network: Any, settings: Setting
     Args:
         graph: The graph, with the names of rename_tensors.
         network: The same graph as a network, which is run to find the shapes of the outputs.
-        settings: Those of the onnx stage.
+        settings: The settings of the onnx stage.
     """
     shape, sizes = settings["shape"], settings["sizes"]
     batch = "batch" if settings["dynamic_axes"] else settings["batch_size"]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-# The modules of the project that decide what ONNX Runtime computes, for the fingerprint of the stages that run it.
+# The modules of the project that affect the outputs of ONNX Runtime, for the fingerprint of the stages that run it.
 ONNX_MODULES = ("build_tasks.formats.onnx_files", "build_tasks.formats.onnx_runtime", "build_tasks.tensors")
 
 

@@ -34,19 +34,19 @@ NETWORK_MODULES = (
 
 
 def settings_of(model: Model) -> Settings:
-    """Return what decides the network, for the fingerprint of every stage that makes it."""
+    """Return the settings of the network, for the fingerprint of every stage that creates it."""
     return {"model": model.name, "architecture": table_settings(model.spec.architecture)}
 
 
 def input_settings_of(model: Model) -> Settings:
-    """Return what decides the preprocessing besides the network."""
+    """Return the settings of the preprocessing, without those of the network."""
     return {
         key: value for key, value in table_settings(model.spec.input).items() if key not in ("min_size", "max_size")
     }
 
 
 def interface_of(model: Model) -> Settings:
-    """Return what changes the inputs and outputs of artifacts, for the fingerprint of the stages that make them."""
+    """Return the settings of the inputs and outputs of artifacts, for the fingerprint of the stages that build them."""
     spec = model.spec
     normalizes = spec.input.format != "fp32_nchw"
     return {
@@ -242,7 +242,7 @@ def input_shape(module: "torch.nn.Module", override: list[int] | None) -> tuple[
 
 
 def transform(config: dict[str, Any], input_format: str) -> "Callable[[Image], torch.Tensor]":
-    """Return timm's preprocessing with a data config: from a PIL image to what clients send, without the batch."""
+    """Return timm's preprocessing with a data config: from a PIL image to the input of clients, without the batch."""
     preprocess = timm_transform(config, input_format)
     return (lambda image: preprocess(image).permute(1, 2, 0)) if input_format == "uint8_nhwc" else preprocess
 

@@ -53,8 +53,8 @@ def settings_of(model: Model, precision: str) -> Settings:
         "model": model.name,
         "precision": precision,
         "keep_fp32": engine.keep_fp32,
-        # Only fp16 graphs can have inputs and outputs in their own precision. The value may be false in a spec with fp16,
-        # and `doit compare` converts that model to the other precisions as well.
+        # Only fp16 graphs can have inputs and outputs in their own precision. A spec with fp16 may set false, and
+        # `doit compare` converts its model to the other precisions as well.
         "keep_io_types": engine.keep_io_types or precision != "fp16",
         "external_data": model.spec.onnx.external_data,
         "calibration": source,

@@ -34,7 +34,7 @@ os.environ.setdefault(
 )  # the order of NVML, by which runtime/hardware.py finds the GPU
 
 MIB = 1 << 20
-MAX_PARSER_ERRORS = 3  # in a message
+MAX_PARSER_ERRORS = 3  # maximum number of parser errors in a message
 
 
 def library_name() -> str:
@@ -66,7 +66,7 @@ class ErrorRecorder(trt.IErrorRecorder):
 
     def report_error(self, code: "trt.ErrorCodeTRT", description: str) -> bool:
         self.errors.append((code, description))
-        return False  # the library goes on, and the caller decides
+        return False  # the library continues, and the caller handles the failure
 
     def last_error(self) -> str:
         """Return the last error, which is why the library gave up, without the location in its source."""
@@ -79,7 +79,7 @@ class BuildProgress(trt.IProgressMonitor):
 
     def __init__(self) -> None:
         trt.IProgressMonitor.__init__(self)
-        self.steps: dict[str, int] = {}  # by phase
+        self.steps: dict[str, int] = {}  # number of finished steps by phase
 
     def phase_start(self, phase: str, parent: str, steps: int) -> None:
         self.steps[phase] = steps
@@ -98,7 +98,7 @@ def compile_engine(path: str, settings: Settings, timing_cache: str) -> tuple[by
 
     Args:
         path: The graph.
-        settings: Those of the engine stage.
+        settings: The settings of the engine stage.
         timing_cache: A file that is read if it exists, and is written.
     Raises:
         UserError: If the library refuses the graph or the settings.
@@ -134,7 +134,7 @@ def parse_graph(network: "trt.INetworkDefinition", path: str) -> "trt.OnnxParser
 
 
 def parser_error_message(error: "trt.ParserError") -> str:
-    """Say which node the parser refuses, and what to try."""
+    """Return a message with the node that the parser refuses, and a remedy."""
     node = f"operator {error.node_operator()} (node {error.node_name()})"
     if error.code() == trt.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc():
         return (
@@ -202,7 +202,7 @@ def builder_config(
     def set_other_options(
         builder: "trt.Builder", network: "trt.INetworkDefinition", config: "trt.IBuilderConfig"
     ) -> None:
-        """Set what Polygraphy has no option for, at least with TensorRT-RTX.
+        """Set properties for which Polygraphy has no option, at least with TensorRT-RTX.
 
         The TF32 flag is set or cleared in every case: it is on by default in TensorRT, and off in Polygraphy.
         """
@@ -221,7 +221,7 @@ def compute_capabilities(requested: list[str]) -> list[tuple[int, int]] | None:
     Raises:
         UserError: If TensorRT-RTX does not have one of them.
     """
-    members = trt.ComputeCapability.__members__  # type: ignore[attr-defined]  # of TensorRT-RTX, which has no stubs
+    members = trt.ComputeCapability.__members__  # type: ignore[attr-defined]  # TensorRT-RTX has no stubs
     valid = {member.removeprefix("SM") for member in members if member.startswith("SM")}
     for capability in requested:
         if capability.replace(".", "") not in valid:
@@ -234,7 +234,7 @@ def compute_capabilities(requested: list[str]) -> list[tuple[int, int]] | None:
 
 
 def build_error_message(recorder: ErrorRecorder, failure: PolygraphyException) -> str:
-    """Say why no engine was built, and what to change in the spec."""
+    """Return a message with the reason why no engine was built, and the key of the spec to change."""
     text = " ".join(description for _, description in recorder.errors)
     if re.search(r"OutOfMemory|out of memory|insufficient memory|workspace", text, re.IGNORECASE):
         return (

@@ -40,7 +40,7 @@ def save_torchscript(module: torch.jit.ScriptModule, path: str) -> None:
     torch.jit.save(module, draft)
     reader = torch._C.PyTorchFileReader(draft)
     writer = torch._C.PyTorchFileWriter(path)
-    # The version decides what operators mean, for example the division of integers. It must stay the same.
+    # The meaning of operators, such as the division of integers, depends on the version. It must stay the same.
     (version,) = VERSION_RECORDS & {*reader.get_all_records()}
     writer.set_min_version(int(reader.get_record(version)))
     for name in reader.get_all_records():
@@ -143,7 +143,7 @@ def _replace_views(graph: Any) -> None:
 
 
 def _nodes(block: Any) -> Iterator[Any]:
-    """All nodes of a graph, also those in the blocks of its nodes."""
+    """All nodes of a graph, with the nodes in the blocks of its nodes."""
     for node in list(block.nodes()):
         yield node
         for inner in node.blocks():

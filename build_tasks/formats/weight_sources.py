@@ -17,7 +17,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import split_source
 
 DOWNLOADS = f"{BUILD}/.downloads"
-ATTEMPTS = 4  # of a download; the pause before each one is a second longer
+ATTEMPTS = 4  # number of attempts of a download; each pause between them is one second longer
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
 RETRIED_CLIENT_ERRORS = (408, 429)  # request timeout, too many requests

@@ -44,7 +44,7 @@ class Graph(NamedTuple):
 
 
 def task_graph(dependencies: dict[str, set[str]], bands: dict[str, str]) -> Graph:
-    """Place the tasks of a model: each to the right of all that it requires, in the band of its artifact.
+    """Place the tasks of a model: each task to the right of the tasks that it requires, in the band of its artifact.
 
     A dependency that follows from others gets no edge.
 

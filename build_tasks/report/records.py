@@ -155,7 +155,7 @@ class SampleTable(Struct):
 
 
 class NodeErrors(Struct):
-    """What `doit layers` has measured; `worst` holds the nodes with the largest errors."""
+    """The errors that `doit layers` measured; `worst` holds the nodes with the largest errors."""
 
     precision: str
     samples: int
@@ -194,7 +194,7 @@ class FileSnapshot(NamedTuple):
 
 
 class ModelSnapshot(Struct, forbid_unknown_fields=True):
-    """What a report remembers of a model.
+    """The part of a report that the next report is compared with: the snapshot of one model.
 
     Attributes:
         files: By path.

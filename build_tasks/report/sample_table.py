@@ -13,7 +13,7 @@ THUMBNAIL_PIXELS = 96  # the page shows 48, which a screen of double density dra
 
 
 def sample_table(model: Model, gate_results: list[GateRow]) -> SampleTable | None:
-    """The class of each sample; those that any artifact puts into another class come first.
+    """The class of each sample. Samples that any artifact puts into another class come first.
 
     None if no output names classes, or if the names of the samples are unknown.
     """

@@ -1,4 +1,4 @@
-"""What has changed since the last report: a snapshot of each model in build/report.json, and differences in words."""
+"""The changes since the last report: a snapshot of each model in build/report.json, and the differences as text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ MIN_DURATION_RATIO, MIN_DURATION_CHANGE = 1.25, 1.0
 
 
 def read_snapshot() -> Snapshot:
-    """What the last report remembered; without the models that another version of this page has written."""
+    """The snapshots of the last report, without models that another version of the report has written."""
     try:
         content = read_json(SNAPSHOT)
         written, saved_models = content["written"], content["models"].items()
@@ -33,7 +33,7 @@ def read_snapshot() -> Snapshot:
 
 
 def take_snapshot(tasks: list[TaskRow], gate_results: list[GateRow]) -> ModelSnapshot:
-    """What this report remembers of a model."""
+    """The snapshot of a model for the next report."""
     tools: dict[str, set[str]] = {}
     for task in tasks:
         for tool, version in task.tools.items():
@@ -69,7 +69,7 @@ def next_snapshot(before: Snapshot, pages: list[ModelPage], written: float, mode
 
 
 def describe_changes(before: ModelSnapshot | None, now: ModelSnapshot) -> list[Change] | None:
-    """What has changed since the last report; None if this is the first report of the model."""
+    """The changes since the last report, as text; None if this is the first report of the model."""
     if before is None:
         return None
     changes = []

@@ -20,7 +20,7 @@ from build_tasks.runtime.digests import digest
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 SCRATCH = f"{BUILD}/.scratch"
@@ -57,7 +57,7 @@ def scratch_dir(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             remove_tree(folder)
-        shutil.rmtree(folder, ignore_errors=True)  # the rest, if one file could not be removed
+        shutil.rmtree(folder, ignore_errors=True)  # the remaining files, if one file could not be removed
         in_use.close()
 
 
@@ -129,9 +129,9 @@ def replace(source: str, target: str, near: str | None = None) -> None:
 def copy(source: str, target: str) -> None:
     """Copy `source`, a file or a folder, to `target`: in one pass over the bytes, or in none if possible.
 
-    A file becomes a clone on file systems that have clones (XFS, Btrfs); else a large file becomes a hard link, and a
-    small one is copied by the kernel. A hard link is the same file under another name. Both names are made read-only,
-    as in the caches of ccache and DVC, so that nobody writes into the file by mistake. They can still be replaced and
+    On file systems with clones (XFS, Btrfs) the target becomes a clone. Otherwise a large file becomes a hard link, and
+    a small file is copied by the kernel. A hard link is a second name of the same file. The file is made read-only, as
+    in the caches of ccache and DVC, so that nobody writes into it by mistake. Both names can still be replaced and
     removed.
     """
     if os.path.isdir(source):
@@ -222,7 +222,7 @@ def _rename(source: str, target: str) -> None:
 
 
 def _exchange(source: str, target: str) -> bool:
-    """Exchange what is at two paths in one step; returns False if the system cannot do that.
+    """Exchange the files or folders at two paths in one step; returns False if the system cannot do that.
 
     Linux can, with renameat2.
 

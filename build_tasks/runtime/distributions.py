@@ -18,5 +18,5 @@ def installed_version(distribution: str) -> str | None:
 
 
 def versions(tools: tuple[str, ...]) -> dict[str, str]:
-    """The versions of those of the distributions that are installed."""
+    """The versions of the distributions, without those that are not installed."""
     return {tool: version for tool in tools if (version := installed_version(tool)) is not None}

@@ -1,4 +1,4 @@
-"""What this machine has for TensorRT: the package, the driver, the GPU.
+"""The hardware and software of this machine for TensorRT: the package, the driver, the GPU.
 
 Every call of doit needs these facts, also if there is nothing to do. Nothing here imports TensorRT therefore, and a
 machine without NVIDIA's driver is recognized by a single dlopen that fails.
@@ -34,7 +34,7 @@ def version(distributions: tuple[str, ...]) -> str | None:
 
 @functools.cache
 def gpu() -> Gpu | str:
-    """The GPU that CUDA would use, or a text that names what is missing to use one."""
+    """The GPU that CUDA would use, or a text that names the missing requirement."""
     import ctypes
 
     try:
@@ -74,7 +74,7 @@ def _device(nvml: types.ModuleType) -> Any:
 
 
 def missing_requirements(capability: str | None = None) -> str | None:
-    """What this machine lacks to build and run a plan, with a way to get it; None if nothing is missing.
+    """The missing requirements to build and run a plan, with a way to get them; None if nothing is missing.
 
     Args:
         capability: The compute capability that the plan is for; None for that of this machine's GPU.
@@ -103,7 +103,7 @@ def host_fingerprint() -> dict[str, str]:
 
 
 def missing_requirements_rtx() -> str | None:
-    """What this machine lacks to compile with TensorRT-RTX, which needs no GPU; None if nothing is missing."""
+    """The missing requirements to compile with TensorRT-RTX (it needs no GPU); None if nothing is missing."""
     if version(TENSORRT_RTX) is None:
         return "TensorRT-RTX (pip install -r requirements-rtx.txt)"
     return None

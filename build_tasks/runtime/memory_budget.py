@@ -16,14 +16,14 @@ from build_tasks.errors import UserError
 from build_tasks.runtime import resources
 
 VARIABLE = "BUILD_MEMORY"  # environment variable: GB that all stages of a run may use together
-SHARE = 0.8  # of the available memory, if the variable is not set
+SHARE = 0.8  # share of the available memory that is used if the variable is not set
 
-# Memory of a stage's process beyond what it shares with the fork server. Measured, in MB: torchscript and onnx of
-# efficientnet_b3, at batch 64 of 288 x 288 and with inputs of 49 and 98, took 2405 and 2653; those of vit_small, at
-# batch 32 of 224 x 224 and with inputs of 88 and 176, took 612 and 970. All other stages, of these models and of
-# smaller ones, took at most 431.
+# Memory of a stage's process, without the memory shared with the fork server. Measured, in MB: torchscript and onnx of
+# efficientnet_b3, at batch 64 of 288 x 288 and with inputs of 49 and 98, took 2405 and 2653; torchscript and onnx of
+# vit_small, at batch 32 of 224 x 224 and with inputs of 88 and 176, took 612 and 970. All other stages, of these models
+# and of smaller ones, took at most 431.
 BASE = 300e6  # bytes
-COPIES = 4  # of the inputs
+COPIES = 4  # assumed number of copies of the inputs in memory
 TENSORS = 32  # as large as the network's input, that exist at once
 
 
@@ -65,7 +65,7 @@ class Budget:
                     report_wait()
                 self._changed.wait_for(lambda: self._fits(request, need))
                 self._reserved.append(need)
-            finally:  # also after an interrupt: the next request must not wait for this one
+            finally:  # even after an interrupt, because the next request must not wait for this one
                 self._queue.remove(request)
                 self._changed.notify_all()
         try:

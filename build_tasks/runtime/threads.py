@@ -1,8 +1,8 @@
-"""The cores of one stage's process. What a stage records does not depend on their number.
+"""The cores of one stage's process. The recorded figures do not depend on their number.
 
-PyTorch and ONNX Runtime add up in another order with another number of threads, which changes the last bits of an
-answer. Answers that are only checked are therefore computed with all cores of the process. Answers that are recorded
-are computed batch by batch, each batch with one thread, and several batches at once.
+With another number of threads, PyTorch and ONNX Runtime add numbers in another order, which changes the last bits of an
+output. So only outputs that are not recorded are computed with all cores of the process. Recorded outputs are computed
+with one thread per batch, and several batches run in parallel.
 """
 
 import os
@@ -13,8 +13,8 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-AT_ONCE = 4  # batches at most, because each takes memory
-share = 1  # cores of this process; doit sends the number to each child
+AT_ONCE = 4  # maximum number of batches in parallel, because each takes memory
+share = 1  # number of cores of this process; doit sends it to each child
 
 
 def limit(cores: int) -> None:

@@ -27,7 +27,7 @@ from build_tasks.runtime.progress import Message, ignore
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-# The fork server imports these before its first child. It skips what is not installed.
+# The fork server imports these before its first child. It skips modules that are not installed.
 STAGE_MODULES = [
     *(f"build_tasks.stages.{name}" for name in (
         "weights", "labels", "reference", "torchscript", "cast", "onnx", "precision", "engine", "measure",
@@ -232,7 +232,7 @@ def _run(connection: "Connection", log: str, function: Callable[..., Any], argum
         message = "error", str(error)
     except ModuleNotFoundError as error:
         message = "error", not_installed(error)
-    except BaseException as error:  # also SystemExit of a library: for the stage it is a crash
+    except BaseException as error:  # includes a library's SystemExit, which is a crash of the stage
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         message = "crash", f"{type(error).__name__}: {error}"

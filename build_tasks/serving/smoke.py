@@ -1,4 +1,4 @@
-"""smoke: send the reference samples to a running server, over both protocols, and apply the gate to its answers
+"""smoke: send the reference samples to a running server, over both protocols, and apply the gate to its outputs
 
     samples.json ─► every published model, over HTTP and gRPC ─► answers ─► the gate, beside reference.json ─► a row
                                                               ├► the version that answered: is it the newest build?
@@ -28,7 +28,7 @@ from build_tasks.verification.tolerance import relative_error
 if TYPE_CHECKING:
     import numpy as np
 
-REQUESTS = 20  # of single requests, for the latency
+REQUESTS = 20  # number of requests with one sample each, to measure the latency
 
 PARAMS = [
     {
@@ -43,7 +43,7 @@ COLUMNS = ("model", "protocol", "version", "error", "limit", "top-1", "median", 
 
 
 class SmokeRow(NamedTuple):
-    """What is printed of one model over one protocol, as text. The fields are those of COLUMNS."""
+    """The row of one model and one protocol in the printed table, as text. The fields are those of COLUMNS."""
 
     model: str
     protocol: str
@@ -191,7 +191,7 @@ def compare_with_timm(images: "np.ndarray", expected: "np.ndarray") -> Accuracy:
 
 
 def apply_gate(model: Model, model_format: str, measured: metrics.Measurements) -> Accuracy:
-    """The accuracy of a model's answers.
+    """The accuracy of a model's outputs.
 
     Raises:
         UserError: If they do not pass the gate.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 PROTOCOLS = ("HTTP", "gRPC")
 
 CONNECTION_TIMEOUT = 10.0  # seconds, of HTTP
-NETWORK_TIMEOUT = 600.0  # seconds for an answer, of HTTP
+NETWORK_TIMEOUT = 600.0  # seconds until an HTTP request must be answered
 
 
 class Tensors(NamedTuple):
@@ -110,7 +110,7 @@ class Client:
 
         try:
             return getattr(self.client, method)(*arguments, **named)
-        except (OSError, HTTPException) as error:  # the second where the server ends while it answers
+        except (OSError, HTTPException) as error:  # HTTPException: the server ended while it answered
             raise UserError(
                 f"nothing answers {self.protocol} at {self.url} ({error}); `doit serve` starts a server"
             ) from error

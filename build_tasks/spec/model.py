@@ -159,7 +159,7 @@ class Model(Struct, frozen=True):
 
     @property
     def triton_models(self) -> dict[str, str]:
-        """What each Triton model of this model is, "format onnx" or "ensemble part preprocess", by its name."""
+        """The description of each Triton model, "format onnx" or "ensemble part preprocess", by its name."""
         formats = {
             **dict.fromkeys(self.served_formats, "format"),
             **dict.fromkeys(self.ensemble_parts, "ensemble part"),
@@ -238,7 +238,7 @@ class Model(Struct, frozen=True):
 
     @property
     def serving_facts(self) -> "ServingFacts":
-        """What the checks of a ModelConfig need to know of this model."""
+        """The facts about this model that the checks of a ModelConfig use."""
         from build_tasks.triton.serving_facts import ServingFacts
 
         keys, model_formats = self.triton_keys, (*self.served_formats, *self.ensemble_parts)

@@ -75,7 +75,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 
 def advice(settings: Settings) -> str:
-    """The end of the message about a refused artifact: what the user can try."""
+    """The end of the message about a refused artifact: the remedies that the user can try."""
     precision, model_format, model = settings["precision"], settings["format"], settings["model"]
     by_format = precision == "fp32" or model_format == "torchscript"
     key = f'format = "{model_format}"' if by_format else f'precision = "{precision}"'

@@ -3,7 +3,7 @@
     fp32 NCHW ─► cast, channels last ─► the frozen trace in fp16 ─► cast ─► fp32      clients see no difference
 
 The ONNX export always starts from model.pt, and so does the serving of models that need no cast. This stage compares
-only dtypes and shapes with model.pt. The gate judges the values later, on the accuracy samples, with the rounding of a
+only dtypes and shapes with model.pt. The gate checks the values later, on the accuracy samples, with the rounding of a
 GPU (see formats/torchscript_graph.py).
 """
 
@@ -78,7 +78,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 
 def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
-    """Compare the dtypes and shapes of the outputs with those of model.pt, at all sizes of the spec.
+    """Compare the dtypes and shapes of the outputs with the outputs of model.pt, at all sizes of the spec.
 
     Args:
         trace: Path of model.pt.

@@ -94,7 +94,7 @@ def render(
     Args:
         protocol: "http" or "grpc".
         tensor: The input of the model.
-        outputs: The outputs of the model, which decide what the client prints.
+        outputs: The outputs of the model, which determine the lines that the client prints.
         sends: "encoded images", "preprocessed images" or "an array".
         labels: Whether labels.txt is beside the client.
     """

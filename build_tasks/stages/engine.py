@@ -31,7 +31,7 @@ TIMING_CACHES = f"{BUILD}/.timing"
 # Source: the TensorRT support matrix, "Hardware and Precision".
 OLDEST_CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "int8": (6, 1), "fp8": (8, 9)}
 
-# Keys of [engine] that decide the graph, and keys that only one of the two compilers has.
+# Keys of [engine] that affect only the graph, and keys that only one of the two compilers has.
 GRAPH_ONLY = {"keep_fp32", "keep_io_types", "calibration", "repair"}
 PLANS_ONLY = {"compute_capabilities", "hardware_compatibility", "version_compatible", "timing_cache"}
 RTX_ONLY = {"rtx_compute_capabilities"}

@@ -6,7 +6,7 @@
 TensorRT 11 and TensorRT-RTX compile a graph in the types that it has, and TensorRT 10 can do so, too. Therefore the
 precision is set in the graph, in one way for all of them. Engines of fp32 and tf32 are compiled from model.onnx.
 
-The gate decides which nodes may be cast; where it fails, `doit repair` finds the nodes to exclude (repair.py).
+If the gate fails, `doit repair` finds the nodes that must be excluded from the precision (see repair.py).
 AutoCast's own rule is not used. It keeps every node in fp32 whose values exceed 512 on the samples, whether they cost
 accuracy or not. In some networks that loses speed without need, and it does not help where small numbers become zero.
 """

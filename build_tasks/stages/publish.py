@@ -51,7 +51,7 @@ PUBLISH_MODULES = (
 
 
 class Provenance(TypedDict):
-    """What <version>/provenance.json holds."""
+    """The content of <version>/provenance.json."""
 
     build: str  # sha256 of the artifacts, separated by spaces
     weights: str | None  # sha256

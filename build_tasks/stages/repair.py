@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MAX_STEPS = 48  # conversions of the graph in one search
 EFFECT_SAMPLES = 4  # samples that the effect of some nodes is measured on
 
-# The modules that decide what is measured.
+# The modules that affect the measured figures.
 MEASURE_MODULES = (
     "build_tasks.formats.node_precision",
     "build_tasks.formats.reduced_precision",
@@ -157,7 +157,14 @@ class Trial:
         self.steps = 0
         self.empty_sets: set[tuple[str, ...]] = set()
         self.measured = cast(metrics.Measurements, {})
-        irrelevant = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")  # for what is measured
+        irrelevant = (
+            "gate",
+            "allow_untestable",
+            "random_weights",
+            "format",
+            "cache",
+            "lock",
+        )  # these settings do not affect the measured figures
         relevant = {key: value for key, value in settings.items() if key not in irrelevant}
         tools = {tool: installed_version(tool) for tool in ("nvidia-modelopt", "onnx", "onnxruntime", "polygraphy")}
         digests = [[digest(path) for path in inputs.values()], imported_digests(MEASURE_MODULES)]
@@ -200,7 +207,7 @@ class Trial:
         return tuple(sorted(excluded)) in self.empty_sets
 
     def _measure(self, excluded: list[str]) -> metrics.Measurements | dict[str, str]:
-        """The figures of the converted graph, or {"empty": reason} or {"wrong": reason} where there is none."""
+        """The figures of the converted graph, or {"empty": reason} or {"wrong": reason} if there are none."""
         self.steps += 1
         try:
             graph = reduced_precision.convert_graph(self.source, self.calibration, self.settings, excluded, self.folder)

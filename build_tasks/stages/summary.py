@@ -39,11 +39,11 @@ class SampleCounts(TypedDict):
 
 
 class Summary(TypedDict):
-    """What accuracy.json and precisions.json hold."""
+    """The content of accuracy.json and precisions.json."""
 
     model: str
     samples: SampleCounts
-    preprocessing: dict[str, Any]  # what preprocessing.json holds
+    preprocessing: dict[str, Any]  # the content of preprocessing.json
     artifacts: list[ArtifactResult]
 
 

@@ -63,7 +63,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     module = pytorch_network.wrap_for_serving(module, interface)
     batch = pytorch_network.example_input(shape, TRACED_BATCH, interface["format"])
     with torch.inference_mode(False), torch.no_grad():
-        slim(batch)  # what a network computes at its first call only must not be traced
+        slim(batch)  # values that a network computes only at its first call must not be traced
         try:
             trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
         except RuntimeError as error:

@@ -31,16 +31,16 @@ class InputLayout(Struct, frozen=True):
 
 
 class ConfigSettings(Struct, frozen=True, kw_only=True):
-    """What decides a config.pbtxt besides the signatures. It is part of the fingerprint of the stage `config`."""
+    """The settings that affect a config.pbtxt. They are part of the fingerprint of the stage `config`."""
 
-    name: str  # of the Triton model
+    name: str  # the Triton model's name
     model_format: str
     spec: str  # path of the spec, for messages
     triton: dict[str, Any]  # the fields that the spec sets for this Triton model
     release: str  # "26.08"
     device: str  # "auto", "gpu" or "cpu"
     keep_versions: int
-    max_batch_size: int  # of this Triton model; 0 where the batch is fixed
+    max_batch_size: int  # the largest batch of this Triton model; 0 if the batch is fixed
     warm_up: int | None = None  # one request for each batch up to this one
     files: list[str] = []  # the artifacts that are served
     capabilities: list[str | None] = []  # compute capability of each file; None for a file that is not bound to one

@@ -187,7 +187,7 @@ def _is_map(descriptor: Any) -> bool:
 
 
 def _expected_scalar(field: Any, value: Any) -> str | None:
-    """Return what a field accepts; None if it accepts the value."""
+    """Return a description of the values that a field accepts; None if it accepts this value."""
     if field.cpp_type == field.CPPTYPE_STRING:
         return None if isinstance(value, str) else "str"
     if field.cpp_type == field.CPPTYPE_BOOL:

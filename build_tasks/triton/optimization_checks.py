@@ -31,7 +31,7 @@ GRAPH_LEVELS = {-1: "basic", 0: "all", 1: "extended", 2: "none"}  # optimization
 
 
 def mistakes(facts: ServingFacts, model_format: str, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:
-    """Yield what the backend of a model format does not read, and values that it does not know.
+    """Yield fields that the backend of a model format does not read, and values that it does not know.
 
     Args:
         config: The ModelConfig of the fields, with its max_batch_size.

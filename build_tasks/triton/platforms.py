@@ -9,7 +9,7 @@ class Platform(NamedTuple):
     Source: the server's docs/user_guide/model_configuration.md, and src/constants.h of its core.
     """
 
-    suffix: str  # of the Triton model's name: <model> + suffix
+    suffix: str  # the Triton model's name is <model> + suffix
     platform: str  # empty if the config names a backend instead
     file: str  # in the folder of a version
     backend: str = ""

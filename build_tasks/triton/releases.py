@@ -1,4 +1,4 @@
-"""What each release of Triton contains, and whether it can load an artifact.
+"""The versions that each release of Triton contains, and whether it can load an artifact.
 
     [triton]
     release = "26.08"    # the server is nvcr.io/nvidia/tritonserver:26.08-py3
@@ -136,7 +136,7 @@ def _plan_error(release: str, contained: str, signature: Mapping[str, Any]) -> s
 
 
 def load_warning(release: str, model_format: str, signature: Mapping[str, Any]) -> str | None:
-    """Return what may prevent a server of this release from loading an artifact, or what could not be checked."""
+    """Return the reasons why a server of this release may not load an artifact, or the checks that were impossible."""
     contents = RELEASES.get(release)
     if contents is None:
         return f"Triton {release} is not in releases.py: it was not checked whether it can load this artifact"

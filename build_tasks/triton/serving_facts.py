@@ -1,4 +1,4 @@
-"""What the checks of a ModelConfig need to know of the model that is served. The package spec builds this record."""
+"""The facts about a model that the checks of a ModelConfig use. The package spec builds this record."""
 
 from typing import Any, NamedTuple
 
@@ -14,6 +14,6 @@ class ServingFacts(NamedTuple):
     device: str  # triton.device: "auto", "gpu" or "cpu"
     keep_versions: int  # triton.keep_versions
     max_batch_size: int  # the largest batch that the build checks
-    largest_batches: dict[str, int]  # by model format; 0 where the batch is fixed
+    largest_batches: dict[str, int]  # the largest batch by model format; 0 if the batch is fixed
     profile: tuple[int, int, int]  # smallest, best and largest batch of the engine
     warm_up_folder: str  # holds the files that model_warmup names

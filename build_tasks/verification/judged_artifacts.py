@@ -1,4 +1,4 @@
-"""The artifacts of a model that the gate judges, and their figures with the result of the gate."""
+"""The artifacts of a model that the gate checks, and their figures with the gate result."""
 
 import os
 from typing import NamedTuple, TypedDict, cast
@@ -13,7 +13,7 @@ TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tenso
 
 
 class JudgedArtifact(NamedTuple):
-    """An artifact that the gate judges."""
+    """An artifact that the gate checks."""
 
     format: str  # "torchscript", "onnx", "tensorrt"; "graph" for the ONNX file that engines are compiled from
     precision: str
@@ -41,8 +41,8 @@ class JudgedOutput(OutputFigures, total=False):
     top5: float
     top1_drop: float
     top5_drop: float
-    limits: dict[str, float]  # by metric
-    agreement: dict[str, Agreement]  # of "top1" and "top5", for outputs with classes
+    limits: dict[str, float]  # the limit of each metric
+    agreement: dict[str, Agreement]  # the keys "top1" and "top5", for outputs with classes
 
 
 class ArtifactResult(TypedDict):

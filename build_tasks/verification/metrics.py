@@ -3,7 +3,7 @@
     outputs of the artifact ──┐
     outputs of the reference ─┴► compare_outputs ─► OutputFigures by output ─► model.*.measured.json
 
-The figures depend on no limit, so nothing is measured again after a limit has changed. gate.py judges them.
+The figures depend on no limit, so nothing is measured again after a limit has changed. gate.py applies the limits.
 """
 
 from collections.abc import Callable
@@ -47,18 +47,18 @@ class OutputFigures(TypedDict, total=False):
     """
 
     wrong: str  # why nothing could be measured
-    relative_l2: float  # of all samples together
-    cosine: float  # of the worst sample, and so are the next two
+    relative_l2: float  # relative L2 error over all samples together
+    cosine: float  # cosine, snr and max_absolute are those of the worst sample
     snr: float  # dB
     max_absolute: float
-    worst: dict[str, str]  # by metric, the name of the sample where it is worst
+    worst: dict[str, str]  # the name of the worst sample, by metric
     norm: float  # L2 norm of the reference
     largest: float  # largest absolute value of the reference
     spread: float  # how far the samples differ from their mean, over the norm
     errors: list[float]  # relative L2 error of each sample
     sensitivity: float  # relative L2 change of the reference after its inputs are perturbed by one ulp
     samples: int
-    classes: list[int]  # of each sample, by the reference
+    classes: list[int]  # the reference's class for each sample
     top1_changes: list[ClassChange]
     top5_losses: list[str]  # names of samples whose class is not among the artifact's strongest five
     truth: TruthCounts
@@ -308,7 +308,7 @@ def count_distinct(samples: "np.ndarray") -> int:
 
 
 def key_figures(measured: Measurements) -> dict[str, Any]:
-    """The figures for the one line of a task: the largest error, and the number of samples that keep their class."""
+    """The figures for the line of a task: the largest error, and the number of samples that keep their class."""
     outputs = measured["outputs"].values()
     if wrong := [output["wrong"] for output in outputs if "wrong" in output]:
         return {"wrong": wrong[0]}

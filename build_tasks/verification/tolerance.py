@@ -49,7 +49,7 @@ def perturb_one_ulp(batch: "np.ndarray", seed: int = 0) -> "np.ndarray":
 
 
 def relative_error(found: "np.ndarray", expected: "np.ndarray") -> float:
-    """Return the L2 norm of the difference over the L2 norm of what is expected.
+    """Return the L2 norm of the difference over the L2 norm of the expected values.
 
     It is infinite if the shapes or dtypes differ, or if a value is NaN or infinite.
     """
@@ -71,5 +71,5 @@ def max_relative_error(found: "list[np.ndarray]", expected: "list[np.ndarray]") 
 
 
 def float_outputs(outputs: "list[np.ndarray]") -> "list[np.ndarray]":
-    """Return the outputs without the classes of output.top_k, whose order may differ where two values are equal."""
+    """Return the outputs without the classes of output.top_k, whose order may differ if two values are equal."""
     return [output for output in outputs if output.dtype.kind == "f"] or outputs
