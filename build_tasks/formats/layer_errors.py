@@ -154,7 +154,7 @@ def _batch_of(graph: "onnx.ModelProto") -> int:
 
 
 def carried_errors(graph: "onnx.ModelProto", outputs: list[str], errors: dict[str, float]) -> dict[str, float]:
-    """Return, for each tensor, the largest error after the nodes that read it; for outputs of the graph their own."""
+    """Return the largest error after the nodes that read a tensor, by tensor. For an output it is its own error."""
     after = {name: errors.get(name, 0.0) for name in outputs}
     for node in graph.graph.node:
         error = max((errors[tensor] for tensor in node.output if tensor in errors), default=0.0)

@@ -133,7 +133,7 @@ def _set_dims(tensor: "onnx.ValueInfoProto", dims: list[int | str]) -> None:
 
 
 def pack_onnx(file: str, scratch: str) -> str:
-    """Return the file in the form for the folder of a spec: as it is, or a folder if its weights are in other files.
+    """Return the path to copy into the folder of a spec: the file, or a folder if its weights are in other files.
 
     Args:
         file: The user's file.

@@ -64,7 +64,7 @@ def cast_trace(
     the memory format, and so does an fp32 input (batch, channels, height, width). A uint8 input needs neither: the
     graph casts it itself, and (batch, height, width, channels) is already channels last.
 
-    Save the result, and load the file to run it: PyTorch may have cached the graph as it was before.
+    Save the result, and load the file to run it: PyTorch may have cached the old graph.
 
     Args:
         path: The file of the trace.

@@ -43,7 +43,7 @@ def is_download(path: str) -> bool:
 
 
 def manual_path(model: str, source: str) -> str | None:
-    """Return where the user may put a file that is otherwise downloaded. None for sources that are no download."""
+    """Return the path where the user may put a file that is otherwise downloaded. None for other sources."""
     scheme, rest = split_source(source)
     if scheme == "timm":
         return f"{MODELS}/{model}/model.safetensors"

@@ -54,7 +54,7 @@ class TaskRow(Struct):
 
 
 class GateRow(Struct):
-    """The measured figures of an artifact with the result of the gate by the spec as it is now.
+    """The measured figures of an artifact with the gate result for the limits of the current spec.
 
     Attributes:
         status: "ok", "refused" or "not testable".

@@ -80,7 +80,7 @@ def locked(folder: str, wait: bool = True) -> Iterator[None]:
 
 
 def size(path: str) -> int | None:
-    """The bytes of a file, or of all files in a folder; None if nothing is at the path."""
+    """The size of a file, or of all files in a folder, in bytes; None if the path does not exist."""
     if os.path.isdir(path):
         return sum(os.path.getsize(f"{folder}/{name}") for folder, _, names in os.walk(path) for name in names)
     return os.path.getsize(path) if os.path.exists(path) else None

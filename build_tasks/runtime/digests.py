@@ -54,7 +54,7 @@ class Digests:
     def __call__(self, path: str, remember: bool = True, status: os.stat_result | None = None) -> str | None:
         """The sha256 of a file's content, in hex; for a folder, of the names and contents in it.
 
-        None if nothing is at the path.
+        None if the path does not exist.
 
         Args:
             remember: Whether to cache the digest under this path. A draft's path does not stay.
@@ -79,10 +79,10 @@ class Digests:
         return self._read(path, remember)
 
     def identity(self, path: str) -> tuple[int, ...] | None:
-        """The (device, inode, size, mtime, ctime) of the file or folder that was read at a path; times in ns.
+        """The (device, inode, size, mtime, ctime) of the file or folder at a path when it was read; times in ns.
 
-        For a file, when its digest was computed; for a folder, when its listing was read in this run. None if it was
-        not read, or if it was then within the racy window.
+        A file was read when its digest was computed, a folder when its listing was read in this run. None if it was
+        not read, or if it was within the racy window at that time.
         """
         identity = self._listed.get(path) or self._load().get(path, ("",))[0]
         return tuple(map(int, identity.split(":"))) if identity else None

@@ -1,7 +1,8 @@
-"""The last import of the fork server, and imported by nothing else: a process that imports it always exits with 0.
+"""The last module that the fork server imports; nothing else imports it. The process that imports it exits with 0.
 
-The server then ends at once, and does not take a second to dismantle torch. It has no result of its own, and its
-children end in other ways. What was imported so far is no garbage: a collection in a child would copy all of it.
+The server then ends at once, and does not take a second to dismantle torch. The exit code 0 hides no error: the
+server has no result, and its children exit in other ways. The imported modules are never garbage, and a collection in
+a child would copy their memory.
 """
 
 import atexit

@@ -96,7 +96,7 @@ def missing_requirements(capability: str | None = None) -> str | None:
 
 
 def host_fingerprint() -> dict[str, str]:
-    """The facts of this machine that a plan depends on. Only for a machine that lacks nothing for plans."""
+    """The facts about this machine that a plan depends on. Call it only if no requirement for plans is missing."""
     device = gpu()
     assert isinstance(device, Gpu), device
     return {"TensorRT": version(TENSORRT) or "", "GPU": device.name, "compute capability": device.compute_capability}

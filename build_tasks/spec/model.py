@@ -153,7 +153,7 @@ class Model(Struct, frozen=True):
 
     @property
     def plans(self) -> dict[str, str | None]:
-        """The compute capability of each TensorRT plan, by file name. None: that of this machine's GPU."""
+        """The compute capability of each TensorRT plan, by file name. None: the capability of this machine's GPU."""
         capabilities = self.spec.engine.compute_capabilities
         return {f"model.sm{c.replace('.', '')}.plan": c for c in capabilities} or {"model.plan": None}
 
@@ -221,7 +221,7 @@ class Model(Struct, frozen=True):
 
     @property
     def graph_gated_separately(self) -> bool:
-        """Whether engines are compiled from a graph that is not served, and so has a gate of its own."""
+        """Whether engines are compiled from a graph that is not served, so that the gate checks it separately."""
         return self.spec.has_engine and (self.converted or "onnx" not in self.spec.formats)
 
     @property

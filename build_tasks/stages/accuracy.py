@@ -94,7 +94,7 @@ def advice(settings: Settings) -> str:
 def layers_message(inputs: Paths, settings: Settings) -> str:
     """The part of the message that says where the error of a refused graph begins.
 
-    The gate itself needs no process of its own, but the comparison of layers runs ONNX Runtime in one. Its log has the
+    The gate runs in doit's process, but the comparison of layers runs ONNX Runtime in a child process. Its log has the
     errors after all nodes.
     """
     try:

@@ -1,7 +1,7 @@
 """repair: the fewest nodes to exclude from a precision so that the gate holds -> models/<model>/keep_fp32.lock
 
     effect of halves, quarters, … of the nodes ─► nodes in order of effect ─► the first nodes that are enough
-                                                                                └► without those that are not needed
+                                                                                └► without unnecessary nodes
 
 Excluded nodes stay in fp32 in fp16 and bf16 graphs, and are not quantized in int8 and fp8 graphs. The lock file is a
 part of the spec: the precision stage reads it, and it should be committed. If the nodes in an existing lock file are
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_STEPS = 48  # conversions of the graph in one search
-EFFECT_SAMPLES = 4  # samples that the effect of some nodes is measured on
+EFFECT_SAMPLES = 4  # number of samples on which the effect of nodes is measured
 
 # The modules that affect the measured figures.
 MEASURE_MODULES = (
@@ -139,14 +139,14 @@ def locked_nodes(settings: Settings, source: "onnx.ModelProto") -> list[str]:
 class Trial:
     """Tests whether the gate holds for a set of excluded nodes, by a real conversion on all samples.
 
-    Every conversion is a step. What was measured is saved in build/<model>/repair/ under a digest of all that it
-    depends on, and is not measured again. So an interrupted search continues, and a changed gate needs no new
+    Every conversion is a step. Its figures are saved in build/<model>/repair/ under a digest of everything that they
+    depend on, and are not measured again. So an interrupted search continues, and a changed gate needs no new
     conversions.
 
     Attributes:
         steps: Number of conversions so far.
         empty_sets: The sets of excluded nodes that leave no node in the precision.
-        measured: The figures of the last set for which the gate held, or else of the first set.
+        measured: The figures of the last set for which the gate held, otherwise of the first set.
     """
 
     def __init__(self, inputs: Paths, settings: Settings, source: "onnx.ModelProto", folder: str):
@@ -157,21 +157,15 @@ class Trial:
         self.steps = 0
         self.empty_sets: set[tuple[str, ...]] = set()
         self.measured = cast(metrics.Measurements, {})
-        irrelevant = (
-            "gate",
-            "allow_untestable",
-            "random_weights",
-            "format",
-            "cache",
-            "lock",
-        )  # these settings do not affect the measured figures
+        # These settings do not affect the measured figures.
+        irrelevant = ("gate", "allow_untestable", "random_weights", "format", "cache", "lock")
         relevant = {key: value for key, value in settings.items() if key not in irrelevant}
         tools = {tool: installed_version(tool) for tool in ("nvidia-modelopt", "onnx", "onnxruntime", "polygraphy")}
         digests = [[digest(path) for path in inputs.values()], imported_digests(MEASURE_MODULES)]
         self.fingerprint = json.dumps([relevant, tools, digests], sort_keys=True)
 
     def __call__(self, excluded: Iterable[str]) -> str | None:
-        """Why the gate refuses the graph with these nodes excluded; None if it holds."""
+        """The reason why the gate refuses the graph with these nodes excluded; None if it passes."""
         names, steps_before = sorted(excluded), self.steps
         measured = self._cached("step", names, self._measure)
         error: str | None
@@ -203,7 +197,7 @@ class Trial:
         return value
 
     def leaves_nothing(self, excluded: Iterable[str]) -> bool:
-        """Whether no node has the precision any more. Only known of a set that was tested."""
+        """Whether no node has the precision any more. The result is known only for a set that was tested."""
         return tuple(sorted(excluded)) in self.empty_sets
 
     def _measure(self, excluded: list[str]) -> metrics.Measurements | dict[str, str]:
@@ -223,7 +217,7 @@ class Trial:
     def effect_of_nodes(self) -> Callable[[Iterable[str]], float]:
         """A function from some nodes to the error of the outputs when only those nodes are in the precision.
 
-        The error is infinite where an output is not finite. The function emulates the precision on a few samples. That
+        The error is infinite if an output is not finite. The function emulates the precision on a few samples. That
         is faster than a conversion.
         """
         import numpy as np

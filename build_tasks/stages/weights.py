@@ -36,7 +36,7 @@ def task(model: Model) -> dict[str, Any]:
 def stage(model: Model) -> Stage:
     """The stage that fetches the source. `doit new` runs it without doit.
 
-    The source is an input where it is a file of the user. The settings identify a download, by its URL and sha256.
+    A source that is a file of the user is an input. A download is identified by settings: its URL and sha256.
     """
     spec, weights = model.spec, model.spec.weights
     inputs: Paths = {}

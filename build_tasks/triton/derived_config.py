@@ -194,7 +194,7 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
     return [
         {
             "name": f"batch of {size}" if largest else "fixed batch",
-            "batch_size": size,  # 1 where the batch is fixed, since dims contain it
+            "batch_size": size,  # 1 if the batch is fixed, because dims contain it
             **count,
             "inputs": tensors,
         }

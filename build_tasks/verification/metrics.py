@@ -46,7 +46,7 @@ class OutputFigures(TypedDict, total=False):
     The keys from `samples` on exist for outputs with classes, `truth` if the classes of samples are known.
     """
 
-    wrong: str  # why nothing could be measured
+    wrong: str  # the reason why nothing could be measured
     relative_l2: float  # relative L2 error over all samples together
     cosine: float  # cosine, snr and max_absolute are those of the worst sample
     snr: float  # dB
@@ -142,7 +142,7 @@ def compare_outputs(
 
 
 def _not_finite(values: "np.ndarray", names: list[str]) -> str | None:
-    """Where an output is NaN or infinite, for a message. None if it is finite everywhere."""
+    """The place where an output is NaN or infinite, for a message. None if all values are finite."""
     import numpy as np
 
     finite = np.isfinite(values)
@@ -171,7 +171,7 @@ def _error_figures(artifact: "np.ndarray", expected: "np.ndarray", names: list[s
         "snr": SnrCompareFunc(),
     }
     figures: dict[str, list[float]] = {name: [] for name in functions}
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # otherwise it logs its own judgement of every sample
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # otherwise it logs its own result for every sample
         for signal, answer in zip(expected, artifact, strict=True):
             pair = [IterationResult({"": np.atleast_1d(value)}) for value in (signal, answer)]
             for figure, function in functions.items():
@@ -197,7 +197,7 @@ def _error_figures(artifact: "np.ndarray", expected: "np.ndarray", names: list[s
         "norm": norm,
         "largest": float(np.abs(expected).max(initial=0.0)),
         "spread": spread / norm,
-        # Over the root mean square of the norms of all samples, so that a sample with small outputs is no outlier.
+        # Over the root mean square of the norms of all samples, so that a sample with small outputs does not become an outlier.
         "errors": [float(f"{error * len(expected) ** 0.5 / norm:.3g}") for error in by_sample["l2_norm"]],
     }
 
@@ -205,7 +205,7 @@ def _error_figures(artifact: "np.ndarray", expected: "np.ndarray", names: list[s
 def _class_figures(
     artifact: "np.ndarray", expected: "np.ndarray", margin: Callable[[int, int, int], float], names: list[str]
 ) -> OutputFigures:
-    """The classes of the samples by the reference, and the samples that the artifact puts into other classes.
+    """The reference's class of each sample, and the samples to which the artifact gives another class.
 
     Args:
         artifact: The classes of each sample by the artifact, strongest first: (samples, classes).
@@ -293,7 +293,7 @@ def _count_truth(
 
 
 def strongest_classes(outputs: "np.ndarray") -> "np.ndarray":
-    """The strongest five classes of each sample, or all if there are fewer. Of equal values the first comes first."""
+    """The strongest five classes of each sample, or all if there are fewer. Equal values are sorted by index."""
     import numpy as np
     from polygraphy.comparator import IterationResult, TopKPostprocessFunc
 
@@ -303,7 +303,7 @@ def strongest_classes(outputs: "np.ndarray") -> "np.ndarray":
 
 
 def count_distinct(samples: "np.ndarray") -> int:
-    """The number of samples, where samples that are the same to the bit count once."""
+    """The number of distinct samples: samples with equal bits count once."""
     return len({sample.tobytes() for sample in samples})
 
 

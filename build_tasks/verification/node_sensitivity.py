@@ -1,6 +1,6 @@
 """The nodes of a graph in the order of their effect on the outputs, found with few evaluations.
 
-stages/repair.py begins with this order. An evaluation runs a graph in which only some nodes have the reduced precision
+stages/repair.py uses this order first. An evaluation runs a graph in which only some nodes have the reduced precision
 (see formats/node_precision.py), which takes less time than a conversion.
 """
 
@@ -28,7 +28,7 @@ def rank_nodes(
     """
     position = {name: index for index, name in enumerate(nodes)}
     singles: list[tuple[float, int, str]] = []  # the negative effect, so that the largest comes first
-    parts: list[tuple[float, int, list[str]]] = []  # likewise
+    parts: list[tuple[float, int, list[str]]] = []  # the negative effect as well
 
     def evaluate(part: list[str]) -> None:
         size = effect(part)

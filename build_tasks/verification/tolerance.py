@@ -1,4 +1,4 @@
-"""How much an output may differ from the reference in a precision, and relative errors of arrays."""
+"""The tolerance of an output in a precision, and relative errors of arrays."""
 
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 #
 #                                                              fp32         fp16         bf16
 #     ONNX Runtime, 38 architectures of timm                   0.9 to 2.0   0.1 to 1.1   0.1 to 1.4
-#     PyTorch on an H100, 29 of them                           0.9 to 2.3   0.2 to 1.3   0.1 to 1.2
+#     PyTorch on an H100, 29 of these                          0.9 to 2.3   0.2 to 1.3   0.1 to 1.2
 #
 # (Random weights with batch statistics of the photographs; real weights for efficientnet_lite0.) The one exception, 13,
-# has weights that fp16 cannot distinguish from zero. SAFETY_FACTOR is therefore 4: above rounding, and below other
-# faults. The lower bound is for networks that average the differences of the inputs away. The upper bound is for
-# networks that amplify them so much that they should not be trusted in this precision.
-# int8 and fp8 change the outputs by far more than rounding does. Their gate is the agreement of classes, and
-# QUANTIZED_TOLERANCE only finds gross faults.
+# has weights that fp16 cannot distinguish from zero. SAFETY_FACTOR is therefore 4: larger than the effect of
+# rounding, and smaller than the effect of other faults. The lower bound is for networks in which differences of the
+# inputs average out. The upper bound is for networks that amplify them so much that they should not be trusted in this
+# precision.
+# int8 and fp8 change the outputs far more than rounding. Their main limit is the agreement of classes, and
+# QUANTIZED_TOLERANCE finds only gross faults.
 ROUNDOFF = {"fp32": 2**-24, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8}  # unit roundoff
 TOLERANCE_BOUNDS = {"fp32": (1e-4, 1e-2), "tf32": (1e-2, 0.1), "fp16": (1e-2, 0.1), "bf16": (5e-2, 0.3)}
 QUANTIZED_TOLERANCE = 0.5
