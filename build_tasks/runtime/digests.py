@@ -26,8 +26,8 @@ from build_tasks.paths import BUILD
 TABLE = f"{BUILD}/.digests.sqlite3"
 
 # Timestamps advance with the kernel's clock tick, 10 ms at most on Linux. A file that changed within this window could
-# change again with the same ctime. The digest of a small one is not cached; for a large one, which takes longer to read
-# again than the window lasts, the window is waited for.
+# change again with the same ctime. The digest of such a small file is not cached. Reading a large file again would take
+# longer than the window, so for a large file the process waits until the window is over.
 RACY_WINDOW_NS = 20_000_000
 WORTH_A_PAUSE = 1 << 20  # bytes; files above this are large
 

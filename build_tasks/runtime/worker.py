@@ -4,7 +4,7 @@
        ◄─────────── messages, then the result or the error ──────┘
 
 A segfault, an out-of-memory kill or a Ctrl-C ends a child, and leaves the state of the build as it was. Twenty models
-cost one import. As many children run at once as doit has threads, if they fit into memory; they share the cores.
+cost one import. Each thread of doit runs one child, if memory allows it. The children share the cores.
 """
 
 import contextlib
@@ -56,8 +56,8 @@ EXIT_TIMEOUT = 10  # seconds for a child to end after its result; a thread of so
 
 NO_MESSAGE = ("ended", None)  # stands for the messages of a child that has ended without a result
 SERVER_KILLED = 255  # multiprocessing's exit code of a child whose fork server died; see its popen_forkserver.py
-# For every Python process that starts here: neither the order of sets nor the number of cores, which decides how NumPy
-# adds up, may change an artifact.
+# For every Python process that starts here. An artifact must depend neither on the order of sets, nor on the number of
+# cores, which affects the order in which NumPy adds.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
 
 _starting = threading.Lock()

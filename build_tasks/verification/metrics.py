@@ -197,7 +197,7 @@ def _error_figures(artifact: "np.ndarray", expected: "np.ndarray", names: list[s
         "norm": norm,
         "largest": float(np.abs(expected).max(initial=0.0)),
         "spread": spread / norm,
-        # Over the root mean square of the norms of all samples, so that a sample with small outputs does not become an outlier.
+        # Over the root mean square of the norms of all samples, so that a sample with small outputs is no outlier.
         "errors": [float(f"{error * len(expected) ** 0.5 / norm:.3g}") for error in by_sample["l2_norm"]],
     }
 
