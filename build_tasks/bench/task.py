@@ -1,7 +1,7 @@
-"""bench: how fast the artifacts of a model are -> bench.json for machines, bench.svg for people
+"""bench: latency and throughput of the artifacts of a model -> bench.json for programs, bench.svg for people
 
     this machine (machine.py) ────────┐
-    a running server (server.py) ─────┴► a Run ─► beside the last run and the plain trace (results.py)
+    a running server (server.py) ─────┴► a Run ─► compared with the last run and the plain trace (results.py)
                                                   └► lines for [triton] of the spec (recommendation.py)
 
 It runs only on demand, and every time: earlier figures may not be true any more.
@@ -69,9 +69,8 @@ def bench(
         options = parse_options(model, batches, concurrency, seconds, formats, url, latency)
         runs = read_runs(model.artifact("bench.json"))
         os.makedirs(hardware.GPU_LOCK, exist_ok=True)
-        with atomic_files.locked(
-            hardware.GPU_LOCK
-        ):  # another benchmark, or the build of an engine, would disturb this one
+        # Another benchmark, or the build of an engine, would disturb this one.
+        with atomic_files.locked(hardware.GPU_LOCK):
             run = (server if url else machine).measure(model, options)
         if not run.points:
             raise UserError("; ".join(run.failed or run.left_out))

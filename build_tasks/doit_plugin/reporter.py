@@ -3,8 +3,8 @@
 - doit calls it after every success. It saves doit's records at once, so that a killed run keeps all finished tasks.
 - It knows which tasks were requested. It leaves out stages that this machine cannot build and that were not requested
   by name, as if `doit ignore` had marked them.
-- It runs last, and sets the exit code: 1 where tasks failed, 2 where one crashed. A task that was skipped because
-  another one failed is no crash.
+- It runs last, and sets the exit code: 1 if a task failed, 2 if one crashed. A task that was skipped because another
+  one failed is not a crash.
 """
 
 import atexit
@@ -52,9 +52,7 @@ class Reporter:
         self.records: StateManager = Globals.dep_manager
         self.records.backend.connect()
         self.out = outstream
-        self.results: dict[
-            str, run_results.TaskResult
-        ] = {}  # the result of each task, in the order in which the tasks ended
+        self.results: dict[str, run_results.TaskResult] = {}  # by task, in the order in which tasks ended
         self.failures: list[BaseFail] = []
         self.tasks: dict[str, Any] = {}
         self.required: set[str] = set()  # the tasks of this run, with their dependencies

@@ -4,7 +4,7 @@
                           └─► RunObserver: the reporter of the run
 
 All use of doit's private attributes is in this module. It fits one minor release of doit, and `require_doit` refuses
-every other.
+all others.
 """
 
 import contextlib
@@ -70,9 +70,7 @@ class StateDB(SqliteDB):  # type: ignore[misc]  # doit has no types
     def __init__(self, name: str, codec: JSONCodec, *, module_name: str | None = None):
         self.name = name
         self.codec = codec
-        self.row_digests: dict[
-            str, bytes
-        ] = {}  # the digest of each task's row, from the time when this process read it
+        self.row_digests: dict[str, bytes] = {}  # the digest of each task's row when it was read
         self._cache: dict[str, dict[str, Any]] = {}
         self._dirty: set[str] = set()
 

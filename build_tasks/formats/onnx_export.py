@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The modules of the project that affect the exported graph, for the fingerprint of the stage `onnx`.
 EXPORT_MODULES = ("build_tasks.formats.onnx_export", *pytorch_network.NETWORK_MODULES, *ONNX_MODULES)
 TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
-# Of torch 2.14. The dynamo exporter writes 18 and above, and converts to lower opsets if it can.
+# The limits of torch 2.14. The dynamo exporter writes 18 and above, and converts to lower opsets if it can.
 MAX_OPSET = {"torchscript": 20, "dynamo": 23}
 
 

@@ -3,7 +3,7 @@
     model.onnx ─► parser ─► network ─► builder, with an optimization profile and a timing cache ─► engine, signature
 
 Polygraphy chooses the library. Import this module only in the process of a stage, after
-`polygraphy.config.USE_TENSORRT_RTX` says which of the two it is.
+`polygraphy.config.USE_TENSORRT_RTX` was set to select one of the two.
 """
 
 import os
@@ -87,7 +87,7 @@ class BuildProgress(trt.IProgressMonitor):
 
     def step_complete(self, phase: str, step: int) -> bool:
         progress.emit(progress.Progress(phase, step + 1, self.steps.get(phase), "steps"))
-        return True  # go on
+        return True  # continue
 
     def phase_finish(self, phase: str) -> None:
         print(f"{phase}: {self.steps.pop(phase, 0)} steps", flush=True)

@@ -1,6 +1,6 @@
 """The geometry of the report's pictures, as plain numbers; templates/figures.html.j2 makes SVG of them.
 
-tasks and what they require ─► task_graph() ─► boxes in columns, one band for each artifact, and edges between them
+tasks, dependencies         ─► task_graph() ─► boxes in columns, one band for each artifact, and edges between them
 errors of samples           ─► histogram()  ─► bars over decades
 errors after nodes          ─► curve()      ─► a line over the positions of the nodes in a graph
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 MIN_ERROR = 1e-9  # smaller errors are plotted at this value: a logarithm has no zero
 
-BOX_WIDTH, BOX_HEIGHT = 132, 36  # pixels, as all lengths
+BOX_WIDTH, BOX_HEIGHT = 132, 36  # all lengths are in pixels
 COLUMN_GAP, ROW_GAP = 24, 8
 MARGIN = 8
 BAND_GAP = 10
@@ -53,7 +53,7 @@ def task_graph(dependencies: dict[str, set[str]], bands: dict[str, str]) -> Grap
         bands: The name of each task's band.
     """
     columns: dict[str, int] = {}
-    for name in dependencies:  # the tasks may stand in any order
+    for name in dependencies:  # the tasks may have any order
         _set_column(name, dependencies, columns)
     direct = _direct_dependencies(dependencies)
     rows = _rows(direct, bands, columns)

@@ -1,9 +1,9 @@
 """doit report: the state of the whole build on one page -> build/report.html
 
     specs, build/, doit's records ─► model_page.py: each model as a record ─► templates/report.html.j2 ─► one file
-                                               └─► snapshot_diff.py: what has changed since the last report
+                                               └─► snapshot_diff.py: the changes since the last report
 
-It builds nothing, shows what exists in whatever state it is, and does not use the network.
+It builds nothing, shows all files in their current state, and does not use the network.
 """
 
 import json

@@ -121,7 +121,7 @@ def _source_mistakes(spec: Spec) -> Iterator[Mistake]:
 
 
 def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
-    """Yield keys that only a PyTorch network can have, where weights.source is an ONNX file."""
+    """Yield keys that only a PyTorch network can have, if weights.source is an ONNX file."""
     reason = "since weights.source is an ONNX file"
     tables = {
         "architecture": (spec.architecture, Architecture(), Architecture.__struct_fields__),

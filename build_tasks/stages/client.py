@@ -1,11 +1,11 @@
 """client: an example client per protocol for each Triton model -> build/<model>/clients/<name>/
 
     signatures ──────────┐
-    preprocessing.json ──┼─► client.py.j2 ─► http_client.py, grpc_client.py   they run as they are
-    labels.txt ──────────┘                   preprocessing.py, .json          what they do to an image
+    preprocessing.json ──┼─► client.py.j2 ─► http_client.py, grpc_client.py   complete programs
+    labels.txt ──────────┘                   preprocessing.py, .json          how they prepare an image
 
-A client sends image files where the Triton model is an ensemble. It preprocesses the images itself where the model
-takes tensors of three channels. For other models it sends an array from a .npy file.
+If the Triton model is an ensemble, the client sends image files. If the model takes tensors of three channels, the
+client preprocesses the images itself. For other models it sends an array from a .npy file.
 """
 
 import functools

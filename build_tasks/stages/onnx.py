@@ -1,10 +1,10 @@
 """onnx: model.pt -> model.onnx, model.onnx.signature.json, model.onnx.export.json (which exporter, and why)
 
     model.pt ──► TorchScript exporter ──► slim ──► check ──► model.onnx
-                     │ fails, or the check does              ▲
+                     │ it or its check fails                 ▲
     network  ──► dynamo exporter ──► slim ──► check ─────────┘
 
-Where the source is an ONNX file, nothing is exported:
+If the source is an ONNX file, nothing is exported:
 
     weights.onnx ──► batch and size of the spec ──► slim ──► check ──► model.onnx
 """

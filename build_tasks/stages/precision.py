@@ -7,8 +7,9 @@ TensorRT 11 and TensorRT-RTX compile a graph in the types that it has, and Tenso
 precision is set in the graph, in one way for all of them. Engines of fp32 and tf32 are compiled from model.onnx.
 
 If the gate fails, `doit repair` finds the nodes that must be excluded from the precision (see repair.py).
-AutoCast's own rule is not used. It keeps every node in fp32 whose values exceed 512 on the samples, whether they cost
-accuracy or not. In some networks that loses speed without need, and it does not help where small numbers become zero.
+AutoCast's own rule is not used. It keeps every node in fp32 whose values exceed 512 on the samples, even if this does
+not improve the accuracy. Some networks become slower without need, and the rule does not help if small numbers become
+zero.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""prune: remove from model_repository/ the models that no spec describes any more
+"""prune: remove from model_repository/ the generated models that have no spec any more
 
     model_repository/<name> ─► generated here? ─► described by a spec? ─► kept, or removed with a line of output
 
-Folders that a person made or copied there stay: only what carries this project's mark is removed.
+Only folders with this project's mark are removed. Folders that a person made or copied there stay.
 """
 
 import os

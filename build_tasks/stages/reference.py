@@ -5,7 +5,7 @@
 
 samples.json and reference.json are in Polygraphy's formats, so that every machine can compare every artifact with them,
 without torch. The second run measures the sensitivity of the network: the change of its outputs for the smallest
-change of its inputs. The gate requires no artifact to be closer than that.
+change of its inputs. The gate does not require an artifact to be closer than that.
 """
 
 import functools

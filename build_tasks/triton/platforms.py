@@ -11,7 +11,7 @@ class Platform(NamedTuple):
 
     suffix: str  # the Triton model's name is <model> + suffix
     platform: str  # empty if the config names a backend instead
-    file: str  # in the folder of a version
+    file: str  # the file's name in the folder of a version
     backend: str = ""
 
 

@@ -6,8 +6,8 @@
 Sources: ONNX Runtime from the table TRITON_VERSION_MAP in build.py of the server's branches r23.10 to r26.08. CUDA from
 NVIDIA's release notes of Triton, or from the server's docs/introduction/compatibility.md. PyTorch and TensorRT from
 NVIDIA's containers of the same month, on which Triton's container is built: from their release notes, their environment
-variables and reports of their users. None stands for a version that no source names. A version of TensorRT that is
-known in part has fewer numbers.
+variables and reports of their users. None stands for a version that no source names. If a version of TensorRT is
+known only in part, it has fewer numbers.
 """
 
 from collections.abc import Mapping

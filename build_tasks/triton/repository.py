@@ -12,7 +12,7 @@ def header_line(name: str, signatures: Sequence[str | None]) -> str:
     """Return the beginning of the first line of a generated config.pbtxt.
 
     Args:
-        name: Of the Triton model.
+        name: The Triton model's name.
         signatures: Digests of the signatures that the config was derived from.
     """
     return f"{GENERATED_MARK} {name}, signature {' '.join(map(str, signatures))}"
