@@ -4,8 +4,8 @@
                    ├─► copies of both projects ─► A B A B … in one run ────┤
     --against PATH ┘                                                       └─ ratio of the medians
 
-Measured one after the other, two checkouts differ by whatever the machine does in the meantime. Measured in turns,
-they share it.
+If two checkouts are measured one after the other, other load on the machine changes the ratio. If they are measured in
+turns, the load affects both.
 """
 
 import argparse

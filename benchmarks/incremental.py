@@ -16,7 +16,7 @@ stages write their usual records of them. For a no-op only the number of files a
 files are not computed again either.
 
 Every run is a process of its own and is measured by wall-clock time. All sides run in turns. Figures are medians; below
-them stand the ratios to a `doit` with an empty dodo.py in the same turns. They are printed, whatever they are. The
+them are the ratios to a `doit` with an empty dodo.py in the same turns. There is no limit for them. The
 benchmark ends with an error if a no-op has something to do.
 
     python benchmarks/incremental.py [--short] [--models 1,100,1000] [--runs N] [--largest N]

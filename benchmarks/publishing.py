@@ -1,9 +1,9 @@
-"""Measures the cost of publishing a large artifact: bytes read and written over its size, and time over that of `cp`.
+"""Measures the cost of publishing a large artifact: bytes over its size, and time over the time of `cp`.
 
 The real stages build a model that is mostly weights, up to the step before publishing. Then these are measured:
 
 publish        `doit publish:large` with model_repository/ beside build/, and on another file system   goal: reads 0, 1
-               bytes and time over those of `cp model.pt` to the same place
+               bytes and time over the figures of `cp model.pt` to the same place
 a new config   the same after an edit of [triton]. On one file system the artifact is linked again     goal: reads 0
 touched        the next `doit` after model.pt was touched, and the one after that                      goal: reads 1, 0
 
@@ -12,7 +12,7 @@ reads from the page cache. The bytes that a `doit` with nothing to do reads, mos
 On one file system `cp` is kept from cloning the file. A `sync` before each command gives all the same start. The time
 of doit includes its start and its fsync, the time of `cp` includes neither.
 
-The figures are printed, whatever they are. The benchmark ends with an error if a build fails, or if a published file
+There is no limit for the figures. The benchmark ends with an error if a build fails, or if a published file
 differs from its artifact.
 
     python benchmarks/publishing.py [--short] [--gigabytes N] [--elsewhere FOLDER]

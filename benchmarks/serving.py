@@ -133,7 +133,7 @@ def format_cell(row: dict[str, Any], title: str) -> str:
 def create_network(name: str) -> tuple[torch.nn.Module, tuple[int, int, int]]:
     """A network of timm in inference mode with random weights, and (channels, height, width) of its images.
 
-    The statistics of its batch normalization are those of random input. Without them, the values in a deep network
+    Its batch normalization has the statistics of random input. Without them, the values in a deep network
     would leave the range of fp16.
     """
     import timm

@@ -109,7 +109,7 @@ def settings_of(model: Model, model_format: str) -> Settings:
 
 
 def accepts_batch(model: Model, model_format: str, batch: int) -> bool:
-    """Whether an artifact takes a batch. One with an open batch also takes batches that the spec does not serve."""
+    """Whether an artifact takes a batch. If its batch is open, it also takes batches above the spec's largest."""
     if model_format == TRACE:
         return True
     signature = artifacts.read_signature(input_paths(model, model_format))

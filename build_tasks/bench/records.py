@@ -45,7 +45,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where and how the points of one format were measured."""
+    """The device and the clock with which the points of one format were measured."""
 
     timed_by: str
     device: str | None = None  # "cpu" or "cuda"

@@ -105,7 +105,7 @@ def artifact_size(stage: Stage, kind: str) -> int | None:
 def format_accuracy(chain: list[str], results: dict[str, TaskResult]) -> str | None:
     """Return the error and limit of the last artifact of a chain that the gate checked, as text.
 
-    For an engine that was not measured, they are those of its graph; for an ensemble, those of one of its steps.
+    For an engine that was not measured, they belong to its graph; for an ensemble, to one of its steps.
     """
     for task in reversed([task for task in chain if task.startswith("accuracy:")]):
         if notes := results[task].notes if task in results else {}:

@@ -173,7 +173,7 @@ def _before_ranking(node: Any, index: int) -> tuple[Any, int]:
 class GpuRounding(TorchDispatchMode):
     """A mode in which products of fp16 and bf16 are added up in fp32 and then rounded, as a GPU's matrix units do.
 
-    PyTorch's own CPU kernels for these types take twenty times as long as those of fp32, unless the CPU has
+    PyTorch's own CPU kernels for these types take twenty times as long as the kernels for fp32, unless the CPU has
     instructions for them. The outputs would then depend on the CPU. Other operators run unchanged, except for those
     that PyTorch has only for GPUs in these types. They are computed in fp32 and rounded as well.
 

@@ -86,7 +86,7 @@ def _set_column(name: str, dependencies: dict[str, set[str]], columns: dict[str,
 
 
 def _direct_dependencies(dependencies: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The dependencies of each task, without those that another of its dependencies requires already."""
+    """The dependencies of each task, without dependencies that another one of them requires already."""
     ancestors: dict[str, set[str]] = {}
 
     def ancestors_of(name: str) -> set[str]:
@@ -186,7 +186,7 @@ class Histogram(NamedTuple):
 
 
 def histogram(errors: Sequence[float], limit: float, scale_values: Iterable[float]) -> Histogram:
-    """How many samples have which error, with BINS_PER_DECADE bars in each decade.
+    """The numbers of samples by error, with BINS_PER_DECADE bars in each decade.
 
     Args:
         errors: One for each sample.

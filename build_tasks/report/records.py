@@ -138,7 +138,7 @@ class SampleTable(Struct):
 
     Attributes:
         artifacts: Titles of the columns.
-        rows: The samples with a picture; those that change their class come first.
+        rows: The samples with a picture. Samples that change their class come first.
         others: Number of samples that the page only counts, and how many of these change their class.
         changed: Number of samples that change their class, of all samples.
         total: Number of all samples.

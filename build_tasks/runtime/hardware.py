@@ -77,7 +77,7 @@ def missing_requirements(capability: str | None = None) -> str | None:
     """The missing requirements to build and run a plan, with a way to get them; None if nothing is missing.
 
     Args:
-        capability: The compute capability that the plan is for; None for that of this machine's GPU.
+        capability: The compute capability that the plan is for; None for the capability of this machine's GPU.
     """
     missing = []
     installed = version(TENSORRT)

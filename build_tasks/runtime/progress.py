@@ -16,7 +16,7 @@ _last_sent = 0.0
 
 
 class Progress(NamedTuple):
-    """How far a stage is.
+    """The progress of a stage.
 
     Attributes:
         what: The file or the phase that it works on.

@@ -55,7 +55,7 @@ def full_disk(*folders: str) -> str | None:
 
 @contextlib.contextmanager
 def explain_full_disk(*folders: str) -> Iterator[None]:
-    """Raise UserError in place of any exception of the block whose cause is a full disk.
+    """Raise UserError instead of an exception of the block, if a full disk caused it.
 
     Libraries hide that cause: some abort the process, and some give no reason at all.
 

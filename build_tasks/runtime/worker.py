@@ -175,7 +175,7 @@ def _next_message(connection: "Connection", child: Any) -> tuple[str, Any]:
 
 
 def _context() -> Any:
-    """How children start: from a fork server or, on Windows, as processes that import everything themselves."""
+    """The start method of children: a fork server or, on Windows, new processes that import everything themselves."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

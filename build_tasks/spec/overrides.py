@@ -1,4 +1,4 @@
-"""Options of doit's command line that replace keys of a spec for one run. Their names are those of the guide.
+"""Options of doit's command line that replace keys of a spec for one run. They have the names of the guide's options.
 
     doit engine:NAME --engine_precision FP16 --max_engine_batch_size 64
 

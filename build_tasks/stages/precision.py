@@ -1,6 +1,6 @@
 """precision: model.onnx -> model.<precision>.onnx, the graph that engines are compiled from, and its signature
 
-    fp16, bf16   AutoCast casts all nodes, except those that engine.keep_fp32 and the lock file name
+    fp16, bf16   AutoCast casts all nodes, except the nodes in engine.keep_fp32 and in the lock file
     int8, fp8    Q/DQ pairs with scales from the calibration samples; nodes that are not quantized are cast to fp16
 
 TensorRT 11 and TensorRT-RTX compile a graph in the types that it has, and TensorRT 10 can do so, too. Therefore the

@@ -172,7 +172,7 @@ def _metric_cells(output: JudgedOutput) -> list[str]:
 
 
 def _accuracy_cells(output: JudgedOutput, source: Literal["reference", "artifact"]) -> list[str]:
-    """How many of the samples the reference, or the artifact, puts into their true class: top-1 and top-5."""
+    """The numbers of samples that the reference or the artifact puts into their true class: top-1 and top-5."""
     if (truth := output.get("truth")) is None:
         return ["-", "-"]
     if source == "reference":

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Platform(NamedTuple):
-    """How Triton loads the models of one format.
+    """The properties by which Triton loads the models of one format.
 
     Source: the server's docs/user_guide/model_configuration.md, and src/constants.h of its core.
     """

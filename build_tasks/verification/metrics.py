@@ -1,4 +1,4 @@
-"""How far the outputs of an artifact are from those of the reference, computed by Polygraphy for every sample.
+"""The differences between the outputs of an artifact and the reference, computed by Polygraphy for every sample.
 
     outputs of the artifact ──┐
     outputs of the reference ─┴► compare_outputs ─► OutputFigures by output ─► model.*.measured.json
@@ -31,7 +31,7 @@ class ClassChange(TypedDict):
 
 
 class TruthCounts(TypedDict):
-    """How many of the labeled samples are recognized, by the fp32 network and by the artifact."""
+    """The numbers of labeled samples that are recognized, by the fp32 network and by the artifact."""
 
     labeled: int
     reference_top1: int
@@ -241,7 +241,7 @@ def _margin_of(values: "np.ndarray", classes: "np.ndarray | None") -> Callable[[
     The unit is the root mean square of the sample's values.
 
     Args:
-        values: (samples, classes), of all classes or of those in `classes`.
+        values: (samples, classes), of all classes or of the classes in `classes`.
         classes: The classes that the values belong to, strongest first. None if each column is a class. The value of
             a class that is not among them is at most the last one, which stands for it.
     """
