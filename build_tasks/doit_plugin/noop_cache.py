@@ -1,4 +1,4 @@
-"""The no-op cache: if an earlier run found a whole model up to date, it is not checked again until a file changes.
+"""The no-op cache: if an earlier run found a model up to date, later runs check it only if something below has changed.
 
     models/<model>/ and below ┐
     files its tasks read      ├─ stat of each ───┐
@@ -10,13 +10,13 @@ To check a model, a run has to parse its spec, to create its fifteen or more tas
 each. That takes milliseconds, and seconds for a thousand models. The cache takes one stat for each file of the model.
 It is the file build/.noop_cache. Losing it costs time, never correctness.
 
-The cache holds nothing that is newer than the state that a run has checked:
+A change during a run must not enter the cache unchecked. So all that it holds was read before the check, or by it:
 
 - The stat of a file was recorded before its digest was compared.
 - The list of the files in the model's folder was made before the spec was read.
-- The digest of a task's record belongs to the record that doit read to check the task.
+- The digest of a task's record is that of the record with which doit checked the task, not of a later one.
 
-So the next run notices every change that happens during a run.
+The next run thus notices every change that happens during a run.
 
 This module reads the cache, and is small, because every `doit` imports it. noop_record.py writes it.
 """

@@ -170,7 +170,7 @@ def link(source: str, target: str, read_only: bool = False) -> bool:
 def sync_dir(source: str, target: str) -> None:
     """Make the folder `target` equal to `source`, entry by entry; entries that are equal stay untouched.
 
-    A symbolic link in `source` stands for the entry of that name in `target`. Folders are updated first, and
+    A symbolic link in `source` means that `target` keeps its own entry of that name. Folders are updated first, and
     config.pbtxt is the last of the new entries; then the entries that `source` does not have are removed. A server that
     reads the folder meanwhile finds everything that its config.pbtxt names.
     """

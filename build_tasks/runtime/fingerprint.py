@@ -167,7 +167,8 @@ class UpToDate:
 def spec_key_of(model: Model, key: str, value: Any) -> str:
     """Return the key of the spec that a setting comes from, for example onnx.opset.
 
-    If no table or several tables have it, return the setting's own name.
+    The table is the only one that has `key` with this `value`. If none or several have it, or if the spec has `key`
+    above its tables or as the name of a table, return `key` itself.
     """
     tables = {name: getattr(model.spec, name) for name in model.spec.__struct_fields__}
     tables["torchscript"] = model.torchscript  # with its defaults, which depend on another table

@@ -49,11 +49,11 @@ class Stage(msgspec.Struct, frozen=True):
         source_files: Further files that affect the outputs: Python files of the model, templates of this project.
         external_inputs: Inputs outside the project (data of a package), name -> path or None. A file that does
             not exist on this machine cannot make the targets stale.
-        in_process: Whether the stage runs in doit's own process. It must not call native libraries.
+        in_process: Whether the stage runs in doit's own process. Such a stage must not call native libraries.
         missing_requirements: Returns the requirements of the stage that this machine lacks, None if it has all. A stage
             that lacks one is skipped with a message, unless it was requested by name.
-        peak_batch: The largest batch that the stage computes, for the memory that its process may need; see
-            memory_budget.py.
+        peak_batch: The largest batch that the stage computes. The memory that is reserved for its process depends on
+            it; see memory_budget.py.
         host_fingerprint: Returns further facts about this machine that are part of the fingerprint, by name. It is
             called only if no requirement is missing.
         install: Moves a draft to the path of its target.
@@ -143,7 +143,7 @@ class Stage(msgspec.Struct, frozen=True):
         ]
 
     def modified_outputs(self, record: BuildRecord) -> list[str]:
-        """The targets that have been modified or removed since they were built."""
+        """One line for each target that has been modified or removed since it was built: its path and what changed."""
         return fingerprint.changed_outputs(record, self.outputs.values())
 
     def run(self) -> BuildRecord | BaseFail:

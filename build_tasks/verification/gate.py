@@ -130,12 +130,12 @@ def limits(name: str, output: OutputFigures, settings: Settings) -> dict[str, fl
 
 
 def metric_values(output: OutputFigures, tie: float) -> dict[str, float]:
-    """Return the values of an output by metric.
+    """Return the value of each metric for one output, by the name of the metric.
 
     Args:
         output: Its figures.
-        tie: A sample agrees if, in the reference, the score of the artifact's class is at most `tie` below the best
-            score. `tie` is measured in RMS of the sample's values.
+        tie: For top-1, a sample agrees if, in the reference, the score of the artifact's class is at most `tie` below
+            the best score. The unit of `tie` is the RMS of the sample's values in the reference.
     """
     values = {
         "relative_l2": output["relative_l2"],
@@ -249,7 +249,8 @@ def untestable_reason(measured: Measurements, settings: Settings) -> str | None:
 
 
 def gate_error(measured: Measurements, settings: Settings, advice: str) -> str | None:
-    """Return the reason why an artifact fails the gate, with the advice at the end. None if it passes.
+    """Return the reason why an artifact fails the gate. None if it passes. The reason ends with `advice` if a limit is
+    exceeded or an output could not be measured.
 
     An artifact whose samples prove nothing fails as well, unless the weights are random or the spec allows it. With
     random weights in reduced precision the limits are not applied: rounding may change the outputs by any factor. Such
