@@ -120,9 +120,7 @@ def _add_signatures(path: str, signatures: dict[str, StatSignature], required: b
         return True
     signatures[path] = identity
     if os.path.isdir(path):
-        return all(
-            _add_signatures(f"{path}/{name}", signatures, True) for name in os.listdir(path) if name != "__pycache__"
-        )
+        return all(_add_signatures(f"{path}/{name}", signatures, True) for name in os.listdir(path))
     return True
 
 

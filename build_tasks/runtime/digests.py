@@ -139,7 +139,7 @@ class Digests:
 
     def _folder(self, path: str, remember: bool) -> str:
         listing = hashlib.sha256()
-        for name in sorted({*os.listdir(path)} - {"__pycache__"}):  # Triton's Python backend writes it
+        for name in sorted(os.listdir(path)):  # bytecode too: Python runs it in place of a source file
             listing.update(f"{name}\0{self(os.path.join(path, name), remember)}\0".encode())
         return listing.hexdigest()
 

@@ -21,7 +21,7 @@ PARAMS = [
     triton_server.SERVER_PARAM,
     {
         "name": "address", "long": "address", "type": str, "default": "127.0.0.1",
-        "help": "where the server listens; 0.0.0.0 admits other machines",
+        "help": "IPv4 address where the server listens; 0.0.0.0 admits other machines (Triton 25.07 or newer)",
     },
     *(
         {"name": name, "long": name, "type": int, "default": port, "help": f"port of {name}"}
@@ -52,6 +52,7 @@ def serve(models: list[Model], server: str, address: str, http: int, grpc: int, 
         print(f"the specs name the releases {', '.join([*others, release])}; {release} serves all models", flush=True)
     try:
         kind = triton_server.select_kind(server, release)
+        address = triton_server.bind_address(kind, release, address)
         if kind == "core":
             print(
                 "the server core from PyPI has only the Python backend: stubs run ONNX and TorchScript models in it, "

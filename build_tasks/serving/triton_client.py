@@ -13,6 +13,10 @@ PROTOCOLS = ("HTTP", "gRPC")
 CONNECTION_TIMEOUT = 10.0  # seconds, of HTTP
 NETWORK_TIMEOUT = 600.0  # seconds until an HTTP request must be answered
 
+# The header that carries the key of a server's restricted protocols. Triton adds the prefix for gRPC.
+KEY_NAME = "doit-key"
+KEY_HEADERS = {"HTTP": KEY_NAME, "gRPC": f"triton-grpc-protocol-{KEY_NAME}"}
+
 
 class Tensors(NamedTuple):
     """The tensors of a model that has one input: their names, and the input's type as Triton calls it, "FP32"."""
@@ -31,10 +35,12 @@ class Client:
         protocol: One of PROTOCOLS.
         url: host:port of that protocol.
         timeout: Seconds for an answer over HTTP.
+        key: Key of the restricted protocols, which loading a model needs; empty for a server that restricts none.
     """
 
-    def __init__(self, protocol: str, url: str, timeout: float = NETWORK_TIMEOUT):
+    def __init__(self, protocol: str, url: str, timeout: float = NETWORK_TIMEOUT, key: str = ""):
         self.protocol, self.url = protocol, url
+        self.key_header = {KEY_HEADERS[protocol]: key} if key else None
         try:
             self.library: Any = importlib.import_module(f"tritonclient.{protocol.lower()}")
         except (ModuleNotFoundError, RuntimeError) as error:  # the second where the extra of tritonclient is missing
@@ -61,7 +67,7 @@ class Client:
         from tritonclient.utils import InferenceServerException
 
         try:
-            self._send("load_model", model)
+            self._send("load_model", model, headers=self.key_header)
         except InferenceServerException as error:
             return str(error.message())
         return None

@@ -56,6 +56,7 @@ def fetch() -> Any:
         site = f"{draft}/python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
         with open(f"{site}/package.pth", "w", encoding="utf-8") as file:
             file.write(f"{os.path.abspath(CORE)}/package\n")
+            file.write("import sys; sys.dont_write_bytecode = True\n")  # the backend's Python reads no environment
         with open(f"{draft}/installed", "w", encoding="utf-8") as file:
             file.write(_version_record())
         atomic_files.replace(draft, CORE)

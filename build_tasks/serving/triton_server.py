@@ -2,16 +2,22 @@
 
     tritonserver on the PATH │ Docker, with the image of triton.release │ the core from PyPI (triton_core.py)
                              └──────────► a process on this machine ◄───┘
-                                                  │ HTTP (triton_client.py)
+                                                  │ HTTP (triton_client.py), with the key of this start
                                      load a model: None, or the reason why not
+
+A request that loads a model may carry the model's files, and a Python model is code. So a server that is started here
+takes such requests only with a random key, which no other client has. Source: docs/protocol/
+extension_model_repository.md and docs/customization_guide/inference_protocols.md of Triton's server.
 
 `doit check` and `doit serve` start a server. doit imports this module in runs that start none: imports that take long
 stand inside the functions.
 """
 
 import contextlib
+import ipaddress
 import os
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -23,7 +29,7 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import hardware
 from build_tasks.serving import triton_core
-from build_tasks.serving.triton_client import Client
+from build_tasks.serving.triton_client import KEY_NAME, Client
 
 # Source: the container's page; see container.py for TensorRT's.
 IMAGE = "nvcr.io/nvidia/tritonserver:{}-py3"
@@ -44,6 +50,21 @@ STRICT_OPTIONS = (
     *("--disable-auto-complete-config", "--exit-on-error=false", "--model-control-mode=explicit"),
     "--exit-timeout-secs=5",  # requests that still run when the server is stopped do not matter
 )
+
+# The protocols that load models, map memory of other processes of this machine, and change what the server writes.
+# Clients need none of them.
+RESTRICTED_PROTOCOLS = "model-repository,shared-memory,trace,logging"
+
+# The first release with --http-restricted-api. Source: src/command_line_parser.cc of the branches r23.10 and r23.11.
+FIRST_RESTRICTED_RELEASE = "23.11"
+
+# Older releases can be crashed, and may be made to run code, by requests without a login. Source: NVIDIA's security
+# bulletin of August 2025 (CVE-2025-23310, CVE-2025-23311, CVE-2025-23319 and others).
+FIRST_EXPOSED_RELEASE = "25.07"
+
+# No bytecode beside Python models. The Python backend of release 24.10 ignores this (measured: its interpreter is
+# isolated), so the core's Python sets it in another way, and published models keep bytecode out by themselves.
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Ports(NamedTuple):
@@ -95,42 +116,76 @@ def _succeeds(command: list[str]) -> bool:
     return False
 
 
-def launch(kind: str, release: str, ports: Ports, address: str, backend_directory: str | None) -> Launch:
+def bind_address(kind: str, release: str, address: str) -> str:
+    """The IPv4 address that a server listens on.
+
+    Triton's HTTP server takes no names: for one, it listens on 255.255.255.255.
+
+    Raises:
+        UserError: If it is none, or if other machines would reach a release with known holes.
+    """
+    try:
+        ip = ipaddress.IPv4Address("127.0.0.1" if address == "localhost" else address)
+    except ValueError as error:
+        raise UserError(f"--address: expected an IPv4 address, such as 127.0.0.1, found {address[:80]!r}") from error
+    started = {"core": triton_core.RELEASE, "docker": release}.get(kind)  # the release of another server is unknown
+    if started and started < FIRST_EXPOSED_RELEASE and not ip.is_loopback:
+        raise UserError(
+            f"--address {ip}: Triton {started} has holes that need no login, fixed in {FIRST_EXPOSED_RELEASE}; it "
+            f"listens on 127.0.0.1 only. For other machines use --server local or docker with a newer release"
+        )
+    return str(ip)
+
+
+def restrictions(key: str) -> list[str]:
+    """The options that make a server refuse RESTRICTED_PROTOCOLS to requests without the key."""
+    return [
+        f"--{option}={RESTRICTED_PROTOCOLS}:{KEY_NAME}={key}"
+        for option in ("http-restricted-api", "grpc-restricted-protocol")
+    ]
+
+
+def launch(kind: str, release: str, ports: Ports, address: str, backend_directory: str | None, key: str) -> Launch:
     """The command that starts a server.
+
+    Triton takes the key on its command line only, where other users of this machine can read it.
 
     Args:
         kind: "local", "docker" or "core".
         release: Triton's release, which selects the image of Docker.
         ports: Ports of this machine.
-        address: Address of this machine that the server listens on.
+        address: IPv4 address of this machine that the server listens on, as `bind_address` returns it.
         backend_directory: Folder with the backends of the core. Other servers have their own.
+        key: Key of the restricted protocols.
     """
     if kind == "docker":
-        return _launch_docker(release, ports, address)
-    options = [f"--model-repository={os.path.abspath(REPOSITORY)}", *STRICT_OPTIONS]
+        return _launch_docker(release, ports, address, key)
+    options = [f"--model-repository={os.path.abspath(REPOSITORY)}", *STRICT_OPTIONS, *restrictions(key)]
     for name, port in ports._asdict().items():
         options += [f"--{name}-address={address}", f"--{name}-port={port}"]
     if kind == "local":
-        return Launch(["tritonserver", *options], {}, "tritonserver on the PATH")
+        return Launch(["tritonserver", *options], ENVIRONMENT, "tritonserver on the PATH")
     options.append("--allow-gpu-metrics=false")
     if backend_directory:
         options.append(f"--backend-directory={backend_directory}")
     description = f"the server core {triton_core.RELEASE} from PyPI"
-    return Launch([triton_core.executable(), *options], triton_core.environment(), description)
+    return Launch([triton_core.executable(), *options], {**ENVIRONMENT, **triton_core.environment()}, description)
 
 
-def _launch_docker(release: str, ports: Ports, address: str) -> Launch:
+def _launch_docker(release: str, ports: Ports, address: str, key: str) -> Launch:
     image = IMAGE.format(release)
     gpus = ["--gpus", "all"] if isinstance(hardware.gpu(), hardware.Gpu) else []
     mappings = [f"{address}:{port}:{inside}" for port, inside in zip(ports, Ports(), strict=True)]
     # The image does not have Pillow, which the Python models of ensembles decode images with.
     pip = shlex.join(["pip", "install", "--quiet", *triton_core.pillow_requirements()])
-    script = f"{pip}; exec tritonserver --model-repository={REPOSITORY_IN_IMAGE} {shlex.join(STRICT_OPTIONS)}"
+    options = shlex.join([f"--model-repository={REPOSITORY_IN_IMAGE}", *STRICT_OPTIONS, *restrictions(key)])
+    script = f"{pip}; exec tritonserver {options}"
     command = [
         *("docker", "run", "--rm", "--init", *gpus, "--shm-size", "1g"),
         *(argument for mapping in mappings for argument in ("--publish", mapping)),
         *("--volume", f"{os.path.abspath(REPOSITORY)}:{REPOSITORY_IN_IMAGE}:ro"),
         *("--env", "PIP_BREAK_SYSTEM_PACKAGES=1", "--env", "PIP_CONSTRAINT="),  # as in container.py
+        *(argument for name, value in ENVIRONMENT.items() for argument in ("--env", f"{name}={value}")),
         *(image, "bash", "-c", script),
     ]
     return Launch(command, {}, f"Docker's {image}")
@@ -143,10 +198,11 @@ class Server:
         http, grpc: host:port of the two protocols.
         log: The server's output, open for reading.
         process: The server's process, or that of `docker run`.
+        key: Key of the restricted protocols.
     """
 
-    def __init__(self, http: str, grpc: str, log: IO[str], process: "subprocess.Popen[bytes]"):
-        self.http, self.grpc, self.log, self.process = http, grpc, log, process
+    def __init__(self, http: str, grpc: str, log: IO[str], process: "subprocess.Popen[bytes]", key: str = ""):
+        self.http, self.grpc, self.log, self.process, self.key = http, grpc, log, process, key
 
     def load(self, model: str) -> str | None:
         """Load a model. Returns the reason if the server cannot load it, and None if it is loaded.
@@ -155,7 +211,7 @@ class Server:
         """
         position = self.log.seek(0, os.SEEK_END)
         try:
-            reason = Client("HTTP", self.http, timeout=LOAD_TIMEOUT).load(model)
+            reason = Client("HTTP", self.http, timeout=LOAD_TIMEOUT, key=self.key).load(model)
         except UserError as error:  # it hangs, or has ended
             cause = first_lines(error.__cause__ or error)
             return f"the server did not answer within {LOAD_TIMEOUT} s, or it has ended ({cause})"
@@ -196,25 +252,32 @@ def start(
         log: File for the server's output.
         stubs: Whether the core gets the stub backends. Other servers have their own backends.
     Raises:
-        UserError: If the server does not start.
+        UserError: If the server does not start, or must not.
     """
+    if kind == "docker" and release < FIRST_RESTRICTED_RELEASE:
+        raise UserError(
+            f"Triton {release} cannot protect its HTTP port: whoever reaches it could run code. Set triton.release to "
+            f"{FIRST_RESTRICTED_RELEASE} or newer, or use --server core"
+        )
     os.makedirs(os.path.dirname(log), exist_ok=True)
     image = IMAGE.format(release)
     if kind == "docker" and not _succeeds(["docker", "image", "inspect", image]):
         print(f"+ docker pull {image}", flush=True)
         if code := subprocess.run(["docker", "pull", image], check=False).returncode:
             raise UserError(f"docker pull {image} ended with exit code {code}")
+    key = secrets.token_hex(32)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(triton_core.backend_directory(stubs)) if kind == "core" else None
         file = stack.enter_context(open(log, "w", encoding="utf-8"))
-        launched = launch(kind, release, ports, address, folder)
-        process = subprocess.Popen(
-            launched.command, env={**os.environ, **launched.environment}, stdout=file, stderr=subprocess.STDOUT
-        )
+        launched = launch(kind, release, ports, address, folder, key)
+        # With AIP_MODE, Triton opens another port, for Vertex AI, on all addresses.
+        inherited = {name: value for name, value in os.environ.items() if name != "AIP_MODE"}
+        environment = {**inherited, **launched.environment}
+        process = subprocess.Popen(launched.command, env=environment, stdout=file, stderr=subprocess.STDOUT)
         try:
             reader = stack.enter_context(open(log, encoding="utf-8", errors="replace"))
             host = "127.0.0.1" if address == "0.0.0.0" else address
-            server = Server(f"{host}:{ports.http}", f"{host}:{ports.grpc}", reader, process)
+            server = Server(f"{host}:{ports.http}", f"{host}:{ports.grpc}", reader, process, key)
             wait_until_live(server, launched.description, log)
             yield server
         finally:

@@ -25,7 +25,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
-from build_tasks.triton.repository import header_line
+from build_tasks.triton.repository import BYTECODE, block_bytecode, bytecode_is_blocked, header_line
 
 if TYPE_CHECKING:
     from build_tasks.tensors import Signature
@@ -162,7 +162,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     kept = sorted(versions)[-settings["keep_versions"] :]
     for older in kept:
         if not os.path.exists(f"{folder}/{older}"):
-            os.symlink(os.path.abspath(f"{REPOSITORY}/{settings['name']}/{older}"), f"{folder}/{older}")
+            published = f"{REPOSITORY}/{settings['name']}/{older}"
+            if bytecode_is_blocked(published, settings["format"]):
+                os.symlink(os.path.abspath(published), f"{folder}/{older}")
+            else:
+                copy_version(published, f"{folder}/{older}", settings["format"])
     if missing := sorted(set(settings["specific"]) - set(kept)):
         raise UserError(
             f"triton.version_policy.specific: version {missing[0]} is not published, only {format_versions(kept)}"
@@ -237,6 +241,14 @@ def write_version(provenance: Provenance, version: int, inputs: Paths, folder: s
             copy(inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}")
     provenance["files"] = file_digests(folder, remember=False)
     write_json(f"{folder}/{PROVENANCE_FILE}", provenance)
+    block_bytecode(folder, settings["format"])
+
+
+def copy_version(published: str, target: str, model_format: str) -> None:
+    """Copy the folder of a published version without bytecode."""
+    copy(published, target)
+    atomic_files.remove_tree(f"{target}/{BYTECODE}")
+    block_bytecode(target, model_format)
 
 
 def reusable_versions(settings: Settings, new: Provenance) -> tuple[dict[int, Provenance], list[int]]:
@@ -272,8 +284,8 @@ def read_provenance(folder: str) -> Provenance | None:
 
 
 def file_digests(folder: str, remember: bool = True) -> dict[str, str | None]:
-    """The sha256 of the files in the folder of a version, by name, without its provenance."""
-    names = {*os.listdir(folder)} - {PROVENANCE_FILE, "__pycache__"}
+    """The sha256 of the files in the folder of a version, by name, without its provenance and without bytecode."""
+    names = {*os.listdir(folder)} - {PROVENANCE_FILE, BYTECODE}
     return {name: digest(f"{folder}/{name}", remember) for name in sorted(names)}
 
 

@@ -291,9 +291,9 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("published: labels.txt, same size", corrupt(f"{PUBLISHED}/labels.txt"), ["publish:tiny"]),
     ("published: config.pbtxt, edited", append(f"{PUBLISHED}/config.pbtxt"), ["publish:tiny"]),
     ("published: a file too many", write(f"{PUBLISHED}/1/model.bak", "x"), ["publish:tiny"]),
-    ("published: what Python leaves beside a model that is served", both(
+    ("published: bytecode, which a Python model would run", both(
         lambda p: (p / f"{PUBLISHED}/1/__pycache__").mkdir(), write(f"{PUBLISHED}/1/__pycache__/model.pyc", "x")
-    ), []),
+    ), ["publish:tiny"]),
     ("published: the folder, deleted", lambda p: shutil.rmtree(p / PUBLISHED_ONNX), ["publish:tiny_onnx"]),
     ("published: a folder beside it, created by hand", both(
         lambda p: (p / "model_repository/mine").mkdir(), write("model_repository/mine/config.pbtxt", 'name: "mine"\n')

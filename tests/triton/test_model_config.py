@@ -487,7 +487,7 @@ def test_container_images_follow_from_the_release() -> None:
 
     model = load_model(triton('release = "25.05"'))
     assert "nvcr.io/nvidia/tensorrt:25.05-py3" in container.commands([model])[0]
-    start = triton_server.launch("docker", model.release, triton_server.Ports(), "127.0.0.1", None)
+    start = triton_server.launch("docker", model.release, triton_server.Ports(), "127.0.0.1", None, "key")
     assert "nvcr.io/nvidia/tritonserver:25.05-py3" in start.command
     assert "127.0.0.1:8000:8000" in start.command
 
