@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from build_tasks.errors import message_line, printable
 from build_tasks.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class FailuresDisplay(NullDisplay):
 
     def write(self, line: str, failure: bool = False) -> None:
         if failure:
-            self.out.write(f"{line}\n")
+            self.out.write(f"{printable(line)}\n")
             self.out.flush()
 
 
@@ -115,12 +116,12 @@ class LogDisplay(NullDisplay):
 
     def write(self, line: str, failure: bool = False) -> None:
         with self.lock:
-            self.out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+            self.out.write(f"{time.strftime('%H:%M:%S')} {printable(line)}\n")
             self.out.flush()
 
     def write_table(self, table: str) -> None:
         with self.lock:
-            self.out.write(f"{table}\n")
+            self.out.write(f"{printable(table)}\n")
             self.out.flush()
 
     def begin(self, task: str, title: str, last_seconds: float | None, reason: str) -> None:
@@ -156,6 +157,7 @@ class LiveDisplay(NullDisplay):
         self.bars: ProgressBars | None = None
 
     def write(self, line: str, failure: bool = False) -> None:
+        line = printable(line)
         if self.live is None and line[:1] not in MARKS:
             self.out.write(f"{line}\n")  # without rich, so that a run with nothing to do does not import it
             self.out.flush()
@@ -253,6 +255,7 @@ class LiveDisplay(NullDisplay):
 def format_progress(phase: Phase) -> str:
     """Return how far a stage is: "model.safetensors: 12.3 of 49.0 MB, 4.1 MB/s"."""
     (what, done, total, unit), seconds = phase.progress, time.monotonic() - phase.started
+    what = message_line(what)
     if not unit and total is None:
         return what
     if unit != "B":

@@ -28,11 +28,12 @@ import operator
 import os
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from build_tasks.doit_plugin.folder_listing import paths_below
 from build_tasks.paths import BUILD, MODELS, STATE_DB
 
 CACHE_FILE = f"{BUILD}/.noop_cache"
@@ -140,7 +141,7 @@ class NoopCache:
         }
         for name in names:
             if name not in self.unchanged and name not in self.unselected:
-                folder = list(_below(f"{MODELS}/{name}"))
+                folder = paths_below(f"{MODELS}/{name}")
                 self.changed[name] = folder, stat_signatures(folder), stat_signatures([f"{BUILD}/{name}"])
 
     def _with_same_records(self, models: dict[str, Record]) -> dict[str, Record]:
@@ -249,29 +250,17 @@ def models_with_same_records(models: dict[str, Record]) -> dict[str, Record]:
         return {}
 
 
-def _below(folder: str) -> Iterator[str]:
-    """A path, and all paths below it except Python's bytecode."""
-    yield folder
-    with suppress(OSError):
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name == "__pycache__":
-                continue
-            if entry.is_dir():
-                yield from _below(entry.path)
-            else:
-                yield entry.path
-
-
 def _global_signature() -> bytes:
     """Return a signature of the files that all models depend on: this project and the installed distributions."""
     project = os.getcwd()
     libraries = [path for path in sys.path if path not in ("", project)]
-    return f"{sys.version}\n{libraries}\n".encode() + stat_signatures([*libraries, *project_files()])
+    outside = os.environ.get("BUILD_DATA_FOLDERS")
+    return f"{sys.version}\n{libraries}\n{outside}\n".encode() + stat_signatures([*libraries, *project_files()])
 
 
 def project_files() -> list[str]:
     """Return the project's files, whether they exist or not."""
-    return [path for part in PROJECT for path in _below(part)]
+    return [path for part in PROJECT for path in paths_below(part)]
 
 
 def _state_signature() -> bytes:

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from build_tasks.doit_plugin import noop_cache, run_results, task_graph
+from build_tasks.doit_plugin.folder_listing import MAX_PATHS
 from build_tasks.doit_plugin.noop_cache import NoopCache, Record, StatSignature
 from build_tasks.doit_plugin.task_state import NOTHING_TO_DO, TaskState
 from build_tasks.paths import BUILD
@@ -74,6 +75,8 @@ def _record(
     if not set(states) <= NOTHING_TO_DO or len(stages) != len(chain) or not row_digests.keys() >= {*chain, name}:
         return None
     folder, folder_signatures, build_folder = before
+    if len(folder) > MAX_PATHS:
+        return None
     signatures: dict[str, StatSignature] = {}
     for stage, state in zip(stages, states, strict=True):
         up_to_date = state == TaskState.UP_TO_DATE

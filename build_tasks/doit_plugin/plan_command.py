@@ -1,5 +1,6 @@
 """plan: `doit plan` shows what `doit` would do now, why, and how long that took last time; it writes nothing"""
 
+import os
 from typing import Any
 
 from doit.cmd_base import DoitCmdBase
@@ -8,7 +9,9 @@ from doit.control import TaskControl
 from build_tasks.doit_plugin.dry_run import Step, plan_steps
 from build_tasks.doit_plugin.state import ReadOnlyStateDB, StateManager
 from build_tasks.doit_plugin.task_state import TaskState
+from build_tasks.errors import printable
 from build_tasks.runtime.digests import digest
+from build_tasks.spec import model_files
 
 
 class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
@@ -29,12 +32,30 @@ class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
     def _execute(self) -> int:
         control = TaskControl(self.task_list)
         control.process(self.sel_tasks)
-        self.outstream.write(format_plan(plan_steps(control.tasks, control.selected_tasks, self.dep_manager)))
+        plan = plan_steps(control.tasks, control.selected_tasks, self.dep_manager)
+        self.outstream.write(format_outside_files(plan) + format_plan(plan))
         return 0
 
 
 LISTED = (TaskState.TO_RUN, TaskState.MAY_RUN, TaskState.UNSUPPORTED, TaskState.IGNORED)
 TIMED = (TaskState.TO_RUN, TaskState.MAY_RUN)
+
+
+def format_outside_files(plan: list[Step]) -> str:
+    """Return a line for each file or folder outside the model's folder that a spec names; see spec/model_files.py."""
+    if model_files.VARIABLE not in os.environ:
+        return ""
+    from build_tasks.spec.source_checks import spec_paths
+
+    models = {step.stage.model.name: step.stage.model for step in plan if step.stage}
+    return printable(
+        "".join(
+            f"{model.file}: {named.key} leads to {path}, outside the model's folder\n"
+            for model in models.values()
+            for named in spec_paths(model)
+            if (path := model_files.outside_path(model.name, named.path))
+        )
+    )
 
 
 def format_plan(plan: list[Step]) -> str:
@@ -51,7 +72,7 @@ def format_plan(plan: list[Step]) -> str:
         for state in (*TIMED, TaskState.UNSUPPORTED, TaskState.UP_TO_DATE)
         if (group := [step for step in plan if step.state == state])
     ]
-    return f"{text}{', '.join(totals) or 'nothing to do'}\n"
+    return printable(f"{text}{', '.join(totals) or 'nothing to do'}\n")
 
 
 def format_duration(steps: list[Step]) -> str:

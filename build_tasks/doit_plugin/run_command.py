@@ -21,6 +21,8 @@ from build_tasks.doit_plugin.noop_cache import noop_cache, requested_models
 from build_tasks.doit_plugin.task_state import format_counts
 from build_tasks.paths import REPOSITORY, STATE_DB
 
+CHECKED_VARIABLES = {"BUILD_MEMORY", "BUILD_DOWNLOAD_SIZE", "BUILD_DOWNLOAD_TIME", "BUILD_DATA_FOLDERS"}
+
 
 class Run(DoitRun):  # type: ignore[misc]  # doit has no types
     """The command."""
@@ -80,7 +82,7 @@ def nothing_to_do(models: set[str], quiet: bool) -> bool:
         quiet: Whether the report has only the totals.
     Returns: False if a run has to check the models.
     """
-    if "BUILD_MEMORY" in os.environ:  # dodo.py checks its value
+    if not CHECKED_VARIABLES.isdisjoint(os.environ):  # dodo.py checks their values
         return False
     noop_cache.load(models)
     if not noop_cache.complete or not models <= noop_cache.unchanged.keys() or (not models and not _nothing_to_prune()):

@@ -1,6 +1,5 @@
 """Python files of the user in the folder of a model: a network, or a converter of weights."""
 
-import glob
 import os
 import sys
 import traceback
@@ -11,11 +10,14 @@ from typing import Any
 from build_tasks.errors import UserError, first_lines
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import Model
+from build_tasks.spec.model_files import walk
 
 
 def python_files(model: Model) -> list[str]:
-    """Return all Python files in the folder of a model."""
-    return sorted(map(os.path.normpath, glob.glob(f"{MODELS}/{model.name}/**/*.py", recursive=True)))
+    """Return all Python files in the folder of a model. A link that leaves the folder is not followed."""
+    folder = f"{MODELS}/{model.name}"
+    paths = walk(folder, [os.path.realpath(folder)], skip_outside=True)
+    return sorted(os.path.normpath(path) for path in paths if path.endswith(".py"))
 
 
 def user_function(model: str, name: str) -> Callable[..., Any]:

@@ -5,10 +5,17 @@ hf://, timm ─► hub_file ─► download_from_hub ─┐
 https://    ─► download ──────────────────────┴► a file, or a UserError that says where to put it by hand
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import math
 import os
-from typing import Any
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.paths import BUILD, MODELS
@@ -16,10 +23,18 @@ from build_tasks.runtime import progress
 from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import split_source
 
+if TYPE_CHECKING:
+    import requests
+
 DOWNLOADS = f"{BUILD}/.downloads"
+MAX_SIZE = "BUILD_DOWNLOAD_SIZE"  # environment variable: GB that one download may have
+MAX_TIME = "BUILD_DOWNLOAD_TIME"  # environment variable: minutes that one download may take, with its repetitions
+DEFAULTS = {MAX_SIZE: 100.0, MAX_TIME: 180.0}
 ATTEMPTS = 4  # number of attempts of a download; each pause between them is one second longer
+MAX_TIMER = 1e8  # seconds; the system's timers take no more than some 1e9
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
+MAX_REASON = 200  # characters of a server's or a library's reason in a message
 RETRIED_CLIENT_ERRORS = (408, 429)  # request timeout, too many requests
 
 
@@ -30,9 +45,12 @@ def package_file(name: str) -> str | None:
         name: `package/path/in/it`.
     """
     package, _, inner = name.partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # the second: a module without a spec, such as __main__
+        return None
     for folder in spec.submodule_search_locations or [] if spec else []:
-        if os.path.exists(path := os.path.join(folder, inner)):
+        if os.path.isfile(path := os.path.join(folder, inner)):
             return path
     return None
 
@@ -48,22 +66,49 @@ def manual_path(model: str, source: str) -> str | None:
     if scheme == "timm":
         return f"{MODELS}/{model}/model.safetensors"
     if scheme in ("hf", "http", "https"):
-        path = rest.partition("@")[0] if scheme == "hf" else rest.partition("?")[0].partition("#")[0]
+        path = rest.partition("@")[0] if scheme == "hf" else rest
         return f"{MODELS}/{model}/{os.path.basename(path)}"
     return None
 
 
-def verify_sha256(path: str, sha256: str | None) -> None:
-    """Raise UserError if the spec has a digest and the file has another one."""
+def verify_sha256(path: str, sha256: str | None, name: str = "") -> None:
+    """Raise UserError if the spec has a digest and the file has another one.
+
+    Args:
+        name: What the message calls the file, instead of its path.
+    """
     if sha256 is None:
         return
     if (found := digest(path, remember=False)) != sha256:
-        raise UserError(f"{path} has the sha256 {found}, but the spec expects {sha256}")
+        raise UserError(f"{name or path} has the sha256 {found}, but the spec expects {sha256}")
 
 
-def fetch(model: str, source: str, sha256: str | None) -> str:
+def limits() -> dict[str, float]:
+    """Return the bounds of a download by the environment variable that sets them; infinity for a bound that is off.
+
+    Raises:
+        UserError: If a variable is not a number.
+    """
+    values = {}
+    for name, default in DEFAULTS.items():
+        text = os.environ.get(name, str(default))
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not value >= 0:
+            unit = "GB" if name == MAX_SIZE else "minutes"
+            raise UserError(f"{name}: expected a number of {unit}, or 0 for no limit, found {text!r}")
+        values[name] = value or math.inf
+    return values
+
+
+def fetch(model: str, source: str, query: str, sha256: str | None) -> str:
     """Download a source and return the path of the file.
 
+    Args:
+        source: weights.source without its query.
+        query: The query of its URL, with the question mark. It may be a secret, and appears in no message.
     Raises:
         UserError: If it cannot be fetched. The message says where to put the file by hand.
     """
@@ -75,16 +120,49 @@ def fetch(model: str, source: str, sha256: str | None) -> str:
             "pip install -r requirements.txt"
         )
     try:
-        if scheme in ("http", "https"):
-            return download(source, sha256)
-        repository, file, revision = hub_file(source)
-        path = download_from_hub(repository, file, revision)
-    except (OSError, ValueError) as error:  # from requests, from the client of the hub, or for another digest
+        with time_limit(limits()[MAX_TIME]):
+            if scheme in ("http", "https"):
+                return download(source, query, sha256)
+            repository, file, revision = hub_file(source)
+            path = download_from_hub(repository, file, revision)
+    except (OSError, ValueError, LimitError) as error:  # of requests, of the hub's client, of another digest
+        reason = first_lines(error)
+        if query:
+            reason = re.sub(r"\?\S+", "?…", reason)  # requests repeats the path with its query
         raise UserError(
-            f"{source} cannot be fetched ({first_lines(error)}); put the file at {manual_path(model, source)}"
-        ) from error
-    verify_sha256(path, sha256)
+            f"{source} cannot be fetched ({reason[:MAX_REASON]}); put the file at {manual_path(model, source)}"
+        ) from None
+    verify_sha256(path, sha256, source)
     return path
+
+
+@contextlib.contextmanager
+def time_limit(minutes: float) -> Iterator[None]:
+    """Raise LimitError in the block after a number of minutes. It needs POSIX, and the main thread of a process."""
+    if math.isinf(minutes) or not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise LimitError(f"it takes longer than {minutes:g} minutes, as {MAX_TIME} allows; set it to more, or to 0")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, min(max(minutes * 60, 0.001), MAX_TIMER))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class LimitError(Exception):
+    """A download is longer or takes longer than it may. It is no OSError, which the HTTP libraries would wrap."""
+
+
+def check_size(size: int) -> None:
+    """Raise LimitError if a download has more bytes than it may have."""
+    if size > (limit := limits()[MAX_SIZE]) * 1e9:
+        raise LimitError(f"it has more than {limit:g} GB, as {MAX_SIZE} allows; set it to more, or to 0")
 
 
 def hub_file(source: str) -> tuple[str, str, str | None]:
@@ -122,7 +200,7 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
         OSError: If the hub cannot be reached, or refuses the request.
     """
     from httpx2 import HTTPError
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, get_session, hf_hub_download
     from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, tqdm
 
     class ProgressBar(tqdm):
@@ -132,8 +210,18 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
             super().__init__(*arguments, **{**options, "disable": False})  # tqdm disables it without a terminal
 
         def display(self, *arguments: Any, **options: Any) -> None:
+            check_size(int(max(self.n, self.total or 0)))
             progress.emit(progress.Progress(os.path.basename(file), self.n, self.total, "B"))
 
+    def refuse_http(request: Any) -> None:
+        """Called before every request of the client, also before one that follows a redirect."""
+        if constants.ENDPOINT.startswith("https:") and request.url.scheme != "https":
+            raise OSError(
+                f"the hub redirects from https to {request.url.scheme}://{request.url.host}, which is not secure"
+            )
+
+    client = get_session()
+    client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], refuse_http]}
     try:
         return hf_hub_download(repository, file, revision=revision, tqdm_class=ProgressBar)
     except LocalEntryNotFoundError as error:  # its own text is general, its cause gives the reason
@@ -144,14 +232,17 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
         raise OSError(f"the Hugging Face hub cannot be reached: {first_lines(error)}") from error
 
 
-def download(url: str, sha256: str | None) -> str:
-    """Download a file to build/.downloads and return its path. A failed download is tried again after a pause."""
+def download(url: str, query: str, sha256: str | None) -> str:
+    """Download a file to build/.downloads and return its path. A failed download is tried again after a pause.
+
+    The folder of the file follows from the URL without its query: another signature is no other file.
+    """
     import pooch
 
-    name = os.path.basename(url.partition("?")[0]) or "weights"
+    name = os.path.basename(url)
     folder = f"{DOWNLOADS}/{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:16]}"
     shelf = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=ATTEMPTS - 1)
-    path: str = shelf.fetch(name, downloader=HashingDownloader(sha256))
+    path: str = shelf.fetch(name, downloader=HashingDownloader(query, sha256))  # pooch logs the URL that it knows
     return path
 
 
@@ -162,23 +253,44 @@ class HashingDownloader:
     ValueError, but not after another OSError.
     """
 
-    def __init__(self, sha256: str | None):
+    def __init__(self, query: str, sha256: str | None):
+        self.query = query
         self.sha256 = sha256
 
     def __call__(self, url: str, output_file: str, shelf: Any) -> None:
-        import requests
-
-        computed, done, name = hashlib.sha256(), 0, os.path.basename(url.partition("?")[0])
-        with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response, open(output_file, "wb") as file:
+        computed, done, name = hashlib.sha256(), 0, os.path.basename(url)
+        with (
+            secure_session() as session,
+            session.get(f"{url}{self.query}", stream=True, timeout=TIMEOUT_SECONDS) as response,
+            open(output_file, "wb") as file,
+        ):
             if 400 <= response.status_code < 500 and response.status_code not in RETRIED_CLIENT_ERRORS:
                 raise OSError(f"the server answers {response.status_code} {response.reason}")
             response.raise_for_status()
             size = int(response.headers.get("Content-Length", 0)) or None
+            check_size(size or 0)
             progress.emit(progress.Progress(name, 0, size, "B"))
             for chunk in response.iter_content(CHUNK_BYTES):
+                done += len(chunk)
+                check_size(done)
                 file.write(chunk)
                 computed.update(chunk)
-                done += len(chunk)
                 progress.emit(progress.Progress(name, done, size, "B"))
         if self.sha256 not in (None, computed.hexdigest()):
             raise OSError(f"it has the sha256 {computed.hexdigest()}, but the spec expects {self.sha256}")
+
+
+def secure_session() -> "requests.Session":
+    """Return a session that does not follow a redirect from https:// to http://."""
+    import requests
+
+    class SecureSession(requests.Session):
+        def get_redirect_target(self, resp: "requests.Response") -> str | None:
+            target = super().get_redirect_target(resp)
+            if target is not None and resp.url.startswith("https:"):
+                joined = urljoin(resp.url, target)
+                if not joined.lower().startswith("https:"):
+                    raise OSError(f"the server redirects from https to {joined.partition('?')[0]}, which is not secure")
+            return target
+
+    return SecureSession()

@@ -54,7 +54,7 @@ class Digests:
     def __call__(self, path: str, remember: bool = True, status: os.stat_result | None = None) -> str | None:
         """The sha256 of a file's content, in hex; for a folder, of the names and contents in it.
 
-        None if the path does not exist.
+        None if the path does not exist. Raises OSError for what is neither a file nor a folder.
 
         Args:
             remember: Whether to cache the digest under this path. A draft's path does not stay.
@@ -68,6 +68,8 @@ class Digests:
             if time.time_ns() - status.st_ctime_ns > RACY_WINDOW_NS:
                 self._listed[path] = _identity(status)
             return self._folder(path, remember)
+        if not stat.S_ISREG(status.st_mode):  # to open a FIFO waits, and a device has no end
+            raise OSError(f"{path} is a FIFO, a socket or a device, not a file")
         identity = _identity(status)
         cached = self._load().get(path)
         if cached and cached[0] == identity:

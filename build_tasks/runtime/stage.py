@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from doit.exceptions import BaseFail, TaskError, TaskFailed
 
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, printable
 from build_tasks.paths import BUILD, REPOSITORY
 from build_tasks.runtime import atomic_files, fingerprint, memory_budget, resources, worker
 from build_tasks.runtime.digests import digest
@@ -93,7 +93,7 @@ class Stage(msgspec.Struct, frozen=True):
             "targets": list(self.outputs.values()),
             "uptodate": [fingerprint.UpToDate(self.changes)],
             "clean": [self.clean],
-            "doc": doc,
+            "doc": printable(doc),
             "params": params or [],
             "io": {"capture": False},  # doit's capture replaces sys.stdout, and threads share that
             "meta": {"stage": self},

@@ -102,7 +102,7 @@ def call(function: Callable[..., Any], *arguments: object, log: str, task: str =
     if kind == "result":
         return value
     if kind == "error":
-        raise UserError(value)
+        raise UserError(*value.split("\n"), limit=None)
     raise CrashError(f"{value or _exit_reason(child.exitcode)}\n{_last_lines(log)}(the whole log: {log})")
 
 

@@ -1,7 +1,9 @@
 """models/<model>/model.toml -> Model. All mistakes of all specs are reported together, one line each."""
 
 import contextlib
+import itertools
 import os
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,9 +11,12 @@ from msgspec import ValidationError, convert
 
 from build_tasks.errors import UserError
 from build_tasks.paths import MODELS
-from build_tasks.spec import validation
+from build_tasks.spec import model_files, validation, value_checks
 from build_tasks.spec.model import Model, Spec
 from build_tasks.spec.overrides import Overrides
+
+MAX_BYTES = 1 << 20  # of a model.toml
+MAX_MISTAKES = 20  # lines on one model.toml
 
 
 def load(
@@ -34,6 +39,7 @@ def load(
     folders, unchanged = model_names() if folders is None else folders, unchanged or {}
     if not folders:
         raise UserError(f"{MODELS}/: there is no model; a model is a folder with a file model.toml")
+    model_files.data_folders()  # once, so that a wrong setting is one mistake
     models, mistakes = [], []
     for name in folders:
         if name in unchanged:
@@ -41,11 +47,11 @@ def load(
         try:
             models.append(_read(name, (overrides or {}).get(name, {})))
         except UserError as error:
-            mistakes.append(str(error))
+            mistakes += str(error).split("\n")
     triton_models = {**unchanged, **{model.name: model.triton_models for model in models}}
     mistakes += validation.name_mistakes(folders, triton_models, set(reserved))
     if mistakes:
-        raise UserError("\n".join(mistakes))
+        raise UserError(*mistakes)
     return models
 
 
@@ -78,18 +84,27 @@ def parse_new(name: str, content: bytes, reserved: Iterable[str]) -> Model:
     model = parse(name, content)
     triton_models = {each.name: each.triton_models for each in [*others, model]}
     if mistakes := list(validation.name_mistakes([name], triton_models, set(reserved))):
-        raise UserError("\n".join(mistakes))
+        raise UserError(*mistakes)
     return model
 
 
 def _read(name: str, overrides: Overrides) -> Model:
     path = f"{MODELS}/{name}/model.toml"
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: expected a file, found a FIFO or a device")
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: expected at most {MAX_BYTES} bytes, found a larger file")
     return parse(name, content, overrides)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file. A FIFO, for which `open` waits until somebody writes into it, is opened at once."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse(name: str, content: bytes, overrides: Overrides | None = None) -> Model:
@@ -105,8 +120,12 @@ def parse(name: str, content: bytes, overrides: Overrides | None = None) -> Mode
     path, overrides = f"{MODELS}/{name}/model.toml", overrides or {}
     try:
         document = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: {value_checks.TOO_DEEP}, found more") from None
+    except ValueError as error:  # of TOML, of UTF-8, or of an integer with thousands of digits
         raise UserError(f"{path}: not valid TOML: {error}") from None
+    if mistake := value_checks.document_mistake(document):
+        raise UserError(f"{path}: {mistake}")
     for (table, key), (option, value) in overrides.items():
         path += f" {option.removesuffix(' True')}"
         if isinstance(document.setdefault(table, {}), dict):
@@ -115,9 +134,13 @@ def parse(name: str, content: bytes, overrides: Overrides | None = None) -> Mode
         model = Model(name, convert(document, Spec))
     except ValidationError as error:
         raise UserError(f"{path}: {validation.type_mistake(error, document)}") from None
-    if mistakes := [
+    found_mistakes = validation.mistakes(model, overrides)
+    mistakes = [
         f"{path}: {key}: expected {expected}, found {found}"
-        for key, expected, found in validation.mistakes(model, overrides)
-    ]:
-        raise UserError("\n".join(mistakes))
-    return model
+        for key, expected, found in itertools.islice(found_mistakes, MAX_MISTAKES)
+    ]
+    if next(found_mistakes, None):
+        mistakes.append(f"{path}: there are more mistakes than these {MAX_MISTAKES}")
+    if mistakes:
+        raise UserError(*mistakes)
+    return model.without_query()

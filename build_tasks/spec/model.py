@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field, to_builtins
+from msgspec.structs import replace
 
 from build_tasks.paths import BUILD, MODELS
 from build_tasks.spec.tables import (
@@ -15,13 +16,13 @@ from build_tasks.spec.tables import (
     NATIVE_PRECISIONS,
     Accuracy,
     Architecture,
+    Batch,
     Engine,
     Formats,
     Input,
     MemoryFormat,
     Onnx,
     Output,
-    Positive,
     Table,
     Text,
     TorchScript,
@@ -44,7 +45,7 @@ class Spec(Table, kw_only=True):
     formats: Annotated[Formats, Meta(description="Formats to build.")] = field(
         default_factory=lambda: ["torchscript", "onnx", "tensorrt"]
     )
-    max_batch_size: Annotated[Positive, Meta(description="Largest batch that is served and checked.")] = 32
+    max_batch_size: Annotated[Batch, Meta(description="Largest batch that is served and checked.")] = 32
     ensemble: Annotated[
         Literal["torchscript", "onnx", "tensorrt"] | None,
         Meta(description="Also serve this format as an ensemble, which takes encoded pictures and prepares them."),
@@ -98,10 +99,25 @@ class Spec(Table, kw_only=True):
 
 
 class Model(Struct, frozen=True):
-    """A model of the project: a folder under models/, and its spec."""
+    """A model of the project: a folder under models/, and its spec.
+
+    Attributes:
+        query: The query of the URL in weights.source, with its question mark. The spec here does not contain it: a
+            query may hold a signature, so that only the download gets it.
+    """
 
     name: str
     spec: Spec
+    query: str = ""
+
+    def without_query(self) -> "Model":
+        """Return the model with the query of weights.source apart from its spec."""
+        weights = self.spec.weights
+        if not weights.source.startswith(("https://", "http://")):
+            return self
+        source, question_mark, query = weights.source.partition("#")[0].partition("?")
+        spec = replace(self.spec, weights=replace(weights, source=source))
+        return Model(self.name, spec, f"{question_mark}{query}")
 
     @property
     def file(self) -> str:
@@ -109,7 +125,10 @@ class Model(Struct, frozen=True):
         return f"{MODELS}/{self.name}/model.toml"
 
     def source(self, path: str) -> str:
-        """Return a path of the spec, which is relative to the model's folder, relative to the project."""
+        """Return a path of the spec, which is relative to the model's folder, relative to the project.
+
+        validation.py has checked that the model may use it; see model_files.py.
+        """
         return os.path.normpath(f"{MODELS}/{self.name}/{path}") if not os.path.isabs(path) else path
 
     def artifact(self, file: str) -> str:

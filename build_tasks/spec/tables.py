@@ -15,10 +15,16 @@ NATIVE_PRECISIONS = ("fp32", "tf32")
 QUANTIZED_PRECISIONS = ("int8", "fp8")
 REDUCED_PRECISIONS = ("fp16", "bf16", *QUANTIZED_PRECISIONS)
 
-Positive = Annotated[int, Meta(ge=1)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Batch = Annotated[int, Meta(ge=1, le=65536)]
+Pixels = Annotated[int, Meta(ge=1, le=65536)]
+Versions = Annotated[int, Meta(ge=1, le=1000)]
+Mebibytes = Annotated[int, Meta(ge=1, le=2**24)]
+PixelValue = Annotated[float, Meta(ge=-1e6, le=1e6)]
+PositivePixelValue = Annotated[float, Meta(gt=0, le=1e6)]
 Text = Annotated[str, Meta(min_length=1)]
-Size = Annotated[list[Positive], Meta(min_length=2, max_length=2)]  # height, width
-Shape = Annotated[list[Positive], Meta(min_length=3, max_length=3)]  # channels, height, width
+Size = Annotated[list[Pixels], Meta(min_length=2, max_length=2)]  # height, width
+Shape = Annotated[list[Pixels], Meta(min_length=3, max_length=3)]  # channels, height, width
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Share = Annotated[float, Meta(ge=0, le=1)]
 PositiveShare = Annotated[float, Meta(gt=0, le=1)]
@@ -80,9 +86,9 @@ class Input(Table):
         Size | None, Meta(description="Smallest [height, width]. With max_size, height and width are open.")
     ] = None
     max_size: Annotated[Size | None, Meta(description="Largest [height, width].")] = None
-    mean: Annotated[list[float] | None, Meta(description="Mean of each channel, for pixels from 0 to 1.")] = None
+    mean: Annotated[list[PixelValue] | None, Meta(description="Mean of each channel, for pixels from 0 to 1.")] = None
     std: Annotated[
-        list[Annotated[float, Meta(gt=0)]] | None,
+        list[PositivePixelValue] | None,
         Meta(description="Standard deviation of each channel, for pixels from 0 to 1."),
     ] = None
     interpolation: Annotated[
@@ -129,7 +135,7 @@ class Onnx(Table):
     opset: Annotated[int, Meta(ge=7, le=23, description="Version of ONNX's operator set.")] = 17
     dynamic_axes: Annotated[bool, Meta(description="Leave the batch dimension open.")] = True
     batch_size: Annotated[
-        Positive, Meta(description="Batch of the example that is exported; the fixed batch if dynamic_axes = false.")
+        Batch, Meta(description="Batch of the example that is exported; the fixed batch if dynamic_axes = false.")
     ] = 1
     external_data: Annotated[
         bool, Meta(description="Store the weights in a separate file. Above 2 GB this is always done.")
@@ -160,18 +166,18 @@ class Engine(Table):
     ] = False
     # Its optimization profile
     min_batch_size: Annotated[
-        Positive | None,
+        Batch | None,
         Meta(description="Smallest batch of the profile. Default: 1, or onnx.batch_size if the batch is fixed."),
     ] = None
     opt_batch_size: Annotated[
-        Positive | None, Meta(description="Batch that the engine is tuned for. Default: at most 8.")
+        Batch | None, Meta(description="Batch that the engine is tuned for. Default: at most 8.")
     ] = None
     max_batch_size: Annotated[
-        Positive | None, Meta(description="Largest batch of the profile. Default: the max_batch_size of the model.")
+        Batch | None, Meta(description="Largest batch of the profile. Default: the max_batch_size of the model.")
     ] = None
     # The builder
     workspace: Annotated[
-        Positive | None, Meta(description="Memory limit of the builder in MiB. Default: all memory of the GPU.")
+        Mebibytes | None, Meta(description="Memory limit of the builder in MiB. Default: all memory of the GPU.")
     ] = None
     optimization_level: Annotated[
         int, Meta(ge=0, le=5, description="A higher level takes longer to build and may give a faster engine.")
@@ -272,10 +278,10 @@ class TritonKeys(Table):
     ] = "26.08"
     device: Annotated[Device, Meta(description="Device of the instances; auto: a GPU if the server has one.")] = "auto"
     warm_up: Annotated[
-        Positive,
+        Batch,
         Meta(description="TorchScript on a GPU: warm up with every batch up to this one, and with the largest."),
     ] = 64
-    keep_versions: Annotated[Positive, Meta(description="Number of versions that stay in the repository.")] = 1
+    keep_versions: Annotated[Versions, Meta(description="Number of versions that stay in the repository.")] = 1
     provenance: Annotated[
         bool, Meta(description="Write the provenance of each version into the parameters of config.pbtxt.")
     ] = True

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from msgspec import Struct, ValidationError
 
-from build_tasks.errors import with_suggestion
+from build_tasks.errors import listed, with_suggestion
 from build_tasks.paths import MODELS
-from build_tasks.spec.model import Model, Spec, split_source, table_settings
+from build_tasks.spec import source_checks, value_checks
+from build_tasks.spec.model import Model, Spec, table_settings
 from build_tasks.spec.overrides import Overrides
 from build_tasks.spec.tables import (
     DEVICES,
@@ -25,23 +26,24 @@ from build_tasks.spec.tables import (
     Output,
     TorchScript,
 )
+from build_tasks.spec.value_checks import MAX_NAME, Mistake
 from build_tasks.triton import releases
-
-Mistake = tuple[str, str, str]  # key, what was expected, what was found
 
 GATE_SELECTORS = {"format", "precision", "output"}  # keys of a rule of accuracy.gate that are not limits
 ONE_PRECISION = ("torchscript", "onnx")  # formats with one artifact, and so one precision
 
+MORE = " (docs/reference/spec.md)"
+
 # Arguments with which timm.create_model would fetch or load weights itself.
 WEIGHTS_ARGUMENTS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
-
-SCHEMES = ("hf", "https", "http", "package", "timm", "random")
 
 
 def name_mistake(name: str, reserved: Container[str]) -> str | None:
     """Return why a model cannot have this name, None if it can."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         return f"{MODELS}/{name}: a model's name is made of letters, digits, _ and -, and begins with a letter or digit"
+    if len(name) > MAX_NAME:
+        return f"{MODELS}/{name[:20]}…: a model's name has at most {MAX_NAME} characters, and this one has {len(name)}"
     if name in reserved:
         return f"{MODELS}/{name}: doit has a command or stage named {name}; rename the folder"
     return None
@@ -87,7 +89,8 @@ def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     for key, value in functions.items():
         if value is not None and not re.fullmatch(r"[^:]+\.py:[A-Za-z_]\w*", value):
             yield key, "`file.py:function`", repr(value)
-    yield from _source_mistakes(spec)
+    yield from source_checks.mistakes(model)
+    yield from value_checks.mistakes(model)
     for argument in sorted(WEIGHTS_ARGUMENTS & spec.architecture.arguments.keys()):
         key = f"architecture.arguments.{argument}"
         yield key, "nothing, since [weights] sets the weights", repr(spec.architecture.arguments[argument])
@@ -96,28 +99,6 @@ def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     if len(set(spec.formats)) != len(spec.formats):
         yield "formats", "each format once", repr(spec.formats)
     yield from _engine_mistakes(spec, overrides)
-
-
-def _source_mistakes(spec: Spec) -> Iterator[Mistake]:
-    key, source = "weights.source", spec.weights.source
-    scheme, rest = split_source(source)
-    if scheme not in (*SCHEMES, "file"):
-        schemes = [f"{s}://" for s in SCHEMES]
-        yield key, f"one of {', '.join(schemes)} or a path", with_suggestion(f"{scheme}://", schemes)
-    elif scheme == "random" and not rest.isdecimal():
-        yield key, "random:// and a seed", repr(source)
-    elif scheme == "random" and int(rest) >= 2**64:
-        yield key, "random:// and a seed below 2**64", repr(source)
-    elif scheme in ("http", "https") and not re.fullmatch(r"[^/?#]+/([^?#]*/)?[^/?#]+([?#].*)?", rest):
-        yield key, f"`{scheme}://host/path/file`", repr(source)
-    elif scheme == "hf" and not re.fullmatch(r"[^/@]+/[^/@]+/[^@]+(@[^@]+)?", rest):
-        yield key, "`hf://owner/repository/file@revision`", repr(source)
-    elif scheme == "package" and not re.fullmatch(r"[A-Za-z_]\w*/.+", rest):
-        yield key, "`package://package/path/in/it`", repr(source)
-    elif not rest:
-        yield key, "a name after ://", repr(source)
-    if scheme == "random" and spec.weights.sha256 is not None:
-        yield "weights.sha256", "nothing, since random weights have no file", repr(spec.weights.sha256)
 
 
 def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
@@ -158,9 +139,12 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
         yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
     if not isinstance(keys.provenance, bool):
         yield "triton.provenance", "bool", repr(keys.provenance)
-    for key in ("warm_up", "keep_versions"):
+    for key, most in (("warm_up", 65536), ("keep_versions", 1000)):
         if type(count := getattr(keys, key)) is not int or count < 1:
             yield f"triton.{key}", "int >= 1", repr(count)
+            return
+        if count > most:
+            yield f"triton.{key}", f"int <= {most}", repr(count)
             return
     if "warm_up" in spec.triton and (keys.device != "gpu" or "torchscript" not in spec.formats):
         expected = 'nothing, since it needs the format torchscript and triton.device = "gpu"'
@@ -263,7 +247,7 @@ def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:
     key = key.lstrip(".") or "top level"
     if unknown := re.search(r"unknown field `(.+)`", message, re.DOTALL):
         fields = table.__struct_fields__
-        return f"{key}: expected one of {', '.join(fields)}, found {with_suggestion(unknown[1], fields)}"
+        return f"{key}: expected one of {listed(fields, MORE)}, found {with_suggestion(unknown[1], fields)}"
     if missing := re.search(r"missing required field `(.+)`", message):
         return f"{key}: expected the key {missing[1]!r}, found nothing"
     if "Invalid enum value" in message:

@@ -65,7 +65,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             raise UserError(f"{inputs['measured']} was measured with another file than {inputs[name]}")
     if error := gate.gate_error(measured, settings, advice(settings)):
         inaccurate = "graph" in inputs and any(gate.failures(measured["outputs"], settings))
-        raise UserError(error + (layers_message(inputs, settings) if inaccurate else ""))
+        raise UserError(error + (layers_message(inputs, settings) if inaccurate else ""), limit=None)
     reason = gate.untestable_reason(measured, settings)
     status = f"not testable: {reason}" if reason else "ok"
     verdict: gate.GateResult = {"model": measured["model"], "signature": measured["signature"], "status": status}

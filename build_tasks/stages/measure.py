@@ -122,7 +122,7 @@ def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth
     labels = None
     if "labels" in inputs:
         with open(inputs["labels"], encoding="utf-8") as file:
-            labels = file.read().splitlines()
+            labels = file.read().split("\n")[:-1]
     return accuracy_samples.read_truth(inputs.get("truth", accuracy_samples.FOLDERS), names, labels)
 
 

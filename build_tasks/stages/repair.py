@@ -260,7 +260,8 @@ def fewest_nodes(trial: Trial, ordered: list[str]) -> list[str]:
     while trial(ordered[:holds]) is not None:
         if holds == len(ordered):
             raise UserError(
-                f"the gate fails even with every node excluded, so the precision is not the cause: {trial(ordered)}"
+                f"the gate fails even with every node excluded, so the precision is not the cause: {trial(ordered)}",
+                limit=None,
             )
         fails, holds = holds, min(4 * holds, len(ordered))
     while holds - fails > 1:

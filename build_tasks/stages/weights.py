@@ -8,6 +8,7 @@ Where the source is an ONNX file, it holds the network too:
     model.onnx ─► sha256 ─► input checked ─► tensors renamed ─► one run in ONNX Runtime ─► weights.onnx
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -52,10 +53,12 @@ def stage(model: Model) -> Stage:
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
         user_files = (*user_files, *user_code.python_files(model))  # a converter may import the files beside it
+    function = build_from_onnx if spec.from_onnx else build
     return Stage(
         name=f"weights:{model.name}",
         model=model,
-        build=build_from_onnx if spec.from_onnx else build,
+        # The query may be a secret, and differs whenever the URL is signed. So it is no setting, which is recorded.
+        build=functools.partial(function, query=model.query) if model.query else function,
         inputs=inputs,
         external_inputs=external,
         outputs={"weights": model.weights},
@@ -75,7 +78,7 @@ def stage(model: Model) -> Stage:
     )
 
 
-def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     from safetensors.torch import save_file
 
     source = settings["weights"]["source"]
@@ -83,7 +86,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if scheme == "random":
         state = random_state(settings, seed=int(rest))
     else:
-        state = read_source(inputs, settings, read_state_dict)
+        state = read_source(inputs, settings, read_state_dict, query)
     if converter := settings["weights"]["converter"]:
         state = convert(state, settings["model"], converter)
     state = match_keys(state, pytorch_network.create_network(settings).state_dict(), source)
@@ -92,9 +95,9 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {"weights": "RANDOM" if scheme == "random" else source, "parameters": parameters}
 
 
-def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     path = inputs.get("source", settings["weights"]["source"])
-    graph = read_source(inputs, settings, read_onnx)
+    graph = read_source(inputs, settings, read_onnx, query)
     image = check_image_input(graph, path)
     for axis, length in enumerate(settings["shape"], start=1):
         if image[axis] not in (None, length):
@@ -111,16 +114,17 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {"weights": settings["weights"]["source"], "parameters": parameters}
 
 
-def read_source(inputs: Paths, settings: Settings, read: Callable[[str], T]) -> T:
+def read_source(inputs: Paths, settings: Settings, read: Callable[[str], T], query: str) -> T:
     """The result of `read` for the source file. The file is fetched if it is not on this machine.
 
     Args:
         read: A function from a path to the content. If it raises a UserError, a downloaded file is deleted.
+        query: The query of the URL, which the source in the settings does not have.
     Raises:
         UserError: If the file cannot be fetched, has another sha256 than the spec says, or cannot be read.
     """
     source, sha256 = settings["weights"]["source"], settings["weights"]["sha256"]
-    path = inputs.get("source") or weight_sources.fetch(settings["model"], source, sha256)
+    path = inputs.get("source") or weight_sources.fetch(settings["model"], source, query, sha256)
     if "source" in inputs:
         weight_sources.verify_sha256(path, sha256)
     try:

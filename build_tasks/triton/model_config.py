@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from build_tasks.errors import with_suggestion
+from build_tasks.errors import listed, with_suggestion
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, TRITON_MODELS
 
 Mistake = tuple[str, str, str]  # key below triton, what was expected, what was found
@@ -131,7 +131,7 @@ def _message_mistakes(descriptor: Any, values: dict[str, Any], path: str) -> Ite
         field = descriptor.fields_by_name.get(name)
         key = f"{path}.{name}".lstrip(".")
         if field is None:
-            owner = "Triton's ModelConfig" if not path else f"{descriptor.name}: {', '.join(names)}"
+            owner = "Triton's ModelConfig" if not path else f"{descriptor.name}: {listed(names)}"
             yield path, f"fields of {owner}", with_suggestion(name, names)
         elif _is_map(field.message_type):
             yield from _map_mistakes(field.message_type, value, key)

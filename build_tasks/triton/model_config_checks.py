@@ -39,11 +39,13 @@ NOT_OF_AN_ENSEMBLE = ("instance_group", "optimization", "model_warmup", *sorted(
 def mistakes(facts: ServingFacts) -> Iterator[Mistake]:
     """Yield what is wrong with [triton], as far as the spec shows it."""
     tables: dict[str, dict[str, Any]] = {"": {}}
+    all_tables = True
     for key, value in facts.config_fields.items():
         if key not in TRITON_MODELS:
             tables[""][key] = value
         elif not isinstance(value, dict):
-            yield key, "a table", repr(value)
+            yield key, "a table", shorten(value)
+            all_tables = False
         elif key not in facts.model_formats:
             reason = "there is no ensemble" if key in ENSEMBLE_MODELS else f"formats does not contain {key}"
             yield key, f"nothing, since {reason}", shorten(value)
@@ -55,7 +57,7 @@ def mistakes(facts: ServingFacts) -> Iterator[Mistake]:
         for key, expected, found in field_mistakes(table, bool(model_format))
     ]
     yield from wrong_fields
-    if wrong_fields or not any(tables.values()):
+    if wrong_fields or not all_tables or not any(tables.values()):
         return
     reported = set()
     for model_format in facts.model_formats:

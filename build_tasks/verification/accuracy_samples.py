@@ -4,13 +4,14 @@ a folder of pictures (or of folders of them) ─► preprocessing of the model �
 .npz, or Polygraphy's inputs as .json ──────────────────────────────────────┴► an array in the layout of input.format
 """
 
-import glob
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, with_suggestion
 from build_tasks.spec.model import Model
+from build_tasks.spec.model_files import walk
+from build_tasks.spec.source_checks import FOLDERS, TENSOR_SUFFIXES
 from build_tasks.tensors import INPUT, layout_dims
 
 if TYPE_CHECKING:
@@ -20,17 +21,13 @@ if TYPE_CHECKING:
 
 SHIPPED_PHOTOGRAPHS = "build_tasks/verification/photographs"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-TENSOR_SUFFIXES = (".npz", ".json")
-
-FOLDERS = "folders"  # the value of accuracy.truth if each picture lies in a folder named after its class
 
 
 def sample_files(source: str) -> list[str]:
     """Return the files of a set of samples: all pictures under a folder, sorted by path, or the file itself."""
     if source.endswith(TENSOR_SUFFIXES):
         return [source]
-    paths = glob.glob(f"{glob.escape(source)}/**", recursive=True)
-    return sorted(path for path in paths if path.lower().endswith(PICTURE_SUFFIXES))
+    return sorted(path for path in walk(source) if path.lower().endswith(PICTURE_SUFFIXES))
 
 
 def read_encoded(model: Model) -> "np.ndarray | None":

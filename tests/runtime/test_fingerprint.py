@@ -35,6 +35,8 @@ RUN_ONLY = {
     "runtime.progress": "messages to the terminal",
     "runtime.stage": "how a stage runs, not what it builds",
     "runtime.worker": "how a stage runs, not what it builds",
+    "spec.model_files": "lists files, whose paths and contents are recorded",
+    "spec.source_checks": "which specs are refused; a refused one has no stages",
     "spec.model": "settings reach `build` as plain data, and are recorded by value",
     "spec.tables": "settings reach `build` as plain data, and are recorded by value",
     "spec.overrides": "settings reach `build` as plain data, and are recorded by value",

@@ -1,10 +1,13 @@
 """Sources of weights: files, packages, loopback servers, and the errors of each."""
 
+import contextlib
 import hashlib
 import os
 import pickle
 import re
 import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -264,17 +267,27 @@ class Server(ThreadingHTTPServer):
     """Serves `file` under every path. The first part of the path selects another behavior.
 
     It implements as much of the Hugging Face hub's resolve endpoint as the hub's own client needs.
+
+    Args:
+        file: Content of the file.
+        certificate: File with the certificate and key of a server that speaks TLS.
+        target: Where it redirects to, if the first part of the path is "moved".
     """
 
     daemon_threads = True
 
-    def __init__(self, file: bytes):
+    def __init__(self, file: bytes, certificate: Path | None = None, target: str = ""):
         super().__init__(("127.0.0.1", 0), Handler)
         self.file = file
+        self.target = target
         self.healthy = False
         self.requests: Counter[str] = Counter()  # by the path's first part
         self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.server_port}"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
 
     def counted(self, behavior: str) -> int:
         with self.lock:
@@ -321,6 +334,25 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.2)
         elif behavior == "cut-hub" and body:
             self.begin(200, len(file))
+        elif behavior == "moved":
+            self.begin(302, 0, {"Location": f"{self.server.target}/moved-here/{self.path.partition('/')[2]}"})
+        elif behavior == "endless":
+            self.send_response(200)  # without a length
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1 << 16))
+        elif behavior == "drip":
+            self.begin(200, len(file))
+            with contextlib.suppress(OSError):
+                for _ in range(200):
+                    self.wfile.write(b"x")
+                    time.sleep(0.1)
+        elif behavior == "private" and self.headers.get("Authorization") != "Basic dXNlcjpwYXNzd29yZA==":
+            self.begin(401, 0)
+        elif behavior == "rude":
+            self.send_response(404, f"\x1b[31mno {self.path}")
+            self.end_headers()
         else:
             self.begin(200, len(file))
             if body:
@@ -337,9 +369,9 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-@pytest.fixture(scope="module")
-def server(tiny_weights: Path) -> Iterator[Server]:
-    with Server(tiny_weights.read_bytes()) as server:
+@contextlib.contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -347,29 +379,67 @@ def server(tiny_weights: Path) -> Iterator[Server]:
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def server(tiny_weights: Path) -> Iterator[Server]:
+    """A server without TLS, which stands for the hub."""
+    with serving(Server(tiny_weights.read_bytes())) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1, and its key, in one file. Clients trust it as their only authority."""
+    file = tmp_path_factory.mktemp("tls") / "server.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", file, "-out", file.with_suffix(".crt")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    file.write_bytes(file.read_bytes() + file.with_suffix(".crt").read_bytes())
+    return file
+
+
+@pytest.fixture(scope="module")
+def secure(tiny_weights: Path, server: Server, certificate: Path) -> Iterator[Server]:
+    """A server with TLS. Its /moved redirects to the server without."""
+    with serving(Server(tiny_weights.read_bytes(), certificate, server.url)) as secure:
+        yield secure
+
+
+@pytest.fixture(scope="module")
+def trust(certificate: Path) -> dict[str, str]:
+    """The environment in which requests trusts the certificate."""
+    return {"REQUESTS_CA_BUNDLE": str(certificate)}
+
+
 DOWNLOADED = ("checked", "plain", "busy", "placed", "cut", "altered", "missing", "page")
 
 
 @pytest.fixture(scope="module")
-def downloads(tmp_path_factory: pytest.TempPathFactory, server: Server, tiny_weights: Path) -> WeightsRun:
+def downloads(
+    tmp_path_factory: pytest.TempPathFactory, secure: Server, trust: dict[str, str], tiny_weights: Path
+) -> WeightsRun:
     """The first run, with a server that fails in many ways."""
     project = Project(tmp_path_factory.mktemp("downloads") / "project")
     digests = {"checked": sha256(tiny_weights), "altered": ANOTHER_SHA256}
     for name in DOWNLOADED:
         more = [f'sha256 = "{digests[name]}"'] if name in digests else []
-        project.model(name, spec(f"{server.url}/{name}/{name}.safetensors?download=true", *more))
+        project.model(name, spec(f"{secure.url}/{name}/{name}.safetensors?download=true", *more))
     shutil.copy(tiny_weights, project / "models/placed/placed.safetensors")
-    project.model("mirrored", spec(f"{server.url}/mirrored/user@v1/mirrored.safetensors"))
+    project.model("mirrored", spec(f"{secure.url}/mirrored/user@v1/mirrored.safetensors"))
     shutil.copy(tiny_weights, project / "models/mirrored/mirrored.safetensors")
-    server.healthy = False
-    server.requests.clear()
-    first = run_weights(project, "-n", "8", "weights")
-    first.requests = server.requests.copy()
+    secure.healthy = False
+    secure.requests.clear()
+    first = run_weights(project, "-n", "8", "weights", **trust)
+    first.requests = secure.requests.copy()
     return first
 
 
 @pytest.fixture(scope="module")
-def downloads_again(downloads: WeightsRun, server: Server) -> WeightsRun:
+def downloads_again(downloads: WeightsRun, server: Server, secure: Server, trust: dict[str, str]) -> WeightsRun:
     """The second run, with a healthy server, after one of the downloaded files was damaged."""
     project = downloads.project
     [downloaded] = (project / "build/.downloads").rglob("checked.safetensors")
@@ -378,13 +448,14 @@ def downloads_again(downloads: WeightsRun, server: Server) -> WeightsRun:
     downloaded.write_bytes(data)
     (project / "build/checked/weights.safetensors").unlink()
     project.model("proxied", spec("hf://owner/repository/model.safetensors@main"))
-    server.healthy = True
+    secure.healthy = True
+    secure.requests.clear()
     server.requests.clear()
     proxy = {"HF_ENDPOINT": "https://hub.invalid", "HTTPS_PROXY": server.url, "https_proxy": server.url}
     home = str(project / "home")
     tasks = [f"weights:{name}" for name in ("plain", "checked", "cut", "page", "proxied")]
-    second = run_weights(project, "-n", "8", *tasks, HF_HOME=home, **proxy)
-    second.requests = server.requests.copy()
+    second = run_weights(project, "-n", "8", *tasks, HF_HOME=home, **proxy, **trust)
+    second.requests = secure.requests + server.requests
     return second
 
 
@@ -412,10 +483,10 @@ def test_a_file_placed_by_hand_is_used_without_a_request(downloads: WeightsRun, 
 
 @pytest.mark.parametrize("model", ["cut", "missing", "altered"])
 def test_a_failed_download_names_its_source_and_where_to_put_the_file(
-    downloads: WeightsRun, server: Server, model: str
+    downloads: WeightsRun, secure: Server, model: str
 ) -> None:
     line = downloads.failure(model)
-    assert line.startswith(f"{server.url}/{model}/{model}.safetensors?download=true cannot be fetched (")
+    assert line.startswith(f"{secure.url}/{model}/{model}.safetensors cannot be fetched (")
     assert line.endswith(f"; put the file at models/{model}/{model}.safetensors")
 
 
@@ -518,13 +589,120 @@ def test_the_line_has_the_reason_of_the_hub(hub: WeightsRun) -> None:
 
 
 @pytest.mark.parametrize("source", ["{}/slow/model.safetensors", "hf://slow/repository/model.safetensors"])
-def test_a_download_shows_its_progress(tmp_path: Path, server: Server, tiny_weights: Path, source: str) -> None:
+def test_a_download_shows_its_progress(
+    tmp_path: Path, server: Server, secure: Server, trust: dict[str, str], tiny_weights: Path, source: str
+) -> None:
     project = Project(tmp_path / "project")
-    project.model("tiny", spec(source.format(server.url)))
-    output = project.terminal("weights:tiny", HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=server.url)
+    project.model("tiny", spec(source.format(secure.url)))
+    output = project.terminal("weights:tiny", HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=server.url, **trust)
     size = f"{tiny_weights.stat().st_size / 1e6:.1f}"
     assert re.search(rf"model\.safetensors: \d\.\d of {re.escape(size)} MB, \d\.\d MB/s", output)
     assert "✓" in output
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Secrets and bounds
+
+
+def all_bytes(project: Project) -> bytes:
+    """All that a run left: artifacts, logs, doit's records, and what was published."""
+    return b"".join(content for folder in ("build", "model_repository") for content in project.tree(folder).values())
+
+
+def test_a_query_is_sent_and_kept_nowhere(
+    tmp_path: Path, secure: Server, trust: dict[str, str], tiny_weights: Path
+) -> None:
+    project = Project(tmp_path / "project")
+    text = spec(f"{secure.url}/signed/weights.safetensors?token=4f1c&signature=TOP-SECRET#f")
+    project.model("signed", text)
+    project.model("rude", spec(f"{secure.url}/rude/weights.safetensors?signature=TOP-SECRET"))
+    project.model("lost", spec("https://127.0.0.1:9/weights.safetensors?signature=TOP-SECRET"))
+    first = run_weights(project, "weights", **trust)
+    assert first.weights("signed") == tiny_weights.read_bytes()
+    assert f"weights: {secure.url}/signed/weights.safetensors," in first.run.out
+    shown = [
+        first.run.out,
+        *(project.doit(*words).out for words in (["list", "--all"], ["plan"], ["info", "weights:lost"])),
+    ]
+    assert not re.search("TOP-SECRET|4f1c", "".join(shown))
+    assert b"TOP-SECRET" not in all_bytes(project)
+    assert "\x1b" not in first.run.out
+    assert first.failure("rude").endswith("; put the file at models/rude/weights.safetensors")
+    assert max(len(first.failure(name)) for name in ("rude", "lost")) <= 300
+
+    project.model("signed", text.replace("TOP-SECRET", "ANOTHER"))
+    again = run_weights(project, "signed", **trust)
+    assert "weights:signed" not in again.run.ran, "the same file under another signature"
+
+
+def test_a_password_comes_from_netrc(tmp_path: Path, secure: Server, trust: dict[str, str], tiny_weights: Path) -> None:
+    project = Project(tmp_path / "project")
+    project.model("private", spec(f"{secure.url}/private/weights.safetensors"))
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login user password password\n")
+    assert "401" in run_weights(project, "weights", **trust, NETRC=str(tmp_path / "none")).failure("private")
+    found = run_weights(project, "weights", **trust, NETRC=str(netrc))
+    assert found.weights("private") == tiny_weights.read_bytes()
+
+
+def test_a_redirect_from_https_to_http_is_refused(
+    tmp_path: Path, server: Server, secure: Server, trust: dict[str, str], tiny_weights: Path
+) -> None:
+    project = Project(tmp_path / "project")
+    pin = f'sha256 = "{sha256(tiny_weights)}"'
+    project.model("moved", spec(f"{secure.url}/moved/weights.safetensors", pin))
+    server.requests.clear()
+    line = run_weights(project, "weights", **trust).failure("moved")
+    assert f"(the server redirects from https to {server.url}/moved-here/moved/weights.safetensors, which" in line
+    assert server.requests["moved-here"] == 0
+
+
+def test_http_is_allowed_for_a_file_whose_digest_is_known(tmp_path: Path, server: Server, tiny_weights: Path) -> None:
+    project = Project(tmp_path / "project")
+    project.model("pinned", spec(f"{server.url}/pinned/weights.safetensors", f'sha256 = "{sha256(tiny_weights)}"'))
+    assert run_weights(project, "weights").weights("pinned") == tiny_weights.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "variable", "value", "reason"),
+    [
+        ("{}/plain/model.safetensors", "SIZE", "0.0001", "it has more than 0.0001 GB"),
+        ("{}/endless/model.safetensors", "SIZE", "0.01", "it has more than 0.01 GB"),
+        ("{}/drip/model.safetensors", "TIME", "0.02", "it takes longer than 0.02 minutes"),
+        ("hf://owner/repository/model.safetensors", "SIZE", "0.0001", "it has more than 0.0001 GB"),
+        ("hf://drip/repository/model.safetensors", "TIME", "0.05", "it takes longer than 0.05 minutes"),
+    ],
+)
+def test_the_size_and_the_time_of_a_download_are_bounded(
+    tmp_path: Path,
+    server: Server,
+    secure: Server,
+    trust: dict[str, str],
+    source: str,
+    variable: str,
+    value: str,
+    reason: str,
+) -> None:
+    project = Project(tmp_path / "project")
+    project.model("m", spec(source.format(secure.url)))
+    environment = {f"BUILD_DOWNLOAD_{variable}": value, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+    started = time.monotonic()
+    line = run_weights(project, "weights", **trust, **environment).failure("m")
+    assert f"({reason}, as BUILD_DOWNLOAD_{variable} allows; set it to more, or to 0)" in line
+    assert line.endswith("; put the file at models/m/model.safetensors")
+    assert time.monotonic() - started < 60
+    assert not [path for path in project.tree("build") if path.endswith("model.safetensors")]
+
+
+@pytest.mark.parametrize(("variable", "unit"), [("BUILD_DOWNLOAD_SIZE", "GB"), ("BUILD_DOWNLOAD_TIME", "minutes")])
+@pytest.mark.parametrize("value", ["much", "-1", "nan", ""])
+def test_a_wrong_bound_is_refused_before_anything_runs(project: Project, variable: str, unit: str, value: str) -> None:
+    project.model("m", spec("random://0"))
+    run = project.doit("list", **{variable: value})
+    assert (run.code, run.out) == (
+        3,
+        f"ERROR: {variable}: expected a number of {unit}, or 0 for no limit, found {value!r}\n",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------

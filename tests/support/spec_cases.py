@@ -49,9 +49,7 @@ TOP = (
 
 ENGINE = (
     "engine: expected one of precision, keep_fp32, keep_io_types, calibration, repair, min_batch_size, "
-    "opt_batch_size, max_batch_size, workspace, optimization_level, sparse_weights, refittable, strip_plan, "
-    "profiling_verbosity, compute_capabilities, hardware_compatibility, version_compatible, timing_cache, "
-    "rtx_compute_capabilities"
+    "opt_batch_size, max_batch_size, workspace, … (docs/reference/spec.md)"
 )
 
 

@@ -42,8 +42,8 @@ WRONG = [
     (
         batching("preferred_batchsize = [4]"),
         "triton.dynamic_batching: expected fields of ModelDynamicBatching: preferred_batch_size, "
-        "max_queue_delay_microseconds, preserve_ordering, priority_levels, default_priority_level, "
-        "default_queue_policy, priority_queue_policy, found 'preferred_batchsize' (did you mean 'preferred_batch_size'?)",
+        "max_queue_delay_microseconds, preserve_ordering, priority_levels, default_priority_level, …, found "
+        "'preferred_batchsize' (did you mean 'preferred_batch_size'?)",
     ),
     (
         triton('instance_group = [{ kind = "KIND_GPUS" }]'),
@@ -292,7 +292,7 @@ WRONG = [
     ),
     (
         triton("parameters = { trained = 2026-01-01 }"),
-        "triton.parameters.trained.string_value: expected str, found datetime.date(2026, 1, 1)",
+        "triton.parameters.trained: expected a string, a number or a boolean, found date 2026-01-01",
     ),
     (
         triton('instance_group = [{ kind = ["KIND_GPU"] }]'),
