@@ -31,7 +31,7 @@ from build_tasks.doit_plugin.state import require_doit, require_installed_comman
 from build_tasks.errors import UserError
 from build_tasks.formats import artifacts, weight_sources
 from build_tasks.paths import BUILD, STATE_DB
-from build_tasks.runtime import memory_budget, resources
+from build_tasks.runtime import memory_budget, repository_files, resources
 from build_tasks.runtime.digests import ContentChecker, digest
 from build_tasks.spec import overrides
 from build_tasks.spec.loader import load
@@ -71,6 +71,7 @@ try:
     MODELS = load(reserved=RESERVED, overrides=overrides.from_command_line(), unchanged=noop_cache.triton_models)
     memory_budget.from_environment()
     weight_sources.limits()
+    repository_files.umask_from_environment()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 
@@ -283,6 +284,9 @@ if not noop_cache.only_models:  # `doit NAME ...` needs none of these tasks, and
     def task_bench() -> Tasks:
         """On demand: latency and throughput of every format -> bench.json, bench.svg"""
         yield from (bench.task(model) for model in MODELS)
+
+    def task_sweep() -> dict[str, Any]:
+        return prune.sweep_task()
 
     def task_container() -> dict[str, Any]:
         return container.task(MODELS)

@@ -125,6 +125,7 @@ def write_model(name: str, text: str, graph: str | None = None) -> Model:
             copy = shutil.copytree if os.path.isdir(graph) else shutil.copyfile
             copy(graph, f"{folder}/model.onnx")
         atomic_files.flush(folder)
+        check_name(name)  # again, because a trial build takes a while
         atomic_files.replace(folder, f"{MODELS}/{name}")
     return model
 

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from build_tasks.doit_plugin.folder_listing import paths_below
-from build_tasks.paths import BUILD, MODELS, STATE_DB
+from build_tasks.paths import BUILD, MODELS, STATE_DB, has_spec
 
 CACHE_FILE = f"{BUILD}/.noop_cache"
 VERSION = b"2"  # version of the cache file's format
@@ -190,9 +190,9 @@ def model_names(known: Collection[str] = ()) -> list[str]:
     """Return the names of all models, sorted. The caller checks whether the specs of `known` ones exist."""
     try:
         folders = os.listdir(MODELS)
-    except FileNotFoundError:
+    except OSError:  # dodo.py will report it
         return []
-    return sorted(name for name in folders if name in known or os.path.exists(f"{MODELS}/{name}/model.toml"))
+    return sorted(name for name in folders if name in known or has_spec(name))
 
 
 def stat_signatures(paths: Sequence[str]) -> bytes:
@@ -253,9 +253,11 @@ def models_with_same_records(models: dict[str, Record]) -> dict[str, Record]:
 def _global_signature() -> bytes:
     """Return a signature of the files that all models depend on: this project and the installed distributions."""
     project = os.getcwd()
+    umask = os.environ.get("REPOSITORY_UMASK")  # of what is published; dodo.py checks its value
     libraries = [path for path in sys.path if path not in ("", project)]
     outside = os.environ.get("BUILD_DATA_FOLDERS")
-    return f"{sys.version}\n{libraries}\n{outside}\n".encode() + stat_signatures([*libraries, *project_files()])
+    inherited = f"{sys.version}\n{libraries}\n{outside}\n{umask}\n"
+    return inherited.encode() + stat_signatures([*libraries, *project_files()])
 
 
 def project_files() -> list[str]:

@@ -19,7 +19,7 @@ from doit.cmd_run import Run as DoitRun
 from build_tasks.doit_plugin import display
 from build_tasks.doit_plugin.noop_cache import noop_cache, requested_models
 from build_tasks.doit_plugin.task_state import format_counts
-from build_tasks.paths import REPOSITORY, STATE_DB
+from build_tasks.paths import REPOSITORY, STATE_DB, TRANSIT, TRASH
 
 CHECKED_VARIABLES = {"BUILD_MEMORY", "BUILD_DOWNLOAD_SIZE", "BUILD_DOWNLOAD_TIME", "BUILD_DATA_FOLDERS"}
 
@@ -103,12 +103,19 @@ def nothing_to_do(models: set[str], quiet: bool) -> bool:
 
 
 def _nothing_to_prune() -> bool:
-    """Return whether every generated folder of the repository belongs to a model that is described by a spec."""
+    """Return whether `prune` finds nothing: no model without a spec, no leftovers, no trash older than a day."""
     described = {name for record in noop_cache.unchanged.values() for name in record.triton_models}
     try:
         others = set(os.listdir(REPOSITORY)) - described
     except OSError:
-        return True
+        others = set()
+    if any(name.startswith(TRANSIT) for name in others):
+        return False
+    if os.path.exists(TRASH):
+        from build_tasks.runtime import repository_files
+
+        if repository_files.expired_trash():
+            return False
     if others:
         from build_tasks.triton.repository import is_generated
 

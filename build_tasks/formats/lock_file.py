@@ -6,6 +6,7 @@ The user commits it with the spec.
 """
 
 import json
+import re
 import tomllib
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,20 @@ def locked_nodes(path: str, precision: str, graph: "onnx.ModelProto") -> list[st
             "run `doit repair` again"
         )
     return names
+
+
+def overwrite_error(path: str) -> str | None:
+    """Return why a lock file must not be rewritten: it has comments of a person. None if nothing would be lost."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    own_header = re.compile(r"(#.*\n)*").match(text)
+    header = own_header.group() if own_header and "`doit repair:" in own_header.group() else ""
+    if not re.search(r'^\s*#|["\]),]\s*#', text[len(header) :], re.MULTILINE):
+        return None
+    return f"{path} has comments that `doit repair` did not write, and is not replaced: move it away, or delete it"
 
 
 def write_lock(path: str, model: str, tables: dict[str, LockedNodes]) -> None:

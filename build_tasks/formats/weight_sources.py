@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.paths import BUILD, MODELS
-from build_tasks.runtime import progress
+from build_tasks.runtime import atomic_files, progress
 from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import split_source
 
@@ -242,8 +242,27 @@ def download(url: str, query: str, sha256: str | None) -> str:
     name = os.path.basename(url)
     folder = f"{DOWNLOADS}/{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:16]}"
     shelf = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=ATTEMPTS - 1)
-    path: str = shelf.fetch(name, downloader=HashingDownloader(query, sha256))  # pooch logs the URL that it knows
+    os.makedirs(folder, exist_ok=True)
+    with atomic_files.locked(folder):  # another run that downloads the same file finishes first
+        remove_interrupted_downloads(folder, name)
+        path: str = shelf.fetch(name, downloader=HashingDownloader(query, sha256))
     return path
+
+
+def remove_interrupted_downloads(folder: str, name: str) -> None:
+    """Remove the temporary files that killed runs have left in build/.downloads.
+
+    Args:
+        folder: The folder of a download, which this process has locked.
+        name: Of its file.
+    """
+    for leftover in {*os.listdir(folder)} - {name}:
+        os.remove(f"{folder}/{leftover}")
+    for other in os.listdir(DOWNLOADS):
+        with contextlib.suppress(OSError), atomic_files.locked(f"{DOWNLOADS}/{other}", wait=False):
+            for leftover in os.listdir(f"{DOWNLOADS}/{other}"):
+                if re.fullmatch("tmp[a-z0-9_]{8}", leftover):  # as Python's tempfile names them for pooch
+                    os.remove(f"{DOWNLOADS}/{other}/{leftover}")
 
 
 class HashingDownloader:

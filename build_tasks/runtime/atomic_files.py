@@ -8,6 +8,7 @@ renamed, linked or copied here keeps its cached digest (`digest.preserve_digest`
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import stat
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from build_tasks.paths import BUILD
+from build_tasks.paths import BUILD, TRANSIT
 from build_tasks.runtime.digests import digest
 
 try:
@@ -24,6 +25,9 @@ except ImportError:  # Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 SCRATCH = f"{BUILD}/.scratch"
+# These files say that a folder was generated here. Where a folder cannot disappear in one step, they are removed last:
+# if a kill interrupts the removal, the next run recognizes the rest of the folder.
+MARK_FILES = ("config.pbtxt", "provenance.json")
 
 # From this size on, a copy may be a hard link. To copy a smaller file takes milliseconds, and people edit small files.
 LINKED_FROM = 32 << 20  # bytes
@@ -45,10 +49,7 @@ def scratch_dir(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
     """
     os.makedirs(parent, exist_ok=True)
     with locked(parent):
-        for name in os.listdir(parent) if fcntl else []:
-            if name.startswith(prefix):
-                with contextlib.suppress(OSError), locked(f"{parent}/{name}", wait=False):
-                    remove_tree(f"{parent}/{name}")
+        _sweep(parent, prefix)
         folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
         in_use = contextlib.ExitStack()
         in_use.enter_context(locked(folder))
@@ -59,6 +60,19 @@ def scratch_dir(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
             remove_tree(folder)
         shutil.rmtree(folder, ignore_errors=True)  # the remaining files, if one file could not be removed
         in_use.close()
+
+
+def sweep(parent: str, prefix: str) -> None:
+    """Remove the scratch folders in `parent` that killed runs have left."""
+    with locked(parent):
+        _sweep(parent, prefix)
+
+
+def _sweep(parent: str, prefix: str) -> None:
+    for name in os.listdir(parent) if fcntl else []:
+        if name.startswith(prefix):
+            with contextlib.suppress(OSError), locked(f"{parent}/{name}", wait=False):
+                remove_tree(f"{parent}/{name}")
 
 
 @contextlib.contextmanager
@@ -113,7 +127,7 @@ def replace(source: str, target: str, near: str | None = None) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with scratch_dir(near or os.path.dirname(target), prefix=".incoming-") as folder:
+        with scratch_dir(near or os.path.dirname(target), prefix=TRANSIT) as folder:
             draft = f"{folder}/{os.path.basename(target)}"
             copy(source, draft)
             flush(draft)
@@ -126,22 +140,26 @@ def replace(source: str, target: str, near: str | None = None) -> None:
                 os.rename(draft, target)
 
 
-def copy(source: str, target: str) -> None:
+def copy(source: str, target: str, hard_link: bool = True) -> None:
     """Copy `source`, a file or a folder, to `target`: in one pass over the bytes, or in none if possible.
 
     On file systems with clones (XFS, Btrfs) the target becomes a clone. Otherwise a large file becomes a hard link, and
     a small file is copied by the kernel. A hard link is a second name of the same file. The file is made read-only, as
     in the caches of ccache and DVC, so that nobody writes into it by mistake. Both names can still be replaced and
     removed.
+
+    Args:
+        hard_link: Whether a large file may become a hard link.
     """
     if os.path.isdir(source):
         try:
-            shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True)
+            each = functools.partial(copy, hard_link=hard_link)
+            shutil.copytree(source, target, copy_function=each, dirs_exist_ok=True)
         except shutil.Error as error:  # holds (source, target, reason) for each file that failed
             raise OSError(error.args[0][0][2]) from error
     else:
         with digest.copy_digest(source, target):
-            if not (_cloned(source, target) or _linked(source, target)):
+            if not (_cloned(source, target) or (hard_link and _linked(source, target))):
                 shutil.copyfile(source, target)
 
 
@@ -182,7 +200,7 @@ def sync_dir(source: str, target: str) -> None:
         if not entry.is_symlink() and digest(entry.path, remember=False) != digest(path):
             replace(entry.path, path, near=os.path.dirname(target))
     for name in set(os.listdir(target)) - entries.keys():
-        remove(f"{target}/{name}")
+        remove(f"{target}/{name}", near=os.path.dirname(target))
     return None
 
 
@@ -242,25 +260,30 @@ def _exchange(source: str, target: str) -> bool:
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
 
 
-def remove(path: str) -> None:
-    """Remove a file or a folder. It disappears from its path in one step."""
-    with scratch_dir() as folder:
-        try:
-            os.rename(path, f"{folder}/removed")
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            remove_tree(path)  # another file system, or an overlay's lower layer, where one step is impossible
+def remove(path: str, near: str | None = None) -> None:
+    """Remove a file or a folder. It disappears from its path in one step.
+
+    The exception is a folder of an overlay's lower layer, which cannot be renamed: it is removed in place.
+
+    Args:
+        near: The folder that it is moved to first if build/ is on another file system, instead of its own parent.
+    """
+    for parent, prefix in ((SCRATCH, "stage-"), (near or os.path.dirname(path), TRANSIT)):
+        with scratch_dir(parent, prefix) as folder:
+            try:
+                return os.rename(path, f"{folder}/removed")
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+    return remove_tree(path)
 
 
 def remove_tree(path: str) -> None:
-    """Remove the file, link or folder at a path, if there is one."""
+    """Remove the file, link or folder at a path, if there is one. Other names of a file keep their digest."""
     if os.path.isdir(path) and not os.path.islink(path):
-        for folder, _, names in os.walk(path):
-            for file in (f"{folder}/{name}" for name in names):
-                if os.lstat(file).st_nlink > 1:  # its other names keep their digest
-                    remove_tree(file)
-        shutil.rmtree(path)
+        for name in sorted(os.listdir(path), key=lambda name: name in MARK_FILES):
+            remove_tree(f"{path}/{name}")
+        os.rmdir(path)
     elif os.path.lexists(path):
-        with digest.preserve_digest(path):
+        with digest.preserve_digest(path) if os.lstat(path).st_nlink > 1 else contextlib.nullcontext():
             os.remove(path)

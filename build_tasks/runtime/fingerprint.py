@@ -13,9 +13,11 @@ import functools
 import inspect
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict
 
+from build_tasks.paths import BUILD
 from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import Table
@@ -24,6 +26,7 @@ NEVER_BUILT = "no record of a build"
 OTHER_VERSION = "built by another version of this project"
 NO_VALUE = object()  # differs from every value of a setting
 SHA256 = re.compile("[0-9a-f]{64}")
+Identity = tuple[str, int, int, int, int, int]
 
 
 class BuildRecord(TypedDict, total=False):
@@ -134,6 +137,32 @@ def changed_outputs(record: BuildRecord, paths: Iterable[str]) -> list[str]:
             truncated = f", truncated to {left} of {size} bytes" if left is not None and left < size else ""
             reasons.append(f"{path}: {_difference(before, now)}{truncated}")
     return reasons
+
+
+def read_identities(paths: Iterable[str | None]) -> dict[str, list[Identity]]:
+    """The identities of all files at or below these paths, as `changed_identities` compares them.
+
+    Files in build/ are not included. Only this project writes them, always as a whole, and another run may replace one
+    by the same content, or publish it, which changes its ctime.
+    """
+    return {path: _identities(path) for path in paths if path is not None and not path.startswith(f"{BUILD}/")}
+
+
+def changed_identities(before: Mapping[str, list[Identity]]) -> list[str]:
+    """The paths at which a file was exchanged or written since `read_identities`, even if its content is back."""
+    return [path for path, identities in before.items() if _identities(path) != identities]
+
+
+def _identities(path: str) -> list[Identity]:
+    """(path, device, inode, size, mtime, ctime) of the file at a path, or of each file below a folder."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    if stat.S_ISDIR(status.st_mode):
+        names = sorted({*os.listdir(path)} - {"__pycache__"})
+        return [identity for name in names for identity in _identities(f"{path}/{name}")]
+    return [(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)]
 
 
 class UpToDate:

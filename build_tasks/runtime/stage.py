@@ -36,6 +36,11 @@ def nothing_missing() -> str | None:
     return None
 
 
+def may_be_replaced(path: str) -> str | None:
+    """The `overwrite_error` of a stage whose targets are in build/."""
+    return None
+
+
 class Stage(msgspec.Struct, frozen=True):
     """One step of one model's chain.
 
@@ -57,6 +62,8 @@ class Stage(msgspec.Struct, frozen=True):
         host_fingerprint: Returns further facts about this machine that are part of the fingerprint, by name. It is
             called only if no requirement is missing.
         install: Moves a draft to the path of its target.
+        overwrite_error: Returns why what is at the path of a target must not be replaced or removed, None if it may
+            be. A person may have put something in its place.
     """
 
     name: str
@@ -74,6 +81,7 @@ class Stage(msgspec.Struct, frozen=True):
     missing_requirements: Callable[[], str | None] = nothing_missing
     host_fingerprint: Callable[[], dict[str, str]] = dict
     install: Callable[[str, str], None] = atomic_files.replace
+    overwrite_error: Callable[[str], str | None] = may_be_replaced
 
     def __post_init__(self) -> None:
         fingerprint.imported_digests(self.modules)  # now, before anybody can edit the imported files
@@ -174,6 +182,10 @@ class Stage(msgspec.Struct, frozen=True):
         return memory_budget.need(inputs, self.peak_batch, self.model.spec.largest_image)
 
     def _run(self) -> BuildRecord:
+        for path in self.outputs.values():
+            if error := self.overwrite_error(path):
+                raise UserError(error)
+        read = fingerprint.read_identities([*self.dependency_paths(), *self.external_inputs.values()])
         inputs = self._digests_of_inputs()
         external = {name: path and digest(path) for name, path in self.external_inputs.items()}
         with atomic_files.scratch_dir() as folder, resources.explain_full_disk(BUILD, REPOSITORY):
@@ -187,6 +199,7 @@ class Stage(msgspec.Struct, frozen=True):
             for draft in drafts.values():
                 atomic_files.flush(draft)
             changed = [path for path, before in inputs.items() if digest(path) != before]
+            changed += [path for path in fingerprint.changed_identities(read) if path not in changed]
             if changed := [*changed, *fingerprint.edited_modules(self.modules)]:
                 raise UserError(f"{', '.join(changed)} changed while being used; nothing was written, run doit again")
             outputs = {path: digest(drafts[name], remember=False) for name, path in self.outputs.items()}
@@ -219,7 +232,9 @@ class Stage(msgspec.Struct, frozen=True):
     def clean(self, dryrun: bool) -> None:
         """doit's `clean` of this task: remove its targets, folders too."""
         for path in self.outputs.values():
-            if os.path.lexists(path):
+            if error := self.overwrite_error(path):
+                print(f"{self.name} - keeping {path}: {error.partition(': ')[0]}")
+            elif os.path.lexists(path):
                 print(f"{self.name} - removing {path}")
                 if not dryrun:
                     atomic_files.remove(path)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import ValidationError, convert
 
 from build_tasks.errors import UserError
-from build_tasks.paths import MODELS
+from build_tasks.paths import MODELS, has_spec
 from build_tasks.spec import model_files, validation, value_checks
 from build_tasks.spec.model import Model, Spec
 from build_tasks.spec.overrides import Overrides
@@ -45,7 +45,7 @@ def load(
         if name in unchanged:
             continue
         try:
-            models.append(_read(name, (overrides or {}).get(name, {})))
+            models.append(read_model(name, (overrides or {}).get(name, {})))
         except UserError as error:
             mistakes += str(error).split("\n")
     triton_models = {**unchanged, **{model.name: model.triton_models for model in models}}
@@ -57,14 +57,21 @@ def load(
 
 def model_names() -> list[str]:
     """Return the names of the models, sorted."""
-    return sorted(folder for folder in _folders() if os.path.exists(f"{MODELS}/{folder}/model.toml"))
+    return sorted(folder for folder in _entries() if has_spec(folder))
 
 
-def _folders() -> list[str]:
+def folder_names() -> list[str]:
+    """Return the names of all folders in models/, with or without a spec, sorted."""
+    return sorted(name for name in _entries() if os.path.isdir(f"{MODELS}/{name}"))
+
+
+def _entries() -> list[str]:
     try:
         return os.listdir(MODELS)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"{MODELS}/: {error.strerror}") from None
 
 
 def parse_new(name: str, content: bytes, reserved: Iterable[str]) -> Model:
@@ -78,9 +85,9 @@ def parse_new(name: str, content: bytes, reserved: Iterable[str]) -> Model:
         UserError: With a line for every mistake in the new spec. Mistakes in other specs do not count.
     """
     others = []
-    for folder in _folders():
+    for folder in _entries():
         with contextlib.suppress(UserError):
-            others.append(_read(folder, {}))
+            others.append(read_model(folder))
     model = parse(name, content)
     triton_models = {each.name: each.triton_models for each in [*others, model]}
     if mistakes := list(validation.name_mistakes([name], triton_models, set(reserved))):
@@ -88,7 +95,15 @@ def parse_new(name: str, content: bytes, reserved: Iterable[str]) -> Model:
     return model
 
 
-def _read(name: str, overrides: Overrides) -> Model:
+def read_model(name: str, overrides: Overrides | None = None) -> Model:
+    """Return the model of a folder in models/.
+
+    Args:
+        overrides: Values from the command line that replace keys.
+
+    Raises:
+        UserError: If its model.toml cannot be read, and with a line for every mistake in it.
+    """
     path = f"{MODELS}/{name}/model.toml"
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:

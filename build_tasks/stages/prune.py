@@ -1,38 +1,99 @@
 """prune: remove from model_repository/ the generated models that have no spec any more
 
-    model_repository/<name> ─► generated here? ─► described by a spec? ─► kept, or removed with a line of output
+    model_repository/<name> ─► generated here? ─► described by a spec, at the start of the run or now?
+                                                    yes ─► kept
+                                                    no  ─► build/.trash/, with a line of output
 
-Only folders with this project's mark are removed. Folders that a person made or copied there stay.
+Only folders with this project's mark are removed. Folders that a person made or copied there stay. While a folder in
+models/ has no readable spec, the models of its name stay, too: an editor may be saving the spec. A removed model stays
+in the trash for a day.
 """
 
 import os
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
-from build_tasks.paths import REPOSITORY
-from build_tasks.runtime import atomic_files
+from doit.exceptions import TaskFailed
+
+from build_tasks.errors import UserError
+from build_tasks.paths import BUILD, MODELS, REPOSITORY
+from build_tasks.runtime import repository_files
+from build_tasks.spec import loader
+from build_tasks.triton.platforms import TRITON_MODELS
 from build_tasks.triton.repository import is_generated
+
+
+class Specs(NamedTuple):
+    """What the folders in models/ describe at one moment.
+
+    described: Names of the Triton models of all specs.
+    unreadable: For each name that a model of Triton's may have whose spec cannot be read: the path of that spec.
+    """
+
+    described: set[str]
+    unreadable: dict[str, str]
 
 
 def task(described: Collection[str]) -> dict[str, Any]:
     """The doit task. It is not a `Stage`, because it has no targets.
 
     Args:
-        described: Names of the Triton models that the specs describe.
+        described: Names of the Triton models that the specs described when doit read them.
     """
     return {
-        "actions": [(prune, [described])],
-        "uptodate": [lambda: not orphans(described)],
+        "actions": [(_task_result, [prune, described])],
+        "uptodate": [
+            lambda: not (orphans(described) or repository_files.leftovers() or repository_files.expired_trash())
+        ],
         "io": {"capture": False},
         "doc": f"Remove from {REPOSITORY}/ the models that no spec describes any more",
     }
 
 
+def sweep_task() -> dict[str, Any]:
+    """The doit task that removes what is left of removed models in build/."""
+    return {
+        "actions": [(_task_result, [sweep])],
+        "io": {"capture": False},
+        "doc": f"On demand: remove the folders of removed models from {BUILD}/, and empty its trash",
+    }
+
+
+def _task_result(action: Callable[..., None], *arguments: Any) -> TaskFailed | None:
+    try:
+        action(*arguments)
+    except OSError as error:
+        return TaskFailed(str(error))
+    return None
+
+
 def prune(described: Collection[str]) -> None:
-    """doit's action: remove every orphan, with a line for each."""
-    for name in orphans(described):
-        print(f"removing {REPOSITORY}/{name}: no spec describes it any more", flush=True)
-        atomic_files.remove(f"{REPOSITORY}/{name}")
+    """Move every orphan to the trash, with a line for each.
+
+    The specs are read again under the lock that publishing takes: another run may have published a model whose spec is
+    newer than the start of this run.
+    """
+    with repository_files.repository_lock():
+        specs = read_specs() if orphans(described) else Specs(set(), {})
+        for name in orphans({*described, *specs.described}):
+            path = f"{REPOSITORY}/{name}"
+            if name in specs.unreadable:
+                print(f"keeping {path}: {specs.unreadable[name]} cannot be read; to remove the model, delete "
+                      f"{os.path.dirname(specs.unreadable[name])}/", flush=True)  # fmt: skip
+                continue
+            kept = repository_files.trash(path)
+            print(f"removing {path}: no spec describes it any more; {kept} is kept for a day", flush=True)
+            if (owner := owner_of(name)) in removed_models():
+                print(f"{BUILD}/{owner}/ is left of a removed model: `doit sweep` removes it", flush=True)
+    repository_files.empty_trash()
+
+
+def sweep() -> None:
+    """Remove the folders of removed models from build/, and all of its trash."""
+    for name in removed_models():
+        print(f"removing {BUILD}/{name}: there is no {MODELS}/{name}/", flush=True)
+        repository_files.trash(f"{BUILD}/{name}")
+    repository_files.empty_trash(all_of_it=True)
 
 
 def orphans(described: Collection[str]) -> list[str]:
@@ -40,3 +101,32 @@ def orphans(described: Collection[str]) -> list[str]:
     if not os.path.isdir(REPOSITORY):
         return []
     return sorted(name for name in os.listdir(REPOSITORY) if name not in described and is_generated(name))
+
+
+def read_specs() -> Specs:
+    """Read the specs of all folders in models/. A mistake in one spec does not hide the others."""
+    described: set[str] = set()
+    unreadable: dict[str, str] = {}
+    for folder in loader.folder_names():
+        try:
+            described |= loader.read_model(folder).triton_models.keys()
+        except UserError:
+            for platform in TRITON_MODELS.values():
+                unreadable[folder + platform.suffix] = f"{MODELS}/{folder}/model.toml"
+    return Specs(described, unreadable)
+
+
+def owner_of(name: str) -> str:
+    """The model whose folder in build/ a Triton model was built in: the longest name that fits, or the name itself."""
+    suffixes = sorted((platform.suffix for platform in TRITON_MODELS.values()), key=len)
+    fitting = [name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)]
+    return next((model for model in fitting if os.path.isdir(f"{BUILD}/{model}")), name)
+
+
+def removed_models() -> list[str]:
+    """The folders in build/ whose model is no longer in models/."""
+    try:
+        names = [entry.name for entry in os.scandir(BUILD) if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    return sorted(name for name in names if not os.path.lexists(f"{MODELS}/{name}"))

@@ -10,6 +10,7 @@ With triton.keep_versions = 1, the new folder replaces the old one in a single s
 beside the others, which stay as they are.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -19,20 +20,26 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json, write_json
 from build_tasks.paths import REPOSITORY
-from build_tasks.runtime import atomic_files
+from build_tasks.runtime import atomic_files, repository_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
-from build_tasks.triton.repository import BYTECODE, block_bytecode, bytecode_is_blocked, header_line
+from build_tasks.triton.repository import (
+    BYTECODE,
+    PROVENANCE_FILE,
+    block_bytecode,
+    bytecode_is_blocked,
+    header_line,
+    overwrite_error,
+    provenance_parameters,
+)
 
 if TYPE_CHECKING:
     from build_tasks.tensors import Signature
     from build_tasks.verification.gate import GateResult
 
-PROVENANCE_FILE = "provenance.json"
-PARAMETERS = ("build", "weights", "spec", "tools")  # the keys of the provenance that config.pbtxt holds as well
 RECORD_KINDS = ("verdict", "signature", "tools")  # the JSON files about an artifact that publishing requires
 
 # The tables of the spec that change the bytes of an artifact, by format.
@@ -85,6 +92,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
     fields = model_config.fields_of_format(model.config_fields, model_format)
     policy = fields.get("version_policy", {})
     warm_up = model_config.warm_up_files(fields)
+    umask = repository_files.umask_from_environment()
     stage = Stage(
         name=f"publish:{name}",
         model=model,
@@ -114,13 +122,25 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             else None,  # the server's release must be able to load the older versions
             "specific": policy.get("specific", {}).get("versions", []) if policy else [],
             "provenance": model.triton_keys.provenance,
+            "umask": umask,
         },
         tools=(),
         modules=(__name__, *PUBLISH_MODULES),
         in_process=True,
-        install=atomic_files.replace if keep_versions == 1 else atomic_files.sync_dir,
+        install=functools.partial(
+            repository_files.install,
+            move=atomic_files.replace if keep_versions == 1 else atomic_files.sync_dir,
+            overwrite_error=folder_overwrite_error,
+            umask=umask,
+        ),
+        overwrite_error=folder_overwrite_error,
     )
     return stage.task(doc=f"{REPOSITORY}/{name}, as Triton loads it")
+
+
+def folder_overwrite_error(folder: str) -> str | None:
+    """Return why a folder of the repository must not be replaced, None if it may be."""
+    return overwrite_error(os.path.basename(folder))
 
 
 def spec_digest(model: Model, model_format: str) -> str:
@@ -138,7 +158,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     for name, path in inputs.items():
         if name in ("labels.txt", "preprocessing.json") or name.startswith("warmup/"):
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
-            copy(path, f"{folder}/{name}")
+            repository_files.copy(path, f"{folder}/{name}")
     new: Provenance = {
         "build": " ".join(str(verdict["model"]) for verdict in verdicts),
         "weights": digest(inputs["weights"]),
@@ -171,10 +191,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         raise UserError(
             f"triton.version_policy.specific: version {missing[0]} is not published, only {format_versions(kept)}"
         )
-    copy(inputs["config"], f"{folder}/config.pbtxt")
+    repository_files.copy(inputs["config"], f"{folder}/config.pbtxt")
     if settings["provenance"]:
         with open(f"{folder}/config.pbtxt", "a", encoding="utf-8") as file:
-            file.writelines(parameters(versions[version], version) for version in kept)
+            file.writelines(provenance_parameters(versions[version], version) for version in kept)
     notes = {"accuracy": "; ".join(sorted({verdict["status"] for verdict in verdicts}))}
     if several:
         notes["versions"] = format_versions(kept)
@@ -236,9 +256,11 @@ def write_version(provenance: Provenance, version: int, inputs: Paths, folder: s
         # Triton expects the name model.pt, also for model.fp16.pt.
         name = FORMATS["torchscript"].file if settings["format"] == "torchscript" else artifact
         if settings["format"] == "preprocess":  # a folder
-            copy(inputs[artifact], folder)
+            repository_files.copy(inputs[artifact], folder)
         else:
-            copy(inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}")
+            repository_files.copy(
+                inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}"
+            )
     provenance["files"] = file_digests(folder, remember=False)
     write_json(f"{folder}/{PROVENANCE_FILE}", provenance)
     block_bytecode(folder, settings["format"])
@@ -246,7 +268,7 @@ def write_version(provenance: Provenance, version: int, inputs: Paths, folder: s
 
 def copy_version(published: str, target: str, model_format: str) -> None:
     """Copy the folder of a published version without bytecode."""
-    copy(published, target)
+    repository_files.copy(published, target)
     atomic_files.remove_tree(f"{target}/{BYTECODE}")
     block_bytecode(target, model_format)
 
@@ -289,32 +311,5 @@ def file_digests(folder: str, remember: bool = True) -> dict[str, str | None]:
     return {name: digest(f"{folder}/{name}", remember) for name in sorted(names)}
 
 
-def parameters(provenance: Provenance, version: int) -> str:
-    """The provenance of a version as parameters of config.pbtxt.
-
-    Strings in protobuf's text format are written as in JSON, if they are ASCII.
-    """
-    values = [(key, value) for key, value in provenance.items() if key in PARAMETERS]
-    return "".join(
-        f'parameters {{ key: "provenance.{version}.{key}" value {{ string_value: {json.dumps(value)} }} }}\n'
-        for key, value in values
-    )
-
-
 def format_versions(versions: list[int]) -> str:
     return ", ".join(map(str, versions))
-
-
-def copy(source: str, target: str, published: str | None = None) -> None:
-    """Copy a file or a folder, and compare the copy with it.
-
-    Args:
-        published: A file that may have the same content. Then the target becomes a hard link to it, so that a changed
-            config.pbtxt does not copy the artifact again.
-    Raises:
-        UserError: If the copy differs from the source.
-    """
-    if published is None or digest(published) != digest(source) or not atomic_files.link(published, target):
-        atomic_files.copy(source, target)
-    if digest(target, remember=False) != digest(source):
-        raise UserError(f"{target}: the copy of {source} differs from it; check the disk for errors")

@@ -93,7 +93,7 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
-    tables = lock_file.read_lock(settings["lock"])
+    tables, lock = lock_file.read_lock(settings["lock"]), settings["lock"]
     source = onnx.load(onnx_file(inputs["model.onnx"]))
     trial = Trial(inputs, settings, source, os.path.dirname(outputs["lock"]))
     locked = locked_nodes(settings, source)
@@ -103,6 +103,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     elif locked and trial([]) is None:
         excluded = []
     else:
+        if error := lock_file.overwrite_error(lock):
+            raise UserError(error)
         if reason := gate.untestable_reason(trial.measured, settings):
             raise UserError(f"the samples cannot show which nodes to exclude: {reason}")
         limit = tolerance(settings["precision"], max(sensitivities(trial.measured)))
@@ -112,7 +114,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             f"engine.precision: the gate holds only if no node is {settings['precision']}; choose another precision"
         )
     tables[settings["precision"]] = lock_file.LockedNodes(sorted(excluded))
-    lock_file.write_lock(outputs["lock"], settings["model"], tables)
+    if excluded == locked and lock_file.overwrite_error(lock):
+        atomic_files.copy(lock, outputs["lock"])
+    elif error := lock_file.overwrite_error(lock):
+        raise UserError(error)
+    else:
+        lock_file.write_lock(outputs["lock"], settings["model"], tables)
     share = len(excluded) / len(nodes)
     limited = ", the limit: delete the lock file and repeat to continue" if trial.steps >= MAX_STEPS else ""
     return {

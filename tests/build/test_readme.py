@@ -49,6 +49,7 @@ RUN: dict[str, tuple[int, str]] = {
     "doit engine:efficientnet_b3 --engine_precision FP32 --min_engine_batch_size 1 --opt_engine_batch_size 16 "
     "--max_engine_batch_size 64": (1, "✗ weights"),
     "doit container": (1, "there is no docker on the PATH; run the line above on a machine that has Docker"),
+    "doit sweep": (0, "✓ sweep"),
     "doit tritonserver": (0, "✓ tritonserver"),
     "doit check": (0, "efficientnet_lite0_preprocess: ok, 7 images preprocessed"),
     "doit new mine --architecture resnet50": (0, "models/mine/model.toml"),

@@ -138,7 +138,7 @@ def test_what_is_no_stage_has_the_terminal_to_itself(
     project.edit("models/tiny/model.toml", '"torchscript", "onnx"', '"torchscript"')
     shown = project.terminal("prune")
     assert "\x1b[?25l" not in shown
-    assert plain(shown).startswith("  prune ...\nremoving model_repository/tiny_onnx: no spec describes it any more\n")
+    assert plain(shown).startswith("  prune ...\nremoving model_repository/tiny_onnx: no spec describes it any more; ")
 
 
 def test_a_dumb_terminal_gets_lines(tiny: Project) -> None:

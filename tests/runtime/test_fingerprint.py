@@ -33,6 +33,7 @@ RUN_ONLY = {
     "runtime.fingerprint": "decides when a stage runs, not what it builds",
     "runtime.hardware": "facts of the machine are recorded by value",
     "runtime.progress": "messages to the terminal",
+    "runtime.repository_files": "moves and copies files; the umask is recorded by value",
     "runtime.stage": "how a stage runs, not what it builds",
     "runtime.worker": "how a stage runs, not what it builds",
     "spec.model_files": "lists files, whose paths and contents are recorded",

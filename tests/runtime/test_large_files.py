@@ -126,6 +126,25 @@ def test_a_link_is_read_only_under_both_names(project: Project) -> None:
     assert (small.st_nlink, small.st_mode & 0o200) == (1, 0o200), "a file that people edit is a copy"
 
 
+def test_a_link_follows_the_umask_of_published_files(project: Project) -> None:
+    """It has one mode under both names, and stays read-only."""
+    project.built("publish:large", REPOSITORY_UMASK="027")
+    linked = (project / PUBLISHED).stat().st_nlink > 1
+    assert (project / PUBLISHED).stat().st_mode & 0o777 == (0o440 if linked else 0o640)
+    count, run = reads(project, "publish:large")
+    assert (count, run.ran) == (0, ["publish:large"]), "the umask of this process holds again"
+    (project / ARTIFACT).chmod(0o400)
+    project.built("publish:large", REPOSITORY_UMASK="022")
+    assert (project / PUBLISHED).stat().st_mode & 0o777 == (0o444 if linked else 0o644)
+    assert (
+        reads(
+            project,
+            "publish:large",
+        )[0]
+        == 0
+    )
+
+
 def test_damage_in_place_is_mended_under_both_names(project: Project) -> None:
     """An edit of a hard link changes the file under both names, and both are seen to be modified."""
     good = (project / ARTIFACT).read_bytes()

@@ -23,6 +23,26 @@ def test_an_input_that_changes_during_the_build_is_not_published(project: Projec
     assert project.built("weights:tiny").ran == ["weights:tiny"]
 
 
+@pytest.mark.parametrize(
+    "swap",
+    [
+        "import os, shutil; os.rename(w, w + '.a'); shutil.copy(w + '.a', w); os.replace(w + '.a', w)",
+        "import os; s = os.stat(w); a = open(w, 'rb').read(); open(w, 'r+b').write(b'other'); "
+        "open(w, 'wb').write(a); os.utime(w, ns=(s.st_atime_ns, s.st_mtime_ns))",
+    ],
+    ids=["by renames", "in place"],
+)
+def test_an_input_that_was_another_one_for_a_moment_is_not_published(
+    project: Project, tiny_weights: Path, swap: str
+) -> None:
+    """Its content is the same before and after. What was read in between may have been the other one."""
+    add_with_converter(project, tiny_weights, f"w = 'models/tiny/weights.safetensors'; {swap}")
+    run = project.doit("weights:tiny")
+    assert run.code == 1
+    assert "models/tiny/weights.safetensors changed while being used; nothing was written, run doit again" in run.out
+    assert not (project / "build/tiny/weights.safetensors").exists()
+
+
 def test_a_module_of_the_project_that_is_edited_during_the_run_fails_its_stage(
     project: Project, tiny_weights: Path
 ) -> None:

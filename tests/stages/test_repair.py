@@ -230,6 +230,19 @@ def test_the_other_precisions_of_a_lock_file_are_kept(project: Project) -> None:
     assert (folder / "keep_fp32.lock").read_text() == "[bf16]\nkeep_fp32 = 3\n"
 
 
+def test_a_lock_file_with_comments_of_a_person_is_not_rewritten(project: Project) -> None:
+    folder = tiny_network.add(project, "net")
+    text = '# Ana: the first convolution overflows\n[fp16]\nkeep_fp32 = ["/Conv"]\n'
+    (folder / "keep_fp32.lock").write_text(text)
+    project.built("repair:net")
+    assert (folder / "keep_fp32.lock").read_text() == text, "its nodes are enough"
+    with (folder / "model.toml").open("a") as spec:
+        spec.write('\n[[accuracy.gate]]\nformat = "graph"\nsnr = 190\n')
+    line = failure_line(project.doit("repair:net"), "repair:net")
+    assert "models/net/keep_fp32.lock has comments that `doit repair` did not write, and is not replaced" in line
+    assert (folder / "keep_fp32.lock").read_text() == text
+
+
 def test_a_graph_that_cannot_be_repaired_is_an_error(project: Project) -> None:
     folder = tiny_network.add(project, "net")
     with (folder / "model.toml").open("a") as spec:

@@ -600,6 +600,25 @@ def test_a_download_shows_its_progress(
     assert "✓" in output
 
 
+def test_a_killed_download_leaves_nothing_after_the_next_one(
+    tmp_path: Path, server: Server, tiny_weights: Path
+) -> None:
+    project = Project(tmp_path / "project")
+    expected = f'sha256 = "{sha256(tiny_weights)}"'
+    project.model("old", spec(f"{server.url}/slow/old.safetensors", expected))
+    for _ in range(2):
+        process = project.start("weights:old")
+        while not list((project / "build").glob(".downloads/*/tmp*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    shutil.rmtree(project / "models/old")
+    project.model("other", spec(f"{server.url}/plain/other.safetensors", expected))
+    project.built("weights:other")
+    assert [path.name for path in (project / "build/.downloads").glob("*/*")] == ["other.safetensors"]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Secrets and bounds
 

@@ -1,7 +1,7 @@
 """Stages that write a few bytes in place of every target, for tests of what doit does with them.
 
-A project's dodo.py ends with `replace_builds(globals())`. The content of a target depends on the stage's inputs and
-settings, so a change runs through the chain as it does with the real stages.
+A project's dodo.py ends with `replace_builds(globals())`; `use_light_stages` writes that. The content of a
+target depends on the stage's inputs and settings, so a change runs through the chain as it does with the real stages.
 """
 
 import functools
@@ -9,13 +9,26 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from build_tasks.triton.repository import GENERATED_MARK
+from build_tasks.triton.repository import GENERATED_MARK, PROVENANCE_FILE, PROVENANCE_KEYS
 
+if TYPE_CHECKING:
+    from tests.support.project import Project
+
+ROOT = Path(__file__).parent.parent.parent
 FOLDER = ("config.pbtxt", "1/model", "1/provenance.json")  # files of a target that is a folder
+
+
+def use_light_stages(project: "Project") -> None:
+    """Let all stages of a project be light ones."""
+    with (project / "dodo.py").open("a", encoding="utf-8") as file:
+        file.write(
+            f"\nimport sys\n\nsys.path.append({str(ROOT)!r})\n"
+            "from tests.support.light_stages import replace_builds\n\nreplace_builds(globals())\n"
+        )
 
 
 def replace_builds(namespace: dict[str, Any]) -> None:
@@ -52,5 +65,8 @@ def write_digests(inputs: dict[str, str], outputs: dict[str, str], settings: dic
         for target in [Path(path, file) for file in FOLDER] if name == "folder" else [Path(path)]:
             target.parent.mkdir(parents=True, exist_ok=True)
             mark = f"{GENERATED_MARK} {settings['name']},\n" if target.name == "config.pbtxt" else ""
-            target.write_text(f"{mark}{target.name} {digest.hexdigest()}\n", encoding="utf-8")
+            text = f"{mark}{target.name} {digest.hexdigest()}\n"
+            if target.name == PROVENANCE_FILE:
+                text = json.dumps({**dict.fromkeys(PROVENANCE_KEYS, ""), "build": digest.hexdigest()}, sort_keys=True)
+            target.write_text(text, encoding="utf-8")
     return {}
