@@ -10,11 +10,12 @@ To check a model, a run has to parse its spec, to create its fifteen or more tas
 each. That takes milliseconds, and seconds for a thousand models. The cache takes one stat for each file of the model.
 It is the file build/.noop_cache. Losing it costs time, never correctness.
 
-A change during a run must not enter the cache unchecked. So all that it holds was read before the check, or by it:
+A change that happens during a run must not enter the cache unchecked. So everything in the cache was read before the
+check of the model, or by the check itself:
 
 - The stat of a file was recorded before its digest was compared.
 - The list of the files in the model's folder was made before the spec was read.
-- The digest of a task's record is that of the record with which doit checked the task, not of a later one.
+- For a task, the cache holds the digest of the record that doit used to check it, not of a later record.
 
 The next run thus notices every change that happens during a run.
 

@@ -194,10 +194,10 @@ class UpToDate:
 
 
 def spec_key_of(model: Model, key: str, value: Any) -> str:
-    """Return the key of the spec that a setting comes from, for example onnx.opset.
+    """Return the key of the spec that a setting comes from, with its table, for example onnx.opset.
 
-    The table is the only one that has `key` with this `value`. If none or several have it, or if the spec has `key`
-    above its tables or as the name of a table, return `key` itself.
+    The table is found by search: it is the only one in which `key` has this `value`. Return `key` without a table if no
+    table or several have it, or if `key` is also a top-level key or the name of a table.
     """
     tables = {name: getattr(model.spec, name) for name in model.spec.__struct_fields__}
     tables["torchscript"] = model.torchscript  # with its defaults, which depend on another table

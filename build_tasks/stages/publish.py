@@ -276,9 +276,9 @@ def copy_version(published: str, target: str, model_format: str) -> None:
 def reusable_versions(settings: Settings, new: Provenance) -> tuple[dict[int, Provenance], list[int]]:
     """The published versions that can be served beside a new one, by number, and the numbers of the others.
 
-    One config.pbtxt describes all versions. So their tensors must be equal, and for plans also the files, the profiles
-    and TensorRT. The server's release must be able to load them: a version that fails makes the whole model fail. Their
-    files must not have changed since they were published.
+    One config.pbtxt describes all versions. So all must have the same tensors. Plans must also have the same file
+    names, profiles and TensorRT version. The server's release must be able to load them: a version that fails makes the
+    whole model fail. Their files must not have changed since they were published.
     """
     folder = f"{REPOSITORY}/{settings['name']}"
     numbers = [int(name) for name in os.listdir(folder) if name.isdecimal()] if os.path.isdir(folder) else []

@@ -134,8 +134,9 @@ def metric_values(output: OutputFigures, tie: float) -> dict[str, float]:
 
     Args:
         output: Its figures.
-        tie: For top-1, a sample agrees if, in the reference, the score of the artifact's class is at most `tie` below
-            the best score. The unit of `tie` is the RMS of the sample's values in the reference.
+        tie: The largest difference between two scores that counts as a tie, as a multiple of the RMS of the sample's
+            values in the reference. A sample agrees in top-1 if the reference's score of the artifact's strongest class
+            is at most this far below the reference's best score.
     """
     values = {
         "relative_l2": output["relative_l2"],
