@@ -125,7 +125,7 @@ def leave_empty_folders(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "break_it",
     [
         lambda p: write(p, CONFIG, "name: 'net_onnx'\n"),
         lambda p: write(p, CONFIG, ""),
@@ -139,10 +139,10 @@ def leave_empty_folders(project: Project) -> None:
     ],
     ids=["no mark", "empty", "no text", "no config", "edited", "provenance", "more", "less", "empty folders"],
 )
-def test_damage_of_a_generated_folder_heals(light: Project, damage: Callable[[Project], None]) -> None:
+def test_damage_of_a_generated_folder_heals(light: Project, break_it: Callable[[Project], None]) -> None:
     light.built()
     good = light.tree()
-    damage(light)
+    break_it(light)
     assert light.built().ran == ["publish:net_onnx"]
     assert light.tree() == good
 
@@ -204,12 +204,12 @@ def dangling(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
-@pytest.mark.parametrize("damage", [loop, folder, dangling])
-def test_a_spec_that_cannot_be_read_is_refused(light: Project, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("break_it", [loop, folder, dangling])
+def test_a_spec_that_cannot_be_read_is_refused(light: Project, break_it: Callable[[Path], None]) -> None:
     light.model("other", SPEC)
     light.built()
     before = light.tree()
-    damage(light / "models/net/model.toml")
+    break_it(light / "models/net/model.toml")
     for words in ([], ["other"], ["prune"]):
         run = light.doit(*words)
         assert run.code == 3, run.out
