@@ -68,13 +68,14 @@ def _task_result(action: Callable[..., None], *arguments: Any) -> TaskFailed | N
 
 
 def prune(described: Collection[str]) -> None:
-    """Move every orphan to the trash, with a line for each.
+    """Move every orphan to the trash, with a line for each. Name the folders that remain in build/.
 
     The specs are read again under the lock that publishing takes: another run may have published a model whose spec is
     newer than the start of this run.
     """
     with repository_files.repository_lock():
         specs = read_specs() if orphans(described) else Specs(set(), {})
+        owners: set[str] = set()
         for name in orphans({*described, *specs.described}):
             path = f"{REPOSITORY}/{name}"
             if name in specs.unreadable:
@@ -83,8 +84,9 @@ def prune(described: Collection[str]) -> None:
                 continue
             kept = repository_files.trash(path)
             print(f"removing {path}: no spec describes it any more; {kept} is kept for a day", flush=True)
-            if (owner := owner_of(name)) in removed_models():
-                print(f"{BUILD}/{owner}/ is left of a removed model: `doit sweep` removes it", flush=True)
+            owners.add(owner_of(name))
+        for owner in sorted(owners.intersection(removed_models())):
+            print(f"{BUILD}/{owner}/ is left of a removed model: `doit sweep` removes it", flush=True)
     repository_files.empty_trash()
 
 

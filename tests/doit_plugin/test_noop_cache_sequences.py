@@ -79,7 +79,7 @@ class Pair:
         self.server.stdin.write(json.dumps([str(project.root), words]) + "\n")
         self.server.stdin.flush()
         code, out, self.loaded = json.loads(self.server.stdout.readline())
-        lines = re.sub(r"^\d\d:\d\d:\d\d | +\d+\.\d s", "", out, flags=re.MULTILINE).splitlines()
+        lines = re.sub(r"^\d\d:\d\d:\d\d | +\d+\.\d s|(?<=\.trash/)\w+Z-", "", out, flags=re.MULTILINE).splitlines()
         return code, sorted(lines) if "-n" in words else lines
 
     def apply(self, step: Step) -> None:
