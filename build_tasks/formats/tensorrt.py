@@ -8,6 +8,7 @@ Polygraphy chooses the library. Import this module only in the process of a stag
 
 import os
 import re
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -237,8 +238,9 @@ def build_error_message(recorder: ErrorRecorder, failure: PolygraphyException) -
     """Return a message with the reason why no engine was built, and the key of the spec to change."""
     text = " ".join(description for _, description in recorder.errors)
     if re.search(r"OutOfMemory|out of memory|insufficient memory|workspace", text, re.IGNORECASE):
+        quoted = textwrap.shorten(recorder.last_error(), 120, placeholder=" …")  # leaves room for the advice
         return (
-            f"{library_name()} ran out of memory ({recorder.last_error()}): raise engine.workspace or leave it out, "
+            f"{library_name()} ran out of memory ({quoted}): raise engine.workspace or leave it out, "
             "lower engine.max_batch_size or engine.optimization_level, or free the GPU"
         )
     reason = recorder.last_error() if recorder.errors else first_lines(failure)

@@ -7,13 +7,11 @@ A segfault, an out-of-memory kill or a Ctrl-C ends a child, and leaves the state
 cost one import. Each thread of doit runs one child, if memory allows it. The children share the cores.
 """
 
-import atexit
 import contextlib
 import functools
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.runtime import atomic_files, progress, resources, threads
+from build_tasks.runtime import progress, resources, threads
 from build_tasks.runtime.memory_budget import Budget
 from build_tasks.runtime.progress import Message, ignore
 
@@ -181,25 +179,9 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    _use_scratch_for_sockets()
     first, last = (f"build_tasks.runtime.forkserver_{position}" for position in ("first", "last"))
     context.set_forkserver_preload(["__main__", first, *heavy_libraries(expected_stages), *STAGE_MODULES, last])
     return context
-
-
-@functools.cache
-def _use_scratch_for_sockets() -> None:
-    """Let multiprocessing put the socket of the fork server into a scratch folder, where a later run removes it.
-
-    Its default is a new folder `pymp-*` in TMPDIR, which stays for ever if doit is killed. Not all file systems have
-    sockets; then the default holds.
-    """
-    folder = contextlib.ExitStack()
-    path = folder.enter_context(atomic_files.scratch_dir())
-    atexit.register(folder.close)
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-        probe.bind(f"{path}/probe")
-        multiprocessing.current_process()._config["tempdir"] = path  # type: ignore[attr-defined]
 
 
 def heavy_libraries(stages: Collection[str]) -> list[str]:

@@ -132,20 +132,6 @@ def test_state_is_on_disk_as_soon_as_a_task_succeeds(tiny: Project) -> None:
     assert "weights:tiny" not in tiny.built().ran
 
 
-def test_a_kill_leaves_no_folder_of_multiprocessing_behind(tiny: Project, tmp_path: Path) -> None:
-    """The socket of the fork server is in build/.scratch, which the next run cleans up."""
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    process = tiny.start(TMPDIR=str(temporary))
-    wait_for(process, "✓ weights      tiny")
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert session_ended(process.pid)
-    assert list(temporary.glob("pymp-*")) == []
-    tiny.built("labels:tiny", TMPDIR=str(temporary))
-    assert os.listdir(tiny / "build/.scratch") == []
-
-
 def test_a_full_disk_leaves_the_old_targets(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
     """A limit on the size of files acts like a full disk: a write fails in the middle."""
     project = copy_of(built_tiny)
