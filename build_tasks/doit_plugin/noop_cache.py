@@ -262,8 +262,8 @@ def _global_signature() -> bytes:
 
 
 def project_files() -> list[str]:
-    """Return the project's files, whether they exist or not."""
-    return [path for part in PROJECT for path in paths_below(part)]
+    """Return the project's files, whether they exist or not. A file more or less shows in their number."""
+    return [path for part in PROJECT for path in paths_below(part, with_folders=False)]
 
 
 def _state_signature() -> bytes:
