@@ -33,9 +33,16 @@ def _walk(folder: str, entered: set[str], with_folders: bool) -> Iterator[str]:
         if entry.name == "__pycache__":
             continue
         linked = os.path.realpath(entry.path) if entry.is_symlink() else None
-        if entry.is_dir() and linked not in entered:
+        if _is_folder(entry) and linked not in entered:
             if linked:
                 entered.add(linked)
             yield from _walk(entry.path, entered, with_folders)
         else:
             yield entry.path
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
