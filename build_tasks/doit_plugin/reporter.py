@@ -197,6 +197,7 @@ class Reporter:
             return  # `skip_unsupported` has reported it
         if any(self.state(dep) in (TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY) for dep in task.task_dep):
             self.results[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED_DEPENDENCY)
+            self.records.get_values(task.name)  # reads the record, whose digest the no-op cache needs
             return
         ignored = [dep for dep in task.task_dep if self.state(dep) == TaskState.IGNORED]
         reason = dry_run.BY_COMMAND if is_ignored(self.records, task) else dry_run.depends_on(ignored)

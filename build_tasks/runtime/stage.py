@@ -61,9 +61,9 @@ class Stage(msgspec.Struct, frozen=True):
             it; see memory_budget.py.
         host_fingerprint: Returns further facts about this machine that are part of the fingerprint, by name. It is
             called only if no requirement is missing.
-        install: Moves a draft to the path of its target.
-        overwrite_error: Returns why what is at the path of a target must not be replaced or removed, None if it may
-            be. A person may have put something in its place.
+        install: Moves a new file from the scratch folder to the path of its target.
+        overwrite_error: Returns the reason why the file at the path of a target must not be replaced or removed, None
+            if it may be. A person may have put something in its place.
     """
 
     name: str

@@ -4,9 +4,10 @@
                                                     yes ─► kept
                                                     no  ─► build/.trash/, with a line of output
 
-Only folders with this project's mark are removed. Folders that a person made or copied there stay. While a folder in
-models/ has no readable spec, the models of its name stay, too: an editor may be saving the spec. A removed model stays
-in the trash for a day.
+The specs are read a second time, because another run may have added a model since the start of this run. Only folders
+with this project's mark are removed. Folders that a person made or copied there stay. While a folder in models/ has no
+readable spec, the models of its name stay, too: an editor may be saving the spec. A removed model stays in the trash
+for a day.
 """
 
 import os

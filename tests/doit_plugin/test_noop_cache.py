@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from build_tasks.doit_plugin.noop_cache import NoopCache, Request, requested_models
+from tests.support import fakes, tiny_network
 from tests.support.project import DOIT, OTHER, TINY, Project, add_tiny
 
 WITH_ENGINE = TINY.replace('"onnx"]', '"onnx", "tensorrt"]')
@@ -66,6 +67,20 @@ def test_what_was_found_up_to_date_is_not_judged_again(pair: Project, monkeypatc
     assert cached(pair, monkeypatch) == ({"tiny", "other"}, set())
     assert cached(pair, monkeypatch, "tiny") == ({"tiny"}, {"other"})
     assert pair.built().out == pair.built("publish:tiny", "tiny", "other", "prune").out  # the second checks all
+
+
+def test_a_model_whose_engine_is_not_for_this_machine_is_cached(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """doit never reads the records of the tasks behind the engine, and the cache has to hold them all the same."""
+    tiny_network.add(project, "net", formats='"onnx", "tensorrt"')
+    without_tensorrt = fakes.machine(project.root.parent, tensorrt=None, gpus=None)
+    project.built(**without_tensorrt)
+    time.sleep(2.1)
+    assert project.built(**without_tensorrt).ran == []
+    libraries = without_tensorrt["PYTHONPATH"].split(os.pathsep)
+    monkeypatch.setattr("tests.doit_plugin.test_noop_cache.SEARCH_PATH", [SEARCH_PATH[0], *libraries, *SEARCH_PATH[1:]])
+    assert cached(project, monkeypatch) == ({"net"}, set())
 
 
 def write_and_keep_mtime(path: Path, data: bytes) -> None:
