@@ -35,6 +35,7 @@ CONFIG_MODULES = (
     "build_tasks.triton.model_config_checks",
     "build_tasks.triton.optimization_checks",
     "build_tasks.triton.platforms",
+    "build_tasks.triton.release_table",
     "build_tasks.triton.releases",
     "build_tasks.triton.repository",
     "build_tasks.triton.serving_facts",

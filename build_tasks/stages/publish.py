@@ -52,6 +52,7 @@ ARTIFACT_TABLES = {
 PUBLISH_MODULES = (
     "build_tasks.triton.model_config",
     "build_tasks.triton.platforms",
+    "build_tasks.triton.release_table",
     "build_tasks.triton.releases",
     "build_tasks.triton.repository",
 )

@@ -15,7 +15,7 @@ DTYPES = {
     "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "uint32": "TYPE_UINT32",
     "uint64": "TYPE_UINT64", "int8": "TYPE_INT8", "int16": "TYPE_INT16", "int32": "TYPE_INT32",
     "int64": "TYPE_INT64", "float16": "TYPE_FP16", "float32": "TYPE_FP32", "float64": "TYPE_FP64",
-    "bytes": "TYPE_STRING",
+    "bfloat16": "TYPE_BF16", "bytes": "TYPE_STRING",
 }  # fmt: skip
 LAYOUTS = {"fp32_nchw": "FORMAT_NCHW", "uint8_nhwc": "FORMAT_NHWC"}
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}

@@ -1,90 +1,35 @@
-"""The versions that each release of Triton contains, and whether it can load an artifact.
+"""What a release of Triton can load, by the table in release_table.py.
 
-    [triton]
-    release = "26.08"    # the server is nvcr.io/nvidia/tritonserver:26.08-py3
-
-Sources: ONNX Runtime from the table TRITON_VERSION_MAP in build.py of the server's branches r23.10 to r26.08. CUDA from
-NVIDIA's release notes of Triton, or from the server's docs/introduction/compatibility.md. PyTorch and TensorRT from
-NVIDIA's containers of the same month, on which Triton's container is built: from their release notes, their environment
-variables and reports of their users. None stands for a version that no source names. If a version of TensorRT is
-known only in part, it has fewer numbers.
+[triton]
+release = "26.08"    # the server is nvcr.io/nvidia/tritonserver:26.08-py3
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from build_tasks.triton.release_table import BF16_SINCE, ONNX_RUNTIME, RELEASES, OnnxSupport
 
 
-class Release(NamedTuple):
-    """Versions that a release contains."""
-
-    tensorrt: str | None
-    onnxruntime: str | None
-    pytorch: str | None
-    cuda: str | None
-
-
-class OnnxSupport(NamedTuple):
-    """The newest ONNX that a version of ONNX Runtime reads."""
-
-    opset: int
-    ir_version: int
-
-
-# fmt: off
-RELEASES = {
-    "23.10": Release("8.6", "1.16.0", "2.1", "12.2"),
-    "23.11": Release("8.6.1.6", "1.16.3", "2.2", "12.3"),
-    "23.12": Release(None, "1.16.3", "2.2", "12.3"),
-    "24.01": Release("8.6.1.6", "1.16.3", "2.2", "12.3"),
-    "24.02": Release("8.6.3.1", "1.16.3", "2.3", "12.3"),
-    "24.03": Release("8.6.3.1", "1.17.2", "2.3", "12.4"),
-    "24.04": Release("8.6.3.1", "1.17.3", "2.3", "12.4"),
-    "24.05": Release("10.0.1.6", "1.18.0", "2.4", "12.4"),
-    "24.06": Release(None, "1.18.0", "2.4", "12.5"),
-    "24.07": Release("10.2", "1.18.1", "2.4", "12.5"),
-    "24.08": Release(None, "1.19.0", "2.5", "12.6"),
-    "24.09": Release("10.4.0.26", "1.19.2", "2.5", "12.6"),
-    "24.10": Release("10.5", "1.19.2", "2.5", "12.6"),
-    "24.11": Release("10.6", "1.19.2", "2.6", "12.6"),
-    "24.12": Release("10.7.0", "1.20.1", "2.6", "12.6"),
-    "25.01": Release("10.8.0.43", "1.20.1", "2.6", "12.8"),
-    "25.02": Release("10.8.0", "1.20.1", "2.7", "12.8"),
-    "25.03": Release("10.9.0.34", "1.21.0", "2.7", "12.8"),
-    "25.04": Release("10.9.0", "1.21.0", "2.7", "12.9"),
-    "25.05": Release("10.10.0.31", "1.22.0", "2.8", "12.9"),
-    "25.06": Release("10.11.0", "1.22.0", "2.8", "12.9"),
-    "25.07": Release(None, "1.22.0", None, None),
-    "25.08": Release("10.13.2.6", "1.23.0", "2.8", "13.0"),
-    "25.09": Release("10.13.3.9", "1.23.0", "2.9", "13.0"),
-    "25.10": Release("10.13.3", "1.23.1", "2.9", "13.0"),
-    "25.11": Release("10.14.1", "1.23.2", "2.10", "13.0"),
-    "25.12": Release("10.14.1.48", "1.23.2", "2.10", "13.1"),
-    "26.01": Release(None, "1.23.2", "2.10", "13.1"),
-    "26.02": Release("10.15.1", "1.24.1", "2.11", "13.1"),
-    "26.03": Release("10.16.0.72", "1.24.2", "2.11", "13.2"),
-    "26.04": Release("10.16.1", "1.24.4", "2.12", "13.2"),
-    "26.05": Release("10.16.1.11", "1.24.4", "2.12", "13.2"),
-    "26.06": Release("11.0.0.114", "1.24.4", "2.13", "13.3"),
-    "26.07": Release("11.1.0.106", "1.27.0", "2.13", "13.3"),
-    "26.08": Release("11.2.1.2", "1.28.0", "2.14", "13.4"),
-    "26.09": Release("11.3.0.99", None, "2.14", "13.4"),
-}
-
-# Measured: each version from PyPI loaded a model of every opset and IR version.
-ONNX_RUNTIME = {
-    "1.15": OnnxSupport(19, 9), "1.16": OnnxSupport(19, 9), "1.17": OnnxSupport(20, 9),
-    "1.18": OnnxSupport(21, 10), "1.19": OnnxSupport(21, 10), "1.20": OnnxSupport(21, 10),
-    "1.21": OnnxSupport(22, 10), "1.22": OnnxSupport(22, 10), "1.23": OnnxSupport(23, 11),
-    "1.24": OnnxSupport(25, 13), "1.25": OnnxSupport(26, 13), "1.26": OnnxSupport(26, 13),
-    "1.27": OnnxSupport(26, 13), "1.28": OnnxSupport(26, 13),
-}
-# fmt: on
+def unknown(release: str) -> str | None:
+    """Return a remark on a release that the table does not contain, None if it does."""
+    if release in RELEASES:
+        return None
+    return f"Triton {release} is unknown here (known: {min(RELEASES)} to {max(RELEASES)}, in release_table.py)"
 
 
 def onnx_support(release: str) -> OnnxSupport | None:
     """Return the newest ONNX that a release reads, None if that is unknown."""
-    version = RELEASES[release].onnxruntime if release in RELEASES else None
+    return _onnx_support_of(RELEASES[release].onnxruntime if release in RELEASES else None)
+
+
+def _onnx_support_of(version: str | None) -> OnnxSupport | None:
     return ONNX_RUNTIME.get(version.rpartition(".")[0]) if version else None
+
+
+def _at_least(release: str, library: str) -> str | None:
+    """Return the version of a library that the last release before has: no release has had an older one than that."""
+    versions = [getattr(contents, library) for name, contents in RELEASES.items() if name <= release]
+    return next(filter(None, reversed(versions)), None)
 
 
 def oldest_release_for(opset: int) -> str | None:
@@ -100,6 +45,11 @@ def load_error(release: str, model_format: str, signature: Mapping[str, Any]) ->
         model_format: "torchscript", "onnx" or "tensorrt".
         signature: Of the artifact; ONNX needs opset and ir_version, a plan TensorRT and version_compatible.
     """
+    tensors = (*signature.get("inputs", ()), *signature.get("outputs", ()))
+    since = BF16_SINCE.get(model_format)
+    if (since is None or release < since) and (narrow := [t["name"] for t in tensors if t["dtype"] == "bfloat16"]):
+        newer = f"; Triton {since} and newer can" if since else ""
+        return f"{', '.join(narrow)} has the dtype bfloat16, which Triton {release} cannot serve{newer}"
     contents = RELEASES.get(release)
     if contents is None:
         return None
@@ -139,18 +89,22 @@ def load_warning(release: str, model_format: str, signature: Mapping[str, Any]) 
     """Return the reasons why a server of this release may not load an artifact, or the checks that were impossible."""
     contents = RELEASES.get(release)
     if contents is None:
-        return f"Triton {release} is not in releases.py: it was not checked whether it can load this artifact"
-    if model_format == "torchscript" and contents.pytorch:
+        return f"{unknown(release)}: it was not checked whether it can load this artifact"
+    if model_format == "torchscript" and (contained := contents.pytorch or _at_least(release, "pytorch")):
         built = str(signature["PyTorch"])
-        if [int(part) for part in built.split(".")[:2]] > [int(part) for part in contents.pytorch.split(".")]:
+        if [int(part) for part in built.split(".")[:2]] > [int(part) for part in contained.split(".")]:
             return (
-                f"traced with PyTorch {built}, and Triton {release} has {contents.pytorch}: `doit smoke` shows whether "
-                "it can be loaded"
+                f"traced with PyTorch {built}, and Triton {release} has {contained}"
+                f"{'' if contents.pytorch else ' or newer'}: `doit smoke` shows whether it can be loaded"
             )
-    versions = {"torchscript": contents.pytorch, "onnx": onnx_support(release), "tensorrt": contents.tensorrt}
-    if model_format in versions and versions[model_format] is None:
+    unchecked = model_format == "tensorrt" and contents.tensorrt is None
+    if model_format == "onnx" and contents.onnxruntime is None:
+        support = _onnx_support_of(_at_least(release, "onnxruntime"))
+        unchecked = support is None or any(signature[key] > getattr(support, key) for key in OnnxSupport._fields)
+    if unchecked:
+        library = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT"}[model_format]
         return (
-            f"the version that Triton {release} has for {model_format} is not in releases.py: it was not checked "
-            "whether it can load this artifact"
+            f"which {library} Triton {release} has is unknown (release_table.py): it was not checked whether it can "
+            "load this artifact"
         )
     return None

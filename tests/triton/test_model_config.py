@@ -3,18 +3,20 @@
 # ruff: noqa: E501  (messages are quoted on one line)
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from build_tasks.errors import UserError
 from build_tasks.spec.loader import load
 from build_tasks.spec.model import Model
 from build_tasks.stages import config, publish
-from build_tasks.triton import releases
+from build_tasks.triton import release_table, releases
+from build_tasks.triton.platforms import TRITON_MODELS
 from tests.support.project import ROOT
 from tests.support.triton_cases import ENSEMBLE, PLANS, batching, of_format, plan, spec, tensors, triton
 
@@ -440,13 +442,88 @@ def test_the_config_of_a_plan_is_the_golden_one(name: str) -> None:
 # Releases of Triton.
 
 
-def test_the_table_of_releases_is_sorted_and_complete() -> None:
-    assert list(releases.RELEASES) == sorted(releases.RELEASES)
-    assert {name[:2] for name in releases.RELEASES} == {"23", "24", "25", "26"}
-    opsets = [support.opset for name in releases.RELEASES if (support := releases.onnx_support(name))]
-    assert opsets == sorted(opsets)
-    versions = {v.onnxruntime.rpartition(".")[0] for v in releases.RELEASES.values() if v.onnxruntime}
-    assert versions <= releases.ONNX_RUNTIME.keys()
+def test_the_table_of_releases_has_every_month_and_a_source_for_each_row() -> None:
+    months = [f"{year}.{month:02}" for year in (23, 24, 25, 26) for month in range(1, 13)]
+    assert list(release_table.RELEASES) == [month for month in months if "23.10" <= month <= "26.11"]
+    rows = release_table.RELEASES.values()
+    assert all(row.source for row in rows)
+    numbers = [[int(part) for part in row.triton.split(".")] for row in rows]
+    assert numbers == sorted(numbers)
+    assert (release_table.RELEASES["26.10"].triton, release_table.RELEASES["26.11"].triton) == ("2.74.0", "2.75.0")
+    for library in ("onnxruntime", "pytorch", "cuda"):  # load_warning relies on it: no release has an older library
+        versions = [[int(part) for part in version.split(".")] for row in rows if (version := getattr(row, library))]
+        assert versions == sorted(versions), library
+    assert {row.onnxruntime.rpartition(".")[0] for row in rows if row.onnxruntime} <= release_table.ONNX_RUNTIME.keys()
+
+
+def test_the_table_of_changes_names_known_releases_formats_and_sources() -> None:
+    for change in release_table.CHANGES:
+        assert change.release in release_table.RELEASES
+        assert set(change.model_formats) <= TRITON_MODELS.keys()
+        assert change.text
+        assert change.source
+    assert [change.release for change in release_table.CHANGES] == sorted(c.release for c in release_table.CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("release", "opset", "ir_version", "message"),
+    [
+        ("26.09", 26, 13, None),
+        ("26.09", 27, 13, "the graph has opset 27, and Triton 26.09 has ONNX Runtime 1.30.0, which reads 26 at most"),
+        (
+            "26.09",
+            26,
+            14,
+            "the graph has IR version 14, and Triton 26.09 has ONNX Runtime 1.30.0, which reads 13 at most",
+        ),
+        # Which ONNX Runtime it has is unknown, and no older one than that of 26.09.
+        ("26.11", 26, 13, None),
+        ("26.11", 27, 13, "which ONNX Runtime Triton 26.11 has is unknown"),
+        (
+            "26.12",
+            17,
+            8,
+            "Triton 26.12 is unknown here (known: 23.10 to 26.11, in release_table.py): it was not checked",
+        ),
+        (
+            "23.09",
+            17,
+            8,
+            "Triton 23.09 is unknown here (known: 23.10 to 26.11, in release_table.py): it was not checked",
+        ),
+    ],
+)
+def test_a_graph_needs_a_release_that_reads_it(release: str, opset: int, ir_version: int, message: str | None) -> None:
+    signature = tensors(opset=opset, ir_version=ir_version)
+    found = releases.load_error(release, "onnx", signature) or releases.load_warning(release, "onnx", signature)
+    assert (found or "").startswith(message or "")
+    assert bool(found) == bool(message)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("model_format", "release", "reason"),
+    [
+        ("onnx", "26.03", None),
+        ("onnx", "26.02", "INPUT__0, OUTPUT__0 has the dtype bfloat16, which Triton 26.02 cannot serve; Triton 26.03"),
+        ("tensorrt", "26.08", None),
+        ("torchscript", "26.11", "INPUT__0, OUTPUT__0 has the dtype bfloat16, which Triton 26.11 cannot serve"),
+    ],
+)
+def test_tensors_in_bf16_need_a_backend_that_has_them(model_format: str, release: str, reason: str | None) -> None:
+    signature = plan(PyTorch="2.14.1")
+    for tensor in (*signature["inputs"], *signature["outputs"]):
+        tensor["dtype"] = "bfloat16"
+    if model_format != "tensorrt":
+        del signature["profile"]
+    text = triton(f'release = "{release}"', 'formats = ["torchscript", "onnx", "tensorrt"]')
+    if reason is None:
+        parsed = derive_config(text, model_format, signature)
+        assert {tensor.data_type for tensor in (*parsed.input, *parsed.output)} == {DataType.Value("TYPE_BF16")}
+        assert parsed.model_warmup[0].inputs["INPUT__0"].data_type == DataType.Value("TYPE_BF16")
+    else:
+        with pytest.raises(UserError, match=re.escape(reason)):
+            derive_config(text, model_format, signature)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +545,9 @@ def test_a_plan_needs_a_release_with_its_tensorrt(release: str, built: str, comp
     signature = {"TensorRT": built, "version_compatible": compatible}
     assert (releases.load_error(release, "tensorrt", signature) is None) == loads
     if release == "26.01":
-        assert "not in releases.py" in str(releases.load_warning(release, "tensorrt", signature))
+        assert "which TensorRT Triton 26.01 has is unknown" in str(
+            releases.load_warning(release, "tensorrt", signature)
+        )
 
 
 def test_a_newer_pytorch_gives_a_warning_and_no_error() -> None:
@@ -478,7 +557,7 @@ def test_a_newer_pytorch_gives_a_warning_and_no_error() -> None:
         releases.load_warning("25.05", "torchscript", signature)
     )
     assert releases.load_warning("26.08", "torchscript", signature) is None
-    assert "Triton 29.01 is not in releases.py" in str(releases.load_warning("29.01", "torchscript", signature))
+    assert "Triton 29.01 is unknown here" in str(releases.load_warning("29.01", "torchscript", signature))
 
 
 @pytest.mark.usefixtures("folder")
