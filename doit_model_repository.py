@@ -14,6 +14,8 @@ from doit.cmd_base import Command
 from doit.cmd_run import Run as DoitRun
 from doit.reporter import JsonReporter, ZeroReporter
 
+VERSION = (0, 2)  # of the distribution, without the patch; see require_installed_commands in doit_plugin/state.py
+
 COMMANDS = {
     "Plan": "doit_plugin.plan_command",
     "New": "doit_plugin.new_command",

@@ -56,7 +56,8 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
             words = requested_models(in_args)
             if words is not None and "DOIT_FILE" not in os.environ and nothing_to_do(words.models, words.quiet):
                 return 0
-        self.load_plugins()
+        if any(word.startswith("-") for word in in_args) or "DOIT_FILE" in os.environ:
+            self.load_plugins()  # an option may name one; without options, dodo.py names the reporter and the backend
         return super().parse_execute(in_args)
 
     def execute(self, params: Any, args: list[str]) -> Any:

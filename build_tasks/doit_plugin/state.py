@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import sqlite3
+import sys
 from typing import Any, Protocol
 
 import doit.version
@@ -48,6 +49,9 @@ def require_installed_commands() -> None:
     Raises:
         InvalidDodoFile: If it is missing or too old.
     """
+    # doit has imported it already for all commands but its own. To look its version up takes some milliseconds.
+    if getattr(sys.modules.get("doit_model_repository"), "VERSION", ()) >= COMMANDS:
+        return
     try:
         found = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:

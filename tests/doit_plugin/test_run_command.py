@@ -2,12 +2,15 @@
 
 import importlib.metadata
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import doit.version
 import pytest
 from doit.exceptions import InvalidDodoFile
 
+import doit_model_repository
 from build_tasks.doit_plugin import state
 from tests.support.project import DOIT, OTHER, Project
 
@@ -30,12 +33,22 @@ def test_older_installed_commands_are_refused_in_one_line(
             raise importlib.metadata.PackageNotFoundError(name)
         return installed
 
+    monkeypatch.delitem(sys.modules, "doit_model_repository", raising=False)
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(
         InvalidDodoFile, match=r"finds (0\.1\.0|none): run `pip install -r requirements.txt`$"
     ) as refused:
         state.require_installed_commands()
     assert "\n" not in str(refused.value)
+
+
+def test_the_installed_file_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"].startswith(".".join(map(str, doit_model_repository.VERSION)))
+    monkeypatch.setattr(doit_model_repository, "VERSION", (0, 1))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.0")
+    with pytest.raises(InvalidDodoFile, match=r"finds 0\.1\.0"):
+        state.require_installed_commands()
 
 
 def test_records_in_another_format_are_refused_in_one_line(project: Project) -> None:
