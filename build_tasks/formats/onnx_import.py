@@ -7,10 +7,13 @@ file again and loses parts of it: it removes the metadata and every attribute th
 is an empty list, and copies a weight that the branches of an If node share into each of them.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import onnx_files, pytorch_network
+from build_tasks.formats import onnx_external_data, onnx_files, pytorch_network
+from build_tasks.formats.file_kinds import reject_placeholder
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime.stage import Settings
 from build_tasks.tensors import INPUT, OUTPUT
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     import onnx
 
 CHANNELS = (1, 3, 4)  # numbers of channels of pictures: gray, RGB, RGBA
+IMPORT_MODULES = (  # the modules of the project that read and change such files, for the fingerprint of stages
+    "build_tasks.formats.onnx_import",
+    "build_tasks.formats.onnx_external_data",
+    "build_tasks.formats.file_kinds",
+)
 MIN_IR_VERSION = 4  # the first in which initializers need not be listed as inputs
 
 
@@ -29,14 +37,52 @@ def read_onnx(path: str) -> "onnx.ModelProto":
     that no server needs.
 
     Raises:
-        UserError: If the file is not ONNX.
+        UserError: If the file is not ONNX, if data is missing, or if two inputs or outputs have one name.
     """
     import onnx
 
+    file = onnx_file(path)
+    reject_placeholder(file)
     try:
-        return onnx.load(onnx_file(path))
+        graph = onnx.load(file, load_external_data=False)
     except Exception as error:  # from onnx, from protobuf, or from the file system
         raise UserError(f"{path} cannot be read as ONNX: {first_lines(error)}") from error
+    onnx_external_data.load_data(graph, file)
+    _open_unknown_dims(graph.graph)
+    _check_names(graph.graph, path)
+    return graph
+
+
+def external_files(path: str) -> list[str]:
+    """Return the names of the files beside an ONNX file that hold its weights; none if it cannot be read."""
+    import onnx
+
+    try:
+        return onnx_external_data.data_locations(onnx.load(onnx_file(path), load_external_data=False))
+    except Exception:  # read_onnx reports it
+        return []
+
+
+def _open_unknown_dims(graph: "onnx.GraphProto") -> None:
+    """Leave the dimensions open that a graph declares as -1 or 0, as exporters of Paddle do."""
+    wrong = False
+    for tensor in (*graph.input, *graph.output):
+        for dim in tensor.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                dim.ClearField("dim_value")
+                wrong = True
+    if wrong:  # then the shapes of the tensors between them are wrong, too
+        del graph.value_info[:]
+
+
+def _check_names(graph: "onnx.GraphProto", path: str) -> None:
+    """Raise UserError if two inputs or two outputs have the same name."""
+    for kind, tensors in (("inputs", graph.input), ("outputs", graph.output)):
+        names = [tensor.name for tensor in tensors]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(
+                f"{path}: expected {kind} with different names, found two called {twice!r}; export the file again"
+            )
 
 
 def check_image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
@@ -79,11 +125,46 @@ def format_dims(dims: list[int | None]) -> str:
 
 
 def rename_tensors(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Give the input and the outputs of the graph the names that they have in every format."""
+    """Give the input and the outputs of the graph the names that they have in every format.
+
+    A tensor inside the graph that has one of these names gets another one. An output that is the input itself comes
+    from a node that copies it.
+    """
+    import onnx
+
+    inputs = {tensor.name for tensor in graph.graph.input}
+    used = set(_names(graph.graph))
+
+    def unused(name: str) -> str:
+        candidates = (f"{name}_{number}" for number in itertools.count(1))
+        used.add(new := next(candidate for candidate in candidates if candidate not in used))
+        return new
+
+    for tensor in graph.graph.output:
+        if tensor.name in inputs:
+            copy = unused(tensor.name)
+            graph.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [copy]))
+            tensor.name = copy
     names = {tensor.name: INPUT for tensor in graph.graph.input}
     names |= {tensor.name: OUTPUT.format(index) for index, tensor in enumerate(graph.graph.output)}
+    names |= {name: unused(name) for name in sorted(set(names.values()) & (used - names.keys()))}
     _rename(graph.graph, names)
     return graph
+
+
+def _names(graph: "onnx.GraphProto") -> Iterator[str]:
+    """Yield the names of all tensors in a graph, and in the graphs inside its nodes."""
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for inner in _inner_graphs(node):
+            yield from _names(inner)
+    yield from (tensor.name for tensor in (*graph.input, *graph.output, *graph.initializer))
+
+
+def _inner_graphs(node: "onnx.NodeProto") -> "Iterator[onnx.GraphProto]":
+    """Yield the graphs inside a node, such as the branches of an If."""
+    for attribute in node.attribute:
+        yield from (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))
 
 
 def _rename(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
@@ -91,10 +172,10 @@ def _rename(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
     for node in graph.node:
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename(inner, names)
-    for tensor in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        for inner in _inner_graphs(node):
+            _rename(inner, names)
+    sparse = (tensor.values for tensor in graph.sparse_initializer)
+    for tensor in (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *sparse):
         tensor.name = names.get(tensor.name, tensor.name)
 
 
@@ -142,7 +223,7 @@ def pack_onnx(file: str, scratch: str) -> str:
     import onnx
 
     graph = onnx.load(onnx_file(file), load_external_data=False)
-    if all(tensor.data_location != onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer):
+    if not onnx_external_data.data_locations(graph):
         return onnx_file(file)
     onnx_files.save_onnx(read_onnx(file), f"{scratch}/model.onnx", external_data=True)
     return f"{scratch}/model.onnx"

@@ -25,7 +25,7 @@ from build_tasks.formats.onnx_export import (
     write_records,
 )
 from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
-from build_tasks.formats.onnx_import import set_batch_and_size
+from build_tasks.formats.onnx_import import IMPORT_MODULES, set_batch_and_size
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model, table_settings
@@ -65,7 +65,7 @@ def stage(model: Model) -> Stage:
         modules=(
             __name__,
             *EXPORT_MODULES,
-            *(("build_tasks.formats.onnx_import",) if from_onnx else ()),
+            *(IMPORT_MODULES if from_onnx else ()),
         ),
         source_files=pytorch_network.user_source_files(model),
     )

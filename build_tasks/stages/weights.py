@@ -11,13 +11,21 @@ Where the source is an ONNX file, it holds the network too:
 import functools
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network, user_code, weight_sources
 from build_tasks.formats.onnx_files import save_onnx
-from build_tasks.formats.onnx_import import check_image_input, format_dims, read_onnx, rename_tensors
+from build_tasks.formats.onnx_import import (
+    IMPORT_MODULES,
+    check_image_input,
+    external_files,
+    format_dims,
+    read_onnx,
+    rename_tensors,
+)
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, split_source, table_settings
@@ -49,6 +57,8 @@ def stage(model: Model) -> Stage:
         external["source"] = weight_sources.package_file(rest)
     elif (file := weight_sources.manual_path(model.name, weights.source)) and os.path.exists(file):
         inputs["source"] = file  # the user put it there, for example on a machine without a network
+    if spec.from_onnx and "source" in inputs:
+        inputs |= {path: path for path in external_data_files(inputs["source"])}
     user_files = pytorch_network.user_source_files(model)
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
@@ -71,10 +81,20 @@ def stage(model: Model) -> Stage:
         modules=(
             __name__,
             "build_tasks.formats.weight_sources",
-            *(("build_tasks.formats.onnx_import",) if spec.from_onnx else ()),
+            *(IMPORT_MODULES if spec.from_onnx else ()),
             *pytorch_network.source_modules(model),
         ),
         source_files=user_files,
+    )
+
+
+def external_data_files(source: str) -> list[str]:
+    """The files beside an ONNX file that are named as exporters name its external data. The file itself is not read."""
+    folder, file = os.path.split(source)
+    names = os.listdir(folder) if os.path.isfile(source) else []
+    stem = re.escape(file.removesuffix(".onnx"))
+    return sorted(
+        f"{folder}/{name}" for name in names if re.fullmatch(rf"{stem}(\.onnx)?[._](data|bin|weights).*", name)
     )
 
 
@@ -86,7 +106,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
     if scheme == "random":
         state = random_state(settings, seed=int(rest))
     else:
-        state = read_source(inputs, settings, read_state_dict, query)
+        state = read_source(inputs, settings, read_state_dict, query, lambda path: [])
     if converter := settings["weights"]["converter"]:
         state = convert(state, settings["model"], converter)
     state = match_keys(state, pytorch_network.create_network(settings).state_dict(), source)
@@ -97,7 +117,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     path = inputs.get("source", settings["weights"]["source"])
-    graph = read_source(inputs, settings, read_onnx, query)
+    graph = read_source(inputs, settings, read_onnx, query, external_files)
     image = check_image_input(graph, path)
     for axis, length in enumerate(settings["shape"], start=1):
         if image[axis] not in (None, length):
@@ -114,12 +134,20 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
     return {"weights": settings["weights"]["source"], "parameters": parameters}
 
 
-def read_source(inputs: Paths, settings: Settings, read: Callable[[str], T], query: str) -> T:
+def read_source(
+    inputs: Paths,
+    settings: Settings,
+    read: Callable[[str], T],
+    query: str,
+    files_beside: Callable[[str], list[str]],
+) -> T:
     """The result of `read` for the source file. The file is fetched if it is not on this machine.
 
     Args:
         read: A function from a path to the content. If it raises a UserError, a downloaded file is deleted.
         query: The query of the URL, which the source in the settings does not have.
+        files_beside: A function from the path to the names of further files that `read` needs in the same folder. They
+            are fetched, too, if the source is a file on the hub.
     Raises:
         UserError: If the file cannot be fetched, has another sha256 than the spec says, or cannot be read.
     """
@@ -128,6 +156,11 @@ def read_source(inputs: Paths, settings: Settings, read: Callable[[str], T], que
     if "source" in inputs:
         weight_sources.verify_sha256(path, sha256)
     try:
+        if "source" not in inputs and source.startswith("hf://"):
+            file, _, revision = source.partition("@")
+            for name in files_beside(path):
+                other = f"{os.path.dirname(file)}/{name}" + (f"@{revision}" if revision else "")
+                weight_sources.fetch(settings["model"], other, "", None)
         return read(path)
     except UserError:
         if weight_sources.is_download(path):  # it may be a login page; the next run downloads the file again

@@ -276,3 +276,182 @@ def test_sizes_that_the_file_leaves_open_are_marked_in_the_spec() -> None:
     assert "shape = [1, 224, 224]                 # channels, height, width: the file leaves it open" in text
     assert "mean = [0.0]" in text
     assert Path("models/grey/model.onnx").read_bytes() == Path("grey.onnx").read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files as other programs write them
+
+
+def value(name: str, dims: list[Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+
+
+def model_of(nodes: list[onnx.NodeProto], inputs: Any, outputs: Any, weights: Any = ()) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def declared(graph: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """The graph with another batch in every declaration."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    for tensor in (*changed.graph.input, *changed.graph.output):
+        dim = tensor.type.tensor_type.shape.dim[0]
+        dim.Clear()
+        dim.dim_value = batch
+    return changed
+
+
+def renamed(graph: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
+    """The graph with other names of tensors."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    for node in changed.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for tensor in (*changed.graph.input, *changed.graph.output, *changed.graph.initializer, *changed.graph.value_info):
+        tensor.name = names.get(tensor.name, tensor.name)
+    return changed
+
+
+def branching() -> onnx.ModelProto:
+    """A graph with an If whose branches use an outer tensor called OUTPUT__0, and have a tensor called INPUT__0."""
+    branches = {
+        f"{branch}_branch": helper.make_graph(
+            [helper.make_node("Neg", ["OUTPUT__0"], [name]), helper.make_node("Neg", [name], [f"{branch}_y"])],
+            branch,
+            [],
+            [value(f"{branch}_y", [None, 3])],
+        )
+        for branch, name in (("then", "INPUT__0"), ("else", "inner"))
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["flat"], axes=[2, 3], keepdims=0),
+        helper.make_node("Relu", ["flat"], ["OUTPUT__0"]),
+        helper.make_node("If", ["yes"], ["y"], **branches),
+    ]
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    return model_of(nodes, [value("x", [None, 3, SIDE, SIDE])], [value("y", [None, 3])], [yes])
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> Project:
+    """Models of files that need more than a copy, each built as ONNX."""
+    project = Project(tmp_path_factory.mktemp("foreign") / "project")
+    files = tmp_path_factory.mktemp("files")
+    graph = onnx.load(graphs / "open.onnx")
+    first = graph.graph.node[0]
+    inner = first.output[0]
+    for name, changed in {
+        "minus": declared(graph, -1),
+        "zero": declared(graph, 0),
+        "inner_input": renamed(graph, {inner: "INPUT__0"}),
+        "inner_output": renamed(graph, {inner: "OUTPUT__0", first.input[1]: "INPUT__0"}),
+        "swapped": renamed(graph, {"images": "OUTPUT__0", "scores": "INPUT__0"}),
+    }.items():
+        onnx.save(changed, files / f"{name}.onnx")
+        add_model(project, files / f"{name}.onnx", name)
+    graph.graph.output.append(value("images", ["n", 3, SIDE, SIDE]))
+    onnx.save(graph, files / "same.onnx")
+    add_model(project, files / "same.onnx", "same")
+    onnx.save(branching(), files / "branching.onnx")
+    add_model(project, files / "branching.onnx", "branching")
+    cache = project / "models/cached/blobs"
+    onnx.save(onnx.load(graphs / "open.onnx"), files / "cached.onnx", save_as_external_data=True,
+              location="cached.onnx_data", size_threshold=0)  # fmt: skip
+    add_model(project, files / "cached.onnx", "cached")
+    cache.mkdir()
+    for file in ("cached.onnx", "cached.onnx_data"):
+        shutil.copy(files / file, cache / f"blob_of_{file}")
+        (project / f"models/cached/{file}").unlink(missing_ok=True)
+        (project / f"models/cached/{file}").symlink_to(f"blobs/blob_of_{file}")
+    run = project.doit("onnx", "publish", CUDA_VISIBLE_DEVICES="")
+    assert run.code == 0, run.out
+    return project
+
+
+@pytest.mark.parametrize("name", ["minus", "zero", "inner_input", "inner_output", "swapped", "cached", "same"])
+def test_a_file_of_another_program_is_served_as_it_computes(
+    foreign: Project, network: "torch.nn.Module", name: str
+) -> None:
+    """Open dimensions written as -1 or 0, names that this project uses, links of a cache, the input as an output."""
+    assert config(foreign, f"{name}_onnx").max_batch_size == 4
+    assert list(config(foreign, f"{name}_onnx").input[0].dims) == [3, SIDE, SIDE]
+    for batch in (1, 3):
+        images = random_images(batch)
+        np.testing.assert_allclose(run_published(foreign, f"{name}_onnx", images), expected(network, images), atol=1e-5)
+
+
+def test_an_output_that_is_the_input_is_served_too(foreign: Project) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(foreign / "model_repository/same_onnx/1/model.onnx"))
+    images = random_images(2)
+    np.testing.assert_array_equal(session.run(["OUTPUT__1"], {"INPUT__0": images})[0], images)
+
+
+def test_names_inside_a_branch_are_kept_apart(foreign: Project) -> None:
+    images = random_images(2)
+    relu = np.maximum(images.mean(axis=(2, 3)), 0)
+    np.testing.assert_allclose(run_published(foreign, "branching_onnx", images), relu, atol=1e-6)
+
+
+def test_external_data_is_an_input_of_the_build(foreign: Project, copy_of: Callable[[Project], Project]) -> None:
+    project = copy_of(foreign)
+    assert project.built("weights:cached").ran == []
+    data = project / "models/cached/cached.onnx_data"
+    data.write_bytes(bytes(data.stat().st_size))
+    assert project.built("weights:cached").ran == ["weights:cached"]
+
+
+def external(folder: Path, location: str, graph: onnx.ModelProto) -> Path:
+    """A file whose graph names this location of its data."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    for tensor in changed.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+    (folder / "model.onnx").write_bytes(changed.SerializeToString())
+    return folder / "model.onnx"
+
+
+@pytest.mark.usefixtures("empty_project")
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ("absent", "its weights are in 'absent.data', which does not exist; put that file beside it"),
+        ("upwards", "expected external data in its own folder, found the path '../secret'"),
+        ("absolute", "expected external data in its own folder, found the path '/"),
+        ("linked", "found 'linked.data', which leads to '/"),
+        ("short", "short.data ends before the data of "),
+        ("twins", "expected outputs with different names, found two called 'scores'"),
+        ("pointer", "is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository"),
+    ],
+)
+def test_a_file_whose_parts_are_missing_or_elsewhere_is_refused(
+    tmp_path: Path, graphs: Path, capsys: pytest.CaptureFixture[str], case: str, line: str
+) -> None:
+    graph = onnx.load(graphs / "open.onnx")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(1 << 16))
+    if case == "linked":
+        (folder / "linked.data").symlink_to(tmp_path / "secret")
+    if case == "short":
+        onnx.save(graph, folder / "model.onnx", save_as_external_data=True, location="short.data", size_threshold=0)
+        with (folder / "short.data").open("r+b") as data:
+            data.truncate(10)
+    elif case == "pointer":
+        (folder / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    elif case == "twins":
+        graph.graph.output.append(graph.graph.output[0])
+        onnx.save(graph, folder / "model.onnx")
+    else:
+        locations = {"upwards": "../secret", "absolute": str(tmp_path / "secret")}
+        external(folder, locations.get(case, f"{case}.data"), graph)
+    assert New().parse_execute(["new_one", "--from-onnx", str(folder / "model.onnx")]) == 3
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+    assert list(Path("models").iterdir()) == []
