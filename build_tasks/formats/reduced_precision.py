@@ -254,7 +254,7 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
         settings["calibration"],
         paths,
         lambda: pytorch_network.transform(config, input_format),
-        tuple(config["input_size"]),
+        config,
         input_format,
     )
     return samples
@@ -265,7 +265,8 @@ def source_modules(model: Model, precision: str) -> tuple[str, ...]:
     modules = (__name__, "build_tasks.formats.onnx_files", "build_tasks.tensors")
     if calibration_source(model, precision) is None:
         return modules
-    return (*modules, "build_tasks.verification.accuracy_samples", *pytorch_network.source_modules(model))
+    samples = ("build_tasks.triton.preprocess_model.preprocessing", "build_tasks.verification.accuracy_samples")
+    return (*modules, *samples, *pytorch_network.source_modules(model))
 
 
 def user_source_files(model: Model, precision: str) -> tuple[str, ...]:

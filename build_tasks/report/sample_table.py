@@ -61,14 +61,18 @@ def sample_table(model: Model, gate_results: list[GateRow]) -> SampleTable | Non
 
 
 def thumbnail(path: str) -> str | None:
-    """The middle of a picture, as a square in a data: URI; None if Pillow is not installed or cannot read the file."""
+    """The middle of a picture, as a square in a data: URI; None without Pillow, or if the picture is refused."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
-        with Image.open(path) as image:
-            small = ImageOps.fit(image.convert("RGB"), (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    except (ImportError, OSError):
+        from build_tasks.triton.preprocess_model.preprocessing import PictureError, decode
+    except ImportError:
         return None
+    try:
+        picture = decode(path, formats=accuracy_samples.PICTURE_FORMATS)
+    except PictureError:
+        return None
+    small = ImageOps.fit(picture, (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

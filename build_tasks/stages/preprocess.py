@@ -65,9 +65,8 @@ def task(model: Model) -> dict[str, Any]:
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import numpy as np
-    from PIL.Image import open as open_image
 
-    from build_tasks.triton.preprocess_model.preprocessing import preprocess
+    from build_tasks.triton.preprocess_model.preprocessing import PictureError, decode, preprocess
 
     preprocessing = read_json(inputs["preprocessing"])
     channels, *_ = preprocessing["input_size"]
@@ -79,8 +78,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     transform = pytorch_network.transform(config, preprocessing["format"])
     paths = [path for name, path in inputs.items() if name == path]
     for path in paths:
-        with open(path, "rb") as file, open_image(path) as image:
-            expected, actual = transform(image.convert("RGB")).numpy(), preprocess(file.read(), preprocessing)
+        try:
+            actual = preprocess(path, preprocessing)
+            expected = transform(decode(path)).numpy()
+        except PictureError as error:
+            raise UserError(f"{path}: an ensemble cannot take this picture: {error}") from error
         if (actual.shape, actual.dtype) != (expected.shape, expected.dtype) or not np.array_equal(actual, expected):
             raise UserError(
                 f"{path}: the Python model's result differs from the one of timm's transform: {preprocessing['steps']}"

@@ -63,6 +63,7 @@ def task(model: Model) -> dict[str, Any]:
         modules=(
             __name__,
             "build_tasks.runtime.threads",
+            "build_tasks.triton.preprocess_model.preprocessing",
             "build_tasks.verification.accuracy_samples",
             *pytorch_network.source_modules(model),
         ),
@@ -82,7 +83,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     transform = pytorch_network.transform(preprocessing, interface["format"])
     paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
     names, batch = accuracy_samples.load_samples(
-        settings["samples"], paths, lambda: transform, tuple(preprocessing["input_size"]), interface["format"]
+        settings["samples"], paths, lambda: transform, preprocessing, interface["format"]
     )
     save_json([{INPUT: batch}], outputs["samples"])
     results = RunResults()

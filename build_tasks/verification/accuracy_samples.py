@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHIPPED_PHOTOGRAPHS = "build_tasks/verification/photographs"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names of them
 
 
 def sample_files(source: str) -> list[str]:
@@ -51,7 +52,7 @@ def load_samples(
     source: str,
     paths: list[str],
     transform: "Callable[[], Callable[[Image], torch.Tensor]]",
-    shape: tuple[int, int, int],
+    preprocessing: dict[str, Any],
     input_format: str,
 ) -> "tuple[list[str], np.ndarray]":
     """Return the names of the samples, and the samples in the layout of input.format.
@@ -60,13 +61,13 @@ def load_samples(
         source: The folder or file of the samples.
         paths: The pictures, if it is a folder.
         transform: Makes the preprocessing of the model. It is called only for pictures.
-        shape: (channels, height, width) that tensors must have.
+        preprocessing: timm's data config. Its input_size is the (channels, height, width) that tensors must have.
         input_format: "fp32_nchw" or "uint8_nhwc".
     Raises:
         UserError: If there are no samples, or if one of them cannot be read.
     """
     if source.endswith(TENSOR_SUFFIXES):
-        batch = load_tensors(source, shape, input_format)
+        batch = load_tensors(source, tuple(preprocessing["input_size"]), input_format)
         return [str(index) for index in range(len(batch))], batch
     if not paths:
         raise UserError(f"{source}: the folder contains no pictures ({', '.join(PICTURE_SUFFIXES)})")
@@ -76,26 +77,29 @@ def load_samples(
         except UnicodeEncodeError as error:
             raise UserError(f"{source}: the name of {path!a} is not UTF-8; rename it") from error
     names = [os.path.relpath(path, source).replace(os.sep, "/").replace("\n", " ") for path in paths]
-    return names, preprocess(paths, transform())
+    return names, preprocess(paths, transform(), preprocessing)
 
 
-def preprocess(paths: list[str], transform: "Callable[[Image], torch.Tensor]") -> "np.ndarray":
+def preprocess(
+    paths: list[str], transform: "Callable[[Image], torch.Tensor]", preprocessing: dict[str, Any]
+) -> "np.ndarray":
     """Return the pictures after the transform, as one array (samples, …).
 
+    Args:
+        preprocessing: timm's data config that the transform was made from.
     Raises:
-        UserError: If a file cannot be read as a picture.
+        UserError: If a file cannot be read as a picture, or is a picture that the preprocessing model refuses.
     """
     import torch
-    from PIL import UnidentifiedImageError
-    from PIL.Image import open as open_image
+
+    from build_tasks.triton.preprocess_model.preprocessing import PictureError, decode
 
     samples = []
     for path in paths:
         try:
-            with open_image(path) as image:
-                samples.append(transform(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a picture ({os.path.basename(path)}: {error})") from error
+            samples.append(transform(decode(path, preprocessing, PICTURE_FORMATS)))
+        except PictureError as error:
+            raise UserError(f"{path}: {error}") from error
     batch: np.ndarray = torch.stack(samples).numpy()
     return batch
 

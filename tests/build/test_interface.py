@@ -16,7 +16,7 @@ from PIL import Image
 from polygraphy.comparator import IterationResult
 
 from build_tasks.formats import pytorch_network
-from build_tasks.triton.preprocess_model.preprocessing import preprocess
+from build_tasks.triton.preprocess_model.preprocessing import PictureError, preprocess
 from build_tasks.verification import gate, metrics
 
 BYTES = 'format = "uint8_nhwc"\nmean = [0.4, 0.5, 0.6]\nstd = [0.2, 0.25, 0.3]'
@@ -172,7 +172,7 @@ def test_what_is_no_picture_is_a_value_error(picture: bytes) -> None:
         "crop_mode": "center",
         "interpolation": "bicubic",
     }
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(PictureError, match="expected a picture in JPEG or PNG"):
         preprocess(picture, config)
 
 

@@ -76,6 +76,10 @@ def runs_in(*runners: str) -> Callable[[Stage], bool]:
     return lambda stage: stage.settings["runner"] in runners
 
 
+def reads_pictures(stage: Stage) -> bool:
+    return stage.name.startswith(("reference:", "preprocess:")) or bool(stage.settings.get("calibration"))
+
+
 def own_calibration(stage: Stage) -> bool:
     return stage.settings["calibration"] is not None
 
@@ -93,6 +97,12 @@ UNUSED = [
     Unused("stages.measure", "formats.tensorrt", runs_in("tensorrt"), "likewise"),
     Unused("formats.reduced_precision", "formats.pytorch_network", own_calibration, "prepares samples of the spec"),
     Unused("formats.reduced_precision", "verification.accuracy_samples", own_calibration, "likewise"),
+    Unused(
+        "verification.accuracy_samples",
+        "triton.preprocess_model.preprocessing",
+        reads_pictures,
+        "other stages take the classes from it",
+    ),
     Unused("formats.onnx_export", "runtime.threads", never, "the cores of a check, whose answers are not recorded"),
     Unused("formats.tensorrt", "formats.onnx_files", never, "finds the graph, whose content is an input"),
     Unused("stages.preprocess", "formats.artifacts", never, "the name of a folder, which is part of recorded paths"),

@@ -4,17 +4,20 @@ Its Python backend runs the Python models. Stub backends run ONNX and TorchScrip
 Python backend. The core checks, schedules, warms up and answers as any Triton server does.
 """
 
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from PIL import Image
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.errors import UserError
@@ -177,7 +180,8 @@ def test_a_server_that_has_ended_is_the_reason_why_a_model_is_not_loaded(tmp_pat
 
 
 def test_the_ensemble_answers_to_pictures(project_with: CopyOf, serving: Serving) -> None:
-    """JPEG files give the outputs of the fp32 network. A request that holds no image fails, and later ones do not."""
+    """JPEG files give the outputs of the fp32 network. A request with an image that is refused fails at once, and later
+    ones do not."""
     project = project_with("pictures")
     server, client = serving(project)
     assert server.load("pictures_ensemble") is None
@@ -189,8 +193,17 @@ def test_the_ensemble_answers_to_pictures(project_with: CopyOf, serving: Serving
 
     expected = RunResults.load(str(project / "build/pictures/reference.json"))["pytorch-fp32"][0]["OUTPUT__0"][:3]
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
-    with pytest.raises(UserError, match="not a picture"):
-        client.infer("pictures_ensemble", tensors, np.array([[b"GIF89a, or so"]], dtype=object))
+    narrow = io.BytesIO()
+    Image.new("L", (1, 60000)).save(narrow, "PNG")
+    for picture, message in (
+        (b"GIF89a, or so", "picture 2 of 2: expected a picture in JPEG or PNG, found another content"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "picture 2 of 2: expected a picture in JPEG or PNG, found another content"),
+        (narrow.getvalue(), "picture 2 of 2: expected a picture with sides of at most 100 to 1, found 1 x 60000"),
+    ):
+        started = time.perf_counter()
+        with pytest.raises(UserError, match=message):
+            client.infer("pictures_ensemble", tensors, np.array([[encoded[0]], [picture]], dtype=object))
+        assert time.perf_counter() - started < 2
     _, (again,) = client.infer("pictures_ensemble", tensors, np.array([[encoded[0]]], dtype=object))
     np.testing.assert_allclose(again, scores[:1], rtol=1e-4)
 

@@ -1,9 +1,15 @@
 """The template of the example clients. tests/serving runs the clients against a server."""
 
 import ast
+import contextlib
+import http.server
 import itertools
+import json
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,7 +72,7 @@ def test_clients_import_what_the_published_preprocessing_has(clients: list[str])
     ("image", "dtype", "line"),
     [
         (INPUTS["preprocessed images"][1], "FP16", "np.resize(batch, [4, 3, 64, 64])  # the model takes exactly 4"),
-        (INPUTS["preprocessed images"][2], "UINT8", "np.stack([preprocess(path, read()) for path in sys.argv[1:]])"),
+        (INPUTS["preprocessed images"][2], "UINT8", "batch = np.stack(pictures)"),
     ],
 )
 def test_a_client_sends_the_dtype_and_the_batch_of_the_model(image: TensorSignature, dtype: str, line: str) -> None:
@@ -75,3 +81,43 @@ def test_a_client_sends_the_dtype_and_the_batch_of_the_model(image: TensorSignat
     assert line in text
     assert (".astype(np.float16)" in text) == (dtype == "FP16")
     assert "{labels[index]}" in text
+
+
+@contextlib.contextmanager
+def refusing_server(reason: str) -> Iterator[str]:
+    """Context manager of a server that answers every request as Triton does if a model refuses its input."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"error": reason}).encode()
+            self.send_response(400)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("sends", ["encoded images", "preprocessed images"])
+def test_a_client_says_in_a_line_which_picture_is_refused(tmp_path: Path, sends: str) -> None:
+    text = client.render("http", {"name": "tiny", "top_k": None}, INPUTS[sends][0], SCORES, sends, labels=False)
+    (tmp_path / "http_client.py").write_text(text)
+    (tmp_path / "preprocessing.py").write_bytes(Path(preprocessing.__file__).read_bytes())
+    settings = {"format": "fp32_nchw", "input_size": [3, 64, 64], "crop_pct": 1.0, "crop_mode": "center"}
+    settings |= {"interpolation": "bicubic", "mean": [0.5], "std": [0.5]}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(settings))
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with refusing_server("picture 1 of 1: expected a picture in JPEG or PNG, found another content") as url:
+        command = [sys.executable, "http_client.py", "a.png"]
+        environment = {**os.environ, "TRITON_URL": url}
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert run.returncode == 1
+    where = "[400] picture 1 of 1" if sends == "encoded images" else "a.png"
+    assert run.stdout + run.stderr == f"{where}: expected a picture in JPEG or PNG, found another content\n"

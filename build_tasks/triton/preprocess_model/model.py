@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # part of the server
-from preprocessing import preprocess, read  # the file beside this one
+from preprocessing import PictureError, preprocess, read  # the file beside this one
 
 
 class TritonPythonModel:
@@ -22,13 +22,16 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response for each request, which contains (batch, 1) encoded pictures.
 
-        A picture that cannot be read fails its own request only.
+        A picture that is refused fails its own request only.
         """
         return [self.answer(pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()) for request in requests]
 
     def answer(self, pictures: np.ndarray) -> Any:
-        try:
-            batch = np.stack([preprocess(bytes(picture), self.settings) for picture in pictures.reshape(-1)])
-        except ValueError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(self.output, batch)])
+        batch = []
+        for number, picture in enumerate(pictures.reshape(-1), 1):
+            try:
+                batch.append(preprocess(bytes(picture), self.settings))
+            except PictureError as error:
+                reason = f"picture {number} of {pictures.size}: {error}"
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(self.output, np.stack(batch))])

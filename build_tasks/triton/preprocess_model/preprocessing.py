@@ -3,6 +3,8 @@
 This file is published without changes: beside the client examples, and in the Python model of an ensemble.
 preprocessing.json, beside it, holds its settings.
 
+Pictures may come from anybody. What would take long to decode, or much memory, is refused after a look at its header.
+
 Source of the rules: timm.data.transforms_factory.transforms_imagenet_eval, and torchvision's Resize and CenterCrop.
 """
 
@@ -10,12 +12,26 @@ import io
 import json
 import math
 import pathlib
-from typing import Any
+import re
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Preprocessing = dict[str, Any]
+
+FORMATS = ("JPEG", "PNG")  # Pillow has decoders of many more, and one of them starts another program, Ghostscript
+MAX_PIXELS = 2**26  # of the encoded picture and of the resized one; Pillow needs 4 bytes for each
+MAX_RATIO = 100  # of the longer side to the shorter one
+MAX_SCANS = 100  # of a JPEG; usual ones have 1 to 10, and each takes as long as a whole picture
+# The next marker of a JPEG. Bytes 0xFF of its pixels are followed by 0x00 or by 0xD0 to 0xD7.
+# Two more markers have no content, of which one begins the file.
+JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+END_OF_IMAGE, START_OF_SCAN = b"\xd9", b"\xda"
+
+
+class PictureError(ValueError):
+    """A picture that is not accepted. The message is one short line."""
 
 
 def read(folder: str | pathlib.Path = pathlib.Path(__file__).parent) -> Preprocessing:
@@ -35,13 +51,9 @@ def preprocess(picture: bytes | str, settings: Preprocessing) -> np.ndarray:
         float32 (channels, height, width) or uint8 (height, width, channels), as settings["format"] says.
 
     Raises:
-        ValueError: If it is not a picture.
+        PictureError: If `decode` does not accept it.
     """
-    try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-            pixels = np.asarray(cropped(resized(image.convert("RGB"), settings), settings))
-    except Exception as error:  # a broken file may raise errors of Pillow, zlib or struct
-        raise ValueError(f"not a picture: {error}") from error
+    pixels = np.asarray(cropped(resized(decode(picture, settings), settings), settings))
     if settings["format"] == "uint8_nhwc":
         return pixels
     mean, std = (np.array(settings[key], np.float32) for key in ("mean", "std"))
@@ -49,18 +61,81 @@ def preprocess(picture: bytes | str, settings: Preprocessing) -> np.ndarray:
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
 
+def decode(
+    picture: bytes | str, settings: Preprocessing | None = None, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
+    """Return a picture in RGB, the first one of an animation.
+
+    Args:
+        picture: The bytes of the file, or its path.
+        settings: From preprocessing.json, if the picture will be resized as they say.
+        formats: Pillow's names of the formats that are accepted.
+
+    Raises:
+        PictureError: If it is no such picture, or larger than it may be.
+    """
+    expected = f"expected a picture in {' or '.join(formats)}"
+    try:
+        with (
+            io.BytesIO(picture) if isinstance(picture, bytes) else open(picture, "rb") as file,
+            Image.open(file, formats=formats) as image,
+        ):
+            refuse_large(image, file, settings)
+            return image.convert("RGB")
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{expected}, found another content") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"expected a picture of at most {MAX_PIXELS:,} pixels, found far more") from error
+    except Exception as error:  # a broken file may raise errors of Pillow, zlib or struct
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__
+        raise PictureError(f"{expected} that can be read: {reason}") from error
+
+
+def refuse_large(image: Image.Image, file: IO[bytes], settings: Preprocessing | None) -> None:
+    """Raise PictureError if a picture is larger than it may be. Only its header has been read so far."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"expected a picture of at most {MAX_PIXELS:,} pixels, found {width} x {height}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise PictureError(f"expected a picture with sides of at most {MAX_RATIO} to 1, found {width} x {height}")
+    if settings is not None:
+        size = resized_size(image.size, settings)
+        if not 0 < math.prod(size) <= MAX_PIXELS:
+            found = f"{size[0]} x {size[1]} from {width} x {height}"
+            raise PictureError(f"expected 1 to {MAX_PIXELS:,} pixels after the picture is resized, found {found}")
+    if image.format in ("JPEG", "MPO"):  # the second: a JPEG that further ones follow in the same file
+        file.seek(0)
+        if count_scans(file.read()) > MAX_SCANS:
+            raise PictureError(f"expected a JPEG of at most {MAX_SCANS} scans, found more")
+
+
+def count_scans(jpeg: bytes) -> int:
+    """Return how many times the first picture in a JPEG file covers its area, up to MAX_SCANS + 1."""
+    scans = position = 0
+    while scans <= MAX_SCANS and (marker := JPEG_MARKER.search(jpeg, position)) and marker[1] != END_OF_IMAGE:
+        scans += marker[1] == START_OF_SCAN
+        position = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")  # the length comes first
+    return scans
+
+
 def resized(image: Image.Image, settings: Preprocessing) -> Image.Image:
-    """Return the picture at the size from which the center is cropped, by crop_pct and crop_mode."""
+    """Return the picture at the size from which the center is cropped."""
+    return image.resize(resized_size(image.size, settings), Image.Resampling[settings["interpolation"].upper()])
+
+
+def resized_size(size: tuple[int, int], settings: Preprocessing) -> tuple[int, int]:
+    """Return the (width, height) from which the center is cropped, by crop_pct and crop_mode."""
     height, width = (math.floor(length / settings["crop_pct"]) for length in settings["input_size"][1:])
-    how = Image.Resampling[settings["interpolation"].upper()]
     if settings["crop_mode"] == "squash":
-        return image.resize((width, height), how)
+        return width, height
     if settings["crop_mode"] != "border" and height == width:  # torchvision's rule, which rounds down
-        short = min(image.size)
-        return image.resize((height * image.width // short, height * image.height // short), how)
-    ratios = image.height / height, image.width / width
+        short = min(size)
+        return height * size[0] // short, height * size[1] // short
+    ratios = size[1] / height, size[0] / width
     ratio = max(ratios) if settings["crop_mode"] == "border" else min(ratios)
-    return image.resize((round(image.width / ratio), round(image.height / ratio)), how)
+    return round(size[0] / ratio), round(size[1] / ratio)
 
 
 def cropped(image: Image.Image, settings: Preprocessing) -> Image.Image:
