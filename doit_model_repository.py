@@ -1,8 +1,9 @@
 """The commands and reporters that this project adds to `doit`, in the environment that it is installed in.
 
-doit finds them by entry points (see pyproject.toml) before it reads a dodo.py. The code behind them is in build_tasks/
-of the checkout that doit is started in. Only this file is installed, and it fits every checkout. Where there is no
-checkout, `run` and the reporters are doit's own, and the other commands report that they are not available.
+doit finds them by entry points (see pyproject.toml) before it reads a dodo.py. Its own commands are among them, because
+this project adds help and messages to them. The code is in build_tasks/ of the checkout that doit is started in. Only
+this file is installed, and it fits every checkout. Where there is no checkout, doit's commands and reporters are doit's
+own, and the other commands report that they are not available.
 """
 
 import importlib
@@ -12,6 +13,7 @@ from typing import Any
 
 from doit.cmd_base import Command
 from doit.cmd_run import Run as DoitRun
+from doit.doit_cmd import DoitMain
 from doit.reporter import JsonReporter, ZeroReporter
 
 VERSION = (0, 2)  # of the distribution, without the patch; see require_installed_commands in doit_plugin/state.py
@@ -21,6 +23,7 @@ COMMANDS = {
     "New": "doit_plugin.new_command",
     "Report": "report.command",
 }  # class -> its module in build_tasks
+DOIT_COMMANDS = {command.__name__: command for command in DoitMain.DOIT_CMDS if command is not DoitRun}
 
 
 class Unavailable(Command):  # type: ignore[misc]  # doit has no types
@@ -52,9 +55,11 @@ class OtherRun(DoitRun):  # type: ignore[misc]  # doit has no types
 
 
 def __getattr__(name: str) -> type[Command]:
-    if name != "Run" and name not in COMMANDS:
+    if name != "Run" and name not in COMMANDS and name not in DOIT_COMMANDS:
         raise AttributeError(name)
     try:
+        if name in DOIT_COMMANDS:
+            return _class("doit_plugin.core_commands", name, DOIT_COMMANDS[name])
         if name == "Run":
             return _class("doit_plugin.run_command", "Run", OtherRun)
         command: type[Command] = getattr(_module(COMMANDS[name]), name)

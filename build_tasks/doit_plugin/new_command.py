@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from doit.cmd_base import Command
 
+from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.doit_plugin.spec_template import Key, format_spec
 from build_tasks.errors import UserError, first_lines, with_suggestion
 from build_tasks.paths import MODELS
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # most networks were trained with these
 
 
-class New(Command):  # type: ignore[misc]  # doit has no types
+class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command. Heavy modules are imported where they are used."""
 
     doc_purpose = "write the spec of a new model, models/NAME/model.toml"

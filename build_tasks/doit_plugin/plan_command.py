@@ -6,6 +6,7 @@ from typing import Any
 from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
 
+from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.doit_plugin.dry_run import Step, plan_steps
 from build_tasks.doit_plugin.state import ReadOnlyStateDB, StateManager
 from build_tasks.doit_plugin.task_state import TaskState
@@ -14,7 +15,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.spec import model_files
 
 
-class Plan(DoitCmdBase):  # type: ignore[misc]  # doit has no types
+class Plan(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no types
     """The command."""
 
     doc_purpose = "what would run, why, and how long it took last time; builds nothing"

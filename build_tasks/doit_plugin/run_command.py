@@ -11,12 +11,15 @@ import gc
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from doit.cmd_base import opt_depfile
 from doit.cmd_run import Run as DoitRun
+from doit.exceptions import InvalidDodoFile
 
 from build_tasks.doit_plugin import display
+from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.doit_plugin.noop_cache import noop_cache, requested_models
 from build_tasks.doit_plugin.task_state import format_counts
 from build_tasks.paths import REPOSITORY, STATE_DB, TRANSIT, TRASH
@@ -24,7 +27,7 @@ from build_tasks.paths import REPOSITORY, STATE_DB, TRANSIT, TRASH
 CHECKED_VARIABLES = {"BUILD_MEMORY", "BUILD_DOWNLOAD_SIZE", "BUILD_DOWNLOAD_TIME", "BUILD_DATA_FOLDERS"}
 
 
-class Run(DoitRun):  # type: ignore[misc]  # doit has no types
+class Run(OneLineMistakes, DoitRun):  # type: ignore[misc]  # doit has no types
     """The command."""
 
     name = "run"
@@ -44,9 +47,34 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
         self.reporters = super().get_reporters()
 
     def help(self) -> str:
+        """The options, with the defaults that dodo.py sets."""
         self.load_plugins()
+        try:
+            params = self.cmdparser.parse([])[0]
+            params.update(self.opt_vals)
+            self.loader.setup(params)
+            defaults = self.loader.load_doit_config()
+        except InvalidDodoFile:  # a mistake in a spec
+            defaults = {}
+        for option in self.cmdparser.options:
+            if option.name in defaults:
+                value = defaults[option.name]
+                option.set_default("this project's own" if isinstance(value, type) else value)
         text: str = super().help()
         return text
+
+    def print_help(self, names: Sequence[str]) -> int:
+        """Print the help of the tasks that are named, or an overview."""
+        from build_tasks.doit_plugin.core_commands import Help
+
+        command = Help(
+            task_loader=self.loader,
+            config=self.config,
+            bin_name=self.bin_name,
+            cmds=self.all_commands,
+            opt_vals=self.opt_vals,
+        )
+        return command.print_help(names)
 
     def parse_execute(self, in_args: list[str]) -> Any:
         # doit's own process is short and small. To collect garbage would take an eighth of a run with nothing to do.

@@ -18,6 +18,7 @@ from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 
 from build_tasks.doit_plugin import dry_run
+from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.errors import with_suggestion
 from build_tasks.paths import BUILD
 from build_tasks.report import charts, snapshot_diff
@@ -32,7 +33,7 @@ PAGE = f"{BUILD}/report.html"
 TEMPLATES = "build_tasks/report/templates"
 
 
-class Report(DoitCmdBase):  # type: ignore[misc]  # doit has no types
+class Report(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no types
     """The command `doit report`."""
 
     doc_purpose = "write the state of the build as one page, build/report.html"

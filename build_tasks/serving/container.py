@@ -2,6 +2,8 @@
 
     docker run --gpus all … tensorrt:<release>-py3   pip install -r requirements-engine.txt && doit publish:NAME_trt …
 
+Options such as --engine_precision are those of the task `engine`, for all models.
+
 The image of a Triton release has the TensorRT that this release serves with. Only the engines are stale in there: a
 package that is not installed cannot make an artifact stale.
 """
@@ -14,6 +16,9 @@ from typing import Any
 
 from doit.exceptions import TaskFailed
 
+from build_tasks.errors import UserError
+from build_tasks.spec import overrides
+from build_tasks.spec.loader import read_model
 from build_tasks.spec.model import Model
 
 # Source: the TensorRT container's page and the framework support matrix; its releases are numbered as Triton's.
@@ -25,20 +30,31 @@ def task(models: list[Model]) -> dict[str, Any]:
     """doit's task `container`."""
     return {
         "actions": [(run, [models])],
+        "params": overrides.params("container"),
         "doc": "On demand: build the engines in NVIDIA's container (needs Docker and a GPU)",
         "io": {"capture": False},
     }
 
 
-def commands(models: list[Model]) -> list[list[str]]:
+def commands(models: list[Model], options: overrides.Overrides | None = None) -> list[list[str]]:
     """The command line of each release that a spec names, which builds and publishes the plans for that release.
 
     The tasks are named one by one: doit then fails where the container sees no GPU, and does not skip them.
+
+    Args:
+        options: Values that override the specs of all these models.
+    Raises:
+        UserError: If a value does not fit a spec.
     """
+    words = [word for text, _ in (options or {}).values() for word in text.split()]
     releases: dict[str, list[str]] = {}
     for model in models:
         if "tensorrt" in model.spec.formats:
-            releases.setdefault(model.release, []).append(f"publish:{model.triton_name('tensorrt')}")
+            tasks = releases.setdefault(model.release, [])
+            if options:
+                read_model(model.name, options)  # a mistake is reported before the container starts
+                tasks += [f"engine:{model.name}{model.plan_suffix(next(iter(model.plans)))}", *words]
+            tasks.append(f"publish:{model.triton_name('tensorrt')}")
     return [command(release, tasks) for release, tasks in sorted(releases.items())]
 
 
@@ -58,9 +74,13 @@ def command(release: str, tasks: list[str]) -> list[str]:
     ]
 
 
-def run(models: list[Model]) -> TaskFailed | None:
+def run(models: list[Model], **options: Any) -> TaskFailed | None:
     """doit's action: print the command lines and run them, one after the other."""
-    if not (lines := commands(models)):
+    try:
+        lines = commands(models, overrides.of_options("container", options))
+    except UserError as error:
+        return TaskFailed(str(error))
+    if not lines:
         print("no model has the format tensorrt")
     for line in lines:
         print(f"+ {shlex.join(line)}", flush=True)

@@ -142,7 +142,7 @@ def parse(name: str, content: bytes, overrides: Overrides | None = None) -> Mode
     if mistake := value_checks.document_mistake(document):
         raise UserError(f"{path}: {mistake}")
     for (table, key), (option, value) in overrides.items():
-        path += f" {option.removesuffix(' True')}"
+        path += f" {option}"
         if isinstance(document.setdefault(table, {}), dict):
             document[table][key] = value
     try:

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
+
+from build_tasks.doit_plugin.reserved_names import COMMANDS
 from tests.support.project import ROOT, Project
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -198,8 +200,7 @@ def test_commands_of_the_docs_exist(page: Path, project: Project) -> None:
     """Each names a command, a stage, or one of the models that ship; NAME and the like stand for any."""
     if page.name == HISTORY:
         return
-    names = set(re.findall(r"^  doit ([\w-]+) +", project.built("help").out, re.MULTILINE))
-    names |= {line.split()[0] for line in project.built("list").out.splitlines()}
+    names = {*COMMANDS, *(line.split()[0] for line in project.built("list").out.splitlines())}
     for command in commands(page.read_text()):
         for part in command.split(" && "):
             words = shlex.split(part)

@@ -82,6 +82,26 @@ def test_models_are_built_in_the_container_of_their_tritons_release(project: Pro
     assert len([text for text in run.out.splitlines() if text.startswith("+ docker")]) == 2
 
 
+def test_options_of_the_spec_reach_the_container(project: Project, docker: dict[str, str]) -> None:
+    for name in ("a", "b"):
+        tiny_network.add(project, name, formats=PLAN)
+    project.built("container", "--engine_precision", "FP32", "--dynamic_axes", "True", **docker)
+    ((*_, script),) = calls(docker)
+    options = "--engine_precision fp32 --dynamic_axes"
+    tasks = " ".join(f"engine:{name} {options} publish:{name}_trt" for name in ("a", "b"))
+    assert script.partition("python3 -m doit ")[2] == tasks
+    plan = project.built("plan", *shlex.split(tasks)).out
+    assert "engine a" in " ".join(plan.split()), "doit in the container takes these words"
+
+
+def test_an_impossible_option_starts_no_container(project: Project, docker: dict[str, str]) -> None:
+    tiny_network.add(project, "net", formats=PLAN)
+    run = project.doit("container", "--engine_precision", "FP7", **docker)
+    assert run.code == 1
+    assert "model.toml --engine_precision fp7: engine.precision: expected one of fp32, tf32" in run.out
+    assert not Path(docker["CALLS"]).exists()
+
+
 def test_the_exit_code_of_docker_fails_the_task(project: Project, docker: dict[str, str]) -> None:
     tiny_network.add(project, "net", formats=PLAN)
     run = project.doit("container", EXIT_CODE="125", **docker)

@@ -1,0 +1,72 @@
+"""What all commands have in common: `--help`, the guide's way to write options, and mistakes in one line.
+
+    doit COMMAND … --help ─► the help of the command, or of the tasks that are named
+    doit COMMAND …        ─► doit's command ─► mistake ─► one line, with the name that was probably meant
+
+doit itself prints its option objects where it cannot parse an option, and a traceback where a task is unknown.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from doit.cmdparse import CmdParseError
+from doit.exceptions import InvalidCommand
+
+HELP_OPTIONS = {"-h", "--help"}
+
+
+class OneLineMistakes:
+    """Mixin of all commands: `--help`, the options in the guide's form, and mistakes in one line."""
+
+    def __init__(self, cmds: Any = None, **options: Any):
+        super().__init__(cmds=cmds, **options)  # type: ignore[call-arg]
+        self.all_commands = cmds
+
+    def parse_execute(self, in_args: list[str]) -> Any:
+        from build_tasks.spec import overrides  # a run with nothing to do does not come here
+
+        words = overrides.without_booleans(in_args)
+        if HELP_OPTIONS.intersection(words):
+            return self.print_help([word for word in words if not word.startswith("-")])
+        try:
+            return super().parse_execute(words)  # type: ignore[misc]
+        except CmdParseError as error:
+            raise CmdParseError(option_mistake(str(error), self.name)) from None  # type: ignore[attr-defined]
+        except InvalidCommand as error:
+            raise InvalidCommand(self.name_mistake(error)) from None
+
+    def print_help(self, names: Sequence[str]) -> int:
+        """Print the help of this command. `run` prints that of the tasks that are named, or an overview."""
+        print(self.help())  # type: ignore[attr-defined]
+        return 0
+
+    def name_mistake(self, error: InvalidCommand) -> str:
+        """Return one line for a name that is neither a command nor a task, with the most similar name."""
+        from build_tasks.errors import first_lines, message_line, with_suggestion
+
+        quoted = re.match(r"'(.*)' is not a task\.$", str(error))
+        name = error.not_found if error.not_found is not None else quoted and quoted[1]
+        if name is None:
+            return message_line(first_lines(error))
+        tasks = [task.name for task in getattr(self, "task_list", [])]
+        commands = self.all_commands or () if error.not_found is not None else ()
+        found = with_suggestion(name, [*tasks, *commands])
+        return message_line(
+            f"{found} is no command, task or target; `doit list --all` shows the tasks, `doit help` the commands"
+        )
+
+
+def option_mistake(message: str, command: str) -> str:
+    """Return one line for an option that doit could not parse, without its list of option objects."""
+    from build_tasks.errors import first_lines, message_line, with_suggestion
+
+    text, _, options = message.partition(" (parsing options: ")
+    text = first_lines(ValueError(re.sub(r"^Error parsing (Command: |Task: )?", "", text)), 2)
+    if unknown := re.fullmatch(r"option --(\S+) not recognized", text):
+        longs: Iterable[str] = re.findall(r"'long':'([^']+)'", options)
+        text = f"there is no option {with_suggestion(f'--{unknown[1]}', [f'--{name}' for name in longs])}"
+    text = re.sub(r"parameter '(\w+)' <class '(\w+)'>\.", r"option \1:", text)
+    return message_line(
+        f"{text}; `doit help {command}` lists the options of the command, `doit help TASK` those of a task"
+    )

@@ -1,0 +1,112 @@
+"""doit's own commands, with this project's help and with mistakes in one line (command_line.py)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from doit import (
+    cmd_clean,
+    cmd_completion,
+    cmd_dumpdb,
+    cmd_forget,
+    cmd_help,
+    cmd_ignore,
+    cmd_info,
+    cmd_list,
+    cmd_resetdep,
+    cmd_strace,
+)
+from doit.cmdparse import CmdOption, TaskParse
+from doit.exceptions import InvalidCommand
+
+from build_tasks.doit_plugin.command_line import OneLineMistakes
+from build_tasks.doit_plugin.usage import USAGE
+
+
+class Help(OneLineMistakes, cmd_help.Help):  # type: ignore[misc]  # doit has no types
+    """`doit help` prints what a person can type; `doit help NAME` the options of a command or a task."""
+
+    doc_purpose = "what can be typed; `doit help NAME`: the options of a command or a task"
+
+    def print_help(self, names: Sequence[str]) -> int:
+        return int(self.execute({}, list(names)))
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        known = not args or args == ["task"] or args[0] in self.cmds
+        if not args or len(args) > 1:
+            print(USAGE)
+        elif known:
+            return int(super().execute(params, args))
+        else:
+            options = self.cmdparser.parse([])[0]
+            options.update(self.opt_vals)
+            if not super(cmd_help.Help, self).execute(options, args):
+                raise InvalidCommand(not_found=args[0])
+        return 0 if len(args) < 2 else 3
+
+    def _execute(self, pos_args: list[str]) -> bool:
+        """Print the description and the options of a task. A group has the options of its tasks."""
+        tasks = {task.name: task for task in self.task_list}
+        if (task := tasks.get(pos_args[0])) is None:
+            return False
+        print(f"{task.name}  {task.doc}")
+        subtasks = [tasks[name] for name in task.task_dep if tasks[name].subtask_of == task.name]
+        params = list(task.params) or (list(subtasks[0].params) if subtasks else [])
+        for option in TaskParse([CmdOption(option) for option in params]).options:
+            print("\n".join(option.help_doc()))
+        if subtasks:
+            print(f"tasks: {', '.join(subtask.name for subtask in subtasks)}")
+        return True
+
+
+class List(OneLineMistakes, cmd_list.List):  # type: ignore[misc]  # doit has no types
+    """`doit list`. With --status, a group is up to date if all of its tasks are."""
+
+    def _print_task(self, template: str, task: Any, status: bool, list_deps: bool, tasks: dict[str, Any]) -> None:
+        if not status or task.actions or not task.task_dep:
+            super()._print_task(template, task, status, list_deps, tasks)
+            return
+        up_to_date = all(self._is_up_to_date(tasks[name], tasks) for name in task.task_dep)
+        self.outstream.write(template.format(name=task.name, doc=task.doc, status="U" if up_to_date else "R"))
+
+    def _is_up_to_date(self, task: Any, tasks: dict[str, Any]) -> bool:
+        if task.actions or not task.task_dep:
+            return bool(self.dep_manager.get_status(task, tasks).status == "up-to-date")
+        return all(self._is_up_to_date(tasks[name], tasks) for name in task.task_dep)
+
+
+class Info(OneLineMistakes, cmd_info.Info):  # type: ignore[misc]  # doit has no types
+    """`doit info`."""
+
+    def _execute(self, pos_args: list[str], hide_status: bool = False) -> Any:
+        unknown = [name for name in pos_args if name not in {task.name for task in self.task_list}]
+        if unknown:
+            raise InvalidCommand(not_found=unknown[0])
+        return super()._execute(pos_args, hide_status)
+
+
+class Clean(OneLineMistakes, cmd_clean.Clean):  # type: ignore[misc]
+    """`doit clean`."""
+
+
+class Forget(OneLineMistakes, cmd_forget.Forget):  # type: ignore[misc]
+    """`doit forget`."""
+
+
+class Ignore(OneLineMistakes, cmd_ignore.Ignore):  # type: ignore[misc]
+    """`doit ignore`."""
+
+
+class ResetDep(OneLineMistakes, cmd_resetdep.ResetDep):  # type: ignore[misc]
+    """`doit reset-dep`."""
+
+
+class DumpDB(OneLineMistakes, cmd_dumpdb.DumpDB):  # type: ignore[misc]
+    """`doit dumpdb`."""
+
+
+class Strace(OneLineMistakes, cmd_strace.Strace):  # type: ignore[misc]
+    """`doit strace`."""
+
+
+class TabCompletion(OneLineMistakes, cmd_completion.TabCompletion):  # type: ignore[misc]
+    """`doit tabcompletion`."""

@@ -1,0 +1,136 @@
+"""Help, and mistakes on the command line: each command says what can be typed, or what is wrong in one line."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from build_tasks.doit_plugin.reserved_names import COMMANDS, STAGES
+from build_tasks.doit_plugin.usage import USAGE
+from tests.support.project import DOIT, OTHER, Project
+
+TAKES_TASKS = ("plan", "list", "help", "info", "clean", "forget", "ignore", "reset-dep")
+
+
+@pytest.fixture
+def other(project: Project) -> Project:
+    project.model("other", OTHER.replace('["torchscript"]', '["torchscript", "onnx"]'))
+    return project
+
+
+def test_the_overview_names_all_that_can_be_typed_on_80_columns() -> None:
+    words = set(USAGE.replace(":", " ").replace(",", " ").replace("(", " ").split())
+    assert set(STAGES) | set(COMMANDS) <= words
+    assert max(map(len, USAGE.splitlines())) <= 80
+    assert len(USAGE.splitlines()) <= 48, "it fits one screen"
+
+
+@pytest.mark.parametrize("words", [["help"], ["-h"], ["help", "-h"], ["run", "--help"]])
+def test_help_is_the_overview(other: Project, words: list[str]) -> None:
+    assert other.built(*words).out == f"{USAGE}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(other: Project, command: str) -> None:
+    for words in (["help", command], *([] if command in ("run", "help") else [[command, "--help"]])):
+        out = other.built(*words).out
+        assert "CmdOption" not in out
+        assert out.startswith("PURPOSE\n")
+
+
+def test_the_help_of_run_shows_the_defaults_of_this_project(other: Project) -> None:
+    out = " ".join(other.built("help", "run").out.split())
+    assert "'thread': uses threads [default: thread]" in out
+    assert "continue executing tasks even after a failure [default: True]" in out
+
+
+@pytest.mark.parametrize("words", [["help", "onnx"], ["onnx", "--help"], ["onnx:other", "-h"]])
+def test_a_stage_has_the_options_of_its_tasks(other: Project, words: list[str]) -> None:
+    out = other.built(*words).out
+    assert out.startswith("onnx")
+    assert "--opset_version" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--wrong"], "there is no option '--wrong'"),
+        (["--contnue"], "there is no option '--contnue' (did you mean '--continue'?)"),
+        (["onnx:other", "--opsett_version=3"], "there is no option '--opsett_version' (did you mean '--opset_version'"),
+        (["list", "--statuss"], "there is no option '--statuss' (did you mean '--status'?)"),
+        (["check", "--sever", "core"], "there is no option '--sever' (did you mean '--server'?)"),
+        (["plan", "-x"], "option -x not recognized"),
+        (["-n", "two"], "option num_process: invalid literal for int()"),
+        (["-n"], "option -n requires argument"),
+        (["onnx:other", "--dynamic_axes=maybe"], "option --dynamic_axes: expected True or False, found 'maybe'"),
+        (["othr"], "'othr' (did you mean 'other'?) is no command, task or target"),
+        (["chekc"], "'chekc' (did you mean 'check'?) is no command"),
+        (["onnx:othe"], "'onnx:othe' (did you mean 'onnx:other'?) is no command"),
+        *(([command, "onnx:othe"], "'onnx:othe' (did you mean 'onnx:other'?) is no") for command in TAKES_TASKS),
+        (["info"], "`info` failed, must select *one* task"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(other: Project, words: list[str], expected: str) -> None:
+    run = other.doit(*words)
+    assert run.code == 3
+    assert run.out.startswith(f"ERROR: {expected}")
+    assert run.out.count("\n") == 1
+    assert len(run.out) < 300
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--dynamic_axes", "True"], True),
+        (["--dynamic_axes=true"], True),
+        (["--dynamic_axes", "--batch_size", "1"], True),
+        (["--dynamic_axes", "False"], False),
+        (["--dynamic_axes=False"], False),
+        (["--no-dynamic_axes"], False),
+        (["--batch_size", "1", "--dynamic_axes", "0"], False),
+    ],
+)
+def test_a_switch_takes_a_value_as_in_the_guide(other: Project, words: list[str], value: bool) -> None:
+    other.edit("models/other/model.toml", "formats", f"onnx.dynamic_axes = {json.dumps(not value)}\nformats")
+    run = other.doit("plan", "onnx:other", *words)
+    assert run.code == 0, run.out
+    settings = subprocess.run(
+        ["python", "-c", CODE, "doit", "onnx:other", *words], cwd=other.root, capture_output=True, text=True, check=True
+    )
+    assert json.loads(settings.stdout) is value
+
+
+CODE = """
+import json, sys
+from build_tasks.spec import overrides
+from build_tasks.spec.loader import read_model
+sys.argv = sys.argv[1:]
+print(json.dumps(read_model("other", overrides.from_command_line(sys.argv)["other"]).spec.onnx.dynamic_axes))
+"""
+
+
+def test_a_group_that_was_never_built_is_not_up_to_date(other: Project) -> None:
+    lines = {line.split()[1]: line.split()[0] for line in other.built("list", "--status").out.splitlines()}
+    assert (lines["other"], lines["onnx"]) == ("R", "R")
+    assert next(iter(lines)) == "other", "the models stand first"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_the_commands(other: Project, shell: str, tmp_path: Path) -> None:
+    script = tmp_path / "completion"
+    script.write_text(other.built("tabcompletion", "--shell", shell).out)
+    text = script.read_text()
+    assert all(command in text for command in COMMANDS)
+    if shell == "bash":
+        subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_without_a_checkout_doits_own_commands_work(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (tmp_path / "dodo.py").write_text("def task_hello():\n    return {'actions': ['echo hello']}\n")
+    for words in (["list"], ["help"], ["info", "hello"]):
+        run = subprocess.run([DOIT, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert "Traceback" not in run.stderr, run.stderr
+        assert run.stdout
