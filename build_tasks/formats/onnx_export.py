@@ -1,9 +1,9 @@
 """The export of a PyTorch network to ONNX, and the check of the graph.
 
     model.pt ─► TorchScript exporter ─┐
-    network  ─► dynamo exporter ──────┴► onnxslim ─► check against the source in ONNX Runtime ─► records beside the file
+    network  ─► dynamo exporter ──────┴► clean-up ─► check against the source in ONNX Runtime ─► records beside the file
 
-stages/onnx.py chooses the exporter. If a function below raises ExporterRefusedError, it tries the other one.
+stages/onnx.py chooses the exporter. If a function below raises GraphRefusedError, it tries the other one.
 """
 
 import warnings
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import first_lines
 from build_tasks.formats import pytorch_network
-from build_tasks.formats.onnx_files import onnx_file, opset, signature_tensors, strip_metadata
+from build_tasks.formats.onnx_clean_up import CLEAN_UP_MODULES, CLEAN_UP_TOOLS, GraphRefusedError
+from build_tasks.formats.onnx_files import onnx_file, opset, signature_tensors
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
     import torch
 
 # The modules of the project that affect the exported graph, for the fingerprint of the stage `onnx`.
-EXPORT_MODULES = ("build_tasks.formats.onnx_export", *pytorch_network.NETWORK_MODULES, *ONNX_MODULES)
-TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
+EXPORT_MODULES = (
+    "build_tasks.formats.onnx_export",
+    *CLEAN_UP_MODULES,
+    *pytorch_network.NETWORK_MODULES,
+    *ONNX_MODULES,
+)
+TOOLS = ("torch", "timm", "onnxscript", *CLEAN_UP_TOOLS)
 # The limits of torch 2.14. The dynamo exporter writes 18 and above, and converts to lower opsets if it can.
 MAX_OPSET = {"torchscript": 20, "dynamo": 23}
-
-
-class ExporterRefusedError(Exception):
-    """The result of an exporter is not used. The message continues the words "the … exporter"."""
 
 
 def export(
@@ -47,13 +49,13 @@ def export(
         settings: The settings of the onnx stage.
         folder: An empty folder for the file.
     Raises:
-        ExporterRefusedError: If the exporter fails, or cannot write the opset.
+        GraphRefusedError: If the exporter fails, or cannot write the opset.
     """
     import onnx
     import torch
 
     if settings["opset"] > MAX_OPSET[exporter]:
-        raise ExporterRefusedError(f"writes opset {MAX_OPSET[exporter]} at most")
+        raise GraphRefusedError(f"writes opset {MAX_OPSET[exporter]} at most")
     input_format = settings["interface"]["format"]
     batch = pytorch_network.example_input(shape, settings["batch_size"], input_format)
     axes_of_outputs = pytorch_network.size_dependent_axes(source, shape, settings["sizes"], input_format)
@@ -92,17 +94,10 @@ def export(
             torch.onnx.export(source, (batch,), f"{folder}/model.onnx", **arguments)
             graph = onnx.load(f"{folder}/model.onnx")
         except Exception as error:  # exporters raise errors of many types; the other exporter may succeed
-            raise ExporterRefusedError(f"failed: {first_lines(error)}") from error
+            raise GraphRefusedError(f"failed: {first_lines(error)}") from error
     if opset(graph) != settings["opset"]:
-        raise ExporterRefusedError(f"wrote opset {opset(graph)}, and could not convert it to {settings['opset']}")
+        raise GraphRefusedError(f"wrote opset {opset(graph)}, and could not convert it to {settings['opset']}")
     return graph
-
-
-def slim(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Return the graph simplified by onnxslim, without metadata about this machine."""
-    import onnxslim
-
-    return strip_metadata(onnxslim.slim(graph))
 
 
 def check_export(
@@ -120,7 +115,7 @@ def check_export(
         shape: (channels, height, width) of one input.
         settings: The settings of the onnx stage.
     Raises:
-        ExporterRefusedError: If the graph is not valid, does not run, or differs by more than the tolerance.
+        GraphRefusedError: If the graph is not valid, does not run, or differs by more than the tolerance.
     """
     import onnx
 
@@ -128,7 +123,7 @@ def check_export(
         onnx.checker.check_model(onnx_file(path), full_check=True)
         run = onnx_session(path, threads.share)
     except Exception as error:  # from onnx or ONNX Runtime, whose errors have no common base class
-        raise ExporterRefusedError(f"wrote a graph that is not valid: {first_lines(error)}") from error
+        raise GraphRefusedError(f"wrote a graph that is not valid: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
     _, *other_shapes = pytorch_network.shapes_to_check(shape, settings["sizes"])
     limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, batches[0]))
@@ -141,17 +136,17 @@ def check_export(
         try:
             found = run(batch.numpy())
         except Exception as error:
-            raise ExporterRefusedError(f"wrote a graph that does not run at {case}: {first_lines(error)}") from error
+            raise GraphRefusedError(f"wrote a graph that does not run at {case}: {first_lines(error)}") from error
         largest = max(largest, max_relative_error(float_outputs(found), float_outputs(expected)))
         if not largest <= limit:
             source = "the source" if script is module else "model.pt"
-            raise ExporterRefusedError(
+            raise GraphRefusedError(
                 f"wrote a graph that differs from {source} by {largest:.1e} at {case} (limit {limit:.0e})"
             )
     return largest
 
 
-def write_records(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None, why: str) -> None:
+def write_records(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None, why: str, clean_up: str) -> None:
     """Write the files beside model.onnx: its signature, its export, and the versions of the tools.
 
     Args:
@@ -159,11 +154,12 @@ def write_records(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None
         outputs: The paths of the files.
         exporter: The exporter that wrote the graph. None if the source is an ONNX file.
         why: Why this exporter was used.
+        clean_up: How the graph was cleaned up.
     """
     versions_of_graph = {"opset": opset(graph), "ir_version": graph.ir_version}
     records = {
         "signature": {**signature_tensors(graph), **versions_of_graph},
-        "export": {"exporter": exporter, "why": why, **versions_of_graph},
+        "export": {"exporter": exporter, "why": why, "clean_up": clean_up, **versions_of_graph},
         "tools": versions(TOOLS),
     }
     for name, record in records.items():

@@ -1,27 +1,27 @@
 """onnx: model.pt -> model.onnx, model.onnx.signature.json, model.onnx.export.json (which exporter, and why)
 
-    model.pt ──► TorchScript exporter ──► slim ──► check ──► model.onnx
-                     │ it or its check fails                 ▲
-    network  ──► dynamo exporter ──► slim ──► check ─────────┘
+    model.pt ──► TorchScript exporter ──► clean-up, checked ──► model.onnx
+                     │ it fails, or its answers differ            ▲
+    network  ──► dynamo exporter ──► clean-up, checked ───────────┘
 
 If the source is an ONNX file, nothing is exported:
 
-    weights.onnx ──► batch and size of the spec ──► slim ──► check ──► model.onnx
+    weights.onnx ──► batch and size of the spec ──► clean-up, checked ──► model.onnx
 """
 
+import functools
 import os
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
+from build_tasks.formats.onnx_clean_up import USUAL, GraphRefusedError, clean_up
 from build_tasks.formats.onnx_export import (
     EXPORT_MODULES,
     TOOLS,
-    ExporterRefusedError,
     check_export,
     export,
-    slim,
     write_records,
 )
 from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
@@ -29,6 +29,10 @@ from build_tasks.formats.onnx_import import IMPORT_MODULES, set_batch_and_size
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model, table_settings
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -83,20 +87,21 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         names, choice = list(exporters), "first choice"
     else:
         names, choice = [settings["exporter"]], "the spec's choice"
+    check = functools.partial(_save_and_check, outputs["model"], script, module, shape, settings)
     reasons = {}
     for exporter in names:
         try:
             with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
-                graph = slim(export(exporter, exporters[exporter], shape, settings, folder))
-            save_onnx(graph, outputs["model"], settings["external_data"])
-            difference = check_export(outputs["model"], script, module, shape, settings)
-        except ExporterRefusedError as error:
+                graph = export(exporter, exporters[exporter], shape, settings, folder)
+            graph, error_of_graph, how = clean_up(graph, check)
+        except GraphRefusedError as error:
             reasons[exporter] = str(error)
             print(f"{exporter} exporter: {error}")
             continue
+        save_onnx(graph, outputs["model"], settings["external_data"])
         why = "; ".join(f"because {other} {reason}" for other, reason in reasons.items()) or choice
-        write_records(graph, outputs, exporter, why)
-        return {"exporter": f"{exporter}, {why}", "nodes": len(graph.graph.node), "error": difference}
+        write_records(graph, outputs, exporter, why, how)
+        return {"exporter": f"{exporter}, {why}", **_notes(graph, how), "error": error_of_graph}
     raise UserError("; ".join(f"the {name} exporter {reason}" for name, reason in reasons.items()))
 
 
@@ -105,15 +110,32 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     network = pytorch_network.create_network(settings, inputs["weights"])
     channels, height, width = settings["shape"]
-    graph = slim(set_batch_and_size(onnx.load(onnx_file(inputs["weights"])), network, settings))
-    save_onnx(graph, outputs["model"], settings["external_data"])
+    graph = set_batch_and_size(onnx.load(onnx_file(inputs["weights"])), network, settings)
+    check = functools.partial(_save_and_check, outputs["model"], network, network, (channels, height, width), settings)
     try:
-        difference = check_export(outputs["model"], network, network, (channels, height, width), settings)
-    except ExporterRefusedError as error:
+        graph, error_of_graph, how = clean_up(graph, check)
+    except GraphRefusedError as error:
         problem = str(error).removeprefix("wrote a graph that ")
         batch = "an open batch" if settings["dynamic_axes"] else f"a batch of {settings['batch_size']}"
         own = fixed_batch(inputs["weights"])
         advice = f"; its own is {own}: onnx.dynamic_axes = false and onnx.batch_size = {own} keep it" if own else ""
         raise UserError(f"with {batch} the graph {problem}{advice}") from error
-    write_records(graph, outputs, None, "the source is ONNX")
-    return {"nodes": len(graph.graph.node), "opset": opset(graph), "error": difference}
+    save_onnx(graph, outputs["model"], settings["external_data"])
+    write_records(graph, outputs, None, "the source is ONNX", how)
+    return {"opset": opset(graph), **_notes(graph, how), "error": error_of_graph}
+
+
+def _save_and_check(
+    path: str,
+    script: "torch.nn.Module",
+    module: "torch.nn.Module",
+    shape: tuple[int, int, int],
+    settings: Settings,
+    graph: "onnx.ModelProto",
+) -> float:
+    save_onnx(graph, path, settings["external_data"])
+    return check_export(path, script, module, shape, settings)
+
+
+def _notes(graph: "onnx.ModelProto", clean_up: str) -> Notes:
+    return {"nodes": len(graph.graph.node), **({} if clean_up == USUAL else {"clean-up": clean_up})}

