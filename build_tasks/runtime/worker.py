@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.runtime import progress, resources, threads
+from build_tasks.runtime import progress, resources, temporary_folder, threads
 from build_tasks.runtime.memory_budget import Budget
 from build_tasks.runtime.progress import Message, ignore
 
@@ -52,13 +52,20 @@ expected_stages: Collection[str] = ()  # the stages that may run; the reporter s
 
 budget = Budget()  # the memory of all stages that run
 
+HAS_FORK_SERVER = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
 EXIT_TIMEOUT = 10  # seconds for a child to end after its result; a thread of some library may keep it alive
 
 NO_MESSAGE = ("ended", None)  # stands for the messages of a child that has ended without a result
 SERVER_KILLED = 255  # multiprocessing's exit code of a child whose fork server died; see its popen_forkserver.py
 # For every Python process that starts here. An artifact must depend neither on the order of sets, nor on the number of
 # cores, which affects the order in which NumPy adds.
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+# Logs are in UTF-8, whatever the locale is.
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONUTF8": "1",
+    "PYTHONIOENCODING": "utf-8:backslashreplace",
+}
 
 _starting = threading.Lock()
 
@@ -149,7 +156,9 @@ def _start_child(log: str, function: Callable[..., Any], arguments: tuple[object
         child = _context().Process(target=_run, args=(end_of_child, log, function, arguments), daemon=True)
         try:
             with _environment():
-                child.start()  # starts the fork server, too, if it does not run yet
+                if HAS_FORK_SERVER:
+                    _start_fork_server()
+                child.start()
             return connection, child
         except (EOFError, ConnectionError) as error:
             connection.close()
@@ -176,7 +185,7 @@ def _next_message(connection: "Connection", child: Any) -> tuple[str, Any]:
 
 def _context() -> Any:
     """The start method of children: a fork server or, on Windows, new processes that import everything themselves."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if not HAS_FORK_SERVER:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     first, last = (f"build_tasks.runtime.forkserver_{position}" for position in ("first", "last"))
@@ -189,11 +198,27 @@ def heavy_libraries(stages: Collection[str]) -> list[str]:
     return list(dict.fromkeys(name for stage in HEAVY_LIBRARIES if stage in stages for name in HEAVY_LIBRARIES[stage]))
 
 
+def _start_fork_server() -> None:
+    """Start the fork server if it does not run. Ctrl-C does not reach it: it would answer with a traceback of imports.
+
+    doit itself waits for it without this block. The server ends with doit.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # it would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
     with _starting:
-        before = {name: os.environ.get(name) for name in ENVIRONMENT}
-        os.environ.update(ENVIRONMENT)
+        variables = {**ENVIRONMENT, "TMPDIR": temporary_folder.folder()}
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
         try:
             yield
         finally:
@@ -223,7 +248,7 @@ def _run(connection: "Connection", log: str, function: Callable[..., Any], argum
     _exit_with_parent()
     progress.connect(connection)
     try:
-        with open(log, "w") as file:
+        with open(log, "w", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         threads.limit(connection.recv())
@@ -259,7 +284,7 @@ def _exit_reason(exitcode: int | None) -> str:
 
 def _last_lines(log: str, count: int = 12) -> str:
     try:
-        with open(log, errors="replace") as file:
+        with open(log, encoding="utf-8", errors="replace") as file:
             return "".join(f"  | {line.rstrip()}\n" for line in file.readlines()[-count:])
     except OSError:
         return ""

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from build_tasks.paths import BUILD
-from build_tasks.runtime import atomic_files
+from build_tasks.runtime import atomic_files, temporary_folder
 
 CORE = f"{BUILD}/.tritonserver"
 REQUIREMENTS = "requirements-tritonserver.txt"
@@ -87,7 +87,7 @@ def backend_directory(stubs: bool) -> Iterator[str]:
     """A temporary folder with the core's Python backend, and with the stub backends if `stubs` is set."""
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="backends-") as folder:
+    with tempfile.TemporaryDirectory(prefix="backends-", dir=temporary_folder.folder()) as folder:
         shutil.copytree(f"{HOME}/backends/python", f"{folder}/python")
         # NVIDIA calls the process that runs a Python model a stub, too: one for each version of Python.
         version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -90,6 +90,20 @@ def test_an_interrupt_ends_the_run_and_keeps_its_results(
     assert not set(run.ran) & set(again.ran), "what was finished is not built again"
 
 
+@pytest.mark.parametrize("jobs", [[], pytest.param(["-n", "2"], marks=pytest.mark.long)], ids=["serial", "parallel"])
+def test_an_interrupt_while_libraries_are_imported_is_one_line(tiny: Project, jobs: list[str]) -> None:
+    process = tiny.start(*jobs)
+    output = wait_for(process, "  weights      tiny")
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, _ = process.communicate(timeout=60)
+    lines = [line for line in Run(process.returncode, output + out).out.splitlines() if "weights" not in line]
+    assert process.returncode == 130
+    assert [line for line in lines if "interrupted" in line] == ["interrupted by SIGINT; what was finished is kept"]
+    assert len(lines) <= 2, lines  # the other one has the totals
+    assert session_ended(process.pid), "no process is left"
+
+
 def test_a_kill_at_any_moment_leaves_complete_models_and_the_next_run_repairs(
     tiny: Project, built_tiny: Project, request: pytest.FixtureRequest
 ) -> None:

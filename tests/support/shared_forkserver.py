@@ -20,5 +20,5 @@ if __name__ == "__main__":
     server: Any = forkserver._forkserver
     server._forkserver_address = address
     server._forkserver_alive_fd = os.pipe()[1]  # a server of its own would live as long as this is open
-    server.ensure_running = resource_tracker.ensure_running
+    server.ensure_running = forkserver.ensure_running = resource_tracker.ensure_running
     runpy.run_path(doit, run_name="__main__")
