@@ -100,6 +100,7 @@ def _module(name: str) -> Any:
         raise ModuleNotFoundError("it works in the folder of a checkout, beside its dodo.py")
     if (folder := os.getcwd()) not in sys.path:  # the script `doit` has its own folder there
         sys.path.insert(0, folder)
+    importlib.import_module("build_tasks.doit_plugin.standard_streams").protect()
     return importlib.import_module(f"build_tasks.{name}")
 
 

@@ -213,7 +213,7 @@ class LiveDisplay(NullDisplay):
         console = self._console()
         if self.bars is None:
             self.bars = ProgressBars(
-                SpinnerColumn(style="cyan"),
+                SpinnerColumn("line" if console.options.ascii_only else "dots", style="cyan"),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(BAR_WIDTH, complete_style="green", finished_style="green"),
                 TextColumn("{task.fields[seconds]:6.1f} s{task.fields[before]}", style="cyan", markup=False),

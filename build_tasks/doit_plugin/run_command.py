@@ -7,6 +7,7 @@ dodo.py, and with it most modules of build_tasks, is imported only where there m
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -16,11 +17,12 @@ from typing import Any
 
 from doit.cmd_base import opt_depfile
 from doit.cmd_run import Run as DoitRun
-from doit.exceptions import InvalidDodoFile
+from doit.exceptions import InvalidCommand, InvalidDodoFile
 
 from build_tasks.doit_plugin import display
 from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.doit_plugin.noop_cache import noop_cache, requested_models
+from build_tasks.doit_plugin.standard_streams import open_output
 from build_tasks.doit_plugin.task_state import format_counts
 from build_tasks.paths import REPOSITORY, STATE_DB, TRANSIT, TRASH
 
@@ -95,7 +97,15 @@ class Run(OneLineMistakes, DoitRun):  # type: ignore[misc]  # doit has no types
             require_doit()
             own_file = params["dep_file"] == opt_depfile["default"]
             self.dep_manager = StateManager(StateDB, STATE_DB if own_file else params["dep_file"])
-        return super().execute(params, args)
+        with contextlib.ExitStack() as files:
+            if not isinstance(params["outfile"], str):  # the stream from before `standard_streams.protect`
+                params["outfile"] = sys.stdout
+            else:
+                try:
+                    params["outfile"] = files.enter_context(open_output(params["outfile"]))
+                except OSError as error:
+                    raise InvalidCommand(f"--output-file {params['outfile']}: {error.strerror}") from error
+            return super().execute(params, args)
 
 
 def is_default_dodo(path: str) -> bool:
