@@ -25,6 +25,11 @@ def mistakes(model: Model) -> Iterator[Mistake]:
     yield from _path_mistakes(model)
 
 
+def has_control_characters(text: str) -> bool:
+    """Return whether a text holds a line break or a character that `errors.printable` would escape."""
+    return not text.isprintable() and ("\n" in text or re.search(UNSAFE, text) is not None)
+
+
 def _source_mistakes(spec: Spec) -> Iterator[Mistake]:
     key, source = "weights.source", spec.weights.source
     scheme, rest = split_source(source)
@@ -35,7 +40,7 @@ def _source_mistakes(spec: Spec) -> Iterator[Mistake]:
         yield key, "random:// and a seed", repr(source)
     elif scheme == "random" and int(rest) >= 2**64:
         yield key, "random:// and a seed below 2**64", repr(source)
-    elif scheme != "file" and (re.search(UNSAFE, rest) or "\n" in rest or len(rest) > MAX_SOURCE):
+    elif scheme != "file" and (has_control_characters(rest) or len(rest) > MAX_SOURCE):
         yield key, f"at most {MAX_SOURCE} characters, and no control characters", repr(source)
     elif scheme in ("http", "https"):
         yield from _url_mistakes(spec, scheme, rest)

@@ -9,7 +9,7 @@ from build_tasks.spec.model import Model
 from build_tasks.spec.source_checks import IMAGENET
 
 # Control characters, separators of lines and the byte order mark. Marks of direction belong to some languages.
-UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+UNSAFE = "[\0-\x1f\x7f-\x9f\u2028\u2029\ufeff]"  # compiled where it is used: doit imports this module in most runs
 MAX_CHARACTERS = 1 << 24  # of a label file; ImageNet's 21,841 classes have a million
 
 
@@ -61,7 +61,7 @@ def read_labels(path: str) -> list[str]:
     if "" in names:
         raise UserError(f"{path}: line {names.index('') + 1} is empty; every line names a class")
     for number, name in enumerate(names, 1):
-        if unsafe := UNSAFE.search(name):
+        if unsafe := re.search(UNSAFE, name):
             code = f"U+{ord(unsafe[0]):04X}"
             raise UserError(
                 f"{path}: line {number} contains {code}, a control character or a separator of lines; remove it"
