@@ -29,9 +29,9 @@ from build_tasks.doit_plugin.reporter import Reporter
 from build_tasks.doit_plugin.reserved_names import RESERVED
 from build_tasks.doit_plugin.state import require_doit, require_installed_commands
 from build_tasks.errors import UserError
-from build_tasks.formats import artifacts, weight_sources
+from build_tasks.formats import artifacts
 from build_tasks.paths import BUILD, STATE_DB
-from build_tasks.runtime import memory_budget, repository_files, resources
+from build_tasks.runtime import limits, memory_budget, repository_files, resources
 from build_tasks.runtime.digests import ContentChecker, digest
 from build_tasks.spec import overrides
 from build_tasks.spec.loader import load
@@ -70,7 +70,7 @@ require_installed_commands()
 try:
     MODELS = load(reserved=RESERVED, overrides=overrides.from_command_line(), unchanged=noop_cache.triton_models)
     memory_budget.from_environment()
-    weight_sources.limits()
+    limits.check_variables()
     repository_files.umask_from_environment()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3

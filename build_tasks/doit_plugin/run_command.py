@@ -26,7 +26,14 @@ from build_tasks.doit_plugin.standard_streams import open_output
 from build_tasks.doit_plugin.task_state import format_counts
 from build_tasks.paths import REPOSITORY, STATE_DB, TRANSIT, TRASH
 
-CHECKED_VARIABLES = {"BUILD_MEMORY", "BUILD_DOWNLOAD_SIZE", "BUILD_DOWNLOAD_TIME", "BUILD_DATA_FOLDERS"}
+CHECKED_VARIABLES = {
+    "BUILD_MEMORY",
+    "BUILD_DOWNLOAD_SIZE",
+    "BUILD_DOWNLOAD_TIME",
+    "BUILD_STAGE_TIME",
+    "BUILD_UNPACKED_SIZE",
+    "BUILD_DATA_FOLDERS",
+}
 
 
 class Run(OneLineMistakes, DoitRun):  # type: ignore[misc]  # doit has no types

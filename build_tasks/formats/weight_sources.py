@@ -21,15 +21,13 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.paths import BUILD, MODELS
 from build_tasks.runtime import atomic_files, progress
 from build_tasks.runtime.digests import digest
+from build_tasks.runtime.limits import ADVICE, DOWNLOAD_SIZE, DOWNLOAD_TIME, limit
 from build_tasks.spec.model import split_source
 
 if TYPE_CHECKING:
     import requests
 
 DOWNLOADS = f"{BUILD}/.downloads"
-MAX_SIZE = "BUILD_DOWNLOAD_SIZE"  # environment variable: GB that one download may have
-MAX_TIME = "BUILD_DOWNLOAD_TIME"  # environment variable: minutes that one download may take, with its repetitions
-DEFAULTS = {MAX_SIZE: 100.0, MAX_TIME: 180.0}
 ATTEMPTS = 4  # number of attempts of a download; each pause between them is one second longer
 MAX_TIMER = 1e8  # seconds; the system's timers take no more than some 1e9
 CHUNK_BYTES = 1 << 20
@@ -83,26 +81,6 @@ def verify_sha256(path: str, sha256: str | None, name: str = "") -> None:
         raise UserError(f"{name or path} has the sha256 {found}, but the spec expects {sha256}")
 
 
-def limits() -> dict[str, float]:
-    """Return the bounds of a download by the environment variable that sets them; infinity for a bound that is off.
-
-    Raises:
-        UserError: If a variable is not a number.
-    """
-    values = {}
-    for name, default in DEFAULTS.items():
-        text = os.environ.get(name, str(default))
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not value >= 0:
-            unit = "GB" if name == MAX_SIZE else "minutes"
-            raise UserError(f"{name}: expected a number of {unit}, or 0 for no limit, found {text!r}")
-        values[name] = value or math.inf
-    return values
-
-
 def fetch(model: str, source: str, query: str, sha256: str | None) -> str:
     """Download a source and return the path of the file.
 
@@ -120,7 +98,7 @@ def fetch(model: str, source: str, query: str, sha256: str | None) -> str:
             "pip install -r requirements.txt"
         )
     try:
-        with time_limit(limits()[MAX_TIME]):
+        with time_limit(limit(DOWNLOAD_TIME)):
             if scheme in ("http", "https"):
                 return download(source, query, sha256)
             repository, file, revision = hub_file(source)
@@ -144,7 +122,7 @@ def time_limit(minutes: float) -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> None:
-        raise LimitError(f"it takes longer than {minutes:g} minutes, as {MAX_TIME} allows; set it to more, or to 0")
+        raise LimitError(f"it takes longer than {minutes:g} minutes, as {DOWNLOAD_TIME} allows; {ADVICE}")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, min(max(minutes * 60, 0.001), MAX_TIMER))
@@ -161,8 +139,8 @@ class LimitError(Exception):
 
 def check_size(size: int) -> None:
     """Raise LimitError if a download has more bytes than it may have."""
-    if size > (limit := limits()[MAX_SIZE]) * 1e9:
-        raise LimitError(f"it has more than {limit:g} GB, as {MAX_SIZE} allows; set it to more, or to 0")
+    if size > (allowed := limit(DOWNLOAD_SIZE)) * 1e9:
+        raise LimitError(f"it has more than {allowed:g} GB, as {DOWNLOAD_SIZE} allows; {ADVICE}")
 
 
 def hub_file(source: str) -> tuple[str, str, str | None]:

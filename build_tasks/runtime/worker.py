@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.runtime import progress, resources, temporary_folder, threads
+from build_tasks.runtime.limits import ADVICE, STAGE_TIME, limit
 from build_tasks.runtime.memory_budget import Budget
 from build_tasks.runtime.progress import Message, ignore
 
@@ -55,6 +56,7 @@ budget = Budget()  # the memory of all stages that run
 HAS_FORK_SERVER = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
 EXIT_TIMEOUT = 10  # seconds for a child to end after its result; a thread of some library may keep it alive
 
+MAX_WAIT = 1e6  # seconds of one wait; the system's call takes no more than some 2e6
 NO_MESSAGE = ("ended", None)  # stands for the messages of a child that has ended without a result
 SERVER_KILLED = 255  # multiprocessing's exit code of a child whose fork server died; see its popen_forkserver.py
 # For every Python process that starts here. An artifact must depend neither on the order of sets, nor on the number of
@@ -85,19 +87,25 @@ def call(function: Callable[..., Any], *arguments: object, log: str, task: str =
         task: Name of the task that the child's progress messages belong to.
 
     Raises:
-        UserError: If the function raises it.
+        UserError: If the function raises it, or takes longer than a stage may.
         CrashError: If the child fails in any other way.
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
     emit = _listener()
+    minutes = limit(STAGE_TIME)
     connection, child = _start_child(log, function, arguments)
+    end = time.monotonic() + 60 * minutes
     try:
         with contextlib.suppress(ConnectionError):  # the child has already ended, as _next_message will find
             connection.send(cores_per_stage())
-        kind, value = _next_message(connection, child)
+        kind, value = _next_message(connection, child, end)
         while kind == "message":
             emit(task, value)
-            kind, value = _next_message(connection, child)
+            kind, value = _next_message(connection, child, end)
+    except TimeoutError as error:
+        raise UserError(
+            f"it takes longer than {minutes:g} minutes, as {STAGE_TIME} allows for a stage; {ADVICE} (the log: {log})"
+        ) from error
     finally:
         connection.close()
         child.join(timeout=0 if sys.exc_info()[0] else EXIT_TIMEOUT)
@@ -171,11 +179,19 @@ def _start_child(log: str, function: Callable[..., Any], arguments: tuple[object
             end_of_child.close()
 
 
-def _next_message(connection: "Connection", child: Any) -> tuple[str, Any]:
-    """Wait for the next message of a child; NO_MESSAGE if it has ended without one."""
+def _next_message(connection: "Connection", child: Any, end: float) -> tuple[str, Any]:
+    """Wait for the next message of a child; NO_MESSAGE if it has ended without one.
+
+    Args:
+        end: The time at which it must have ended, by the monotonic clock.
+    Raises:
+        TimeoutError: If it is later than that.
+    """
     from multiprocessing.connection import wait
 
-    wait([connection, child.sentinel])
+    while not wait([connection, child.sentinel], timeout=min(max(end - time.monotonic(), 0), MAX_WAIT)):
+        if time.monotonic() >= end:
+            raise TimeoutError
     try:
         message: tuple[str, Any] = connection.recv() if connection.poll() else NO_MESSAGE
     except (EOFError, ConnectionError):

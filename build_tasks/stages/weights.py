@@ -27,6 +27,7 @@ from build_tasks.formats.onnx_import import (
     rename_tensors,
 )
 from build_tasks.paths import MODELS
+from build_tasks.runtime.limits import check_archive
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model, split_source, table_settings
 
@@ -187,6 +188,7 @@ def read_state_dict(path: str) -> "dict[str, torch.Tensor]":
 
     from timm.models import load_state_dict
 
+    check_archive(path)
     try:
         state: dict[str, torch.Tensor] = load_state_dict(path, use_ema=True, weights_only=True)
     except Exception as error:  # torch, safetensors and timm raise many classes for a file that they cannot read

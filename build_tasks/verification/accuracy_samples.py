@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, with_suggestion
+from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
 from build_tasks.spec.source_checks import FOLDERS, TENSOR_SUFFIXES
@@ -122,6 +123,7 @@ def load_tensors(path: str, shape: tuple[int, int, int], input_format: str) -> "
 
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist")
+    check_archive(path)
     try:
         feeds: list[dict[str, Any]] = [dict(np.load(path))] if path.endswith(".npz") else load_json(path)
         batch = np.concatenate([feed[INPUT] if INPUT in feed else _only_array(feed) for feed in feeds])

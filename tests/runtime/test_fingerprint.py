@@ -32,6 +32,7 @@ RUN_ONLY = {
     "runtime.distributions": "versions are recorded by value",
     "runtime.fingerprint": "decides when a stage runs, not what it builds",
     "runtime.hardware": "facts of the machine are recorded by value",
+    "runtime.limits": "which inputs are refused, and when a stage is ended; there are no targets then",
     "runtime.progress": "messages to the terminal",
     "runtime.repository_files": "moves and copies files; the umask is recorded by value",
     "runtime.stage": "how a stage runs, not what it builds",

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from build_tasks.runtime import limits
 from tests.support.project import Project, Run, add_tiny
 
 SPEC = """\
@@ -707,13 +708,13 @@ def test_the_size_and_the_time_of_a_download_are_bounded(
     environment = {f"BUILD_DOWNLOAD_{variable}": value, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
     started = time.monotonic()
     line = run_weights(project, "weights", **trust, **environment).failure("m")
-    assert f"({reason}, as BUILD_DOWNLOAD_{variable} allows; set it to more, or to 0)" in line
+    assert f"({reason}, as BUILD_DOWNLOAD_{variable} allows; set it to more, or to 0 for no limit)" in line
     assert line.endswith("; put the file at models/m/model.safetensors")
     assert time.monotonic() - started < 60
     assert not [path for path in project.tree("build") if path.endswith("model.safetensors")]
 
 
-@pytest.mark.parametrize(("variable", "unit"), [("BUILD_DOWNLOAD_SIZE", "GB"), ("BUILD_DOWNLOAD_TIME", "minutes")])
+@pytest.mark.parametrize(("variable", "unit"), [(name, unit) for name, (_, unit) in limits.DEFAULTS.items()])
 @pytest.mark.parametrize("value", ["much", "-1", "nan", ""])
 def test_a_wrong_bound_is_refused_before_anything_runs(project: Project, variable: str, unit: str, value: str) -> None:
     project.model("m", spec("random://0"))
