@@ -18,5 +18,9 @@ def installed_version(distribution: str) -> str | None:
 
 
 def versions(tools: tuple[str, ...]) -> dict[str, str]:
-    """The versions of the distributions, without those that are not installed."""
-    return {tool: version for tool in tools if (version := installed_version(tool)) is not None}
+    """The versions of the distributions, without those that are not installed.
+
+    They have no local label: torch 2.14.1+cpu and 2.14.1+cu130 run the same code on a CPU, on which all stages use it.
+    Stages that depend on a GPU have the GPU and TensorRT's version in their fingerprint; see hardware.py.
+    """
+    return {tool: version.partition("+")[0] for tool in tools if (version := installed_version(tool)) is not None}

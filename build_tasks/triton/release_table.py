@@ -96,8 +96,8 @@ ONNX_RUNTIME = {
 }
 
 # The first release that has a field of ModelConfig, by the message that holds it. All other fields are older than the
-# first row of RELEASES. Source: protobuf/model_config.proto in the branches r23.10 to r26.07 of the repository `common`,
-# compared with each other. No later branch was seen.
+# first row of RELEASES. Source: protobuf/model_config.proto in the branches r23.10 to r26.07 of the repository
+# `common`, compared with each other. No later branch was seen.
 FIELDS_SINCE = {
     "ModelSequenceBatching.iterative_sequence": "23.11",
     "ModelSequenceBatching.State.use_same_buffer_for_input_output": "23.11",

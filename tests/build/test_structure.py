@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,11 @@ def test_the_packages_import_each_other_in_one_order() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports"))]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_pyproject_and_requirements_name_the_same_packages() -> None:
+    """`uv sync` reads the group, pip the file."""
+    group = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["build"]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line.partition("#")[0].strip() for line in lines]
+    assert group == [package for package in packages if package not in ("", ".")]

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from build_tasks.runtime import fingerprint
+from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Stage
 from tests.support.project import ROOT, Project
 from tests.support.tiny_network import NETWORK
@@ -155,6 +156,7 @@ import os, pickle, sys
 sys.path.insert(0, os.getcwd())
 import dodo
 from doit.loader import load_tasks
+from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import stage_of
 stages = [stage for task in load_tasks(vars(dodo)) if (stage := stage_of(task))]
 open("stages.pickle", "wb").write(pickle.dumps(stages))
@@ -304,6 +306,18 @@ def test_reasons_name_modules_settings_tools_and_files(stages: list[Stage]) -> N
         f"build_tasks.stages.onnx: sha256 33333333 -> {now[:8]}",
     ]
     assert stage.stale_inputs(recorded(stage, inputs=content), content.get) == []
+
+
+@pytest.mark.parametrize("version", ["2.14.1", "2.14.1+cpu", "2.14.1+cu130"])
+def test_builds_of_one_release_for_cpus_and_gpus_are_the_same_tool(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"made-up-{version.replace('.', '-').replace('+', '-')}"
+    metadata = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert versions((name, "absent-package")) == {name: "2.14.1"}
 
 
 def test_a_record_of_an_older_version_is_stale(stages: list[Stage]) -> None:
