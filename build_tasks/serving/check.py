@@ -5,18 +5,20 @@
                                                                    │  backend or a GPU is missing on this machine
                                                                    └► refused: reason ─► exit code 1
 
+If a model makes the server end, another server loads the models after it.
 The preprocessing model of an ensemble also has to prepare the accuracy samples as timm does. Source of the server's
 messages: model_config_utils.cc, backend_model.cc and ensemble_utils.cc of Triton's core.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from doit.exceptions import TaskFailed
 
 from build_tasks.errors import UserError
 from build_tasks.paths import BUILD, REPOSITORY
-from build_tasks.serving import triton_client, triton_server
+from build_tasks.serving import server_kinds, triton_client, triton_server
 from build_tasks.spec.model import Model
 from build_tasks.triton.platforms import FORMATS
 from build_tasks.triton.repository import published_models
@@ -38,7 +40,7 @@ STUB_LIBRARIES = {"torchscript": "PyTorch", "onnx": "ONNX Runtime"}
 DECODER_TOLERANCE = 1e-2  # relative L2
 
 PARAMS = [
-    triton_server.SERVER_PARAM,
+    server_kinds.SERVER_PARAM,
     {
         "name": "stubs", "long": "stubs", "type": bool, "default": False,
         "help": "with the core: run ONNX and TorchScript models with the same libraries in its Python backend",
@@ -85,27 +87,58 @@ def check(models: list[Model], server: str, stubs: bool, old_stubs: bool) -> Tas
     stubs = stubs or old_stubs
     specs = {served.name: served for served in served_models(models)}
     default = models[0].release
-    refused = []
+    refused: list[str] = []
     try:
-        kind = triton_server.select_kind(server, default)
+        kind = server_kinds.select_kind(server, default)
         names_of: dict[str, list[str]] = {}
         for name in names:
             release = specs[name].model.release if kind == "docker" and name in specs else default
             names_of.setdefault(release, []).append(name)
-        for release in sorted(names_of):
-            with triton_server.start(kind, release, triton_server.free_ports(), LOG, stubs=stubs) as running:
-                for name in names_of[release]:
-                    result = check_model(running, name, specs.get(name))
-                    if result.startswith("refused"):
-                        refused.append(name)
-                    elif stubs and kind == "core" and result.startswith("ok"):  # other servers have their backends
-                        result += stub_note(name)
-                    print(f"  {name}: {result}", flush=True)
+        for release, names_of_release in sorted(names_of.items()):
+            for name, result in check_models(kind, release, names_of_release, specs, stubs):
+                if result.startswith("refused"):
+                    refused += [name] if name not in refused else []
+                elif stubs and kind == "core" and result.startswith("ok"):  # other servers have their backends
+                    result += stub_note(name)
+                print(f"  {name}: {result}", flush=True)
     except UserError as error:
         return TaskFailed(str(error))
     if refused:
         return TaskFailed(f"Triton refuses {', '.join(refused)}; the server's log: {LOG}")
     return None
+
+
+def check_models(
+    kind: str, release: str, names: list[str], specs: dict[str, ServedModel], stubs: bool
+) -> Iterator[tuple[str, str]]:
+    """Load models in one server, and yield the name and the result of each.
+
+    If the server ends, another one is started for the rest. If a model does not load because the server has already
+    ended, it loads in the next one, and the model before it is to blame.
+
+    Args:
+        kind, release, stubs: As of `triton_server.start`.
+    """
+    rest, ended_after, append = list(names), None, False
+    while rest:
+        with triton_server.start(kind, release, triton_server.free_ports(), LOG, stubs, append=append) as server:
+            append, before = True, None
+            while rest:
+                name = rest[0]
+                try:
+                    result = check_model(server, name, specs.get(name))
+                except triton_server.NoAnswerError as error:
+                    if before is not None:
+                        ended_after = before
+                        break  # the same model again, in a server that has loaded no other
+                    result = f"refused: {error}"
+                if ended_after is not None and not result.startswith("refused: the server "):
+                    yield ended_after, "refused: the server ended after it had loaded this model"
+                ended_after = None
+                yield rest.pop(0), result
+                if result.startswith("refused: the server "):
+                    break
+                before = name
 
 
 def stub_note(name: str) -> str:
@@ -154,6 +187,8 @@ def check_preprocessing(server: triton_server.Server, name: str, model: Model) -
     try:
         _, (answer,) = client.infer(name, client.tensors(name), batch)
     except UserError as error:
+        if how := server.how_it_ended():
+            raise triton_server.NoAnswerError(f"the server {how} while this model preprocessed images") from error
         return f"refused: {error}"
     expected = load_json(model.artifact("samples.json"))[0][INPUT][: len(batch)]
     difference = relative_error(answer.astype("float32"), expected.astype("float32"))

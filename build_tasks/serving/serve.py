@@ -9,7 +9,7 @@ from doit.exceptions import TaskFailed
 
 from build_tasks.errors import UserError
 from build_tasks.paths import BUILD, REPOSITORY
-from build_tasks.serving import triton_server
+from build_tasks.serving import server_kinds, triton_server
 from build_tasks.serving.check import format_load_result
 from build_tasks.serving.triton_server import Ports
 from build_tasks.spec.model import Model
@@ -18,7 +18,7 @@ from build_tasks.triton.repository import published_models
 LOG = f"{BUILD}/serve.log"
 
 PARAMS = [
-    triton_server.SERVER_PARAM,
+    server_kinds.SERVER_PARAM,
     {
         "name": "address", "long": "address", "type": str, "default": "127.0.0.1",
         "help": "IPv4 address where the server listens; 0.0.0.0 admits other machines (Triton 25.07 or newer)",
@@ -51,8 +51,8 @@ def serve(models: list[Model], server: str, address: str, http: int, grpc: int, 
     if others := sorted({model.release for model in models} - {release}):
         print(f"the specs name the releases {', '.join([*others, release])}; {release} serves all models", flush=True)
     try:
-        kind = triton_server.select_kind(server, release)
-        address = triton_server.bind_address(kind, release, address)
+        kind = server_kinds.select_kind(server, release)
+        address = server_kinds.bind_address(kind, release, address)
         if kind == "core":
             print(
                 "the server core from PyPI has only the Python backend: stubs run ONNX and TorchScript models in it, "
@@ -62,7 +62,10 @@ def serve(models: list[Model], server: str, address: str, http: int, grpc: int, 
         ports = Ports(http, grpc, metrics)
         with triton_server.start(kind, release, ports, LOG, stubs=True, address=address) as running:
             for name in names:
-                print(f"  {name}: {format_load_result(running.load(name))}", flush=True)
+                try:
+                    print(f"  {name}: {format_load_result(running.load(name))}", flush=True)
+                except triton_server.NoAnswerError as error:
+                    return TaskFailed(f"{name}: {error}; the server's log: {LOG}")
             urls = f"HTTP {address}:{http}, gRPC {address}:{grpc}, metrics {address}:{metrics}"
             print(f"serving: {urls}; log: {LOG}; Ctrl-C stops the server", flush=True)
             code = running.process.wait()

@@ -1,8 +1,7 @@
-"""A Triton server on this machine: which one there is, how it starts, and how it loads a model.
+"""A Triton server on this machine: how it starts, and how it loads a model.
 
-    tritonserver on the PATH │ Docker, with the image of triton.release │ the core from PyPI (triton_core.py)
-                             └──────────► a process on this machine ◄───┘
-                                                  │ HTTP (triton_client.py), with the key of this start
+    one of the servers of server_kinds.py ─► a process on this machine
+                                                 │ HTTP (triton_client.py), with the key of this start
                                      load a model: None, or the reason why not
 
 A request that loads a model may carry the model's files, and a Python model is code. So a server that is started here
@@ -14,37 +13,30 @@ stand inside the functions.
 """
 
 import contextlib
-import ipaddress
 import os
 import re
 import secrets
 import shlex
-import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from build_tasks.errors import UserError, first_lines
+from build_tasks.errors import UserError
 from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import hardware
 from build_tasks.serving import triton_core
+from build_tasks.serving.server_kinds import IMAGE, succeeds
 from build_tasks.serving.triton_client import KEY_NAME, Client
 
-# Source: the container's page; see container.py for TensorRT's.
-IMAGE = "nvcr.io/nvidia/tritonserver:{}-py3"
 REPOSITORY_IN_IMAGE = "/models"
-
-KINDS = ("auto", "local", "docker", "core")
 
 START_TIMEOUT = 120  # seconds until the server is live; in Docker, pip runs first
 LIVE_TIMEOUT = 5  # seconds for one answer to "are you live?"
+END_TIMEOUT = 5  # seconds until a process whose connection broke has ended
 LOAD_TIMEOUT = 300  # seconds to load and warm up a model: a plan takes long, and the Python backend may hang
-
-SERVER_PARAM = {
-    "name": "server", "long": "server", "type": str, "default": "auto", "choices": [(kind, "") for kind in KINDS],
-    "help": "local: tritonserver on the PATH; docker; core: fetched by `doit tritonserver`; auto: the first of these",
-}  # fmt: skip
 
 STRICT_OPTIONS = (
     *("--disable-auto-complete-config", "--exit-on-error=false", "--model-control-mode=explicit"),
@@ -58,13 +50,17 @@ RESTRICTED_PROTOCOLS = "model-repository,shared-memory,trace,logging"
 # The first release with --http-restricted-api. Source: src/command_line_parser.cc of the branches r23.10 and r23.11.
 FIRST_RESTRICTED_RELEASE = "23.11"
 
-# Older releases can be crashed, and may be made to run code, by requests without a login. Source: NVIDIA's security
-# bulletin of August 2025 (CVE-2025-23310, CVE-2025-23311, CVE-2025-23319 and others).
-FIRST_EXPOSED_RELEASE = "25.07"
-
 # No bytecode beside Python models. The Python backend of release 24.10 ignores this (measured: its interpreter is
 # isolated), so the core's Python sets it in another way, and published models keep bytecode out by themselves.
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1"}
+
+
+# The beginning of the stack in the message of a Python model's exception, and the same in the server's log.
+STACK, ESCAPED_STACK = "\n\nAt:\n", "\\n\\nAt:\\n"
+
+
+class NoAnswerError(UserError):
+    """The server has ended, or does not answer any more."""
 
 
 class Ports(NamedTuple):
@@ -79,62 +75,6 @@ class Launch(NamedTuple):
     command: list[str]
     environment: dict[str, str]
     description: str
-
-
-def select_kind(kind: str, release: str) -> str:
-    """The kind of server to start: `kind` itself, or for "auto" the first one that is available.
-
-    Raises:
-        UserError: If that kind, or any kind, is not available on this machine.
-    """
-    available = {
-        "local": shutil.which("tritonserver") is not None,
-        "docker": shutil.which("docker") is not None and _succeeds(["docker", "version"]),
-        "core": triton_core.installed(),
-    }
-    if kind == "auto":
-        if first := next((name for name, is_available in available.items() if is_available), None):
-            return first
-        raise UserError(
-            f"there is no Triton server on this machine: neither tritonserver on the PATH, nor Docker (for "
-            f"{IMAGE.format(release)}), nor the server core from PyPI; `doit tritonserver` fetches it (some 70 MB)"
-        )
-    if not available[kind]:
-        reasons = {
-            "local": "there is no tritonserver on the PATH",
-            "docker": "there is no docker on the PATH whose engine runs",
-            "core": f"there is no {triton_core.CORE}; `doit tritonserver` fetches the core (some 70 MB)",
-        }
-        raise UserError(f"--server {kind}: {reasons[kind]}")
-    return kind
-
-
-def _succeeds(command: list[str]) -> bool:
-    """Whether a command ends with exit code 0 within 20 seconds."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
-    return False
-
-
-def bind_address(kind: str, release: str, address: str) -> str:
-    """The IPv4 address that a server listens on.
-
-    Triton's HTTP server takes no names: for one, it listens on 255.255.255.255.
-
-    Raises:
-        UserError: If it is none, or if other machines would reach a release with known holes.
-    """
-    try:
-        ip = ipaddress.IPv4Address("127.0.0.1" if address == "localhost" else address)
-    except ValueError as error:
-        raise UserError(f"--address: expected an IPv4 address, such as 127.0.0.1, found {address[:80]!r}") from error
-    started = {"core": triton_core.RELEASE, "docker": release}.get(kind)  # the release of another server is unknown
-    if started and started < FIRST_EXPOSED_RELEASE and not ip.is_loopback:
-        raise UserError(
-            f"--address {ip}: Triton {started} has holes that need no login, fixed in {FIRST_EXPOSED_RELEASE}; it "
-            f"listens on 127.0.0.1 only. For other machines use --server local or docker with a newer release"
-        )
-    return str(ip)
 
 
 def restrictions(key: str) -> list[str]:
@@ -207,22 +147,72 @@ class Server:
     def load(self, model: str) -> str | None:
         """Load a model. Returns the reason if the server cannot load it, and None if it is loaded.
 
-        The server writes some mistakes in a configuration only to its log: they are taken from there.
+        The server writes some mistakes in a configuration only to its log: they are taken from there. Of the exception
+        of a Python model, the reason has the first line; the server's log has its stack.
+
+        Raises:
+            NoAnswerError: If the server ends meanwhile, or does not answer within LOAD_TIMEOUT.
         """
         position = self.log.seek(0, os.SEEK_END)
-        try:
-            reason = Client("HTTP", self.http, timeout=LOAD_TIMEOUT, key=self.key).load(model)
-        except UserError as error:  # it hangs, or has ended
-            cause = first_lines(error.__cause__ or error)
-            return f"the server did not answer within {LOAD_TIMEOUT} s, or it has ended ({cause})"
+        reason = self._send_load(model, position)
         if reason is None:
             return None
         self.log.seek(position)
         lines = self.log.read()
         not_polled = re.findall(rf"Poll failed for model directory '{re.escape(model)}': (.*)", lines)
         not_parsed = re.findall(r"Error parsing text-format inference\.ModelConfig: (.*)", lines)
-        reason = "; ".join([*not_polled[-1:], *not_parsed[-1:]]) or reason
-        return re.sub(r"^load failed for model '[^']*': version \d+ is at UNAVAILABLE state: |;?\s*$", "", reason)
+        reason = "; ".join([*not_polled[-1:], *not_parsed[-1:]]) or reason.partition(STACK)[0]
+        return re.sub(
+            r"^load failed for model '[^']*': version \d+ is at UNAVAILABLE state: (Internal: TritonModelException: )?"
+            r"|;?\s*$",
+            "",
+            reason,
+        )
+
+    def _send_load(self, model: str, position: int) -> str | None:
+        """Send the request that loads a model, and return the server's reason if it cannot.
+
+        A thread waits for the answer: if the server ends, the processes of its Python models keep the connection open
+        for a while.
+
+        Args:
+            position: End of the log before the request.
+        Raises:
+            NoAnswerError: As of `load`.
+        """
+        answers: list[str | UserError | None] = []
+
+        def send() -> None:
+            try:
+                answers.append(Client("HTTP", self.http, timeout=LOAD_TIMEOUT, key=self.key).load(model))
+            except UserError as error:
+                answers.append(error)
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        while thread.is_alive() and self.process.poll() is None:
+            thread.join(0.2)
+        if answers and not isinstance(answers[0], UserError):
+            return answers[0]
+        how = self.how_it_ended() or f"did not answer within {LOAD_TIMEOUT} s"
+        self.log.seek(position)
+        errors = re.findall(r'^E\d{4} \S+ \d+ [\w.]+:\d+\] "?(.*?)"?$', self.log.read(), re.MULTILINE)
+        last_error = f"; its last error: {errors[-1].partition(ESCAPED_STACK)[0]}" if errors else ""
+        raise NoAnswerError(f"the server {how} while it loaded this model{last_error}")
+
+    def how_it_ended(self) -> str | None:
+        """How the server has ended, "ended with SIGSEGV"; None if it runs.
+
+        A connection breaks a moment before the process of a server that crashes has ended.
+        """
+        try:
+            code = self.process.wait(END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return None
+        # A shell, or Docker, adds 128 to the number of a signal.
+        number = -code if code < 0 else code - 128
+        known = number in [member.value for member in signal.Signals]
+        return f"ended with {signal.Signals(number).name}" if known else f"ended with exit code {code}"
 
 
 def free_ports() -> Ports:
@@ -244,6 +234,7 @@ def start(
     log: str,
     stubs: bool = False,
     address: str = "127.0.0.1",
+    append: bool = False,
 ) -> Iterator[Server]:
     """Context manager for a server that is live and has loaded no model. It is stopped at the end.
 
@@ -251,6 +242,7 @@ def start(
         kind, release, ports, address: As of `launch`.
         log: File for the server's output.
         stubs: Whether the core gets the stub backends. Other servers have their own backends.
+        append: Whether the log keeps the output of an earlier server.
     Raises:
         UserError: If the server does not start, or must not.
     """
@@ -261,14 +253,14 @@ def start(
         )
     os.makedirs(os.path.dirname(log), exist_ok=True)
     image = IMAGE.format(release)
-    if kind == "docker" and not _succeeds(["docker", "image", "inspect", image]):
+    if kind == "docker" and not succeeds(["docker", "image", "inspect", image]):
         print(f"+ docker pull {image}", flush=True)
         if code := subprocess.run(["docker", "pull", image], check=False).returncode:
             raise UserError(f"docker pull {image} ended with exit code {code}")
     key = secrets.token_hex(32)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(triton_core.backend_directory(stubs)) if kind == "core" else None
-        file = stack.enter_context(open(log, "w", encoding="utf-8"))
+        file = stack.enter_context(open(log, "a" if append else "w", encoding="utf-8"))
         launched = launch(kind, release, ports, address, folder, key)
         # With AIP_MODE, Triton opens another port, for Vertex AI, on all addresses.
         inherited = {name: value for name, value in os.environ.items() if name != "AIP_MODE"}

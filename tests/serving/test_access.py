@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from build_tasks.errors import UserError
-from build_tasks.serving import triton_core, triton_server
+from build_tasks.serving import server_kinds, triton_core, triton_server
+from build_tasks.serving.server_kinds import KINDS
 from build_tasks.serving.triton_client import KEY_HEADERS, Client
-from build_tasks.serving.triton_server import KINDS, Ports
+from build_tasks.serving.triton_server import Ports
 from tests.support import specs_served
 from tests.support.project import Project
 
@@ -257,8 +258,8 @@ def test_a_release_with_known_holes_listens_on_the_loopback_address_only(copy: P
     assert len(line) <= 300
     assert not (copy / "build/serve.log").exists(), "no server was started"
     with pytest.raises(UserError, match=re.escape(f"--address {address}: Triton 25.06 has holes")):
-        triton_server.bind_address("docker", "25.06", address)
-    assert triton_server.bind_address("docker", "25.07", address) == address
+        server_kinds.bind_address("docker", "25.06", address)
+    assert server_kinds.bind_address("docker", "25.07", address) == address
 
 
 @pytest.mark.parametrize("address", ["example.com", "::1", "127.0.0.1/8", "127.0.0.1:8000", "x" * 1000])
