@@ -3,6 +3,10 @@
 model_repository/ ─► server (triton_server.py) ─► every model loaded ─► HTTP, gRPC, metrics
 """
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from doit.exceptions import TaskFailed
@@ -60,7 +64,9 @@ def serve(models: list[Model], server: str, address: str, http: int, grpc: int, 
                 flush=True,
             )
         ports = Ports(http, grpc, metrics)
+        print(f"starting Triton ({kind}); log: {LOG}", flush=True)
         with triton_server.start(kind, release, ports, LOG, stubs=True, address=address) as running:
+            print(f"loading {len(names)} models; PyTorch and large models take up to a minute each", flush=True)
             for name in names:
                 try:
                     print(f"  {name}: {format_load_result(running.load(name))}", flush=True)
@@ -68,7 +74,25 @@ def serve(models: list[Model], server: str, address: str, http: int, grpc: int, 
                     return TaskFailed(f"{name}: {error}; the server's log: {LOG}")
             urls = f"HTTP {address}:{http}, gRPC {address}:{grpc}, metrics {address}:{metrics}"
             print(f"serving: {urls}; log: {LOG}; Ctrl-C stops the server", flush=True)
-            code = running.process.wait()
+            try:
+                with interruptible():
+                    code = running.process.wait()
+            except KeyboardInterrupt:
+                print("stopped", flush=True)
+                return None
     except UserError as error:
         return TaskFailed(str(error))
     return TaskFailed(f"the server ended with exit code {code}; its log: {LOG}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Context manager in which Ctrl-C raises KeyboardInterrupt. Elsewhere it ends the run, with exit code 130."""
+    if threading.current_thread() is not threading.main_thread():  # doit -n 2; only the main thread sets handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -157,7 +157,7 @@ def test_a_server_over_it_answers_within_the_gate(project: Project) -> None:
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
-    assert server.returncode == 130
+    assert server.returncode == 0, "Ctrl-C is its normal end"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)

@@ -7,6 +7,7 @@ Python backend. The core checks, schedules, warms up and answers as any Triton s
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -420,7 +421,11 @@ def test_the_examples_of_clients_run_as_they_stand(all_models: Project, serving:
         assert {line.split()[1] for line in outputs[0].splitlines()[1:5]} == {"one", "two", "three", "four"}
 
 
-def test_serve_runs_until_a_signal(project_with: CopyOf) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "last"), [(signal.SIGTERM, 143, "interrupted by SIGTERM"), (signal.SIGINT, 0, "stopped\n")]
+)
+def test_serve_runs_until_a_signal(number: signal.Signals, code: int, last: str, project_with: CopyOf) -> None:
+    """Ctrl-C is its normal end."""
     project = project_with("plain")
     ports = triton_server.free_ports()
     options = [word for name, port in ports._asdict().items() for word in (f"--{name}", str(port))]
@@ -432,9 +437,10 @@ def test_serve_runs_until_a_signal(project_with: CopyOf) -> None:
             if line.startswith("serving:"):
                 break
         assert "  plain: ok\n" in lines
+        assert lines.index("starting Triton (core); log: build/serve.log\n") < lines.index("  plain: ok\n")
         assert Client("gRPC", f"127.0.0.1:{ports.grpc}").ready("plain_onnx")
-        process.terminate()
-        assert process.wait(60) == 143
-        assert "interrupted by SIGTERM" in process.stdout.read()
+        process.send_signal(number)
+        assert process.wait(60) == code
+        assert last in process.stdout.read()
     with pytest.raises(UserError, match="nothing answers"):
         Client("HTTP", f"127.0.0.1:{ports.http}").ready("plain")
