@@ -1,10 +1,16 @@
-"""Python files of the user in the folder of a model: a network, or a converter of weights."""
+"""Python files of the user in the folder of a model: a network, or a converter of weights.
 
+Only their source runs. Python would run bytecode from `__pycache__` in place of a source file that looks unchanged, or
+without any check: a person who reads the source would not see it, and no fingerprint covers it.
+"""
+
+import functools
 import os
 import sys
 import traceback
 import types
 from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from typing import Any
 
 from build_tasks.errors import UserError, first_lines
@@ -36,8 +42,7 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     module = types.ModuleType(f"models_{model}_{file.removesuffix('.py')}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses search for their module there
-    # The file is not imported, and its imports write no bytecode: Python trusts cached bytecode by mtime and size.
-    sys.dont_write_bytecode = True
+    _import_sources_only(os.path.abspath(MODELS))
     try:
         with open(path, "rb") as source:
             exec(compile(source.read(), path, "exec"), module.__dict__)
@@ -47,6 +52,28 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
         raise UserError(f"{path}: there is no function {function}")
     result: Callable[..., Any] = getattr(module, function)
     return result
+
+
+class SourceLoader(SourceFileLoader):
+    """Imports a Python file without reading or writing bytecode."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+@functools.cache
+def _import_sources_only(folder: str) -> None:
+    """Let this process import what is in a folder, and below it, with SourceLoader."""
+    find = FileFinder.path_hook((ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceLoader, SOURCE_SUFFIXES))
+
+    def hook(path: str) -> Any:
+        if os.path.commonpath([folder, os.path.abspath(path)]) != folder:
+            raise ImportError  # as the protocol of path hooks wants; Python then asks the next one
+        return find(path)
+
+    sys.path_hooks.insert(0, hook)
+    sys.path_importer_cache.clear()
 
 
 def user_error(path: str, error: Exception) -> UserError:
