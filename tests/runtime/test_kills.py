@@ -9,14 +9,13 @@ import os
 import random
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.support.light_stages import use_light_stages
+from tests.support.observer import Tree, observed
 from tests.support.project import DOIT, ENVIRONMENT, Project, mounted
 
 if shutil.which("strace") is None:
@@ -38,7 +37,6 @@ timm = "resnet18"
 [weights]
 source = "random://{seed}"
 """
-Tree = dict[str, bytes]
 State = tuple[int, str]  # a seed, and formats; what the model `net` has at one time
 STATES: list[State] = [(seed, formats) for seed in (0, 1) for formats in ('"torchscript", "onnx"', '"torchscript"')]
 
@@ -93,54 +91,6 @@ def part(tree: Tree, model: str) -> Tree:
     return {path: data for path, data in tree.items() if path.split("/")[0] == model}
 
 
-class Observer(threading.Thread):
-    """Reads every published model again and again, as a server does, and notes those that no clean build publishes.
-
-    A model is read as a whole if its folder is the same one before and after.
-    """
-
-    def __init__(self, project: Project, trees: list[Tree]):
-        super().__init__(daemon=True)
-        self.repository = project / "model_repository"
-        self.good = {name: [part(tree, name) for tree in trees] for name in ("net", "net_onnx", "other_onnx")}
-        self.ended = threading.Event()
-        self.reads = 0
-        self.half: list[tuple[str, Tree]] = []
-
-    def run(self) -> None:
-        while not self.ended.wait(0.001):
-            self.read()
-
-    def read(self) -> None:
-        for name in self.good:
-            folder = self.repository / name
-            try:
-                before = folder.stat().st_ino
-                tree = {
-                    str(path.relative_to(self.repository)): path.read_bytes()
-                    for path in folder.rglob("*")
-                    if path.is_file()
-                }
-                if folder.stat().st_ino != before:
-                    continue
-            except OSError:  # replaced or removed while it was read
-                continue
-            self.reads += 1
-            if tree not in self.good[name]:
-                self.half.append((name, tree))
-
-
-@contextmanager
-def observed(project: Project, trees: list[Tree]) -> Iterator[Observer]:
-    observer = Observer(project, trees)
-    observer.start()
-    try:
-        yield observer
-    finally:
-        observer.ended.set()
-        observer.join()
-
-
 def repository_file_system(project: Project, kind: str) -> AbstractContextManager[object]:
     folder = project / "model_repository"
     return nullcontext() if kind == "one file system" else mounted(folder, "-t", "tmpfs", "none")
@@ -156,7 +106,7 @@ def test_a_kill_at_any_system_call_leaves_whole_models(
     trees = list(expected.values())
     with repository_file_system(project, kind):
         calls = count_calls(project)
-        with observed(project, trees) as observer:
+        with observed(project, lambda name, tree: tree in [part(whole, name) for whole in trees]) as observer:
             killed = 0
             state = STATES[0]
             while killed < kills:
