@@ -8,13 +8,13 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first line; sou
 
 # Members of PyTorch's archives, below one folder, that only one kind of archive has.
 # Source: torch/jit/_serialization.py, torch/export/pt2_archive/constants.py, torch/serialization.py.
+TORCHSCRIPT, EXPORTED, AOTI_PACKAGE = "a TorchScript file", "a torch.export file", "an AOTInductor package"
 MEMBERS = {
-    "constants.pkl": "a TorchScript file",
-    "models/model.json": "a torch.export file",
-    "serialized_exported_program.json": "a torch.export file",
+    "constants.pkl": TORCHSCRIPT,
+    "models/model.json": EXPORTED,
+    "serialized_exported_program.json": EXPORTED,
 }
 AOTI = "data/aotinductor/"  # a folder of archives with code that was compiled for one machine
-AOTI_PACKAGE = "an AOTInductor package"
 
 
 def reject_placeholder(path: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
+from build_tasks.formats import torch_program
 from build_tasks.formats.onnx_files import fixed_batch
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.formats.user_code import python_files, user_function
@@ -31,6 +32,8 @@ NETWORK_MODULES = (
     "build_tasks.tensors",
     "build_tasks.verification.tolerance",
 )
+
+PROGRAM_MODULES = ("build_tasks.formats.torch_program", "build_tasks.formats.file_kinds")  # and for files of PyTorch
 
 
 def settings_of(model: Model) -> Settings:
@@ -87,7 +90,11 @@ def size_dependent_axes(
 
 def source_modules(model: Model) -> tuple[str, ...]:
     """Return the project's modules that make the network, for the fingerprint of every stage that uses it."""
-    return (*NETWORK_MODULES, *(ONNX_MODULES if model.spec.from_onnx else ()))
+    return (
+        *NETWORK_MODULES,
+        *(ONNX_MODULES if model.spec.from_onnx else ()),
+        *(PROGRAM_MODULES if model.spec.program_suffix else ()),
+    )
 
 
 def user_source_files(model: Model) -> tuple[str, ...]:
@@ -103,7 +110,7 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
     """Return the network in inference mode.
 
     Args:
-        settings: Those of `settings_of`. Without an architecture the weights are an ONNX file, which is the network.
+        settings: Those of `settings_of`. Without an architecture the weights are a file that contains the network.
         weights: A safetensors file. Without it the architecture initializes the weights.
         exportable: Whether timm uses variants of layers that old opsets can express.
     Raises:
@@ -114,7 +121,9 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
 
     architecture = settings["architecture"]
     if architecture["timm"] is None and architecture["network"] is None:
-        return onnx_module(weights)
+        if weights is None or weights.endswith(".onnx"):
+            return onnx_module(weights)
+        return torch_program.load_program(weights)
     try:
         if architecture["timm"] is not None:
             module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])

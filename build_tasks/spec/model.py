@@ -93,6 +93,14 @@ class Spec(Table, kw_only=True):
         return re.search(r"\.onnx([@?#].*)?$", self.weights.source) is not None
 
     @property
+    def program_suffix(self) -> str | None:
+        """The suffix of a source of TorchScript or torch.export, which contains the network; None for other sources."""
+        if (self.architecture.timm, self.architecture.network) != (None, None):
+            return None
+        found = re.search(r"(\.pt2|\.pth?|\.ts|\.jit|\.torchscript)([@?#].*)?$", self.weights.source)
+        return found and found[1]
+
+    @property
     def has_engine(self) -> bool:
         """Whether one of the formats is an engine."""
         return not set(ENGINES).isdisjoint(self.formats)
@@ -137,8 +145,12 @@ class Model(Struct, frozen=True):
 
     @property
     def weights(self) -> str:
-        """The path of the artifact with the weights. For a model from ONNX it contains the network too."""
-        return self.artifact("weights.onnx" if self.spec.from_onnx else "weights.safetensors")
+        """The path of the artifact with the weights. It contains the network too if the source does."""
+        if self.spec.from_onnx:
+            return self.artifact("weights.onnx")
+        if suffix := self.spec.program_suffix:
+            return self.artifact("weights.pt2" if suffix == ".pt2" else "weights.pt")
+        return self.artifact("weights.safetensors")
 
     @property
     def reference(self) -> str:

@@ -10,6 +10,7 @@ A walk over a folder ends: it enters each linked folder once, and counts what it
 """
 
 import itertools
+import json
 import os
 import re
 import stat
@@ -23,6 +24,8 @@ VARIABLE = "BUILD_DATA_FOLDERS"  # environment variable: folders outside the mod
 MAX_ENTRIES = 100_000  # files and folders that a walk looks at; ImageNet's validation set has 51,000
 MAX_PART = 255  # bytes of a name in a path, as most file systems allow
 MAX_PATH = 4000  # bytes of a path
+INDEX = ".safetensors.index.json"  # lists the shards of a model; source: huggingface_hub, serialization/_base.py
+MAX_INDEX = 1 << 26  # bytes of an index; that of a network with a million tensors has 60 MB
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISREG, "a file"))
 
 
@@ -37,6 +40,18 @@ class SpecPath(NamedTuple):
     path: str
     is_data: bool
     is_folder: bool = False
+
+
+def shards(path: str) -> list[str]:
+    """Return the names of the files that an index of shards lists; none for another file, or an index that is wrong."""
+    try:
+        if not path.endswith(INDEX) or not os.path.isfile(path) or os.path.getsize(path) > MAX_INDEX:
+            return []
+        with open(path, encoding="utf-8") as file:
+            names = {*json.load(file)["weight_map"].values()}
+        return sorted(name for name in names if os.path.basename(name) == name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the stage that reads it reports it
+        return []
 
 
 def data_folders() -> list[str]:

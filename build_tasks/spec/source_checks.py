@@ -1,5 +1,6 @@
 """The source of the weights, and the files that a spec names: what they must look like, and where they may lie."""
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -99,6 +100,8 @@ def spec_paths(model: Model) -> Iterator[SpecPath]:
     scheme, rest = split_source(spec.weights.source)
     if scheme == "file":
         yield SpecPath("weights.source", rest, is_data=True, is_folder=spec.from_onnx)  # a folder has external data
+        for name in model_files.shards(model.source(rest)):
+            yield SpecPath("weights.source", os.path.join(os.path.dirname(rest), name), is_data=True)
     for key, path in (("accuracy.samples", spec.accuracy.samples), ("engine.calibration", spec.engine.calibration)):
         if path is not None:
             yield SpecPath(key, path, is_data=True, is_folder=not path.endswith(TENSOR_SUFFIXES))

@@ -47,7 +47,7 @@ class Table(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Architecture(Table):
-    """The network. Leave this table out if weights.source is an ONNX file, which contains the network."""
+    """The network. Leave it out if weights.source contains the network: ONNX, TorchScript or torch.export."""
 
     timm: Annotated[Text | None, Meta(description='Name of a timm architecture, "efficientnet_b3".')] = None
     network: Annotated[str | None, Meta(description='A function that builds your own network, "network.py:build".')] = (
@@ -57,7 +57,7 @@ class Architecture(Table):
 
 
 class Weights(Table):
-    """The source of the network's weights. An ONNX file contains the network too."""
+    """The source of the weights. Files of ONNX, TorchScript and torch.export contain the network too."""
 
     source: Annotated[
         Text,
@@ -66,6 +66,10 @@ class Weights(Table):
         ),
     ]
     sha256: Annotated[Sha256 | None, Meta(description="SHA-256 digest that the file must have.")] = None
+    prefix: Annotated[
+        Text | None,
+        Meta(description='Take only the tensors whose name begins with this, without it: "backbone.".'),
+    ] = None
     converter: Annotated[
         str | None,
         Meta(description='A function that renames the tensors of the file, "convert.py:function".'),

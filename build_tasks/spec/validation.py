@@ -78,17 +78,21 @@ def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     spec = model.spec
     if spec.from_onnx:
         yield from _onnx_source_mistakes(spec)
+    elif spec.program_suffix:
+        yield from _program_mistakes(spec)
     elif (spec.architecture.timm is None) == (spec.architecture.network is None):
         found = "neither" if spec.architecture.timm is None else "both"
         yield "architecture", "either `timm` or `network`", found
-    if (spec.architecture.network is not None or spec.from_onnx) and spec.input.shape is None:
-        source = "an ONNX file" if spec.from_onnx else "your own network"
+    if (spec.architecture.network or spec.from_onnx or spec.program_suffix) and spec.input.shape is None:
+        source = "your own network" if spec.architecture.network else "an ONNX file" if spec.from_onnx else "the file"
         yield "input.shape", f"[channels, height, width], since it is not read from {source}", "nothing"
     yield from _size_mistakes(spec.input)
     functions = {"architecture.network": spec.architecture.network, "weights.converter": spec.weights.converter}
     for key, value in functions.items():
         if value is not None and not re.fullmatch(r"[^:]+\.py:[A-Za-z_]\w*", value):
             yield key, "`file.py:function`", repr(value)
+    if spec.weights.prefix is not None and spec.weights.converter is not None:
+        yield "weights.prefix", "nothing, since weights.converter chooses the tensors", repr(spec.weights.prefix)
     yield from source_checks.mistakes(model)
     yield from value_checks.mistakes(model)
     for argument in sorted(WEIGHTS_ARGUMENTS & spec.architecture.arguments.keys()):
@@ -115,10 +119,25 @@ def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
         for key in keys:
             if (value := getattr(table, key)) != getattr(default, key):
                 yield f"{name}.{key}", f"nothing, {reason}, which is used as it is", repr(value)
-    if spec.weights.converter is not None:
-        yield "weights.converter", f"nothing, {reason}", repr(spec.weights.converter)
+    for key in ("converter", "prefix"):
+        if (value := getattr(spec.weights, key)) is not None:
+            yield f"weights.{key}", f"nothing, {reason}", repr(value)
     if "torchscript" in spec.formats:
         yield "formats", f"no torchscript, {reason}, which cannot become TorchScript", repr(spec.formats)
+
+
+def _program_mistakes(spec: Spec) -> Iterator[Mistake]:
+    """Yield keys that belong to a network in Python, if weights.source is a file of TorchScript or torch.export."""
+    reason = "since weights.source contains the network (without `timm` or `network` in [architecture])"
+    for key, value in (
+        ("architecture.arguments", spec.architecture.arguments),
+        ("weights.converter", spec.weights.converter),
+        ("weights.prefix", spec.weights.prefix),
+    ):
+        if value:
+            yield key, f"nothing, {reason}", repr(value)
+    if spec.onnx.exporter == "dynamo" and spec.program_suffix != ".pt2":
+        yield "onnx.exporter", "auto or torchscript, since the dynamo exporter cannot read TorchScript", "'dynamo'"
 
 
 def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:

@@ -69,7 +69,7 @@ def stage(model: Model) -> Stage:
         modules=(
             __name__,
             *EXPORT_MODULES,
-            *(IMPORT_MODULES if from_onnx else ()),
+            *(IMPORT_MODULES if from_onnx else pytorch_network.PROGRAM_MODULES if model.spec.program_suffix else ()),
         ),
         source_files=pytorch_network.user_source_files(model),
     )
@@ -83,6 +83,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     module = pytorch_network.wrap_for_serving(module, settings["interface"])
     shape = pytorch_network.input_shape(module, settings["shape"])
     exporters = {"torchscript": script, "dynamo": module}
+    if inputs["weights"].endswith(".pt2"):  # what torch.export has written, which the dynamo exporter begins with
+        exporters = dict(reversed(exporters.items()))
     if settings["exporter"] == "auto":
         names, choice = list(exporters), "first choice"
     else:

@@ -286,11 +286,12 @@ def reusable_versions(settings: Settings, new: Provenance) -> tuple[dict[int, Pr
     reusable: dict[int, Provenance] = {}
     for number in sorted(numbers):
         provenance = read_provenance(f"{folder}/{number}")
+        needs, release = provenance and provenance["needs"], settings["release"]  # no release: no version is kept
         if (
             provenance is not None
             and provenance["tensors"] == new["tensors"]
             and provenance["files"] == file_digests(f"{folder}/{number}")
-            and not (provenance["needs"] and releases.load_error(settings["release"], "onnx", provenance["needs"]))
+            and not (needs and release and releases.load_error(release, "onnx", needs))
         ):
             reusable[number] = provenance
     return reusable, sorted(set(numbers) - reusable.keys())

@@ -1,22 +1,27 @@
 """weights: the source that the spec names -> weights.safetensors, under the keys of the network
 
     hf:// https:// timm:// package:// path random://
-              └─► sha256 ─► converter ─► keys checked ─► weights.safetensors
+              └─► sha256 ─► checkpoint ─► converter, or the dict in it that fits ─► keys checked ─► weights.safetensors
 
-Where the source is an ONNX file, it holds the network too:
+An ONNX file holds the network too:
 
     model.onnx ─► sha256 ─► input checked ─► tensors renamed ─► one run in ONNX Runtime ─► weights.onnx
+
+and so does a file of TorchScript or torch.export, which is kept as it is:
+
+    model.pt, model.pt2 ─► sha256 ─► runs at batches 2 and 3 ─► weights.pt, weights.pt2
 """
 
 import functools
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import pytorch_network, user_code, weight_sources
+from build_tasks.formats import checkpoints, pytorch_network, state_dicts, torch_program, user_code, weight_sources
 from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import (
     IMPORT_MODULES,
@@ -27,8 +32,8 @@ from build_tasks.formats.onnx_import import (
     rename_tensors,
 )
 from build_tasks.paths import MODELS
-from build_tasks.runtime.limits import check_archive
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec import model_files
 from build_tasks.spec.model import Model, split_source, table_settings
 
 if TYPE_CHECKING:
@@ -60,11 +65,14 @@ def stage(model: Model) -> Stage:
         inputs["source"] = file  # the user put it there, for example on a machine without a network
     if spec.from_onnx and "source" in inputs:
         inputs |= {path: path for path in external_data_files(inputs["source"])}
+    elif weights.source.endswith(model_files.INDEX) and "source" in inputs:
+        folder = os.path.dirname(inputs["source"])
+        inputs |= {path: path for path in (f"{folder}/{name}" for name in model_files.shards(inputs["source"]))}
     user_files = pytorch_network.user_source_files(model)
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
         user_files = (*user_files, *user_code.python_files(model))  # a converter may import the files beside it
-    function = build_from_onnx if spec.from_onnx else build
+    function = build_from_onnx if spec.from_onnx else build_from_torch if spec.program_suffix else build
     return Stage(
         name=f"weights:{model.name}",
         model=model,
@@ -76,13 +84,13 @@ def stage(model: Model) -> Stage:
         settings={
             **pytorch_network.settings_of(model),
             "weights": table_settings(weights),
-            **({"shape": spec.input.shape} if spec.from_onnx else {}),
+            **({"shape": spec.input.shape} if spec.from_onnx or spec.program_suffix else {}),
         },
         tools=("torch", "timm", "safetensors"),
         modules=(
             __name__,
             "build_tasks.formats.weight_sources",
-            *(IMPORT_MODULES if spec.from_onnx else ()),
+            *(IMPORT_MODULES if spec.from_onnx else state_dicts.MODULES),
             *pytorch_network.source_modules(model),
         ),
         source_files=user_files,
@@ -105,15 +113,19 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
     source = settings["weights"]["source"]
     scheme, rest = split_source(source)
     if scheme == "random":
-        state = random_state(settings, seed=int(rest))
+        path, checkpoint = "", random_state(settings, seed=int(rest))
     else:
-        state = read_source(inputs, settings, read_state_dict, query, lambda path: [])
+        path, checkpoint = read_source(inputs, settings, read_with_path, query, model_files.shards)
+    network = pytorch_network.create_network(settings)
+    notes: Notes = {}
     if converter := settings["weights"]["converter"]:
-        state = convert(state, settings["model"], converter)
-    state = match_keys(state, pytorch_network.create_network(settings).state_dict(), source)
+        state = convert(checkpoints.unwrap(checkpoint), settings["model"], converter)
+    else:
+        state, notes = state_dicts.fit(checkpoint, network, source, settings["weights"]["prefix"], path)
+    state = state_dicts.match_keys(state, network.state_dict(), source)
     save_file(state, outputs["weights"])
     parameters = sum(tensor.numel() for tensor in state.values())
-    return {"weights": "RANDOM" if scheme == "random" else source, "parameters": parameters}
+    return {"weights": "RANDOM" if scheme == "random" else source, "parameters": parameters, **notes}
 
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
@@ -133,6 +145,25 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
         raise UserError(f"{path} does not run in ONNX Runtime: {first_lines(error)}") from error
     parameters = sum(math.prod(tensor.dims) for tensor in graph.graph.initializer)
     return {"weights": settings["weights"]["source"], "parameters": parameters}
+
+
+def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
+    source = settings["weights"]["source"]
+    path = read_source(inputs, settings, torch_program.check_program, query, lambda path: [])
+    shutil.copyfile(path, outputs["weights"])
+    network = pytorch_network.create_network(settings, outputs["weights"])
+    channels, height, width = settings["shape"]
+    for batch in (2, 3):
+        try:
+            pytorch_network.forward(network, pytorch_network.example_input((channels, height, width), batch))
+        except Exception as error:  # whatever the program raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise UserError(
+                f"{source} does not run on {[batch, channels, height, width]}: {reason}; expected float32 images of "
+                "input.shape, in batches of any size"
+            ) from error
+    state_dicts.require_finite(dict(network.named_parameters()), source)
+    return {"weights": source, "parameters": sum(tensor.numel() for tensor in network.parameters())}
 
 
 def read_source(
@@ -169,6 +200,11 @@ def read_source(
         raise
 
 
+def read_with_path(path: str) -> tuple[str, checkpoints.Checkpoint]:
+    """The path of a checkpoint and its content."""
+    return path, checkpoints.read_checkpoint(path)
+
+
 def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
     """The initial state dict of the architecture for one seed."""
     import random
@@ -180,26 +216,6 @@ def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return pytorch_network.create_network(settings).state_dict()
-
-
-def read_state_dict(path: str) -> "dict[str, torch.Tensor]":
-    """The state dict of a safetensors file or a checkpoint, unwrapped as timm does. No code in the file is executed."""
-    import pickle
-
-    from timm.models import load_state_dict
-
-    check_archive(path)
-    try:
-        state: dict[str, torch.Tensor] = load_state_dict(path, use_ema=True, weights_only=True)
-    except Exception as error:  # torch, safetensors and timm raise many classes for a file that they cannot read
-        # torch's unpickler reports an "unsupported operand" for a file that is no pickle, for example a web page.
-        cause = error.__cause__
-        if isinstance(cause, pickle.UnpicklingError):
-            if "Unsupported operand" in str(cause):
-                raise UserError(f"{path} cannot be read as weights: it is not a checkpoint") from error
-            raise UserError(f"{path} holds more than tensors and could execute code: save it as safetensors") from error
-        raise UserError(f"{path} cannot be read as weights: {first_lines(error)}") from error
-    return state
 
 
 def convert(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "dict[str, torch.Tensor]":
@@ -219,31 +235,3 @@ def convert(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "di
     if not isinstance(result, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in result.values()):
         raise UserError(f"{MODELS}/{model}/{converter} must return a dict from keys to tensors")
     return result
-
-
-def match_keys(
-    state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", source: str
-) -> "dict[str, torch.Tensor]":
-    """`state` under the keys of `expected`, in its dtypes and its order.
-
-    Raises:
-        UserError: If any key or shape does not match. The message lists them.
-    """
-    # Older checkpoints lack a counter that only training uses. torch's own loader accepts that, too.
-    optional = {key for key in expected if key.endswith("num_batches_tracked")}
-    missing = sorted(expected.keys() - state.keys() - optional)
-    unexpected = sorted(state.keys() - expected.keys())
-    misshapen = sorted(
-        f"{key} {list(state[key].shape)} instead of {list(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    )
-    problems = {"missing": missing, "unexpected": unexpected, "wrongly shaped": misshapen}
-    if any(problems.values()):
-        details = "; ".join(f"{len(keys)} {kind}: {_first_keys(keys)}" for kind, keys in problems.items() if keys)
-        raise UserError(f"{source} does not fit the architecture: {details}")
-    return {key: state.get(key, tensor).to(tensor.dtype).clone().contiguous() for key, tensor in expected.items()}
-
-
-def _first_keys(keys: list[str], limit: int = 8) -> str:
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

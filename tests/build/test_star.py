@@ -102,6 +102,14 @@ def replace(path: str) -> Edit:
     return edit
 
 
+def prefix_weights(project: Project) -> None:
+    """Give every tensor of the source weights a prefix."""
+    from safetensors.torch import load_file, save_file
+
+    path = project / "models/tiny/weights.safetensors"
+    save_file({f"net.{key}": tensor for key, tensor in load_file(path).items()}, path)
+
+
 def scale_a_weight(project: Project) -> None:
     """Change one value of the source weights: the classifier's first bias."""
     import torch
@@ -170,6 +178,9 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("what the converter does", lambda p: p.edit(
         "models/tiny/convert.py", "dict(state)", "{k: v * 2 if 'classifier' in k else v for k, v in state.items()}"
     ), [*NETWORK, *MEASURE, *ACCURACY, *PUBLISH]),
+    ("weights.prefix", both(
+        prefix_weights, spec('converter = "convert.py:convert"', 'prefix = "net."')
+    ), ["weights:tiny", *PUBLISH]),
     ("a file of the model that nothing names", write("models/tiny/notes.txt", "mine"), []),
     # labels
     ("a label", lambda p: p.edit("models/tiny/labels.txt", "class 7\n", "class seven\n"),

@@ -66,6 +66,15 @@ def from_onnx(stage: Stage) -> bool:
     return stage.model.spec.from_onnx
 
 
+def from_torch(stage: Stage) -> bool:
+    """Whether the stage loads a network from a file of PyTorch. `measure` runs artifacts only."""
+    return stage.model.spec.program_suffix is not None and not stage.name.startswith("measure")
+
+
+def from_weights(stage: Stage) -> bool:
+    return not stage.model.spec.from_onnx
+
+
 def always(stage: Stage) -> bool:
     return True
 
@@ -89,6 +98,10 @@ def own_calibration(stage: Stage) -> bool:
 UNUSED = [
     Unused("formats.pytorch_network", "formats.onnx_files", from_onnx, "the network is an ONNX file"),
     Unused("formats.pytorch_network", "formats.onnx_runtime", from_onnx, "the network is an ONNX file"),
+    Unused("formats.pytorch_network", "formats.torch_program", from_torch, "the network is a file of PyTorch"),
+    Unused("stages.weights", "formats.torch_program", from_torch, "the network is a file of PyTorch"),
+    Unused("stages.weights", "formats.checkpoints", from_weights, "the weights are an ONNX file"),
+    Unused("stages.weights", "formats.state_dicts", from_weights, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_files", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_import", from_onnx, "the weights are an ONNX file"),
     Unused("stages.onnx", "formats.onnx_import", from_onnx, "nothing is exported"),
@@ -138,6 +151,13 @@ SPECS = {
         [weights]
         source = "weights.safetensors"
         converter = "convert.py:convert"
+        """,
+    "from_torch": """\
+        formats = ["torchscript", "onnx"]
+        [input]
+        shape = [3, 16, 16]
+        [weights]
+        source = "network.pt"
         """,
     "from_onnx": """\
         formats = ["onnx", "tensorrt"]

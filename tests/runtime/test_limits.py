@@ -19,9 +19,9 @@ import timm.models  # noqa: F401  # before the clock of a test runs
 from onnx import TensorProto, helper
 
 from build_tasks.errors import UserError
+from build_tasks.formats import checkpoints
 from build_tasks.runtime import worker
 from build_tasks.runtime.limits import DEFAULTS, STAGE_TIME, UNPACKED_SIZE, limit
-from build_tasks.stages.weights import read_state_dict
 from build_tasks.verification.accuracy_samples import load_tensors
 from tests.support.processes import add_with_converter, session_ended
 from tests.support.project import OTHER, Project
@@ -59,7 +59,7 @@ def samples(path: Path, size: int) -> None:
 
 
 def read_checkpoint(path: Path) -> Any:
-    return read_state_dict(str(path))
+    return checkpoints.read_checkpoint(str(path))
 
 
 def read_samples(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -88,6 +89,17 @@ class Malicious:
         return os.system, (f"touch {self.marker}",)
 
 
+def add_shards(folder: Path, weights: Path) -> None:
+    """Write the weights in two files and an index of them, as the hub's own library does."""
+    tensors = load_file(weights)
+    names = sorted(tensors)
+    parts = {"part-1.safetensors": names[:40], "part-2.safetensors": names[40:]}
+    for part, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / part)
+    weight_map = {key: part for part, keys in parts.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> WeightsRun:
     """One run with all sources that need no network, valid and invalid ones."""
@@ -110,6 +122,22 @@ def local(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Weigh
     (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
     shutil.copy(tiny_weights, package / "tiny.safetensors")
     project.model("packaged", spec("package://borrowed_weights/tiny.safetensors"))
+
+    torch.save({"epoch": 7, "params_ema": state}, project.model("nested", spec("net.pth")) / "net.pth")
+    student = {f"student.{key}": tensor for key, tensor in state.items()}
+    torch.save({**student, "teacher.bias": state["bn1.bias"]}, project.model("offered", spec("net.pth")) / "net.pth")
+    folder = project.model("chosen", spec("net.pth", 'prefix = "student."'))
+    shutil.copy(project / "models/offered/net.pth", folder)
+    add_shards(project.model("sharded", spec("model.safetensors.index.json")), tiny_weights)
+    add_shards(project.model("unsharded", spec("model.safetensors.index.json")), tiny_weights)
+    (project / "models/unsharded/part-2.safetensors").unlink()
+    broken = {key: value.copy() for key, value in load_file(tiny_weights).items()}
+    broken["bn1.bias"][0] = float("nan")
+    save_file(broken, project.model("unfinite", spec("weights.safetensors")) / "weights.safetensors")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 17\n"
+    (project.model("pointer", spec("weights.pth")) / "weights.pth").write_text(pointer)
+    torch.save(torch.nn.Linear(1, 1), project.model("classy", spec("network.pth")) / "network.pth")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(project.model("script", spec("network.pt")) / "network.pt")
 
     malicious = pickle.dumps({"state_dict": Malicious(project / "marker")}, protocol=2)
     (project.model("malicious", spec("evil.pth")) / "evil.pth").write_bytes(malicious)
@@ -168,11 +196,38 @@ def test_random_weights_are_marked_in_the_run_and_in_the_list(local: WeightsRun)
 def test_code_in_a_pickle_is_refused_and_not_executed(local: WeightsRun) -> None:
     for model in ("malicious", "zipped"):
         assert local.failure(model) == (
-            f"models/{model}/evil.pth holds more than tensors and could execute code: save it as safetensors"
+            f"models/{model}/evil.pth wants the class posix.system, and could execute code: save the state_dict() of "
+            "the network instead, as safetensors or with torch.save"
         )
     assert not (local.project / "marker").exists()
     pickle.loads(pickle.dumps(Malicious(local.project / "control")))
     assert (local.project / "control").exists(), "pickle itself does run it"
+
+
+def test_a_nested_dict_that_fits_is_taken_and_said(local: WeightsRun, tiny_weights: Path) -> None:
+    assert local.weights("nested") == tiny_weights.read_bytes()
+    assert re.search(r"^✓ weights +nested .*taken from: params_ema", local.run.out, re.MULTILINE)
+
+
+def test_a_prefix_is_offered_and_taken_from_the_spec(local: WeightsRun, tiny_weights: Path) -> None:
+    assert local.failure("offered").endswith('set weights.prefix = "student."')
+    assert local.weights("chosen") == tiny_weights.read_bytes()
+
+
+def test_the_shards_of_an_index_are_read_and_watched(local: WeightsRun, tiny_weights: Path) -> None:
+    assert local.weights("sharded") == tiny_weights.read_bytes()
+    assert "part-2.safetensors does not exist" in local.failure("unsharded")
+    add_shards(local.project / "models/sharded", local.project / "build/seed_1/weights.safetensors")
+    assert local.project.built("weights:sharded").ran == ["weights:sharded"]
+    assert (local.project / "build/sharded/weights.safetensors").read_bytes() == local.weights("seed_1")
+    assert local.project.built("weights:sharded").ran == []
+
+
+def test_the_cause_of_a_refusal_is_named(local: WeightsRun) -> None:
+    assert local.failure("unfinite").startswith("weights.safetensors has NaN or infinity in 1 tensors: bn1.bias")
+    assert "is a pointer of Git LFS, not the file itself: run `git lfs pull`" in local.failure("pointer")
+    assert "wants the class torch.nn.modules.linear.Linear, and could execute code" in local.failure("classy")
+    assert "is a TorchScript file, which contains the network too" in local.failure("script")
 
 
 def test_a_web_page_instead_of_a_checkpoint_is_not_reported_as_code(local: WeightsRun) -> None:

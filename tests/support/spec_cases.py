@@ -82,7 +82,7 @@ MISTAKES = [
     ),
     (
         spec(weights='source = "random://0"\nsha = "x"'),
-        "weights: expected one of source, sha256, converter, found 'sha' (did you mean 'sha256'?)",
+        "weights: expected one of source, sha256, prefix, converter, found 'sha' (did you mean 'sha256'?)",
     ),
     (
         table("input", "means = [0.5, 0.5, 0.5]"),

@@ -1,0 +1,126 @@
+"""Checkpoints: files with weights, read without executing any code in them.
+
+.safetensors, .safetensors.index.json (shards), .npz, and what torch.save writes ─► a dict, perhaps with dicts in it
+                                                                                        └─► state_dicts.py
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import pickle
+import re
+from typing import Any
+
+from build_tasks.errors import UserError, first_lines
+from build_tasks.formats.file_kinds import program_kind, reject_placeholder
+from build_tasks.runtime.limits import check_archive
+from build_tasks.spec.model_files import INDEX, shards
+
+Checkpoint = dict[str, Any]
+# The dicts that timm's load_state_dict prefers, in its order: moving averages of the weights come first.
+TIMM_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Return the content of a file with weights: a dict of tensors, or a dict that contains such dicts.
+
+    Raises:
+        UserError: If the file cannot be read, or holds more than data.
+    """
+    reject_placeholder(path)
+    check_archive(path)
+    if kind := program_kind(path):
+        raise UserError(
+            f"{path} is {kind}, which contains the network too, and not weights alone: leave [architecture] out of the "
+            "spec, or save the state_dict() of the network"
+        )
+    try:
+        content = _read(path)
+    except UserError:
+        raise
+    except Exception as error:  # torch, safetensors and NumPy raise many classes for a file that they cannot read
+        raise UserError(_reason(path, error)) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a dict of tensors, found {type(content).__name__}; save the state_dict()")
+    return content
+
+
+def unwrap(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the dict that timm's load_state_dict would take from a checkpoint, without the prefixes of wrappers."""
+    from timm.models import clean_state_dict
+
+    key = next((key for key in TIMM_KEYS[:2] if checkpoint.get(key) is not None), None)
+    key = key or next((key for key in TIMM_KEYS[2:] if key in checkpoint), None)
+    unwrapped: Checkpoint = clean_state_dict(checkpoint[key] if key else checkpoint)
+    return unwrapped
+
+
+def _read(path: str) -> Any:
+    if path.endswith(INDEX):
+        return _read_shards(path)
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if path.endswith(".npz"):
+        import numpy as np
+        import torch
+
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    import torch
+
+    with torch.serialization.safe_globals(_plain_classes()):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_shards(path: str) -> Any:
+    """Return the tensors of all shards of an index."""
+    from safetensors.torch import load_file
+
+    with open(path, encoding="utf-8") as file:
+        weight_map = json.load(file)["weight_map"]
+    files = {name: f"{os.path.dirname(path)}/{name}" for name in sorted({*weight_map.values()})}
+    if missing := [name for name, file in files.items() if name not in shards(path) or not os.path.isfile(file)]:
+        raise UserError(f"{path} lists {missing[0]!r}, which is not beside it: put all its shards into this folder")
+    tensors = {}
+    for shard in files.values():
+        reject_placeholder(shard)
+        tensors.update(load_file(shard))
+    return tensors
+
+
+def _plain_classes() -> list[Any]:
+    """Return classes whose objects are plain data, which training programs save beside the weights.
+
+    torch's own list lacks them. timm saves its arguments in a Namespace, and a best accuracy is a number of NumPy.
+    """
+    import numpy as np
+    from numpy._core.multiarray import scalar
+
+    numbers = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
+    return [
+        argparse.Namespace,
+        pathlib.PosixPath,
+        np.dtype,
+        *numbers,
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
+    ]
+
+
+def _reason(path: str, error: Exception) -> str:
+    """Return the message for a file that cannot be read."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's unpickler reports an "unsupported operand" for a file that is no pickle, for example a web page.
+        if "Unsupported operand" in text:
+            return f"{path} cannot be read as weights: it is not a checkpoint"
+        named = re.search(r"GLOBAL (\S+)", text)
+        what = f"wants the class {named[1]}" if named else "holds more than tensors"
+        return (
+            f"{path} {what}, and could execute code: save the state_dict() of the network instead, as safetensors or "
+            "with torch.save"
+        )
+    return f"{path} cannot be read as weights: {first_lines(error)}"

@@ -1,0 +1,274 @@
+"""Checkpoints as people have them: which tensors are taken, dropped or converted, and what a refusal says."""
+
+import argparse
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+from build_tasks.errors import UserError
+from build_tasks.formats import checkpoints, state_dicts
+
+State = dict[str, torch.Tensor]
+
+
+class Tied(nn.Module):
+    """A network in which two layers share a weight."""
+
+    def __init__(self, classes: int = 4):
+        super().__init__()
+        self.encoder = nn.Linear(8, 8, bias=False)
+        self.decoder = nn.Linear(8, 8, bias=False)
+        self.decoder.weight = self.encoder.weight
+        self.head = nn.Linear(8, classes)
+
+
+def network(**arguments: Any) -> nn.Module:
+    module: nn.Module = timm.create_model("test_efficientnet", **arguments)
+    return module
+
+
+def state_of(module: nn.Module) -> State:
+    return dict(module.state_dict())
+
+
+def fit(content: Any, module: nn.Module, folder: Path, prefix: str | None = None) -> tuple[State, dict[str, Any]]:
+    """What the stage `weights` takes from a checkpoint that torch.save writes."""
+    torch.save(content, folder / "net.pth")
+    return fit_file(folder / "net.pth", module, prefix)
+
+
+def fit_file(path: Path, module: nn.Module, prefix: str | None = None) -> tuple[State, dict[str, Any]]:
+    checkpoint = checkpoints.read_checkpoint(str(path))
+    state, notes = state_dicts.fit(checkpoint, module, path.name, prefix, str(path))
+    return state_dicts.match_keys(state, state_of(module), path.name), notes
+
+
+def assert_same(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {f"{prefix}{key}": tensor for key, tensor in state.items()}
+
+
+def counted(state: State) -> State:
+    return {**state, "conv_stem.total_ops": torch.zeros(1), "total_params": torch.zeros(1)}
+
+
+def averaged(state: State) -> State:
+    return {"n_averaged": torch.tensor(3), **prefixed("module.", state)}
+
+
+TAKEN: dict[str, tuple[Callable[[State], Any], dict[str, Any]]] = {
+    "plain": (lambda s: s, {}),
+    "state_dict": (lambda s: {"epoch": 1, "state_dict": s, "optimizer": {"state": {}}}, {}),
+    "moving average of timm": (lambda s: {"state_dict": {"x": s["bn1.bias"]}, "state_dict_ema": s}, {}),
+    "model_state_dict": (lambda s: {"model_state_dict": s}, {"taken from": "model_state_dict"}),
+    "net": (lambda s: {"net": s, "acc": 91.2}, {"taken from": "net"}),
+    "params_ema beside params": (lambda s: {"params": s, "params_ema": s}, {"taken from": "params_ema"}),
+    "two levels": (lambda s: {"trainer": {"weights": s}}, {"taken from": "trainer.weights"}),
+    "wrappers": (lambda s: {"model": prefixed("_orig_mod.module.", s)}, {}),
+    "a number beside the tensors": (lambda s: {**s, "epoch": 3}, {}),
+    "plain objects": (lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1), "best": np.float64(0.3)}, {}),
+    "profiler": (counted, {"dropped": "2 of a profiler or an average, such as conv_stem.total_ops"}),
+    "averaged model": (averaged, {"dropped": "1 of a profiler or an average, such as n_averaged"}),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_fits_is_taken_and_said(tmp_path: Path, case: str) -> None:
+    make, expected_notes = TAKEN[case]
+    expected = state_of(network())
+    found, notes = fit(make(expected), network(), tmp_path)
+    assert_same(found, expected)
+    assert notes == expected_notes
+
+
+def broken(state: State) -> State:
+    damaged = {key: tensor.clone() for key, tensor in state.items()}
+    damaged["conv_stem.weight"][0] = torch.nan
+    damaged["bn1.running_var"][1] = torch.inf
+    return damaged
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "two dicts": (
+        lambda: {"a": state_of(network()), "b": state_of(network())},
+        "net.pth has 2 sets of weights that fit, a, b: choose one with weights.converter",
+    ),
+    "prefix": (
+        lambda: prefixed("backbone.", state_of(network())),
+        'which 88 of its 88 tensors have: set weights.prefix = "backbone."',
+    ),
+    "prefix beside others": (
+        lambda: {"state_dict": {**prefixed("model.", state_of(network())), "loss.center": torch.zeros(3)}},
+        'which 88 of its 89 tensors have: set weights.prefix = "model."',
+    ),
+    "ten classes": (
+        lambda: state_of(network(num_classes=10)),
+        "classifier.weight [10, 256] instead of [1000, 256]; set architecture.arguments.num_classes = 10",
+    ),
+    "gray": (lambda: state_of(network(in_chans=1)), "; set architecture.arguments.in_chans = 1"),
+    "gray, ten classes": (
+        lambda: state_of(network(in_chans=1, num_classes=10)),
+        "; set architecture.arguments.num_classes = 10 and architecture.arguments.in_chans = 1",
+    ),
+    "no classifier": (lambda: state_of(network(num_classes=0)), "set architecture.arguments.num_classes = 0"),
+    "not finite": (
+        lambda: broken(state_of(network())),
+        "net.pth has NaN or infinity in 2 tensors: conv_stem.weight, bn1.running_var; train it again",
+    ),
+    "a list": (lambda: [1, 2], "expected a dict of tensors, found list; save the state_dict()"),
+    "nothing": (lambda: {"epoch": 3}, "net.pth: expected weights, found no tensor"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_says_the_cause_and_the_key(tmp_path: Path, case: str) -> None:
+    make, line = REFUSED[case]
+    with pytest.raises(UserError, match=re.escape(line)):
+        fit(make(), network(), tmp_path)
+
+
+def test_weights_prefix_chooses_tensors(tmp_path: Path) -> None:
+    expected = state_of(network())
+    both = {**prefixed("student.", expected), **prefixed("teacher.", broken(expected))}
+    found, _ = fit(both, network(), tmp_path, "student.")
+    assert_same(found, expected)
+    with pytest.raises(UserError, match=r"found no tensor whose name begins with weights.prefix = 'net.'"):
+        fit(both, network(), tmp_path, "net.")
+
+
+def test_tied_weights_are_saved_once_and_restored(tmp_path: Path) -> None:
+    tied = Tied()
+    save_model(tied, str(tmp_path / "tied.safetensors"))
+    found, _ = fit_file(tmp_path / "tied.safetensors", Tied())
+    assert_same(found, state_of(tied))
+    kept = {key: tensor for key, tensor in state_of(tied).items() if key != "encoder.weight"}
+    found, _ = fit(kept, Tied(), tmp_path)
+    assert_same(found, state_of(tied))
+
+
+def test_a_head_of_a_network_of_ones_own_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"head of the file has 10 outputs, not 4: set architecture\.arguments"):
+        fit(state_of(Tied(10)), Tied(4), tmp_path)
+
+
+def old_swin(state: State) -> State:
+    """The keys of the authors of Swin: another numbering, another name of the head, and buffers."""
+    old = {
+        re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key).replace(
+            "head.fc.", "head."
+        ): tensor
+        for key, tensor in state.items()
+    }
+    return {**old, "layers.0.blocks.1.attn_mask": torch.zeros(4, 4)}
+
+
+def old_convnext(state: State) -> State:
+    """The keys of the authors of ConvNeXt."""
+    old = {}
+    for key, tensor in state.items():
+        name = re.sub(r"stem\.(\d)", r"downsample_layers.0.\1", key)
+        name = re.sub(r"stages\.(\d)\.blocks\.(\d+)", r"stages.\1.\2", name)
+        name = re.sub(r"stages\.(\d)\.downsample\.(\d)", r"downsample_layers.\1.\2", name)
+        name = re.sub(r"\.conv_dw\.", ".dwconv.", re.sub(r"\.mlp\.fc(\d)\.", r".pwconv\1.", name))
+        old[name.replace("head.norm.", "norm.").replace("head.fc.", "head.")] = tensor
+    return old
+
+
+def test_timm_converts_checkpoints_of_the_authors(tmp_path: Path) -> None:
+    for name, convert in (("swin_tiny_patch4_window7_224", old_swin), ("test_convnext", old_convnext)):
+        module = timm.create_model(name)
+        found, notes = fit({"model": convert(state_of(module))}, timm.create_model(name), tmp_path)
+        assert_same(found, state_of(module))
+        assert notes == {"converted": "by timm"}
+
+
+def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> None:
+    small: Any = timm.create_model("test_vit", img_size=96)
+    found, notes = fit(state_of(small), timm.create_model("test_vit", img_size=160), tmp_path)
+    assert notes == {"converted": "by timm"}
+    assert found["pos_embed"].shape != small.pos_embed.shape
+    assert torch.equal(found["head.weight"], small.head.weight)
+
+
+def save_npz(path: Path, arrays: Any) -> None:
+    np.savez(path, **arrays)
+
+
+def test_the_arrays_of_an_npz_file_are_weights(tmp_path: Path) -> None:
+    expected = state_of(network())
+    save_npz(tmp_path / "net.npz", {key: tensor.numpy() for key, tensor in expected.items()})
+    found, _ = fit_file(tmp_path / "net.npz", network())
+    assert_same(found, expected)
+    np.savez(tmp_path / "pickled.npz", classifier=np.array([object()]))
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        fit_file(tmp_path / "pickled.npz", network())
+
+
+def jax_arrays(vit: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a ViT as its authors publish them."""
+    arrays = {
+        "cls": vit.cls_token,
+        "embedding/kernel": vit.patch_embed.proj.weight.permute(2, 3, 1, 0),
+        "embedding/bias": vit.patch_embed.proj.bias,
+        "Transformer/posembed_input/pos_embedding": vit.pos_embed,
+        "Transformer/encoder_norm/scale": vit.norm.weight,
+        "Transformer/encoder_norm/bias": vit.norm.bias,
+        "head/kernel": vit.head.weight.T,
+        "head/bias": vit.head.bias,
+    }
+    for index, block in enumerate(vit.blocks):
+        at, heads = f"Transformer/encoderblock_{index}", block.attn.num_heads
+        attention, width = f"{at}/MultiHeadDotProductAttention_1", vit.embed_dim
+        for name, weight, bias in zip(
+            ("query", "key", "value"), block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3), strict=True
+        ):
+            arrays[f"{attention}/{name}/kernel"] = weight.T.reshape(width, heads, -1)
+            arrays[f"{attention}/{name}/bias"] = bias.reshape(heads, -1)
+        arrays[f"{attention}/out/kernel"] = block.attn.proj.weight.T.reshape(heads, -1, width)
+        arrays[f"{attention}/out/bias"] = block.attn.proj.bias
+        for number, norm in ((0, block.norm1), (2, block.norm2)):
+            arrays |= {f"{at}/LayerNorm_{number}/scale": norm.weight, f"{at}/LayerNorm_{number}/bias": norm.bias}
+        for number, layer in ((0, block.mlp.fc1), (1, block.mlp.fc2)):
+            arrays[f"{at}/MlpBlock_3/Dense_{number}/kernel"] = layer.weight.T
+            arrays[f"{at}/MlpBlock_3/Dense_{number}/bias"] = layer.bias
+    return {name: tensor.detach().numpy() for name, tensor in arrays.items()}
+
+
+def test_timm_reads_an_npz_file_of_jax(tmp_path: Path) -> None:
+    create = functools.partial(timm.create_model, "vit_tiny_patch16_224", depth=2)
+    vit = create()
+    arrays = jax_arrays(vit)
+    save_npz(tmp_path / "vit.npz", arrays)
+    found, notes = fit_file(tmp_path / "vit.npz", create())
+    assert_same(found, state_of(vit))
+    assert notes == {"converted": "by timm"}
+    save_npz(tmp_path / "headless.npz", {name: a for name, a in arrays.items() if not name.startswith("head")})
+    with pytest.raises(UserError, match=r"2 missing: head\.bias, head\.weight"):
+        fit_file(tmp_path / "headless.npz", create())
+
+
+def test_an_index_names_only_files_beside_it(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    for text in ('{"weight_map": {"a": "../other.safetensors"}}', '{"weight_map": {"a": "absent.safetensors"}}'):
+        index.write_text(text)
+        name = json.loads(text)["weight_map"]["a"]
+        with pytest.raises(UserError, match=re.escape(f"lists {name!r}, which is not beside it")):
+            fit_file(index, network())
+    index.write_text("[]")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        fit_file(index, network())

@@ -1,0 +1,193 @@
+"""Models whose source is a file of TorchScript or torch.export: from the file to what Triton serves."""
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from torch import nn
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from tests.support.project import Project, failure_line
+
+SIDE = 16
+SPEC = """\
+formats = {formats}
+max_batch_size = 4
+
+[input]
+shape = [3, {side}, {side}]
+{more}
+
+[weights]
+source = "{file}"
+"""
+
+
+class Branching(nn.Module):
+    """A network with a branch that a trace would not keep, and with an output that is a list."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        y = self.network(x)
+        if x.shape[0] > 2:
+            y = y * 2
+        return [y, y + 1]
+
+
+def network(classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, classes)).eval().requires_grad_(False)
+
+
+def export(folder: Path, batch: int, dynamic: bool) -> None:
+    dims = ({0: torch.export.Dim("batch", min=1, max=64)},) if dynamic else None
+    program = torch.export.export(network(), (torch.randn(batch, 3, SIDE, SIDE),), dynamic_shapes=dims)
+    torch.export.save(program, folder / "network.pt2")
+
+
+def save_traced(folder: Path, freeze: bool = False, training: bool = False) -> None:
+    trace = torch.jit.trace(network(), torch.randn(2, 3, SIDE, SIDE))
+    trace = torch.jit.freeze(trace) if freeze else trace
+    (trace.train() if training else trace).save(folder / "network.pt")
+
+
+def add(project: Project, name: str, write: Callable[[Path], object], file: str = "network.pt", **keys: Any) -> None:
+    """Add a model whose source is a file that `write` puts into its folder."""
+    keys = {"formats": '["torchscript", "onnx"]', "more": "", "side": SIDE, **keys}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        write(project.model(name, SPEC.format(file=file, **keys)))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("built") / "project")
+    add(project, "scripted", lambda folder: torch.jit.script(Branching(network())).save(folder / "network.ts"),
+        "network.ts", formats='["torchscript"]')  # fmt: skip
+    add(project, "traced", save_traced, formats='["torchscript", "onnx", "rtx"]')
+    add(project, "frozen", lambda folder: save_traced(folder, freeze=True))
+    add(project, "bytes", save_traced, more='format = "uint8_nhwc"\n[output]\nsoftmax = true\ntop_k = 2')
+    add(project, "exported", lambda folder: export(folder, 2, True), "network.pt2")
+    project.edit("models/exported/model.toml", "[weights]", "[onnx]\nopset = 18\n\n[weights]")
+    project.built(CUDA_VISIBLE_DEVICES="")
+    return project
+
+
+def images(batch: int) -> torch.Tensor:
+    return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(batch))
+
+
+def run_published(project: Project, name: str, batch: torch.Tensor) -> list[np.ndarray[Any, Any]]:
+    """The outputs of the file that Triton loads."""
+    folder = project / f"model_repository/{name}/1"
+    if (folder / "model.pt").exists():
+        outputs = torch.jit.load(folder / "model.pt")(batch)
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else [outputs])]
+    import onnxruntime
+
+    return list(onnxruntime.InferenceSession(str(folder / "model.onnx")).run(None, {"INPUT__0": batch.numpy()}))
+
+
+@pytest.mark.parametrize("name", ["traced", "traced_onnx", "frozen", "frozen_onnx", "exported", "exported_onnx"])
+def test_a_file_with_a_network_is_served_as_it_computes(built: Project, name: str) -> None:
+    for batch in (1, 4):
+        (found,) = run_published(built, name, images(batch))
+        np.testing.assert_allclose(found, network()(images(batch)).numpy(), atol=1e-5)
+
+
+def test_a_branch_of_a_script_is_kept_and_a_list_becomes_a_tuple(built: Project) -> None:
+    for batch, factor in ((1, 1), (2, 1), (3, 2)):
+        first, second = run_published(built, "scripted", images(batch))
+        expected = network()(images(batch)).numpy() * factor
+        np.testing.assert_allclose(first, expected, atol=1e-5)
+        np.testing.assert_allclose(second, expected + 1, atol=1e-5)
+
+
+def test_the_keys_of_input_and_output_hold_for_such_a_file(built: Project) -> None:
+    for name in ("bytes", "bytes_onnx"):
+        text = (built / f"model_repository/{name}/config.pbtxt").read_text()
+        config = text_format.Parse(text, ModelConfig())
+        assert [list(output.dims) for output in config.output] == [[2], [2]]
+        assert list(config.input[0].dims) == [SIDE, SIDE, 3]
+
+
+def test_each_file_is_its_own_reference_and_compiles(built: Project) -> None:
+    out = built.built("list", "--all").out
+    assert "outputs of PyTorch" in out
+    assert (built / "build/traced/model.rtx").stat().st_size > 0
+    assert '"exporter": "dynamo"' in (built / "build/exported/model.onnx.export.json").read_text()
+    assert (built / "build/exported/weights.pt2").read_bytes() == (built / "models/exported/network.pt2").read_bytes()
+    assert built.built(CUDA_VISIBLE_DEVICES="").ran == []
+
+
+def write_nan(folder: Path) -> None:
+    module = network()
+    module[0].weight[0] = torch.nan  # type: ignore[index]
+    torch.jit.script(module).save(folder / "network.pt")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "checkpoint": (
+        lambda folder: torch.save(network().state_dict(), folder / "network.pt"),
+        "network.pt",
+        "contains no network: expected TorchScript or torch.export, found another file; if it is a checkpoint, set "
+        "architecture.timm or architecture.network",
+    ),
+    "pickled": (lambda folder: torch.save(network(), folder / "network.pth"), "network.pth", "contains no network"),
+    "pointer": (
+        lambda folder: (folder / "network.pt").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "network.pt",
+        "is a pointer of Git LFS, not the file itself",
+    ),
+    "one_batch": (
+        lambda folder: export(folder, 1, False),
+        "network.pt2",
+        "does not run on [2, 3, 16, 16]: the network refuses [2, 3, 16, 16]: Guard failed: input.size()[0] == 1; "
+        "expected float32 images of input.shape, in batches of any size",
+    ),
+    "half": (
+        lambda folder: torch.jit.script(network().half()).save(folder / "network.pt"),
+        "network.pt",
+        "expected float32 images of input.shape, in batches of any size",
+    ),
+    "not_finite": (write_nan, "network.pt", "network.pt has NaN or infinity in 1 tensors: program.0.weight"),
+}
+
+
+def test_a_file_that_cannot_be_served_is_refused_with_its_cause(project: Project) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, (write, file, _) in REFUSED.items():
+            add(project, name, write, file)
+    run = project.doit("weights")
+    assert run.code == 1
+    for name, (_, _, line) in REFUSED.items():
+        found = failure_line(run, f"weights:{name}")
+        assert line in found, found
+        assert "Traceback" not in found
+
+
+def test_a_contradiction_with_the_spec_is_found_before_anything_runs(project: Project) -> None:
+    reason = "expected nothing, since weights.source contains the network"
+    for name, more, line in (
+        ("converted", 'converter = "c.py:f"', f"weights.converter: {reason}"),
+        ("prefixed", 'prefix = "a."', f"weights.prefix: {reason}"),
+        ("argued", "[architecture]\narguments = { a = 1 }", f"architecture.arguments: {reason}"),
+        ("dynamo", '[onnx]\nexporter = "dynamo"', "onnx.exporter: expected auto or torchscript, since the dynamo"),
+    ):
+        folder = project.model(name, SPEC.format(formats='["onnx"]', side=SIDE, more="", file="n.pt") + more + "\n")
+        run = project.doit("list")
+        assert run.code == 3
+        assert re.search(rf"models/{name}/model.toml: {re.escape(line)}", run.out), run.out
+        (folder / "model.toml").unlink()
+        folder.rmdir()
