@@ -123,7 +123,7 @@ def _cast_constants(graph: Any, dtype: torch.dtype, layout: torch.memory_format)
 
 def _cast_dtype_arguments(graph: Any, number: int) -> None:
     """Replace the dtype fp32 in arguments of operators, such as in `x.float()`, by the dtype with this number."""
-    for node in _nodes(graph):
+    for node in all_nodes(graph):
         if not node.kind().startswith("aten::"):
             continue
         for index, argument in enumerate(torch._C.parse_schema(node.schema()).arguments):
@@ -142,12 +142,12 @@ def _replace_views(graph: Any) -> None:
             node.destroy()
 
 
-def _nodes(block: Any) -> Iterator[Any]:
+def all_nodes(block: Any) -> Iterator[Any]:
     """All nodes of a graph, with the nodes in the blocks of its nodes."""
     for node in list(block.nodes()):
         yield node
         for inner in node.blocks():
-            yield from _nodes(inner)
+            yield from all_nodes(inner)
 
 
 def _output_slots(graph: Any) -> list[tuple[Any, int]]:

@@ -1,8 +1,8 @@
-"""torchscript: weights.safetensors -> model.pt, model.pt.signature.json
+"""torchscript: weights.safetensors -> model.pt, its signature, model.pt.trace.json (whether it can run on a GPU)
 
-network ─► reparameterized ─► traced at batch 2 ─► frozen ─► debug records removed ─► model.pt
-                                                                                         │
-                compared with the network at batches 1, 2, 3, max and at the sizes of the spec
+network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new tensors follow the input's device ─► model.pt
+                                                                                                          │
+                                 compared with the network at batches 1, 2, 3, max and at the sizes of the spec
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
-from build_tasks.tensors import INPUT, OUTPUT
+from build_tasks.tensors import INPUT, OUTPUT, layout_dims
 from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
 TOOLS = ("torch", "timm")
+TORCHSCRIPT_MODULES = ("build_tasks.formats.torchscript_device", "build_tasks.formats.torchscript_graph")
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def task(model: Model) -> dict[str, Any]:
         outputs={
             "model": model.artifact("model.pt"),
             "signature": model.artifact("model.pt.signature.json"),
+            "trace": model.artifact("model.pt.trace.json"),
             "tools": model.artifact("model.pt.tools.json"),
         },
         peak_batch=model.spec.max_batch_size,
@@ -44,7 +46,7 @@ def task(model: Model) -> dict[str, Any]:
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
-        modules=(__name__, "build_tasks.formats.torchscript_graph", *pytorch_network.source_modules(model)),
+        modules=(__name__, *TORCHSCRIPT_MODULES, *pytorch_network.source_modules(model)),
         source_files=pytorch_network.user_source_files(model),
     )
     return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
@@ -54,7 +56,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
     from timm.utils.model import reparameterize_model
 
-    from build_tasks.formats import torchscript_graph
+    from build_tasks.formats import torchscript_device, torchscript_graph
 
     interface, sizes = settings["interface"], settings["sizes"]
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
@@ -68,6 +70,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
         except RuntimeError as error:
             raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
+    torchscript_device.follow_input(trace)
     torchscript_graph.save_torchscript(trace, outputs["model"])
     errors = check(outputs["model"], module, shape, settings)
     loaded = torch.jit.load(outputs["model"])
@@ -82,8 +85,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "outputs": [tensor(OUTPUT.format(index), *answer) for index, answer in enumerate(answers)],
         "PyTorch": torch.__version__.partition("+")[0],
     }
-    for name, record in (("signature", signature), ("tools", versions(TOOLS))):
-        write_json(outputs[name], record)
+    layouts = [layout_dims(other, interface["format"]) for other in pytorch_network.shapes_to_check(shape, sizes)]
+    record = {"gpu": torchscript_device.device_error(outputs["model"], layouts, batch.dtype)}
+    for name, content in (("signature", signature), ("trace", record), ("tools", versions(TOOLS))):
+        write_json(outputs[name], content)
     return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
 
 

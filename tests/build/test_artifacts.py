@@ -325,3 +325,31 @@ def test_the_guides_options_override_the_spec_for_one_run(tiny: Project) -> None
     )
     assert tiny.built().ran == ["onnx:tiny"], "a plain run returns to the spec"
     assert path.read_bytes() == as_in_the_spec
+
+
+ON_ITS_DEVICE = "features = features + torch.zeros(x.shape[0], 5, device=x.device)"
+
+
+def test_tensors_that_forward_creates_are_on_the_device_of_the_input(project: Project) -> None:
+    body = f"{ON_ITS_DEVICE}\n        return self.head(features * torch.arange(features.shape[1], device=x.device))"
+    add_own(project, "own", body)
+    add_own(project, "half", body, formats='"torchscript"')
+    with (project / "models/half/model.toml").open("a") as spec:
+        spec.write('\n[triton]\ndevice = "gpu"\n')
+    project.built()
+    for name in ("own/1/model.pt", "half/1/model.pt"):
+        module = torch.jit.load(project / "model_repository" / name)
+        constants = [node for node in module.graph.findAllNodes("prim::Constant") if "cpu" in str(node)]
+        assert not constants
+        assert module.graph.findNode("prim::device")
+
+
+def test_a_trace_that_would_fail_on_a_gpu_is_refused_unless_it_is_served_on_cpus(project: Project) -> None:
+    add_own(project, "own", "return self.head(features) + torch._shape_as_tensor(x)")
+    run = project.doit()
+    assert run.failed == ["config:own"]
+    assert "model.pt would fail on a GPU: " in run.out
+    assert "device=x.device" in run.out
+    with (project / "models/own/model.toml").open("a") as spec:
+        spec.write('\n[triton]\ndevice = "cpu"\n')
+    project.built()

@@ -1,0 +1,133 @@
+"""The device of the tensors that a TorchScript graph makes while it runs.
+
+A trace records the device of each such tensor as a constant, and the trace is taken on a CPU. On a GPU these tensors
+would stay on the CPU, and the first operator that joins one with the image would fail.
+
+    frozen trace ─► follow_input ─► saved file ─► device_error, on PyTorch's meta device instead of a GPU
+
+This module imports PyTorch and torchscript_graph.py.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from build_tasks.formats.torchscript_graph import all_nodes
+
+BATCHES = (1, 3, 3)  # PyTorch optimizes a graph after its first runs
+
+# Tensors that these operators take from the CPU, also on a GPU.
+CPU_ARGUMENTS = {"lengths", "batch_sizes"}
+
+# Operators on the sizes of tensors in a trace.
+SIZE_OPERATORS = {
+    f"aten::{name}{suffix}"
+    for name in ("add", "sub", "mul", "div", "floor_divide", "remainder", "rsub", "neg", "pow", "abs")
+    for suffix in ("", "_")
+}
+
+# The words of PyTorch's operators about tensors of two devices: "Expected all tensors to be on the same device".
+MIXED_DEVICES = re.compile(r"(same|expected) device|two devices|CPU int64 tensor")
+
+
+def follow_input(module: torch.jit.ScriptModule) -> None:
+    """Make the tensors that the graph of a frozen module creates on the CPU follow the device of its first input.
+
+    A graph that creates no tensor is left as it is. Save the module, and load the file to run it.
+    """
+    graph = module.graph
+    _, image, *_ = graph.inputs()  # the first is the module itself
+    first = next(iter(graph.nodes()))
+    graph.setInsertPoint(first)
+    device = graph.insertNode(graph.create("prim::device", [image], 1)).output()
+    device.setType(torch._C.DeviceObjType.get())
+    for node in all_nodes(graph):
+        if node.kind() == "prim::Constant" and node.output().type().kind() == "DeviceObjType":
+            node.output().replaceAllUsesWith(device)
+        if node.kind() == "aten::cpu":  # of scripted code; in a trace it is aten::to
+            node.output().replaceAllUsesWith(node.inputsAt(0))
+        if not node.kind().startswith("aten::"):
+            continue
+        arguments = torch._C.parse_schema(node.schema()).arguments
+        takes_tensors = any("Tensor" in str(argument.type) for argument in arguments)
+        for index, argument in enumerate(arguments):
+            value = node.inputsAt(index)
+            # Without a device, an operator that takes no tensor creates one on the CPU.
+            if argument.name == "device" and not takes_tensors and value.node().mustBeNone():
+                node.replaceInput(index, device)
+            elif argument.name in CPU_ARGUMENTS and value.node().kind() != "aten::_pack_padded_sequence":
+                graph.setInsertPoint(node)
+                node.replaceInput(index, graph.insertNode(graph.create("aten::cpu", [value], 1)).output())
+    if not device.uses():
+        device.node().destroy()
+    _keep_sizes_on_cpu(graph)
+    graph.lint()
+
+
+def _keep_sizes_on_cpu(graph: Any) -> None:
+    """Make the numbers of calculations with the sizes of tensors stay on the CPU when the file is loaded for a GPU.
+
+    A trace holds a size as a tensor of the CPU, and a number that it is multiplied by as a constant tensor, which goes
+    to the GPU. In `size *= 2` they cannot be joined, and elsewhere the CPU would have to wait for the result.
+    """
+    sizes = set()
+    for node in all_nodes(graph):
+        if node.kind() == "prim::NumToTensor":
+            sizes.add(node.output().debugName())
+            continue
+        tensors = [(i, value) for i, value in enumerate(node.inputs()) if value.type().kind() == "TensorType"]
+        numbers = [(i, value) for i, value in tensors if value.debugName() not in sizes]
+        if (
+            node.kind() not in SIZE_OPERATORS
+            or len(numbers) == len(tensors)
+            or not all(_is_number(value) for _, value in numbers)
+        ):
+            continue
+        sizes.add(node.output().debugName())
+        for index, value in numbers:
+            graph.setInsertPoint(node)
+            number = graph.insertConstant(value.toIValue().item())
+            node.replaceInput(index, graph.insertNode(graph.create("prim::NumToTensor", [number], 1)).output())
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a graph is a constant tensor that holds one Python number."""
+    constant = value.toIValue() if value.node().kind() == "prim::Constant" else None
+    return isinstance(constant, torch.Tensor) and constant.ndim == 0 and constant.dtype in (torch.int64, torch.float64)
+
+
+def device_error(path: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> str | None:
+    """Return PyTorch's message if a TorchScript file would join tensors of a CPU and a GPU, and None if it would not.
+
+    The file runs on the meta device, which needs no GPU: tensors there have a shape and no values, and operators
+    refuse to mix them with tensors of a CPU. What needs values cannot run there, such as the indices of a boolean
+    mask. Then nothing is found in the rest of the graph.
+
+    Args:
+        path: The file.
+        shapes: Shapes of one input, without the batch.
+        dtype: The dtype of the input.
+    """
+    module = torch.jit.load(path, map_location="cpu")
+    module.to("meta")
+    for node in all_nodes(module.graph):
+        if node.kind() == "prim::Constant" and node.hasAttribute("value") and node.kindOf("value") == "t":
+            constant = node.t("value")
+            if constant.ndim:  # PyTorch reads the values of others, and every device may use them
+                node.t_("value", constant.to("meta"))
+                node.output().inferTypeFrom(node.t("value"))
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    # PyTorch's optimizer looks for equal constants. That operator needs values, so that the meta device lacks it.
+    library.impl("equal", lambda first, second: False)
+    try:
+        for shape in shapes:
+            for batch in BATCHES:
+                module(torch.empty(batch, *shape, dtype=dtype, device="meta"))
+    except (RuntimeError, NotImplementedError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if MIXED_DEVICES.search(line)]
+        return lines[-1].removeprefix("RuntimeError: ").replace("meta", "gpu").rstrip("!.") + "." if lines else None
+    finally:
+        library._destroy()
+    return None
