@@ -31,6 +31,7 @@ class Signature(TypedDict):
     inputs: list[TensorSignature]
     outputs: list[TensorSignature]
     PyTorch: NotRequired[str]  # TorchScript: the version that traced or cast the file
+    device_error: NotRequired[str]  # TorchScript: why the file cannot run on a GPU
     opset: NotRequired[int]  # ONNX
     ir_version: NotRequired[int]  # ONNX
     profile: NotRequired[dict[str, ProfileShapes]]  # engines: by the name of each input with open dimensions

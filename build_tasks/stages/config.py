@@ -50,12 +50,11 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
         files: The artifacts that the Triton model is served from. Several files are plans for several GPUs.
     """
     labels = {"labels": model.artifact("labels.txt")} if model.spec.labels and model_format in FORMATS else {}
-    trace = {"trace": model.artifact("model.pt.trace.json")} if model_format == "torchscript" else {}
     stage = Stage(
         name=f"config:{model.triton_name(model_format)}",
         model=model,
         build=build,
-        inputs={**{file: model.artifact(f"{file}.signature.json") for file in files}, **labels, **trace},
+        inputs={**{file: model.artifact(f"{file}.signature.json") for file in files}, **labels},
         outputs={"config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")},
         settings=settings_of(
             model,
@@ -99,10 +98,11 @@ def settings_of(model: Model, model_format: str, **more: Any) -> Settings:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     options = msgspec.convert(settings, ConfigSettings)
     signature = common_signature([inputs[name] for name in options.files], options)
-    if "trace" in inputs and options.device != "cpu" and (message := read_json(inputs["trace"])["gpu"]):
+    device_errors = [read_json(inputs[name]).get("device_error") for name in options.files]
+    if options.device != "cpu" and any(device_errors):
         raise UserError(
-            f"model.pt would fail on a GPU: {message} In forward, create tensors with device=x.device or as buffers; "
-            f'or serve it on CPUs only: triton.device = "cpu" in {options.spec}'
+            f"model.pt would fail on a GPU: {device_errors[0]} In forward, create tensors with device=x.device or as "
+            f'buffers; or serve it on CPUs only: triton.device = "cpu" in {options.spec}'
         )
     classes = None
     if "labels" in inputs:

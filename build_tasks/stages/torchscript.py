@@ -1,4 +1,4 @@
-"""torchscript: weights.safetensors -> model.pt, its signature, model.pt.trace.json (whether it can run on a GPU)
+"""torchscript: weights.safetensors -> model.pt, model.pt.signature.json
 
 network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new tensors follow the input's device ─► model.pt
                                                                                                           │
@@ -34,7 +34,6 @@ def task(model: Model) -> dict[str, Any]:
         outputs={
             "model": model.artifact("model.pt"),
             "signature": model.artifact("model.pt.signature.json"),
-            "trace": model.artifact("model.pt.trace.json"),
             "tools": model.artifact("model.pt.tools.json"),
         },
         peak_batch=model.spec.max_batch_size,
@@ -86,9 +85,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "PyTorch": torch.__version__.partition("+")[0],
     }
     layouts = [layout_dims(other, interface["format"]) for other in pytorch_network.shapes_to_check(shape, sizes)]
-    record = {"gpu": torchscript_device.device_error(outputs["model"], layouts, batch.dtype)}
-    for name, content in (("signature", signature), ("trace", record), ("tools", versions(TOOLS))):
-        write_json(outputs[name], content)
+    if message := torchscript_device.device_error(outputs["model"], layouts, batch.dtype):
+        signature["device_error"] = message
+    for name, record in (("signature", signature), ("tools", versions(TOOLS))):
+        write_json(outputs[name], record)
     return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
 
 

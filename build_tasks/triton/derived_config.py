@@ -176,12 +176,13 @@ def default_fields(config: Any, signature: CommonSignature, settings: ConfigSett
 def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSettings) -> list[dict[str, Any]]:
     """Return the requests that Triton runs before the model counts as ready.
 
-    They have the smallest batch, the largest batch, and every batch up to triton.warm_up. All values are zero, since
+    They have the largest batch, every batch up to triton.warm_up, and the smallest batch, in this order: PyTorch makes
+    its best kernels for the first shapes that it sees (docs/how-to/torchscript-on-gpu.md). All values are zero, since
     random data may contain any bits and so NaN and infinity.
     """
     largest = config.max_batch_size
     frequent = range(1, min(settings.warm_up or 0, largest) + 1)
-    sizes = sorted({signature["smallest_batch"], largest, *frequent}) if largest else [1]
+    sizes = sorted({signature["smallest_batch"], largest, *frequent}, reverse=True) if largest else [1]
     tensors = {}
     for tensor in config.input:
         dims = list(tensor.dims)

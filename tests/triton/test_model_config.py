@@ -582,23 +582,25 @@ def test_a_smallest_batch_above_one_is_noted() -> None:
     notes = stage.build(stage.inputs, stage.outputs, stage.settings)
     assert notes["smallest batch"] == "4, below which a request fails (engine.min_batch_size)"
     parsed = text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
-    assert [sample.batch_size for sample in parsed.model_warmup] == [4, 8]
+    assert [sample.batch_size for sample in parsed.model_warmup] == [8, 4]
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("lines", "model_format", "expected"),
     [
-        ('device = "gpu"', "torchscript", [1, 2, 3, 4, 5, 6, 7, 8]),
-        ('device = "gpu"\nwarm_up = 3', "torchscript", [1, 2, 3, 8]),
-        ('device = "gpu"\nwarm_up = 1', "torchscript", [1, 8]),
-        ('device = "gpu"\n[triton.torchscript]\nmax_batch_size = 3', "torchscript", [1, 2, 3]),
-        ('device = "gpu"', "onnx", [1, 8]),
-        ('device = "cpu"', "torchscript", [1, 8]),
-        ("", "torchscript", [1, 8]),
+        ('device = "gpu"', "torchscript", [8, 7, 6, 5, 4, 3, 2, 1]),
+        ('device = "gpu"\nwarm_up = 3', "torchscript", [8, 3, 2, 1]),
+        ('device = "gpu"\nwarm_up = 1', "torchscript", [8, 1]),
+        ('device = "gpu"\n[triton.torchscript]\nmax_batch_size = 3', "torchscript", [3, 2, 1]),
+        ('device = "gpu"', "onnx", [8, 1]),
+        ('device = "cpu"', "torchscript", [8, 1]),
+        ("", "torchscript", [8, 1]),
     ],
 )
-def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu(lines: str, model_format: str, expected: list[int]) -> None:
+def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu_from_the_largest_down(
+    lines: str, model_format: str, expected: list[int]
+) -> None:
     more = 'formats = ["torchscript", "onnx"]'
     parsed = derive_config(triton(lines, more), model_format, tensors(PyTorch="2.14.1"))
     count = 2 if model_format == "torchscript" else 0
