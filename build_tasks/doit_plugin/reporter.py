@@ -296,4 +296,6 @@ def _stale_reason(task: Any) -> str:
 
 
 def _format_note(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_format_note, value))
     return f"{value:.1e}" if isinstance(value, float) else str(value)

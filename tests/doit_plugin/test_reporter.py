@@ -58,6 +58,12 @@ def test_a_run_with_nothing_to_do_has_no_table(built_tiny: Project, copy_of: Cal
     assert run.out.splitlines() == ["17 up to date"]
 
 
+def test_the_line_of_a_task_has_no_python_lists(mixed: tuple[Project, Run]) -> None:
+    _, run = mixed
+    (line,) = [line for line in run.out.splitlines() if re.search(r"✓ torchscript +good ", line)]
+    assert re.search(r"batches: 1, 2, 3(, \d+)*$", line)
+
+
 def test_without_a_terminal_every_line_has_the_time(mixed: tuple[Project, Run]) -> None:
     root, _ = mixed
     (root / "build/good/model.onnx").unlink()
