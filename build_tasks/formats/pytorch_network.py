@@ -173,7 +173,8 @@ def wrap_for_serving(module: "torch.nn.Module", interface: Settings) -> "torch.n
     """Add the interface of the spec to a network, as hooks, so that its layers keep their names in every format.
 
     A uint8 input (batch, height, width, channels) is normalized. A float32 input (batch, channels, height, width) still
-    passes unchanged. The output becomes probabilities, or the largest values and their classes.
+    passes unchanged. The output becomes probabilities, or the largest values and their classes. A list of outputs
+    becomes a tuple, because Triton's PyTorch backend takes no list.
 
     Args:
         module: The network.
@@ -183,6 +184,7 @@ def wrap_for_serving(module: "torch.nn.Module", interface: Settings) -> "torch.n
     """
     if interface["format"] == "uint8_nhwc":
         module.register_forward_pre_hook(lambda _, inputs: (normalize_input(module, inputs[0], interface),))
+    module.register_forward_hook(lambda _, inputs, output: tuple(output) if isinstance(output, list) else output)
     if interface["softmax"] or interface["top_k"]:
         module.register_forward_hook(lambda _, inputs, output: top_k_outputs(output, interface))
     return module
@@ -275,9 +277,9 @@ def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
         outputs = module(batch)
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
     if not isinstance(outputs, tuple | list) or not all(isinstance(output, torch.Tensor) for output in outputs):
-        raise UserError(
-            f"the network answers with {type(outputs).__name__}; Triton needs one tensor, or a tuple of them"
-        )
+        names = [type(output).__name__ for output in outputs] if isinstance(outputs, tuple | list) else ()
+        found = type(outputs).__name__ + (f" of {', '.join(names)}" if names else "")
+        raise UserError(f"the network answers with {found}; Triton needs one tensor, or a tuple of them")
     for index, output in enumerate(outputs):
         if output.dtype == torch.bfloat16:
             raise UserError(f"output {index} is bfloat16, which Triton's clients and NumPy do not have; cast it")

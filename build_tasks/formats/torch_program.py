@@ -45,7 +45,7 @@ def load_program(path: str) -> "torch.nn.Module":
     import torch
 
     class Program(torch.nn.Module):
-        """The network of the file. An output that is a list becomes a tuple, which Triton takes."""
+        """The network of the file."""
 
         def __init__(self, program: torch.nn.Module):
             super().__init__()
@@ -53,10 +53,9 @@ def load_program(path: str) -> "torch.nn.Module":
 
         def forward(self, batch: "torch.Tensor") -> object:
             try:
-                outputs = self.program(batch)
+                return self.program(batch)
             except AssertionError as error:  # torch.export: the shape is not one that was exported
                 raise UserError(f"the network refuses {list(batch.shape)}: {first_lines(error)}") from error
-            return tuple(outputs) if isinstance(outputs, list) else outputs
 
     load = {TORCHSCRIPT: _load_torchscript, EXPORTED: _load_exported}[program_kind(path) or TORCHSCRIPT]
     try:

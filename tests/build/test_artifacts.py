@@ -167,6 +167,28 @@ def test_several_outputs_are_served_in_order(project: Project) -> None:
         ]
 
 
+def test_a_list_of_outputs_is_a_tuple_in_every_format(project: Project) -> None:
+    add_own(project, "own", "return [self.head(features), features]")
+    add_own(project, "by_dynamo", "return [self.head(features)]", 'opset = 18\nexporter = "dynamo"')
+    add_own(project, "nested", "return self.head(features), [features]", formats='"torchscript"')
+    project.model(
+        "pyramid",
+        'formats = ["torchscript", "onnx"]\nmax_batch_size = 2\n[input]\nshape = [3, 64, 64]\n'
+        '[architecture]\ntimm = "test_resnet"\narguments = { features_only = true }\n[weights]\nsource = "random://0"\n',
+    )
+    run = project.doit()
+    assert run.failed == ["reference:nested", "torchscript:nested"]
+    assert "the network answers with tuple of Tensor, list; Triton needs one tensor, or a tuple of them" in run.out
+    for name, count in (("own", 2), ("by_dynamo", 1), ("pyramid", 5)):
+        batch = torch.randn(2, *([3, 64, 64] if name == "pyramid" else [3, 16, 16]))
+        answer = torch.jit.load(project / f"model_repository/{name}/1/model.pt")(batch)
+        assert isinstance(answer, tuple), "Triton's PyTorch backend refuses a list"
+        found = session(project, f"model_repository/{name}_onnx/1/model.onnx").run(None, {"INPUT__0": batch.numpy()})
+        assert len(answer) == len(found) == len(config(project, name).output) == count
+        for one, other in zip(answer, found, strict=True):
+            np.testing.assert_allclose(one.numpy(), other, rtol=1e-3, atol=1e-4)
+
+
 def test_a_fixed_batch_is_served_without_batching(project: Project, tiny_weights: Path) -> None:
     add_own(project, "own", "return self.head(features)", "dynamic_axes = false\nbatch_size = 3")
     project.built()
