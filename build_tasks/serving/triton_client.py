@@ -62,12 +62,16 @@ class Client:
         """Whether a model is loaded and can answer."""
         return bool(self._call("is_model_ready", model))
 
-    def load(self, model: str) -> str | None:
-        """Load a model, or load it again. Returns the server's reason if it cannot, and None if it is loaded."""
+    def load(self, model: str, config: str | None = None) -> str | None:
+        """Load a model, or load it again. Returns the server's reason if it cannot, and None if it is loaded.
+
+        Args:
+            config: A ModelConfig as JSON, in place of the model's config.pbtxt.
+        """
         from tritonclient.utils import InferenceServerException
 
         try:
-            self._send("load_model", model, headers=self.key_header)
+            self._send("load_model", model, headers=self.key_header, config=config)
         except InferenceServerException as error:
             return str(error.message())
         return None

@@ -21,6 +21,7 @@ from typing import Any
 
 from build_tasks.paths import BUILD
 from build_tasks.runtime import atomic_files, temporary_folder
+from build_tasks.triton.release_table import FIELDS_SINCE
 
 CORE = f"{BUILD}/.tritonserver"
 REQUIREMENTS = "requirements-tritonserver.txt"
@@ -97,6 +98,28 @@ def backend_directory(stubs: bool) -> Iterator[str]:
                 os.makedirs(f"{folder}/{name}")
                 shutil.copy(f"{STUBS}/{name}/model.py", f"{folder}/{name}")
         yield os.path.abspath(folder)
+
+
+def config_without_newer_fields(path: str) -> str | None:
+    """Return a config.pbtxt as JSON, without the fields that the core's release does not have. None if it has none.
+
+    The core would refuse the whole file. The fields that are newer concern neither tensors nor artifacts.
+    """
+    text = _read_text(path)
+    if text is None or not any(name.rpartition(".")[2] in text for name in FIELDS_SINCE):
+        return None
+    from google.protobuf import json_format, text_format
+
+    from build_tasks.triton import model_config, newer_fields
+
+    config = model_config.protobuf().ModelConfig()
+    try:
+        text_format.Parse(text, config)
+    except text_format.ParseError:  # the server says what is wrong
+        return None
+    if not newer_fields.remove(config, RELEASE):
+        return None
+    return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
 
 
 def pillow_requirements() -> list[str]:

@@ -139,7 +139,12 @@ class Server:
         log: The server's output, open for reading.
         process: The server's process, or that of `docker run`.
         key: Key of the restricted protocols.
+
+    Attributes:
+        is_core: Whether it is the core from PyPI, whose release may be older than that of the specs.
     """
+
+    is_core = False
 
     def __init__(self, http: str, grpc: str, log: IO[str], process: "subprocess.Popen[bytes]", key: str = ""):
         self.http, self.grpc, self.log, self.process, self.key = http, grpc, log, process, key
@@ -181,10 +186,11 @@ class Server:
             NoAnswerError: As of `load`.
         """
         answers: list[str | UserError | None] = []
+        config = triton_core.config_without_newer_fields(f"{REPOSITORY}/{model}/config.pbtxt") if self.is_core else None
 
         def send() -> None:
             try:
-                answers.append(Client("HTTP", self.http, timeout=LOAD_TIMEOUT, key=self.key).load(model))
+                answers.append(Client("HTTP", self.http, timeout=LOAD_TIMEOUT, key=self.key).load(model, config))
             except UserError as error:
                 answers.append(error)
 
@@ -270,6 +276,7 @@ def start(
             reader = stack.enter_context(open(log, encoding="utf-8", errors="replace"))
             host = "127.0.0.1" if address == "0.0.0.0" else address
             server = Server(f"{host}:{ports.http}", f"{host}:{ports.grpc}", reader, process, key)
+            server.is_core = kind == "core"
             wait_until_live(server, launched.description, log)
             yield server
         finally:

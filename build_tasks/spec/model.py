@@ -276,6 +276,7 @@ class Model(Struct, frozen=True):
         return ServingFacts(
             config_fields=self.config_fields,
             model_formats=model_formats,
+            release=keys.release,
             device=keys.device,
             keep_versions=keys.keep_versions,
             max_batch_size=self.spec.max_batch_size,

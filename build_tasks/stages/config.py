@@ -23,6 +23,7 @@ from build_tasks.triton.derived_config import (
     InputLayout,
     common_signature,
     derive,
+    inflight_limit,
     spec_fields,
     to_text,
 )
@@ -34,12 +35,16 @@ CONFIG_MODULES = (
     "build_tasks.triton.derived_config",
     "build_tasks.triton.model_config",
     "build_tasks.triton.model_config_checks",
+    "build_tasks.triton.newer_fields",
     "build_tasks.triton.optimization_checks",
+    "build_tasks.triton.parameter_checks",
     "build_tasks.triton.platforms",
     "build_tasks.triton.release_table",
     "build_tasks.triton.releases",
     "build_tasks.triton.repository",
+    "build_tasks.triton.scheduler_checks",
     "build_tasks.triton.serving_facts",
+    "build_tasks.triton.warm_up_checks",
 )
 
 
@@ -176,7 +181,12 @@ def build_ensemble(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         for tensors, names in ((part.input, step.input_map), (part.output, step.output_map)):
             for tensor in tensors:
                 names[tensor.name] = tensor.name
+    if limit := inflight_limit(ensemble, second, options.release):
+        ensemble.ensemble_scheduling.max_inflight_requests = limit
     ensemble.MergeFrom(triton_config.to_message(spec_fields(options)))
+    # A 0 of the spec, no limit, is the default of the protobuf, which MergeFrom does not take over.
+    if options.triton.get("ensemble_scheduling", {}).get(triton_config.IN_FLIGHT) == 0:
+        ensemble.ensemble_scheduling.max_inflight_requests = 0
     write_config(ensemble, [inputs[name] for name in options.files], outputs["config"], options)
     return {"max_batch_size": ensemble.max_batch_size, "steps": f"{first.name}, {second.name}"}
 

@@ -19,6 +19,8 @@ Mistake = tuple[str, str, str]  # key below triton, what was expected, what was 
 
 SCHEDULERS = {"dynamic_batching", "sequence_batching"}  # Triton accepts one of them
 
+IN_FLIGHT = "max_inflight_requests"  # the field of ensemble_scheduling that [triton.ensemble] may set
+
 # Fields that follow from the artifact or from other keys of the spec, with a hint on the key.
 DERIVED = {
     "name": "", "platform": "", "backend": "", "input": "", "output": "", "default_model_filename": "",
@@ -107,17 +109,23 @@ def _to_string(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-def field_mistakes(table: dict[str, Any], of_one_format: bool) -> Iterator[Mistake]:
+def field_mistakes(table: dict[str, Any], model_format: str) -> Iterator[Mistake]:
     """Yield the fields that follow from the artifact, and the values that the protobuf cannot hold.
 
     Args:
         table: Values by field.
-        of_one_format: Whether the table is for one format, and so may set max_batch_size.
+        model_format: The format that the table is for; empty for [triton] itself, which cannot set max_batch_size.
     """
     for field, value in table.items():
-        if field == "max_batch_size" and of_one_format:
+        if field == "max_batch_size" and model_format:
             if type(value) is not int or value < 1:
                 yield field, "int >= 1", repr(value)
+        elif field == "ensemble_scheduling" and model_format == "ensemble" and isinstance(value, dict):
+            if others := value.keys() - {IN_FLIGHT}:
+                expected = f"only {IN_FLIGHT}, since the steps follow from the key ensemble"
+                yield field, expected, ", ".join(sorted(others))
+            else:
+                yield from _message_mistakes(protobuf().ModelEnsembling.DESCRIPTOR, value, field)
         elif field in DERIVED:
             yield field, f"nothing, since it follows from the artifact{DERIVED[field]}", shorten(value)
         elif value is not False:

@@ -3,27 +3,27 @@
 A server would reject some of them, and ignore others without a message. Some end the server: for example, a model that
 has only passive instances ends it at the first request.
 
-A new check of ModelConfig belongs to one of four places:
+A new check of ModelConfig belongs to one of five places:
 
-    fields of the ModelConfig with each other   config_mistakes (it sees only the ModelConfig)
+    fields of the ModelConfig with each other   scheduler_checks.py, warm_up_checks.py (they see only the ModelConfig)
     a field with the rest of the spec           _model_mistakes and the checks that it calls
     `optimization` with what a backend reads    optimization_checks.py
+    `parameters` with what a backend reads      parameter_checks.py
     a field with the artifact                   derived_config.py
 
 Sources: the core's model_config_utils.cc, backend_model_instance.cc and sequence_batch_scheduler.cc; the backends'
 own checks (onnxruntime.cc, libtorch.cc, instance_state.cc); trials with the server of release 24.10.
 """
 
-import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from typing import Any
 
-from build_tasks.tensors import INPUT
-from build_tasks.triton import optimization_checks
+from build_tasks.tensors import IMAGE, INPUT
+from build_tasks.triton import newer_fields, optimization_checks, parameter_checks, scheduler_checks, warm_up_checks
 from build_tasks.triton.model_config import (
     SCHEDULERS,
     Mistake,
-    enum,
     field_mistakes,
     fields_of_format,
     protobuf,
@@ -33,6 +33,11 @@ from build_tasks.triton.model_config import (
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
 from build_tasks.triton.serving_facts import ServingFacts
 
+RUNTIMES = {
+    "torchscript": "libtriton_pytorch.so", "onnx": "libtriton_onnxruntime.so", "tensorrt": "libtriton_tensorrt.so",
+    "preprocess": "libtriton_python.so",
+}  # fmt: skip
+RESERVED_TAGS = ("model", "version", "gpu_uuid", "namespace")  # Source: the core's constants.h
 NOT_OF_AN_ENSEMBLE = ("instance_group", "optimization", "model_warmup", *sorted(SCHEDULERS))
 
 
@@ -54,7 +59,7 @@ def mistakes(facts: ServingFacts) -> Iterator[Mistake]:
     wrong_fields = [
         (f"{model_format}.{key}".strip("."), expected, found)
         for model_format, table in tables.items()
-        for key, expected, found in field_mistakes(table, bool(model_format))
+        for key, expected, found in field_mistakes(table, model_format)
     ]
     yield from wrong_fields
     if wrong_fields or not all_tables or not any(tables.values()):
@@ -92,18 +97,23 @@ def _model_mistakes(facts: ServingFacts, model_format: str, config: Any, fields:
         for field in NOT_OF_AN_ENSEMBLE:
             if field in fields:
                 yield field, "nothing, since an ensemble has none of its own", shorten(fields[field])
+        yield from _other_fields(facts, model_format, config)
+        yield from parameter_checks.mistakes(facts, model_format, config)
+        yield from newer_fields.mistakes(config, facts.release)
         return
     config.max_batch_size = facts.largest_batches[model_format]
     yield from _max_batch_size(facts, model_format, config, fields)
-    for scheduler in SCHEDULERS & fields.keys():
-        if config.max_batch_size == 0 and fields[scheduler] is not False:
-            expected = f"false in [triton.{model_format}], since onnx.dynamic_axes = false fixes the batch"
-            yield scheduler, expected, shorten(fields[scheduler])
-            return
+    if config.max_batch_size == 0 and fields.get("sequence_batching", False) is not False:
+        expected = f"false in [triton.{model_format}], since onnx.dynamic_axes = false fixes the batch"
+        yield "sequence_batching", expected, shorten(fields["sequence_batching"])
+        return
     yield from _instances(facts, model_format, config, fields)
     yield from _versions(facts, config, fields)
     yield from optimization_checks.mistakes(facts, model_format, config, fields)
     yield from _other_fields(facts, model_format, config)
+    yield from parameter_checks.mistakes(facts, model_format, config)
+    yield from newer_fields.mistakes(config, facts.release)
+    yield from warm_up_checks.file_mistakes(config, facts.warm_up_folder, of_pictures=model_format == "preprocess")
     yield from config_mistakes(config)
 
 
@@ -125,100 +135,8 @@ def _max_batch_size(facts: ServingFacts, model_format: str, config: Any, fields:
 
 def config_mistakes(config: Any) -> Iterator[Mistake]:
     """Yield contradictions within a ModelConfig whose max_batch_size is set: in its schedulers and warm-up requests."""
-    yield from _dynamic_batching(config)
-    yield from _sequence_batching(config)
-    yield from _warm_up(config)
-
-
-def _dynamic_batching(config: Any) -> Iterator[Mistake]:
-    if not config.HasField("dynamic_batching"):
-        return
-    batching, key, largest = config.dynamic_batching, "dynamic_batching", config.max_batch_size
-    if largest == 1:
-        yield key, "nothing, since max_batch_size = 1 leaves nothing to batch", "a table"
-    yield from _preferred_batch_sizes(batching.preferred_batch_size, key, largest)
-    levels = batching.priority_levels
-    if levels and not 1 <= batching.default_priority_level <= levels:
-        yield f"{key}.default_priority_level", f"1 to priority_levels, {levels}", repr(batching.default_priority_level)
-    for name, value in (
-        ("default_priority_level", batching.default_priority_level),
-        ("priority_queue_policy", sorted(batching.priority_queue_policy)),
-    ):
-        if not levels and value:
-            yield f"{key}.{name}", "nothing, since there are no priority_levels", repr(value)
-    for level in sorted(batching.priority_queue_policy):
-        if levels and not 1 <= level <= levels:
-            yield f"{key}.priority_queue_policy", f"levels from 1 to priority_levels, {levels}", repr(level)
-    policies = {"default_queue_policy": batching.default_queue_policy}
-    policies |= {f"priority_queue_policy.{n}": policy for n, policy in sorted(batching.priority_queue_policy.items())}
-    delay = batching.max_queue_delay_microseconds
-    for name, policy in policies.items():
-        timeout = policy.default_timeout_microseconds
-        delays = policy.timeout_action == enum("ModelQueuePolicy.TimeoutAction", "DELAY")
-        if batching.preserve_ordering and delays:
-            yield f"{key}.{name}.timeout_action", "REJECT, since preserve_ordering = true", "'DELAY'"
-        if 0 < timeout <= delay and not delays:
-            expected = f"more than max_queue_delay_microseconds, {delay}, since a single request waits that long"
-            yield f"{key}.{name}.default_timeout_microseconds", expected, repr(timeout)
-    if batching.preserve_ordering and levels > 1:
-        yield f"{key}.preserve_ordering", f"false, since there are {levels} priority_levels", "true"
-
-
-def _preferred_batch_sizes(sizes: Iterable[int], scheduler: str, largest: int) -> Iterator[Mistake]:
-    for size in sizes:
-        if not 1 <= size <= largest:
-            yield f"{scheduler}.preferred_batch_size", f"1 to max_batch_size, {largest}", repr(size)
-
-
-def _sequence_batching(config: Any) -> Iterator[Mistake]:
-    if not config.HasField("sequence_batching"):
-        return
-    batching, key = config.sequence_batching, "sequence_batching"
-    yield from _preferred_batch_sizes(batching.oldest.preferred_batch_size, f"{key}.oldest", config.max_batch_size)
-    if not 0 <= batching.direct.minimum_slot_utilization <= 1:
-        yield f"{key}.direct.minimum_slot_utilization", "0 to 1", repr(batching.direct.minimum_slot_utilization)
-    for name in ("control_input", "state"):  # Triton would pass them as more inputs, which the network does not have
-        if getattr(batching, name):
-            found = ", ".join(part.name or "''" for part in batching.control_input) if name == "control_input" else name
-            yield f"{key}.{name}", f"nothing, since the network has only the input {INPUT}", repr(found)
-    if config.response_cache.enable:
-        yield "response_cache", "nothing, since Triton does not cache sequences", "enable = true"
-
-
-def _warm_up(config: Any) -> Iterator[Mistake]:
-    """Yield samples that Triton skips, or that prevent the model from being loaded.
-
-    Where the ModelConfig has its inputs, the tensors of the samples are compared with them.
-    """
-    largest = config.max_batch_size
-    names = [sample.name for sample in config.model_warmup]
-    inputs = {tensor.name: tensor for tensor in config.input}
-    for index, sample in enumerate(config.model_warmup):
-        key = f"model_warmup[{index}]"
-        if names.index(sample.name) != index:
-            yield f"{key}.name", "a name that no sample before has", repr(sample.name)
-        if not 1 <= sample.batch_size <= max(largest, 1):
-            expected = f"1 to max_batch_size, {largest}" if largest else "1, since dims contain the fixed batch"
-            yield f"{key}.batch_size", expected, repr(sample.batch_size)
-        for name, tensor in sorted(sample.inputs.items()):
-            if tensor.WhichOneof("input_data_type") is None:
-                yield f"{key}.inputs.{name}", "one of zero_data, random_data, input_data_file", "none of them"
-        if inputs and sorted(sample.inputs) != sorted(inputs):
-            yield f"{key}.inputs", f"the model's inputs, {', '.join(inputs)}", repr(", ".join(sorted(sample.inputs)))
-        elif inputs:
-            for name, tensor in sorted(sample.inputs.items()):
-                yield from _warm_up_tensor(f"{key}.inputs.{name}", tensor, inputs[name])
-
-
-def _warm_up_tensor(key: str, tensor: Any, model_input: Any) -> Iterator[Mistake]:
-    name_of = protobuf().DataType.Name
-    if tensor.data_type != model_input.data_type:
-        yield f"{key}.data_type", name_of(model_input.data_type), name_of(tensor.data_type)
-    dims, model_dims = list(tensor.dims), list(model_input.dims)
-    if len(dims) != len(model_dims) or not all(
-        a == b or (b == -1 and a > 0) for a, b in zip(dims, model_dims, strict=True)
-    ):
-        yield f"{key}.dims", f"{model_dims}, the dims of the model", repr(dims)
+    yield from scheduler_checks.mistakes(config)
+    yield from warm_up_checks.mistakes(config)
 
 
 def _instances(facts: ServingFacts, model_format: str, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:
@@ -283,20 +201,22 @@ def _versions(facts: ServingFacts, config: Any, fields: dict[str, Any]) -> Itera
 
 
 def _other_fields(facts: ServingFacts, model_format: str, config: Any) -> Iterator[Mistake]:
-    if config.model_transaction_policy.decoupled and model_format in FORMATS:
+    if config.model_transaction_policy.decoupled:
         yield "model_transaction_policy.decoupled", "false, since each image has one answer", "true"
-    for name in sorted(config.parameters):
-        if not name:
-            yield "parameters", "parameters with a name", "''"
-        elif name.startswith("provenance."):
-            yield f"parameters.{name}", "another name, since publish writes parameters of this name", repr(name)
+    if config.runtime and (library := RUNTIMES.get(model_format)) != config.runtime:
+        expected = (
+            f"{library!r}, the backend of {model_format}" if library else "nothing, since an ensemble has no backend"
+        )
+        yield "runtime", expected, repr(config.runtime)
+    if config.HasField("model_operations") and model_format != "onnx":
+        expected = f"nothing in {model_format}, since only ONNX Runtime's backend reads it"
+        yield "model_operations", expected, shorten(list(config.model_operations.op_library_filename))
+    for name in sorted(config.metric_tags):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.startswith("__"):
+            yield "metric_tags", "names of letters, digits and _, since any other name ends the server", repr(name)
+        elif name in RESERVED_TAGS:
+            yield "metric_tags", f"names besides Triton's own, {', '.join(RESERVED_TAGS)}", repr(name)
     for field in ("batch_input", "batch_output"):
-        if count := len(getattr(config, field)) if model_format in FORMATS else 0:
-            yield field, f"nothing, since the network has only the input {INPUT}", f"{count} of them"
-    for index, sample in enumerate(config.model_warmup):
-        for name, tensor in sorted(sample.inputs.items()):
-            file = tensor.input_data_file
-            from_file = tensor.WhichOneof("input_data_type") == "input_data_file"
-            if from_file and not os.path.isfile(f"{facts.warm_up_folder}/{file}"):
-                key = f"model_warmup[{index}].inputs.{name}.input_data_file"
-                yield key, f"a file in {facts.warm_up_folder}/", repr(file)
+        if count := len(getattr(config, field)):
+            only = INPUT if model_format in FORMATS else IMAGE
+            yield field, f"nothing, since the model has only the input {only}", f"{count} of them"

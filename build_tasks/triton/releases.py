@@ -32,6 +32,11 @@ def _at_least(release: str, library: str) -> str | None:
     return next(filter(None, reversed(versions)), None)
 
 
+def tensorrt_major(release: str) -> int:
+    """Return the major version of a release's TensorRT, or of the last known one before it; 0 before the table."""
+    return int((_at_least(release, "tensorrt") or "0").partition(".")[0])
+
+
 def oldest_release_for(opset: int) -> str | None:
     """Return the first release that reads an opset, None if there is none."""
     return next((r for r in RELEASES if (support := onnx_support(r)) and support.opset >= opset), None)

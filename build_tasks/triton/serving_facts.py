@@ -11,6 +11,7 @@ class ServingFacts(NamedTuple):
 
     config_fields: dict[str, Any]  # [triton] without the project's own keys: fields, and a table of fields by format
     model_formats: tuple[str, ...]  # one Triton model is published for each
+    release: str  # triton.release, "26.08"
     device: str  # triton.device: "auto", "gpu" or "cpu"
     keep_versions: int  # triton.keep_versions
     max_batch_size: int  # the largest batch that the build checks

@@ -23,7 +23,7 @@ SPECS: dict[str, tuple[str, str, str, str]] = {
         priority_levels = 2
         default_priority_level = 2
         default_queue_policy = { timeout_action = "DELAY", default_timeout_microseconds = 1000, max_queue_size = 64 }
-        priority_queue_policy = { 1 = { timeout_action = "REJECT", allow_timeout_override = true } }
+        priority_queue_policy = { 1 = { default_timeout_microseconds = 5000000, allow_timeout_override = true } }
 
         [triton.onnx]
         dynamic_batching = { preserve_ordering = true }
@@ -64,7 +64,7 @@ SPECS: dict[str, tuple[str, str, str, str]] = {
 
         [[triton.onnx.optimization.execution_accelerators.gpu_execution_accelerator]]
         name = "tensorrt"
-        parameters = { precision_mode = "FP16", max_workspace_size_bytes = "1073741824" }
+        parameters = { precision_mode = "FP32", max_workspace_size_bytes = "1073741824" }
 
         [[triton.onnx.optimization.execution_accelerators.cpu_execution_accelerator]]
         name = "openvino"

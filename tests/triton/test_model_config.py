@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
@@ -143,11 +144,22 @@ WRONG = [
     ),
     (
         spec("[onnx]\ndynamic_axes = false\n[triton.onnx]\ndynamic_batching = {}"),
-        "triton.onnx.dynamic_batching: expected false in [triton.onnx], since onnx.dynamic_axes = false fixes the batch, found {}",
+        "triton.onnx.dynamic_batching: expected false, or the policies of a queue, since onnx.dynamic_axes = false fixes "
+        "the batch, which leaves nothing to batch, found {}",
     ),
     (
         of_format("onnx", "max_batch_size = 1\ndynamic_batching = {}"),
-        "triton.onnx.dynamic_batching: expected nothing, since max_batch_size = 1 leaves nothing to batch, found a table",
+        "triton.onnx.dynamic_batching: expected false, or the policies of a queue, since max_batch_size = 1 leaves nothing "
+        "to batch, found {}",
+    ),
+    (
+        spec("[onnx]\ndynamic_axes = false\n[triton.onnx]\nsequence_batching = {}"),
+        "triton.onnx.sequence_batching: expected false in [triton.onnx], since onnx.dynamic_axes = false fixes the batch, found {}",
+    ),
+    (
+        spec("[onnx]\ndynamic_axes = false\n[triton.onnx]\ndynamic_batching = { preferred_batch_size = [1] }"),
+        "triton.onnx.dynamic_batching.preferred_batch_size: expected nothing, since onnx.dynamic_axes = false fixes the "
+        "batch, which leaves nothing to batch, found [1]",
     ),
     # Queues
     (
@@ -411,6 +423,109 @@ def test_a_spec_that_contradicts_the_artifact_is_refused_with_one_line(
     with pytest.raises(UserError) as error:
         derive_config(text, "onnx", signature)
     assert str(error.value) == f"{PATH}: {line}"
+
+
+RIGHT = {
+    "a note of the user": triton('parameters = { owner = "vision", "trained on" = "2026-01-01", threads = 4 }'),
+    "parameters of each format": spec(
+        """
+        [triton.torchscript]
+        parameters = { INTRA_OP_THREAD_COUNT = 2, ENABLE_CACHE_CLEANING = true, INFERENCE_MODE = "ON" }
+        [triton.onnx]
+        parameters = { intra_op_thread_count = 2, execution_mode = 1, "memory.enable_memory_arena_shrinkage" = "cpu:0;gpu:0" }
+        [triton.tensorrt]
+        parameters = { execution_context_allocation_strategy = "ON_PROFILE_CHANGE" }
+        """
+    ),
+    "a parameter for all formats that one of them reads": triton("parameters = { INTRA_OP_THREAD_COUNT = 2 }"),
+    "the arena of one GPU": of_format(
+        "onnx", 'instance_group = [{ gpus = [1] }]\nparameters = { "memory.enable_memory_arena_shrinkage" = "gpu:1" }'
+    ),
+    "fields of the release": triton("model_metrics = { metric_control = [] }"),
+    "load shedding with batch 1": of_format(
+        "onnx", "max_batch_size = 1\ndynamic_batching = { default_queue_policy = { max_queue_size = 16 } }"
+    ),
+    "load shedding with a fixed batch": spec(
+        "[onnx]\ndynamic_axes = false\n[triton.onnx.dynamic_batching]\npriority_levels = 2\ndefault_priority_level = 2\n"
+        "default_queue_policy = { default_timeout_microseconds = 200000, allow_timeout_override = true }"
+    ),
+    "the precision of TensorRT 10": spec(
+        '[triton]\nrelease = "26.05"\n[triton.onnx.optimization.execution_accelerators]\n'
+        'gpu_execution_accelerator = [{ name = "tensorrt", parameters = { precision_mode = "BF16" } }]'
+    ),
+    "a limit of the ensemble": spec("[triton.ensemble.ensemble_scheduling]\nmax_inflight_requests = 4", ENSEMBLE),
+    "a file of the right size": warm_up(
+        'name = "w", batch_size = 1, inputs = { INPUT__0 = { data_type = "TYPE_FP32", dims = [3, 160, 160], '
+        'input_data_file = "zeros" } }'
+    ),
+    "a tag of the metrics": triton('metric_tags = { team_1 = "vision" }'),
+}
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_spec_is_accepted(name: str) -> None:
+    Path("models/m/warmup").mkdir(parents=True)
+    Path("models/m/warmup/zeros").write_bytes(bytes(4 * 3 * 160 * 160))
+    load_model(RIGHT[name])
+
+
+@pytest.mark.parametrize("value", ["gpu:9", "gpu:0", "cpu:1", "CPU:0", "cpu:0;gpu:0", " cpu:0", "cpu:0", "cpu:0;cpu:0"])
+@pytest.mark.usefixtures("folder")
+def test_a_list_of_memory_arenas_is_accepted_exactly_if_onnx_runtime_accepts_it(value: str) -> None:
+    """On a machine without a GPU, whose session has the arena of the CPU alone."""
+    import onnx.parser
+    import onnxruntime
+
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", value)
+    try:
+        session.run(None, {"x": np.ones(1, np.float32)}, options)
+        runs = True
+    except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument:
+        runs = False
+    text = triton(
+        f'device = "cpu"\nparameters = {{ "memory.enable_memory_arena_shrinkage" = "{value}" }}', 'formats = ["onnx"]'
+    )
+    if runs:
+        load_model(text)
+    else:
+        with pytest.raises(UserError, match="expected cpu:0, the memory arenas that every instance has"):
+            load_model(text)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("release", "lines", "limit"),
+    [
+        ("25.10", "", 0),
+        ("25.11", "", 64),
+        ("26.08", "", 64),
+        ("26.08", "[triton.onnx]\ninstance_group = [{ count = 4, gpus = [0, 1] }]", 4 * 8 * 8),
+        ("26.08", "[triton.ensemble.ensemble_scheduling]\nmax_inflight_requests = 5", 5),
+        ("26.08", "[triton.ensemble.ensemble_scheduling]\nmax_inflight_requests = 0", 0),
+    ],
+)
+def test_an_ensemble_limits_the_requests_that_wait_in_memory(release: str, lines: str, limit: int) -> None:
+    text = spec(f'[triton]\nrelease = "{release}"\n{lines}', ENSEMBLE)
+    derive_config(text, "onnx", tensors())
+    model = load_model(text)
+    pictures = {
+        "inputs": [{"name": "IMAGE", "dtype": "bytes", "shape": [-1, 1]}],
+        "outputs": [{"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 160, 160]}],
+    }
+    Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
+    first = config.task(model, "preprocess", ["preprocess"])
+    both = [task["meta"]["stage"] for task in (first, config.ensemble_task(model, ["preprocess", "model.onnx"]))]
+    for stage in both:
+        stage.build(stage.inputs, stage.outputs, stage.settings)
+    parsed = text_format.Parse(Path(both[1].outputs["config"]).read_text(), ModelConfig())
+    assert parsed.ensemble_scheduling.max_inflight_requests == limit
+    assert len(parsed.ensemble_scheduling.step) == 2
 
 
 @pytest.mark.usefixtures("folder")
