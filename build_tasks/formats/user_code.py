@@ -6,6 +6,7 @@ without any check: a person who reads the source would not see it, and no finger
 
 import functools
 import os
+import re
 import sys
 import traceback
 import types
@@ -39,10 +40,12 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     path = f"{MODELS}/{model}/{file}"
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist")
-    module = types.ModuleType(f"models_{model}_{file.removesuffix('.py')}")
+    # TorchScript writes the name of the module into its code, where only these characters make a name.
+    module = types.ModuleType(re.sub(r"[^A-Za-z0-9_]", "_", f"models_{model}_{file.removesuffix('.py')}"))
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses search for their module there
     _import_sources_only(os.path.abspath(MODELS))
+    _import_beside(os.path.abspath(f"{MODELS}/{model}"), os.path.dirname(os.path.abspath(path)))
     try:
         with open(path, "rb") as source:
             exec(compile(source.read(), path, "exec"), module.__dict__)
@@ -74,6 +77,22 @@ def _import_sources_only(folder: str) -> None:
 
     sys.path_hooks.insert(0, hook)
     sys.path_importer_cache.clear()
+
+
+def _import_beside(*folders: str) -> None:
+    """Let this process import files of the user from these folders, the last one first: `from layers import Head`.
+
+    A file that imports another one is usually started as a script, which does the same. What another model has imported
+    under such a name, in this process, is forgotten.
+    """
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and file.startswith(os.path.abspath(MODELS) + os.sep) and not file.startswith(folders[0] + os.sep):
+            del sys.modules[name]
+    for folder in folders:
+        if folder in sys.path:
+            sys.path.remove(folder)
+        sys.path.insert(0, folder)
 
 
 def user_error(path: str, error: Exception) -> UserError:

@@ -14,6 +14,14 @@ from build_tasks.triton import model_config
 SCHEMES = ("hf", "https", "http", "package", "timm", "random")
 MAX_SOURCE = 2000  # characters of a URL, as most servers accept
 HOST = r"([^\s:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+# Files that hold a network in a form that this project does not read, or that it builds itself.
+NO_SOURCES = (
+    *(".engine", ".plan", ".trt", ".rtx", ".ort", ".tflite", ".pb", ".h5", ".hdf5", ".keras", ".mlmodel", ".mlpackage"),
+    *(".xml", ".pdmodel", ".pdiparams", ".caffemodel", ".gguf", ".msgpack", ".tar", ".mar", ".so"),
+)
+READABLE = (
+    "a checkpoint (.safetensors, its .index.json, .pth, .npz), ONNX (.onnx), TorchScript (.pt) or torch.export (.pt2)"
+)
 TENSOR_SUFFIXES = (".npz", ".json")  # of samples that are not a folder of pictures
 IMAGENET = "imagenet-1k"  # the value of labels that is no file: the classes of ImageNet, as timm has them
 WARM_UP = "triton.model_warmup"
@@ -53,6 +61,12 @@ def _source_mistakes(spec: Spec) -> Iterator[Mistake]:
         yield key, "`timm://architecture.tag`", repr(source)
     elif not rest:
         yield key, "a name after ://", repr(source)
+    if scheme not in ("random", "timm"):
+        suffix = os.path.splitext(rest.partition("?")[0].partition("#")[0].partition("@")[0])[1]
+        if suffix.lower() in NO_SOURCES:
+            yield key, READABLE, f"a file {suffix!r}"
+        elif suffix.lower() == ".onnx" and not spec.from_onnx:
+            yield key, f"{READABLE}, with the suffix in lower case", repr(suffix)
     if scheme == "random" and spec.weights.sha256 is not None:
         yield "weights.sha256", "nothing, since random weights have no file", repr(spec.weights.sha256)
 
@@ -82,7 +96,9 @@ def _path_mistakes(model: Model) -> Iterator[Mistake]:
         if named.key == WARM_UP and not _is_relative(named.path):
             yield named.key, "files in warmup/, without `..` in their path", repr(named.path.removeprefix("warmup/"))
         elif mistake := model_files.path_mistake(model.name, named):
-            yield named.key, *mistake
+            expected, found = mistake
+            is_folder = named.key == "weights.source" and os.path.isdir(model.source(named.path))
+            yield named.key, READABLE if is_folder else expected, found
         elif named.is_folder:
             try:
                 for _ in model_files.walk(model.source(named.path), model_files.roots(model.name, named.is_data)):

@@ -102,7 +102,12 @@ def check(
     """
     import torch
 
-    loaded = torch.jit.load(path)
+    try:
+        loaded = torch.jit.load(path)
+    except UnicodeDecodeError as error:  # torch writes such names, and cannot read them
+        raise UserError(
+            "TorchScript takes only ASCII letters in names of classes and attributes: rename those of the network"
+        ) from error
     sizes = pytorch_network.shapes_to_check(shape, settings["sizes"])[1:]
     limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, TRACED_BATCH))
     errors = {}

@@ -312,6 +312,17 @@ def test_a_folder_with_an_onnx_file_has_no_links_to_folders(folder: Path) -> Non
     ]
 
 
+def test_a_folder_as_a_source_is_refused_with_what_can_be_one(folder: Path) -> None:
+    (folder / "saved").mkdir()
+    for name, architecture in (("saved", '[architecture]\ntimm = "test_efficientnet"'), ("saved", "[input]")):
+        text = top('formats = ["onnx"]').replace('[architecture]\ntimm = "test_efficientnet"', architecture)
+        line = refused(text.replace("random://0", name))[-1]
+        assert line.startswith(
+            "weights.source: expected a checkpoint (.safetensors, its .index.json, .pth, .npz), ONNX"
+        )
+        assert line.endswith("found 'saved', which is a folder")
+
+
 def test_samples_that_link_to_each_other_are_listed_once(folder: Path) -> None:
     from build_tasks.verification.accuracy_samples import sample_files
 

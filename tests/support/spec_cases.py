@@ -53,6 +53,10 @@ ENGINE = (
 )
 
 
+READABLE = (
+    "weights.source: expected a checkpoint (.safetensors, its .index.json, .pth, .npz), ONNX (.onnx), "
+    "TorchScript (.pt) or torch.export (.pt2)"
+)
 SCHEMES = "weights.source: expected one of hf://, https://, http://, package://, timm://, random:// or a path"
 
 
@@ -372,6 +376,17 @@ MISTAKES = [
     # Sources
     (source("ftp://host/file"), f"{SCHEMES}, found 'ftp://' (did you mean 'http://'?)"),
     (source("gopher://host/file"), f"{SCHEMES}, found 'gopher://'"),
+    *(
+        (source(name), f"{READABLE}, found a file '{suffix}'")
+        for name, suffix in (
+            ("model.engine", ".engine"),
+            ("model.ort", ".ort"),
+            ("hf://owner/repository/model.TFLITE@main", ".TFLITE"),
+            ("https://host/model.h5?download=true", ".h5"),
+            ("folder/saved_model.pb", ".pb"),
+        )
+    ),
+    (source("MODEL.ONNX"), f"{READABLE}, with the suffix in lower case, found '.ONNX'"),
     (source(""), "weights.source: expected str of length >= 1, found ''"),
     (source("timm://"), "weights.source: expected a name after ://, found 'timm://'"),
     (source("random://"), "weights.source: expected random:// and a seed, found 'random://'"),
