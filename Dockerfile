@@ -59,4 +59,5 @@ RUN --mount=type=bind,source=requirements.txt,target=/tmp/requirements.txt \
         PIP_BREAK_SYSTEM_PACKAGES=1 PIP_CONSTRAINT= pip install "$(grep -o '^pillow==[0-9.]*' /tmp/requirements.txt)"; \
     fi
 EXPOSE 8000 8001 8002
-CMD ["tritonserver", "--model-repository=/models"]
+# The option lets version-compatible plans load (docs/how-to/engines.md); no other plan needs it.
+CMD ["tritonserver", "--model-repository=/models", "--backend-config=tensorrt,version-compatible=true"]

@@ -311,7 +311,7 @@ def main(folder: Path) -> None:
     models = workspace.files("localhost/triton", "models")
     assert models == changed
     assert workspace.buildah("inspect", "--format", "{{.OCIv1.Config.Cmd}}", "localhost/triton") == (
-        "[tritonserver --model-repository=/models]"
+        "[tritonserver --model-repository=/models --backend-config=tensorrt,version-compatible=true]"
     )
     container = workspace.buildah("from", "--pull-never", "localhost/triton")
     pillow = workspace.buildah("run", container, "python3", "-c", "import PIL; print(PIL.__version__)")

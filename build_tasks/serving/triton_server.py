@@ -30,6 +30,7 @@ from build_tasks.runtime import hardware
 from build_tasks.serving import triton_core
 from build_tasks.serving.server_kinds import IMAGE, succeeds
 from build_tasks.serving.triton_client import KEY_NAME, Client
+from build_tasks.triton.releases import VERSION_COMPATIBLE_OPTION
 
 REPOSITORY_IN_IMAGE = "/models"
 
@@ -41,6 +42,7 @@ LOAD_TIMEOUT = 300  # seconds to load and warm up a model: a plan takes long, an
 STRICT_OPTIONS = (
     *("--disable-auto-complete-config", "--exit-on-error=false", "--model-control-mode=explicit"),
     "--exit-timeout-secs=5",  # requests that still run when the server is stopped do not matter
+    VERSION_COMPATIBLE_OPTION,  # a repository of this project may hold code anyway: its Python models
 )
 
 # The protocols that load models, map memory of other processes of this machine, and change what the server writes.

@@ -197,6 +197,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         with open(f"{folder}/config.pbtxt", "a", encoding="utf-8") as file:
             file.writelines(provenance_parameters(versions[version], version) for version in kept)
     notes = {"accuracy": "; ".join(sorted({verdict["status"] for verdict in verdicts}))}
+    if option := releases.server_option(signatures):
+        notes["server option"] = option
     if several:
         notes["versions"] = format_versions(kept)
         if unusable:

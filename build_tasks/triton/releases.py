@@ -4,10 +4,14 @@
 release = "26.08"    # the server is nvcr.io/nvidia/tritonserver:26.08-py3
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from build_tasks.triton.release_table import BF16_SINCE, ONNX_RUNTIME, RELEASES, OnnxSupport
+
+# TensorRT's backend loads a version-compatible plan only with this option, since such a plan contains code that runs on
+# the host. Source: tensorrt_backend, src/tensorrt.cc; server#6129.
+VERSION_COMPATIBLE_OPTION = "--backend-config=tensorrt,version-compatible=true"
 
 
 def unknown(release: str) -> str | None:
@@ -88,6 +92,13 @@ def _plan_error(release: str, contained: str, signature: Mapping[str, Any]) -> s
         f"the plan was built with TensorRT {built}, and Triton {release} has {contained}; `doit container` builds it "
         "with that version"
     )
+
+
+def server_option(signatures: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the option that a server needs to load these artifacts, None if it needs none."""
+    if any(signature.get("version_compatible") for signature in signatures):
+        return f"{VERSION_COMPATIBLE_OPTION}, without which Triton refuses this plan"
+    return None
 
 
 def load_warning(release: str, model_format: str, signature: Mapping[str, Any]) -> str | None:

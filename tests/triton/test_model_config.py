@@ -665,6 +665,20 @@ def test_a_plan_needs_a_release_with_its_tensorrt(release: str, built: str, comp
         )
 
 
+def test_every_server_gets_the_option_that_a_version_compatible_plan_needs() -> None:
+    from build_tasks.serving import triton_server
+
+    option = releases.VERSION_COMPATIBLE_OPTION
+    assert releases.server_option([plan(), plan(version_compatible=False)]) is None
+    assert str(releases.server_option([plan(), plan(version_compatible=True)])).startswith(option)
+    for kind in ("local", "core"):
+        launched = triton_server.launch(kind, "26.08", triton_server.Ports(), "127.0.0.1", None, "key")
+        assert option in launched.command
+    in_docker = triton_server.launch("docker", "26.08", triton_server.Ports(), "127.0.0.1", None, "key").command
+    assert option in in_docker[-1]
+    assert json.loads((ROOT / "Dockerfile").read_text().rpartition("CMD ")[2])[-1] == option
+
+
 def test_a_newer_pytorch_gives_a_warning_and_no_error() -> None:
     signature = {"PyTorch": "2.14.1"}
     assert releases.load_error("25.05", "torchscript", signature) is None
