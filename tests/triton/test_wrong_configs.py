@@ -13,7 +13,8 @@ from tests.support.project import ROOT
 from tests.support.triton_cases import spec
 from tests.triton.wrong_configs import WRONG_CONFIGS, Wrong
 
-PICTURE = (ROOT / "build_tasks/verification/photographs/coffee.jpg").read_bytes()
+PHOTOGRAPHS = ROOT / "build_tasks/verification/photographs"
+PICTURE = (PHOTOGRAPHS / "coffee.jpg").read_bytes()
 
 
 def write_warm_up_files(folder: Path) -> None:

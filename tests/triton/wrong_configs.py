@@ -8,7 +8,7 @@
     never loads  it does not load the model; where the warm-up of a Python model fails, it hangs or ends
     ends         the server ends
 
-`source` is "core" for Triton's core of release 24.10, which tests/serving/test_wrong_configs.py runs, or the file of a
+`source` is "core" for Triton's core of release 24.10, which tests/serving/test_core.py runs, or the file of a
 backend or of a later core that was read: no backend but the Python one is in the core from PyPI.
 """
 

@@ -1,4 +1,4 @@
-"""What Triton's core of release 24.10 says of each wrong configuration in tests/triton/wrong_configs.py."""
+"""Triton's core of release 24.10 with models written here: wrong configurations, queues, batches of pictures."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from build_tasks.serving.check import format_load_result
 from build_tasks.serving.triton_client import Client, Tensors
 from build_tasks.triton.model_config import to_message
 from tests.support.project import OTHER, ROOT, Project
-from tests.triton.test_wrong_configs import PICTURE, write_warm_up_files
+from tests.triton.test_wrong_configs import PHOTOGRAPHS, PICTURE, write_warm_up_files
 from tests.triton.wrong_configs import CORE, WRONG_CONFIGS, Wrong
 
 TENSORS = """
@@ -142,6 +142,46 @@ def test_the_core_loads_a_configuration_of_a_newer_release_without_its_newer_fie
                 np.array([[PICTURE]], object),
             )
             assert answer.shape == (1, 3, 160, 160)
+
+
+MEETING = """
+import threading
+import numpy as np
+class PictureError(ValueError): pass
+def read(folder): return {}
+MEETING = threading.Barrier(2)
+def preprocess(picture, settings):
+    MEETING.wait(10)  # until another thread prepares a picture
+    return np.zeros((3, 160, 160), np.float32)
+"""
+
+
+def pictures(*contents: bytes) -> np.ndarray:
+    return np.array([[content] for content in contents], object)
+
+
+def test_a_batch_of_pictures_is_prepared_at_once_and_equals_each_alone(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    write_model("meeting", "preprocess")
+    Path("model_repository/meeting/1/preprocessing.py").write_text(MEETING)
+    photographs = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
+    with triton_server.start("core", "24.10", triton_server.free_ports(), "build/pictures.log") as server:
+        assert server.load("preprocess") is None
+        assert server.load("meeting") is None
+        client = Client("HTTP", server.http)
+        _, (answer,) = client.infer("meeting", PICTURES, pictures(b"one", b"two"))
+        assert answer.shape == (2, 3, 160, 160)
+
+        _, (batch,) = client.infer("preprocess", PICTURES, pictures(*photographs))
+        for photograph, prepared in zip(photographs, batch, strict=True):
+            _, (alone,) = client.infer("preprocess", PICTURES, pictures(photograph))
+            assert np.array_equal(alone[0], prepared)
+        with pytest.raises(
+            UserError, match=r"picture 3 of 4: expected a picture in JPEG or PNG, found another content"
+        ):
+            client.infer("preprocess", PICTURES, pictures(PICTURE, PICTURE, b"none", b"none"))
 
 
 QUEUES = {
