@@ -1,6 +1,7 @@
 """JSON files. All stages read and write them here."""
 
 import json
+import os
 from typing import Any
 
 
@@ -11,8 +12,13 @@ def read_json(path: str) -> Any:
         OSError: If the file cannot be read.
         ValueError: If it is not JSON.
     """
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO waits, and a device has no end
+        raise OSError(f"{path} is not a file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
 
 
 def write_json(path: str, value: Any) -> None:

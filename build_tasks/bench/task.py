@@ -9,7 +9,6 @@ It runs only on demand, and every time: earlier figures may not be true any more
 
 import contextlib
 import math
-import os
 import time
 from typing import Any
 
@@ -68,7 +67,7 @@ def bench(
     try:
         options = parse_options(model, batches, concurrency, seconds, formats, url, latency)
         runs = read_runs(model.artifact("bench.json"))
-        os.makedirs(hardware.GPU_LOCK, exist_ok=True)
+        atomic_files.make_folder(hardware.GPU_LOCK)
         # Another benchmark, or the build of an engine, would disturb this one.
         with atomic_files.locked(hardware.GPU_LOCK):
             run = (server if url else machine).measure(model, options)

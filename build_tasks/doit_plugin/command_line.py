@@ -6,12 +6,15 @@
 doit itself prints its option objects where it cannot parse an option, and a traceback where a task is unknown.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand
+
+from build_tasks.paths import STATE_DB
 
 HELP_OPTIONS = {"-h", "--help"}
 
@@ -55,6 +58,26 @@ class OneLineMistakes:
         return message_line(
             f"{found} is no command, task or target; `doit list --all` shows the tasks, `doit help` the commands"
         )
+
+
+class RecordsCommand(OneLineMistakes):
+    """Mixin of the commands that use doit's records: they use this project's, see state.py."""
+
+    def execute(self, params: Any, args: list[str]) -> Any:
+        if is_default_dodo(params["dodoFile"]) and params["backend"] in ("dbm", "sqlite3"):  # the first: doit's default
+            from doit.cmd_base import opt_depfile
+
+            from build_tasks.doit_plugin.state import StateDB, StateManager, require_doit
+
+            require_doit()
+            own_file = params["dep_file"] == opt_depfile["default"]
+            self.dep_manager = StateManager(StateDB, STATE_DB if own_file else params["dep_file"])
+        return super().execute(params, args)  # type: ignore[misc]
+
+
+def is_default_dodo(path: str) -> bool:
+    """Return whether a path leads to the dodo.py of this folder."""
+    return path == "dodo.py" or os.path.realpath(path) == os.path.realpath("dodo.py")
 
 
 def option_mistake(message: str, command: str) -> str:

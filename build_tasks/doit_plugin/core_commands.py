@@ -18,7 +18,7 @@ from doit import (
 from doit.cmdparse import CmdOption, TaskParse
 from doit.exceptions import InvalidCommand
 
-from build_tasks.doit_plugin.command_line import OneLineMistakes
+from build_tasks.doit_plugin.command_line import OneLineMistakes, RecordsCommand
 from build_tasks.doit_plugin.usage import USAGE
 
 
@@ -58,7 +58,7 @@ class Help(OneLineMistakes, cmd_help.Help):  # type: ignore[misc]  # doit has no
         return True
 
 
-class List(OneLineMistakes, cmd_list.List):  # type: ignore[misc]  # doit has no types
+class List(RecordsCommand, cmd_list.List):  # type: ignore[misc]  # doit has no types
     """`doit list`. With --status, a group is up to date if all of its tasks are."""
 
     def _print_task(self, template: str, task: Any, status: bool, list_deps: bool, tasks: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class List(OneLineMistakes, cmd_list.List):  # type: ignore[misc]  # doit has no
         return all(self._is_up_to_date(tasks[name], tasks) for name in task.task_dep)
 
 
-class Info(OneLineMistakes, cmd_info.Info):  # type: ignore[misc]  # doit has no types
+class Info(RecordsCommand, cmd_info.Info):  # type: ignore[misc]  # doit has no types
     """`doit info`."""
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> Any:
@@ -84,19 +84,19 @@ class Info(OneLineMistakes, cmd_info.Info):  # type: ignore[misc]  # doit has no
         return super()._execute(pos_args, hide_status)
 
 
-class Clean(OneLineMistakes, cmd_clean.Clean):  # type: ignore[misc]
+class Clean(RecordsCommand, cmd_clean.Clean):  # type: ignore[misc]
     """`doit clean`."""
 
 
-class Forget(OneLineMistakes, cmd_forget.Forget):  # type: ignore[misc]
+class Forget(RecordsCommand, cmd_forget.Forget):  # type: ignore[misc]
     """`doit forget`."""
 
 
-class Ignore(OneLineMistakes, cmd_ignore.Ignore):  # type: ignore[misc]
+class Ignore(RecordsCommand, cmd_ignore.Ignore):  # type: ignore[misc]
     """`doit ignore`."""
 
 
-class ResetDep(OneLineMistakes, cmd_resetdep.ResetDep):  # type: ignore[misc]
+class ResetDep(RecordsCommand, cmd_resetdep.ResetDep):  # type: ignore[misc]
     """`doit reset-dep`."""
 
 
@@ -104,7 +104,7 @@ class DumpDB(OneLineMistakes, cmd_dumpdb.DumpDB):  # type: ignore[misc]
     """`doit dumpdb`."""
 
 
-class Strace(OneLineMistakes, cmd_strace.Strace):  # type: ignore[misc]
+class Strace(RecordsCommand, cmd_strace.Strace):  # type: ignore[misc]
     """`doit strace`."""
 
 

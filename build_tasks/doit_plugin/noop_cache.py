@@ -88,6 +88,9 @@ class Contents(NamedTuple):
     models: dict[str, Record]
 
 
+EMPTY = Contents(b"", b"", {})
+
+
 class NoopCache:
     """The models that a run does not have to check.
 
@@ -105,7 +108,7 @@ class NoopCache:
         self.requested: list[str] = []
         self.only_models = False
         self.changed: dict[str, tuple[list[str], bytes, bytes]] = {}
-        self.contents = Contents(b"", b"", {})
+        self.contents = EMPTY
         self.global_signature = b""
         self.state_signature = b""
         self.state_verified = False  # whether all of doit's records were compared, and equal those in `contents`
@@ -235,11 +238,12 @@ def models_with_same_records(models: dict[str, Record]) -> dict[str, Record]:
     import sqlite3
 
     from build_tasks.doit_plugin.state import is_recorded_as_ignored, read_row_digests
+    from build_tasks.runtime import sqlite_files
 
-    if not os.path.exists(STATE_DB):
+    if not os.path.exists(STATE_DB) or sqlite_files.obstacle(STATE_DB):
         return {}
     try:
-        with closing(sqlite3.connect(f"file:{STATE_DB}?mode=ro", uri=True, timeout=30)) as connection:
+        with closing(sqlite3.connect(f"file:{STATE_DB}?mode=ro", uri=True, timeout=1)) as connection:
             if is_recorded_as_ignored(connection, PRUNE):
                 return {}
             return {
@@ -274,6 +278,8 @@ def _state_signature() -> bytes:
     "write-ahead log", which a user can set, a transaction changes another file, so there is no signature.
     Source: sqlite.org, fileformat.html, "The Database Header".
     """
+    if not os.path.isfile(STATE_DB):  # to open a FIFO would wait for ever
+        return b""
     with suppress(OSError), open(STATE_DB, "rb") as table:
         header = table.read(28)
         if len(header) == 28 and WAL not in header[18:20]:
@@ -284,12 +290,14 @@ def _state_signature() -> bytes:
 def _read() -> Contents:
     """Return the cache; empty if there is none, or if it is damaged."""
     with suppress(OSError, ValueError, EOFError, TypeError):
+        if not os.path.isfile(CACHE_FILE):  # to open a FIFO would wait for ever
+            return EMPTY
         data = Path(CACHE_FILE).read_bytes()
         header, body = data[: len(HEADER)], memoryview(data)[len(HEADER) + 4 :]
         if header == HEADER and zlib.crc32(body).to_bytes(4) == data[len(HEADER) : len(HEADER) + 4]:
             global_signature, state_signature, models = marshal.loads(body)
             return Contents(global_signature, state_signature, {name: Record(*r) for name, r in models.items()})
-    return Contents(b"", b"", {})
+    return EMPTY
 
 
 # marshal writes the cache, because importing msgspec takes 20 ms. The format of marshal may change with each version of
@@ -306,7 +314,7 @@ def write(contents: Contents) -> None:
     with suppress(OSError), atomic_files.scratch_dir() as folder:
         draft = f"{folder}/noop_cache"
         Path(draft).write_bytes(HEADER + zlib.crc32(body).to_bytes(4) + body)
-        os.replace(draft, CACHE_FILE)
+        atomic_files.replace(draft, CACHE_FILE)
 
 
 noop_cache = NoopCache()

@@ -12,7 +12,6 @@ import contextlib
 import json
 import shutil
 import signal
-import sqlite3
 import sys
 import threading
 import time
@@ -26,9 +25,9 @@ from doit.globals import Globals
 from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, task_graph
 from build_tasks.doit_plugin.noop_cache import PRUNE, noop_cache
 from build_tasks.doit_plugin.state import StateManager, is_ignored
+from build_tasks.doit_plugin.state_file import StateError
 from build_tasks.doit_plugin.task_state import TaskState, format_counts
-from build_tasks.paths import BUILD, STATE_DB
-from build_tasks.runtime import progress, resources, worker
+from build_tasks.runtime import progress, worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.fingerprint import NEVER_BUILT
 from build_tasks.runtime.stage import stage_of, unsupported_message
@@ -164,10 +163,10 @@ class Reporter:
             digest.save()
             self.saved = now
 
-    def state_not_saved(self, error: sqlite3.OperationalError) -> None:
-        reason = f"{resources.full_disk(BUILD) or error}; what was built last is not recorded, and will be built again"
+    def state_not_saved(self, error: StateError) -> None:
+        reason = f"{error}; what was built last is not recorded, and will be built again"
         self.failures.append(TaskFailed(reason))
-        self.display.write(f"✗ {STATE_DB}: {reason}", failure=True)
+        self.display.write(f"✗ {reason}", failure=True)
 
     def write_notes_table(self, task: Any, notes: dict[str, Any]) -> None:
         """Write the table of a stage that was requested by name, whether it was built in this run or before."""

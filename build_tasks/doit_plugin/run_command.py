@@ -15,16 +15,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from doit.cmd_base import opt_depfile
 from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand, InvalidDodoFile
 
 from build_tasks.doit_plugin import display
-from build_tasks.doit_plugin.command_line import OneLineMistakes
+from build_tasks.doit_plugin.command_line import RecordsCommand, is_default_dodo
 from build_tasks.doit_plugin.noop_cache import noop_cache, requested_models
 from build_tasks.doit_plugin.standard_streams import open_output
 from build_tasks.doit_plugin.task_state import format_counts
-from build_tasks.paths import REPOSITORY, STATE_DB, TRANSIT, TRASH
+from build_tasks.paths import REPOSITORY, TRANSIT, TRASH
 
 CHECKED_VARIABLES = {
     "BUILD_MEMORY",
@@ -36,7 +35,7 @@ CHECKED_VARIABLES = {
 }
 
 
-class Run(OneLineMistakes, DoitRun):  # type: ignore[misc]  # doit has no types
+class Run(RecordsCommand, DoitRun):  # type: ignore[misc]  # doit has no types
     """The command."""
 
     name = "run"
@@ -98,12 +97,6 @@ class Run(OneLineMistakes, DoitRun):  # type: ignore[misc]  # doit has no types
         return super().parse_execute(in_args)
 
     def execute(self, params: Any, args: list[str]) -> Any:
-        if is_default_dodo(params["dodoFile"]) and params["backend"] in ("dbm", "sqlite3"):  # the first: doit's default
-            from build_tasks.doit_plugin.state import StateDB, StateManager, require_doit
-
-            require_doit()
-            own_file = params["dep_file"] == opt_depfile["default"]
-            self.dep_manager = StateManager(StateDB, STATE_DB if own_file else params["dep_file"])
         with contextlib.ExitStack() as files:
             if not isinstance(params["outfile"], str):  # the stream from before `standard_streams.protect`
                 params["outfile"] = sys.stdout
@@ -113,11 +106,6 @@ class Run(OneLineMistakes, DoitRun):  # type: ignore[misc]  # doit has no types
                 except OSError as error:
                     raise InvalidCommand(f"--output-file {params['outfile']}: {error.strerror}") from error
             return super().execute(params, args)
-
-
-def is_default_dodo(path: str) -> bool:
-    """Return whether a path leads to the dodo.py of this folder."""
-    return path == "dodo.py" or os.path.realpath(path) == os.path.realpath("dodo.py")
 
 
 def nothing_to_do(models: set[str], quiet: bool) -> bool:

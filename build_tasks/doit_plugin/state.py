@@ -1,6 +1,6 @@
 """doit's records of the tasks that succeeded, in build/.doit.sqlite3.
 
-    doit's runner ─► StateManager ─► StateDB ─► SQLite
+    doit's runner ─► StateManager ─► StateDB ─► state_file.py ─► SQLite
                           └─► RunObserver: the reporter of the run
 
 All use of doit's private attributes is in this module. It fits one minor release of doit, and `require_doit` refuses
@@ -12,17 +12,20 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import sqlite3
 import sys
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import doit.version
+import msgspec
 from doit.dependency import Dependency, DependencyStatus, JSONCodec, SqliteDB
 from doit.exceptions import InvalidDodoFile
 
+from build_tasks.doit_plugin import state_file
+from build_tasks.doit_plugin.state_file import Rows, StateError, StateFile
 from build_tasks.paths import STATE_DB
 from build_tasks.runtime.digests import ContentChecker
+from build_tasks.runtime.fingerprint import BuildRecord
 
 DOIT = (0, 37)  # the minor release whose private attributes are used here
 DISTRIBUTION = "triton-model-repository-build"
@@ -65,60 +68,99 @@ def require_installed_commands() -> None:
 
 
 class StateDB(SqliteDB):  # type: ignore[misc]  # doit has no types
-    """doit's table of records.
+    """doit's table of records, for all commands; see state_file.py for the file.
 
-    It connects when it is first used, because doit creates it before dodo.py creates build/. It can be saved at any
-    time. doit would save its table only at the end of a run.
+    It is opened when it is first used, because doit creates this object before dodo.py creates build/. All changes are
+    kept in memory and written by `save`, in one transaction. So no other run waits for a lock of this one.
     """
 
     def __init__(self, name: str, codec: JSONCodec, *, module_name: str | None = None):
         self.name = name
         self.codec = codec
         self.row_digests: dict[str, bytes] = {}  # the digest of each task's row when it was read
+        self.file = StateFile(name)
         self._cache: dict[str, dict[str, Any]] = {}
         self._dirty: set[str] = set()
-
-    @functools.cached_property
-    def _conn(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection = self._sqlite3(self.name)
-        return connection
+        self._removed: set[str] = set()
+        self._all_removed = False
 
     def connect(self) -> None:
         """Open the file.
 
         Raises:
-            DatabaseException: If it is no database.
+            StateError: If that is not possible.
         """
-        _ = self._conn
+        self.file.run(lambda connection: None)
 
-    def save(self) -> None:
+    def in_(self, task_id: str) -> bool:
+        return bool(self._cache[task_id]) if task_id in self._cache else self._record(task_id) is not None
+
+    def remove(self, task_id: str) -> None:
+        self._cache[task_id] = {}
+        self._dirty.discard(task_id)
+        self._removed.add(task_id)
+
+    def remove_all(self) -> None:
+        self._cache.clear()
+        self._dirty.clear()
+        self._removed.clear()
+        self._all_removed = True
+
+    def save(self, wait: bool = True) -> None:
         """Write all changes to the file, and keep it open.
 
+        Args:
+            wait: Whether to wait if another process has locked the file.
         Raises:
-            sqlite3.OperationalError: If the disk is full, for example. The changes are kept for the next call.
+            StateError: If the disk is full, for example. The changes are kept for the next call.
         """
-        for task_id in self._dirty:
-            row = task_id, self.codec.encode(self._cache[task_id])
-            self._conn.execute("insert or replace into doit values (?, ?)", row)
-        self._conn.commit()
+        if not (self._dirty or self._removed or self._all_removed):
+            return
+        rows = [(task_id, self.codec.encode(self._cache[task_id])) for task_id in self._dirty]
+
+        def write(connection: sqlite3.Connection) -> None:
+            with connection:  # commits, or rolls back
+                connection.execute("begin immediate")
+                if self._all_removed:
+                    connection.execute("delete from doit")
+                connection.executemany("delete from doit where task_id = ?", [(task_id,) for task_id in self._removed])
+                connection.executemany("insert or replace into doit values (?, ?)", rows)
+
+        self.file.run(write, wait)
         self._dirty.clear()
+        self._removed.clear()
+        self._all_removed = False
+
+    def dump(self) -> None:
+        """Write all changes to the file, and close it. doit calls this at the end of a command."""
+        self.save()
+        self.file.close()
 
     def _get_task_data(self, task_id: str) -> dict[str, Any]:
-        row = self._conn.execute(f"{SELECT} = ?", (task_id,)).fetchone()
-        self.row_digests[task_id] = row_digest(row and row["data"])
-        data: dict[str, Any] = self.codec.decode(row["data"].decode()) if row else {}
-        return data
+        data = self._record(task_id)
+        self.row_digests[task_id] = row_digest(data)
+        return decode(data)
+
+    def _record(self, task_id: str) -> bytes | None:
+        """Return the row of a task in the file."""
+        if self._all_removed:
+            return None
+        row: tuple[str, bytes] | None = self.file.run(lambda c: c.execute(f"{SELECT} = ?", (task_id,)).fetchone())
+        return row and row[1]
 
 
 class ReadOnlyStateDB(StateDB):
-    """A copy of doit's table in memory: nothing is written, and no file is created."""
+    """doit's table, of which nothing is written."""
 
-    def _sqlite3(self, name: str) -> sqlite3.Connection:
-        memory: sqlite3.Connection = super()._sqlite3(":memory:")
-        if os.path.exists(name):
-            with contextlib.closing(sqlite3.connect(f"file:{name}?mode=ro", uri=True)) as source:
-                source.backup(memory)
-        return memory
+    @functools.cached_property
+    def _rows(self) -> Rows:
+        return state_file.read(self.name)
+
+    def _record(self, task_id: str) -> bytes | None:
+        return self._rows.get(task_id)
+
+    def save(self, wait: bool = True) -> None:
+        """Do nothing."""
 
 
 class RunObserver(Protocol):
@@ -130,7 +172,7 @@ class RunObserver(Protocol):
     def skip_unsupported(self, task: Any) -> bool:
         """Return whether the run leaves a task out because this machine cannot build it."""
 
-    def state_not_saved(self, error: sqlite3.OperationalError) -> None:
+    def state_not_saved(self, error: StateError) -> None:
         """Called when the records could not be written at the end of a run."""
 
 
@@ -150,21 +192,15 @@ class StateManager(Dependency):  # type: ignore[misc]  # doit has no types
     def status_is_ignore(self, task: Any) -> bool:
         return is_ignored(self, task) or (self.observer is not None and self.observer.skip_unsupported(task))
 
-    def remove_success(self, task: Any) -> None:
-        """Remove the record of a task that failed. If the disk is full, the old record stays, but it does not
-        match the task any more."""
-        with contextlib.suppress(sqlite3.OperationalError):
-            super().remove_success(task)
-
     def save(self) -> None:
-        """Write all changes to the file now, if that is possible. `close` reports records that could not be written."""
-        with contextlib.suppress(sqlite3.OperationalError):
-            self.backend.save()
+        """Write all changes to the file now, if that is possible at once. `close` reports what could not be written."""
+        with contextlib.suppress(StateError):
+            self.backend.save(wait=False)
 
     def close(self) -> None:
         try:
             super().close()
-        except sqlite3.OperationalError as error:
+        except StateError as error:
             if self.observer is None:
                 raise
             self.observer.state_not_saved(error)
@@ -175,6 +211,8 @@ def is_ignored(records: Dependency, task: Any) -> bool:
     return bool(Dependency.status_is_ignore(records, task))
 
 
+# The fields of doit's record whose types matter. The others are the digests of files, by path.
+TaskRecord = TypedDict("TaskRecord", {"_values_:": BuildRecord, "deps:": list[str], "checker:": str}, total=False)
 SELECT = "select task_id, cast(task_data as blob) as data from doit where task_id"
 NO_ROW = b"-"
 
@@ -188,10 +226,20 @@ def row_digest(data: bytes | None) -> bytes:
     return NO_ROW if data is None else hashlib.sha256(data).digest()
 
 
+def decode(data: bytes | None) -> dict[str, Any]:
+    """Return doit's record of one task; an empty one if there is no row, or if its content is no such record."""
+    try:
+        record: dict[str, Any] = json.loads(data or b"{}")
+        msgspec.convert(record, TaskRecord)
+    except (ValueError, RecursionError):  # also msgspec.ValidationError
+        return {}
+    return record
+
+
 def is_recorded_as_ignored(connection: sqlite3.Connection, task: str) -> bool:
     """Return whether `doit ignore` has marked a task, from doit's table."""
     row = connection.execute(f"{SELECT} = ?", (task,)).fetchone()
-    return row is not None and "ignore:" in json.loads(row[1])
+    return row is not None and "ignore:" in decode(row[1])
 
 
 def read_row_digests(connection: sqlite3.Connection, tasks: list[str]) -> list[bytes]:

@@ -220,7 +220,8 @@ def download(url: str, query: str, sha256: str | None) -> str:
     name = os.path.basename(url)
     folder = f"{DOWNLOADS}/{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:16]}"
     shelf = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=ATTEMPTS - 1)
-    os.makedirs(folder, exist_ok=True)
+    atomic_files.make_folder(DOWNLOADS)
+    atomic_files.make_folder(folder)
     with atomic_files.locked(folder):  # another run that downloads the same file finishes first
         remove_interrupted_downloads(folder, name)
         path: str = shelf.fetch(name, downloader=HashingDownloader(query, sha256))

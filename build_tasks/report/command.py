@@ -18,14 +18,15 @@ from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 
 from build_tasks.doit_plugin import dry_run
-from build_tasks.doit_plugin.command_line import OneLineMistakes
-from build_tasks.errors import with_suggestion
+from build_tasks.doit_plugin.command_line import RecordsCommand
+from build_tasks.errors import message_line, with_suggestion
 from build_tasks.paths import BUILD
 from build_tasks.report import charts, snapshot_diff
 from build_tasks.report.model_page import STATES, model_page, task_row
 from build_tasks.report.records import ModelPage, Snapshot
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.stage import stage_of
+from build_tasks.spec.model import Model
 from build_tasks.text_table import format_size
 from build_tasks.verification import gate
 
@@ -33,7 +34,7 @@ PAGE = f"{BUILD}/report.html"
 TEMPLATES = "build_tasks/report/templates"
 
 
-class Report(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no types
+class Report(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no types
     """The command `doit report`."""
 
     doc_purpose = "write the state of the build as one page, build/report.html"
@@ -47,10 +48,18 @@ class Report(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no
         for name in pos_args:
             if name not in models:
                 raise InvalidCommand(f"expected the name of a model, found {with_suggestion(name, models)}")
+        try:
+            self.write_page(tasks, models, pos_args)
+        except OSError as error:  # for example a file in build/ that cannot be read
+            raise InvalidCommand(message_line(f"{PAGE} was not written: {error}")) from error
+        self.outstream.write(f"{PAGE}\n")
+        return 0
+
+    def write_page(self, tasks: dict[str, Any], models: dict[str, Model], requested: list[str]) -> None:
         before = snapshot_diff.read_snapshot()
         dependencies = {name: set(task.task_dep) for name, task in tasks.items()}
         pages = []
-        for name in [name for name in models if not pos_args or name in pos_args]:
+        for name in [name for name in models if not requested or name in requested]:
             order = {task: index for index, task in enumerate(tasks[name].task_dep)}
             steps = [step for step in dry_run.plan_steps(tasks, [name], self.dep_manager) if step.stage]
             steps.sort(key=lambda step: order.get(step.task, len(order)))
@@ -60,8 +69,6 @@ class Report(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no
         write_files(
             render(pages, before.written, written), snapshot_diff.next_snapshot(before, pages, written, [*models])
         )
-        self.outstream.write(f"{PAGE}\n")
-        return 0
 
 
 def write_files(html: str, snapshot: Snapshot) -> None:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 
 from build_tasks.paths import BUILD, TRANSIT
+from build_tasks.runtime import sqlite_files
 from build_tasks.runtime.digests import digest
 
 try:
@@ -47,7 +48,7 @@ def scratch_dir(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
 
     Source: man 2 flock.
     """
-    os.makedirs(parent, exist_ok=True)
+    make_folder(parent)
     with locked(parent):
         _sweep(parent, prefix)
         folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
@@ -60,6 +61,17 @@ def scratch_dir(parent: str = SCRATCH, prefix: str = "stage-") -> Iterator[str]:
             remove_tree(folder)
         shutil.rmtree(folder, ignore_errors=True)  # the remaining files, if one file could not be removed
         in_use.close()
+
+
+def make_folder(path: str) -> None:
+    """Make a folder of this project in build/. A file in its place is moved aside, because nothing can work with it."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        if not path.startswith(f"{BUILD}/."):
+            raise
+        sqlite_files.set_aside(path)
+        os.makedirs(path, exist_ok=True)
 
 
 def sweep(parent: str, prefix: str) -> None:

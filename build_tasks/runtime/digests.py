@@ -17,11 +17,13 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 from doit.dependency import FileChangedChecker
 
 from build_tasks.paths import BUILD
+from build_tasks.runtime import sqlite_files
 
 TABLE = f"{BUILD}/.digests.sqlite3"
 
@@ -30,6 +32,7 @@ TABLE = f"{BUILD}/.digests.sqlite3"
 # longer than the window, so for a large file the process waits until the window is over.
 RACY_WINDOW_NS = 20_000_000
 WORTH_A_PAUSE = 1 << 20  # bytes; files above this are large
+LOCK_LIMIT = 5.0  # seconds to wait for another process that has locked the cache; then this run works without it
 
 
 class Digests:
@@ -49,6 +52,7 @@ class Digests:
         self._listed: dict[str, str] = {}  # path of a folder -> its identity when its listing was read
         self._digests: dict[str, str] | None = None  # identity -> digest, under any path
         self._unsaved: dict[str, tuple[str, str]] = {}
+        self._patience = LOCK_LIMIT
         self._lock = threading.Lock()
 
     def __call__(self, path: str, remember: bool = True, status: os.stat_result | None = None) -> str | None:
@@ -87,7 +91,10 @@ class Digests:
         not read, or if it was within the racy window at that time.
         """
         identity = self._listed.get(path) or self._load().get(path, ("",))[0]
-        return tuple(map(int, identity.split(":"))) if identity else None
+        try:
+            return tuple(map(int, identity.split(":")))
+        except ValueError:  # "", or the content of a damaged cache
+            return None
 
     @contextlib.contextmanager
     def preserve_digest(self, path: str) -> Iterator[None]:
@@ -96,7 +103,8 @@ class Digests:
         If somebody writes into the file meanwhile, its mtime differs afterwards, and it is read again.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY) if os.name == "posix" else None  # Windows renames no open file
+            # Windows renames no open file. To open a FIFO without O_NONBLOCK would wait for ever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if os.name == "posix" else None
         except OSError:  # it does not exist, or is not readable
             descriptor = None
         if descriptor is None:
@@ -162,27 +170,50 @@ class Digests:
         return digest
 
     def _connect(self) -> sqlite3.Connection:
+        if reason := sqlite_files.obstacle(self._table):
+            raise sqlite3.DatabaseError(reason)
+        if not self.remembers:
+            return sqlite3.connect(f"file:{quote(self._table)}?mode=ro", uri=True, timeout=self._patience)
         os.makedirs(os.path.dirname(self._table), exist_ok=True)
-        connection = sqlite3.connect(self._table, timeout=30, isolation_level=None)
-        connection.execute("pragma synchronous = off")
-        connection.execute("create table if not exists digests (path text primary key, identity text, digest text)")
+        connection = sqlite3.connect(self._table, timeout=self._patience, isolation_level=None)
+        try:
+            connection.execute("pragma synchronous = off")
+            connection.execute("create table if not exists digests (path text primary key, identity text, digest text)")
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _access(self, action: Callable[[sqlite3.Connection], None]) -> None:
+        """Call `action` with the table, if that is possible. A damaged table is removed, and a new one begins."""
+        for _ in range(2):
+            try:
+                with contextlib.closing(self._connect()) as table:
+                    return action(table)
+            except sqlite3.DatabaseError as error:
+                if sqlite_files.is_busy(error):
+                    self._patience = 0  # wait for such a lock once
+                if not self.remembers or sqlite_files.unusable_reason(self._table, error) is None:
+                    return None
+                with contextlib.suppress(OSError):
+                    sqlite_files.discard(self._table)
+            except OSError:
+                return None
+        return None
 
     def _load(self) -> dict[str, tuple[str, str]]:
         with self._lock:
-            if self._cached is None and not self.remembers and not os.path.exists(self._table):
-                self._cached = {}
             if self._cached is None:
-                try:
-                    with contextlib.closing(self._connect()) as table:
-                        rows = table.execute("select path, identity, digest from digests")
-                        self._cached = {path: (identity, digest) for path, identity, digest in rows}
-                except (sqlite3.DatabaseError, OSError) as error:
-                    self._cached = {}
-                    if not isinstance(error, sqlite3.OperationalError | OSError):  # neither locked nor read-only:
-                        with contextlib.suppress(OSError):  # a crash of the machine damaged it; a new one begins
-                            os.remove(self._table)
+                self._cached = {}
+                if self.remembers or os.path.exists(self._table):
+                    self._access(self._read_table)
             return self._cached
+
+    def _read_table(self, table: sqlite3.Connection) -> None:
+        rows = table.execute(
+            "select path, identity, digest from digests where typeof(identity) = 'text' and length(digest) = 64"
+        )
+        self._cached = {path: (identity, digest) for path, identity, digest in rows}
 
     def _remember(self, path: str, identity: str, digest: str) -> None:
         cached = self._load()
@@ -191,17 +222,17 @@ class Digests:
 
     def save(self) -> None:
         """Write the new digests into the table, in one transaction: one for each file would cost noticeable time."""
-        with self._lock, contextlib.suppress(sqlite3.DatabaseError, OSError):
-            rows = [(path, *cached) for path, cached in self._unsaved.items()]
-            self._unsaved.clear()
-            if not rows:
-                return
-            with contextlib.closing(self._connect()) as table:
-                table.execute("begin")
-                for row in rows:
-                    with contextlib.suppress(UnicodeEncodeError):  # a file name that is not UTF-8
-                        table.execute("insert or replace into digests values (?, ?, ?)", row)
-                table.execute("commit")
+        with self._lock:
+            if self._unsaved:
+                self._access(self._write_table)
+
+    def _write_table(self, table: sqlite3.Connection) -> None:
+        table.execute("begin immediate")
+        for path, cached in self._unsaved.items():
+            with contextlib.suppress(UnicodeEncodeError):  # a file name that is not UTF-8
+                table.execute("insert or replace into digests values (?, ?, ?)", (path, *cached))
+        table.execute("commit")
+        self._unsaved.clear()
 
 
 def _identity(status: os.stat_result) -> str:

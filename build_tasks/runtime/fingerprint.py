@@ -56,6 +56,10 @@ class BuildRecord(TypedDict, total=False):
     seconds: float
 
 
+# A record without one of these was written by another version of this project.
+FINGERPRINT_KEYS = {"inputs", "modules", "external_inputs", "settings", "tools"}
+
+
 @functools.cache
 def imported_digests(modules: tuple[str, ...]) -> dict[str, str]:
     """Digests of source modules, by dotted name.

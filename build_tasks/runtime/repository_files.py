@@ -28,7 +28,7 @@ FILE_MODE, FOLDER_MODE = 0o644, 0o755  # nothing is published with wider modes
 @contextlib.contextmanager
 def repository_lock() -> Iterator[None]:
     """Context manager that holds the lock of the repository. It first removes what killed runs have left there."""
-    os.makedirs(LOCK, exist_ok=True)
+    atomic_files.make_folder(LOCK)
     with atomic_files.locked(LOCK):
         if leftovers():
             atomic_files.sweep(REPOSITORY, TRANSIT)
@@ -91,7 +91,7 @@ def trash(path: str) -> str:
     From another file system it is copied. It leaves its own path when the copy is complete.
     """
     stamp = _stamp(time.time())
-    os.makedirs(TRASH, exist_ok=True)
+    atomic_files.make_folder(TRASH)
     target = f"{TRASH}/{stamp}-{os.path.basename(path)}"
     while os.path.lexists(target):  # the same name a second time within one second
         target += "+"

@@ -140,7 +140,7 @@ class Stage(msgspec.Struct, frozen=True):
         """
         if "outputs" not in record:
             return [fingerprint.NEVER_BUILT]
-        if "modules" not in record:
+        if not record.keys() >= fingerprint.FINGERPRINT_KEYS:
             return [fingerprint.OTHER_VERSION]
         return [
             *fingerprint.changed_settings(self.model, record["settings"], self.settings),

@@ -101,7 +101,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     check_precision(settings["precision"], target_capabilities(settings))
     with contextlib.ExitStack() as stack:
         if not rtx:  # TensorRT times its tactics on the GPU; two builds at once would falsify each other's times
-            os.makedirs(hardware.GPU_LOCK, exist_ok=True)
+            atomic_files.make_folder(hardware.GPU_LOCK)
             stack.enter_context(atomic_files.locked(hardware.GPU_LOCK))
         folder = stack.enter_context(atomic_files.scratch_dir(TIMING_CACHES, prefix="draft-"))
         draft = f"{folder}/timing.cache"

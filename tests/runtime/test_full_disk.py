@@ -35,7 +35,9 @@ def failure_lines(run: Run) -> list[str]:
     """The lines of a run about failures. The reason of each must be the full disk."""
     assert "Traceback" not in run.out, run.out
     lines = [line for line in run.out.splitlines() if line.startswith(("✗", "ERROR:"))]
-    assert all("no space left" in line.lower() or "no space is left on the disk of build/" in line for line in lines)
+    assert all("no space left" in line.lower() or "no space is left on the disk of build/" in line for line in lines), (
+        run.out
+    )
     assert run.code == 0 if not lines else run.code in (1, 3)
     return lines
 
