@@ -4,7 +4,6 @@
                                                                                         └─► state_dicts.py
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -96,6 +95,8 @@ def _plain_classes() -> list[Any]:
 
     torch's own list lacks them. timm saves its arguments in a Namespace, and a best accuracy is a number of NumPy.
     """
+    import argparse
+
     import numpy as np
     from numpy._core.multiarray import scalar
 
