@@ -1,40 +1,40 @@
-"""new: `doit new` writes the spec of a new model, with the facts that timm or an ONNX file contains
+"""new: `doit new` writes the spec of a new model, with the facts that timm or a file with the network contains
 
     doit new NAME --architecture TIMM_NAME    timm's preprocessing, weights and labels of an architecture
-    doit new [NAME] --from-onnx FILE          a copy of the file; a trial build finds out whether its batch can be open
+    doit new [NAME] --from-onnx FILE          a copy of the file; see new_from_file.py
+    doit new [NAME] --from-torch FILE         likewise, for TorchScript and torch.export
 
 The model's folder appears only when it is complete.
 """
 
 import os
+import re
 import shutil
 import sys
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from doit.cmd_base import Command
 
 from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.doit_plugin.spec_template import Key, format_spec
-from build_tasks.errors import UserError, first_lines, with_suggestion
+from build_tasks.errors import UserError, with_suggestion
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import Model, split_source
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # most networks were trained with these
-
 
 class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command. Heavy modules are imported where they are used."""
 
     doc_purpose = "write the spec of a new model, models/NAME/model.toml"
-    doc_usage = "NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE"
+    doc_usage = "NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE | [NAME] --from-torch FILE"
     doc_description = (
         "With --architecture the spec gets what timm knows: input size, mean, standard deviation, interpolation, crop, "
         "the source of the pretrained weights, and the names of the classes. With --from-onnx it gets the input size "
-        "of the file, and whether its batch can be open. docs/reference/spec.md describes all other keys."
+        "of the file, and whether its batch can be open; with --from-torch the input size, or a line that says what to "
+        "fill in. docs/reference/spec.md describes all other keys."
     )
     cmd_options = (
         {
@@ -48,6 +48,10 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
         {
             "name": "from_onnx", "long": "from-onnx", "type": str, "default": "",
             "help": "for a model that exists only as ONNX: the file, which is copied",
+        },
+        {
+            "name": "from_torch", "long": "from-torch", "type": str, "default": "",
+            "help": "for a model that exists only as TorchScript or torch.export: the file, which is copied",
         },
     )  # fmt: skip
 
@@ -78,14 +82,20 @@ def create(options: dict[str, Any], arguments: list[str]) -> Model:
     Raises:
         UserError: If the command line or its values are not valid.
     """
-    file = options["from_onnx"].rstrip("/")
-    names = arguments or ([os.path.basename(file).removesuffix(".onnx")] if file else [])
-    if len(names) != 1 or bool(options["architecture"]) == bool(file) or (file and options["weights"]):
+    sources = [options[key].rstrip("/") for key in ("from_onnx", "from_torch") if options[key]]
+    names = arguments or [os.path.splitext(os.path.basename(file))[0] for file in sources]
+    if len(names) != 1 or bool(options["architecture"]) + len(sources) != 1 or (sources and options["weights"]):
         raise UserError(f"expected: doit new {New.doc_usage}")
     (name,) = names
     check_name(name)
-    if file:
-        return create_from_onnx(name, file)
+    for file in sources:
+        from build_tasks.doit_plugin import new_from_file
+        from build_tasks.runtime import atomic_files
+
+        with atomic_files.scratch_dir() as scratch:
+            create_text = new_from_file.onnx_spec if options["from_onnx"] else new_from_file.torch_spec
+            text, source = create_text(name, file, scratch)
+            return write_model(name, text, source)
     description, keys = architecture_keys(name, options["architecture"], options["weights"])
     return write_model(name, format_spec(description, keys))
 
@@ -105,12 +115,12 @@ def check_name(name: str) -> None:
         raise UserError(f"{MODELS}/{name} exists already")
 
 
-def write_model(name: str, text: str, graph: str | None = None) -> Model:
+def write_model(name: str, text: str, source: str | None = None) -> Model:
     """Check the spec, write it into a scratch folder, and rename that to the model's folder.
 
     Args:
         text: The content of model.toml.
-        graph: Path of an ONNX file or folder that is copied beside the spec.
+        source: Path of a file or folder that is copied beside the spec, to where weights.source says.
     """
     from build_tasks.doit_plugin import reserved_names
     from build_tasks.runtime import atomic_files
@@ -122,9 +132,9 @@ def write_model(name: str, text: str, graph: str | None = None) -> Model:
         os.mkdir(folder)
         with open(f"{folder}/model.toml", "w", encoding="utf-8") as file:
             file.write(text)
-        if graph:
-            copy = shutil.copytree if os.path.isdir(graph) else shutil.copyfile
-            copy(graph, f"{folder}/model.onnx")
+        if source:
+            copy = shutil.copytree if os.path.isdir(source) else shutil.copyfile
+            copy(source, f"{folder}/{model.spec.weights.source}")
         atomic_files.flush(folder)
         check_name(name)  # again, because a trial build takes a while
         atomic_files.replace(folder, f"{MODELS}/{name}")
@@ -210,91 +220,16 @@ def test_size_comment(pretrained: "PretrainedCfg | None") -> str:
     return f"; timm tests it at {size[1]} x {size[2]}" if size else ""
 
 
-def create_from_onnx(name: str, file: str) -> Model:
-    """Write the folder of a model that exists only as ONNX, after a trial build of its model.onnx.
-
-    Args:
-        file: An ONNX file, or a folder with an ONNX file and its external weights.
-    Raises:
-        UserError: If it is not ONNX, or its input is not an image.
-    """
-    from build_tasks.formats import onnx_import
-    from build_tasks.runtime import atomic_files
-    from build_tasks.spec import loader
-
-    image = onnx_import.check_image_input(onnx_import.read_onnx(file), file)
-    with atomic_files.scratch_dir() as scratch:
-        for batch in (None, image[0] or 1):
-            text = format_spec(f"the ONNX file {os.path.basename(file)}", *onnx_keys(image, batch))
-            model = loader.parse(name, text.encode())
-            try:
-                try_onnx(model, file, scratch)
-            except UserError:
-                if batch or image[0] is None:
-                    raise
-            else:
-                break
-        return write_model(name, text, onnx_import.pack_onnx(file, scratch))
-
-
-def onnx_keys(image: list[int | None], batch: int | None) -> tuple[list[Key], Collection[str]]:
-    """Return the keys of the spec of an ONNX graph, and the names of keys that make no sense for it.
-
-    Args:
-        image: (batch, channels, height, width) of its input; None where the graph leaves one open.
-        batch: The fixed batch of the spec; None for an open one.
-    """
-    channels, height, width = (length or other for length, other in zip(image[1:], (3, 224, 224), strict=True))
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ([0.0] * channels, [1.0] * channels)
-    comment = "channels, height, width"
-    keys = [
-        Key("", "formats", ["onnx", "tensorrt"], "an ONNX file cannot be converted to TorchScript"),
-        Key("weights", "source", "model.onnx", "the network and its weights"),
-        Key(
-            "input",
-            "shape",
-            [channels, height, width],
-            comment if all(image[1:]) else f"{comment}: the file leaves it open",
-        ),
-        Key("input", "mean", mean, "not in the ONNX file: use the value of the training"),
-        Key("input", "std", std, "the same"),
-    ]
-    if batch is None:
-        return keys, ("opset", "batch_size")
-    keys += [
-        Key("onnx", "dynamic_axes", False, "the file's batch is fixed, and its nodes allow no other"),
-        Key("onnx", "batch_size", batch),
-    ]
-    return keys, ("opset", "ensemble", "opt_batch_size")
-
-
 def format_result(model: Model) -> str:
     """Return the lines about the written files and the next command."""
     lines = [f"wrote {model.file}"]
     scheme, rest = split_source(model.spec.weights.source)
     if scheme == "file" and not os.path.exists(path := model.source(rest)):
         lines.append(f"missing: {path}, the weights of the model")
+    with open(model.file, encoding="utf-8") as file:
+        for key, what in re.findall(r"^(\w+) = .*# .*fill in: (.*)$", file.read(), re.MULTILINE):
+            lines.append(f"fill in: {key} in {model.file}: {what}")
     if model.seed is not None:
         lines.append("the weights are RANDOM: set weights.source for real ones")
     lines.append(f"next: `doit plan {model.name}` shows what will run, `doit {model.name}` builds it")
     return "".join(f"{line}\n" for line in lines)
-
-
-def try_onnx(model: Model, file: str, scratch: str) -> None:
-    """Build model.onnx of a model that does not exist yet into a scratch folder.
-
-    Raises:
-        UserError: If that fails.
-    """
-    from build_tasks.runtime import worker
-    from build_tasks.stages import onnx, weights
-
-    for stage, inputs, names in (
-        (weights.stage(model), {"source": file}, ("weights",)),
-        (onnx.stage(model), {"weights": f"{scratch}/weights"}, ("model", "signature", "export", "tools")),
-    ):
-        outputs = {name: f"{scratch}/{name}" for name in names}
-        try:
-            worker.call(stage.build, inputs, outputs, stage.settings, log=f"{scratch}/log")
-        except worker.CrashError as error:
-            raise UserError(f"{file}: {first_lines(error)}") from error

@@ -248,7 +248,7 @@ def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any
 
 def input_shape(module: "torch.nn.Module", override: list[int] | None) -> tuple[int, int, int]:
     """Return (channels, height, width) of one input."""
-    channels, height, width = data_config(module, {"shape": override})["input_size"]
+    channels, height, width = override or data_config(module, {})["input_size"]
     return channels, height, width
 
 

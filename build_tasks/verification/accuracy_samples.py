@@ -49,6 +49,9 @@ def read_encoded(model: Model) -> "np.ndarray | None":
     return np.array(contents, dtype=object)
 
 
+PICTURE_CHANNELS = 3  # every picture is read as RGB
+
+
 def load_samples(
     source: str,
     paths: list[str],
@@ -95,6 +98,11 @@ def preprocess(
 
     from build_tasks.triton.preprocess_model.preprocessing import PictureError, decode
 
+    if (channels := preprocessing["input_size"][0]) != PICTURE_CHANNELS:
+        raise UserError(
+            f"accuracy.samples: expected an .npz or .json file of preprocessed samples, since input.shape has "
+            f"{channels} channels, found pictures, which have {PICTURE_CHANNELS}"
+        )
     samples = []
     for path in paths:
         try:

@@ -120,7 +120,10 @@ def test_a_new_model_builds(project: Project) -> None:
     assert project.built("small").ran == []
 
 
-USAGE = "expected: doit new NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE"
+USAGE = (
+    "expected: doit new NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE | "
+    "[NAME] --from-torch FILE"
+)
 NAME = "a model's name is made of letters, digits, _ and -, and begins with a letter or digit"
 
 REFUSED = [
@@ -130,6 +133,9 @@ REFUSED = [
     ("m n --architecture resnet18", USAGE),
     ("m -a resnet18 --from-onnx m.onnx", USAGE),
     ("m -w random://0 --from-onnx m.onnx", USAGE),
+    ("m -w random://0 --from-torch m.pt", USAGE),
+    ("m --from-torch m.pt --from-onnx m.onnx", USAGE),
+    ("--from-torch absent.pt", "--from-torch: expected a file, found 'absent.pt', which is none"),
     ("there -a resnet18", "models/there exists already"),
     ("onnx -a resnet18", "models/onnx: doit has a command or stage named onnx; rename the folder"),
     ("new -a resnet18", "models/new: doit has a command or stage named new; rename the folder"),
@@ -180,9 +186,7 @@ def test_a_mistake_in_another_spec_is_no_hindrance(doit_new: Doit) -> None:
 def test_what_doit_says_of_it(project: Project) -> None:
     """It is doit's word, by the entry point; its help needs no model, and a refusal is doit's exit code."""
     out = project.built("help", "new").out
-    assert "doit new NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE" in " ".join(
-        out.split()
-    )
+    assert USAGE.removeprefix("expected: ") in " ".join(out.split())
     refused = project.doit("new", "a.b", "--architecture", "resnet18")
     assert (refused.code, refused.out) == (3, f"ERROR: models/a.b: {NAME}\n")
     assert project.tree("models") == {}
