@@ -270,7 +270,7 @@ def task_prune() -> dict[str, Any]:
 
 if not noop_cache.only_models:  # `doit NAME ...` needs none of these tasks, and does not import their modules
     from build_tasks.bench import task as bench
-    from build_tasks.serving import check, container, serve, smoke, triton_core
+    from build_tasks.serving import check, container, serve, smoke, triton_core, upgrade
     from build_tasks.stages import layers
 
     def task_compare() -> Tasks:
@@ -293,6 +293,9 @@ if not noop_cache.only_models:  # `doit NAME ...` needs none of these tasks, and
 
     def task_check() -> dict[str, Any]:
         return check.task(MODELS)
+
+    def task_upgrade() -> dict[str, Any]:
+        return upgrade.task(MODELS)
 
     def task_smoke() -> dict[str, Any]:
         return smoke.task(MODELS)

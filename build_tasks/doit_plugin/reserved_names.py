@@ -5,7 +5,7 @@ from doit.doit_cmd import DoitMain
 STAGES = (
     *("weights", "labels", "reference", "torchscript", "cast", "onnx", "repair", "precision", "engine", "rtx"),
     *("measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"),
-    *("container", "layers", "compare", "bench", "check", "smoke", "serve", "sweep", "tritonserver"),
+    *("container", "layers", "compare", "bench", "check", "smoke", "serve", "sweep", "tritonserver", "upgrade"),
 )
 COMMANDS = (*(command.get_name() for command in DoitMain.DOIT_CMDS), "plan", "new", "report")
 RESERVED = (*STAGES, *COMMANDS)

@@ -33,6 +33,7 @@ Serve and test
   doit tritonserver       fetch Triton's server core, for check and serve
   doit check              load every model in Triton's own server, strictly
   doit smoke              compare a running server with the reference samples
+  doit upgrade 26.11      what another release of Triton would mean
 
 Change
   doit repair:NAME        find the nodes to exclude from a precision

@@ -132,6 +132,10 @@ CHANGES = (
         "tensorrt_backend: src/model_state.cc, r25.03 and r25.05",
     ),
     Change(
+        "25.08", (), "GPUs need compute capability 7.5 or newer: CUDA 13 has dropped Pascal and Volta",
+        "release notes of CUDA 13.0, and of Triton 26.07",
+    ),
+    Change(
         "26.04", ("ensemble",),
         "ensemble_scheduling.max_inflight_requests limits all requests of an ensemble together, not each request",
         "common: protobuf/model_config.proto, r26.03 and r26.04",

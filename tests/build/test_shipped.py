@@ -284,7 +284,7 @@ def test_the_list_reads_like_a_table_of_contents(tiny: Project) -> None:
     names = [line.split()[0] for line in lines]
     stages = ["weights", "labels", "reference", "torchscript", "cast", "onnx", "repair", "precision", "engine"]
     stages += ["rtx", "measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"]
-    stages += ["compare", "layers", "bench", "container", "check", "smoke", "serve", "tritonserver"]
+    stages += ["compare", "layers", "bench", "sweep", "container", "check", "upgrade", "smoke", "serve", "tritonserver"]
     assert names == ["made_up", "tiny", *stages]
     assert all(len(line.split()) > 1 for line in lines), "every task has a doc line"
     assert "RANDOM" in lines[0]
