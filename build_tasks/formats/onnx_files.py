@@ -63,6 +63,7 @@ def save_onnx(graph: "onnx.ModelProto", path: str, external_data: bool) -> None:
             location=f"{name}.data",
             size_threshold=MIN_EXTERNAL_BYTES,
         )
+        onnx.load_external_data_for_model(graph, path)  # onnx has moved the weights out of the graph
     else:
         onnx.save(graph, path)
 
