@@ -117,7 +117,7 @@ def task_model() -> Tasks:
 def chain(model: Model) -> Iterator[str]:
     """Return the tasks of a model, in the order of `doit list`. Their dependencies follow from their files."""
     yield from (f"{stage}:{model.name}" for stage in ("weights", "reference"))
-    if not model.spec.from_onnx:
+    if "torchscript" in model.spec.formats:
         yield f"torchscript:{model.name}"
     if model.is_cast:
         yield f"cast:{model.name}"
@@ -173,7 +173,7 @@ def task_reference() -> Tasks:
 
 def task_torchscript() -> Tasks:
     """Trace and freeze -> model.pt"""
-    yield from (torchscript.task(model) for model in MODELS if not model.spec.from_onnx)
+    yield from (torchscript.task(model) for model in MODELS if "torchscript" in model.spec.formats)
 
 
 def task_cast() -> Tasks:

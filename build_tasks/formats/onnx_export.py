@@ -6,6 +6,7 @@
 stages/onnx.py chooses the exporter. If a function below raises GraphRefusedError, it tries the other one.
 """
 
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ EXPORT_MODULES = (
 TOOLS = ("torch", "timm", "onnxscript", *CLEAN_UP_TOOLS)
 # The limits of torch 2.14. The dynamo exporter writes 18 and above, and converts to lower opsets if it can.
 MAX_OPSET = {"torchscript": 20, "dynamo": 23}
+# The opset "auto" begins here. 17 is the first in which LayerNormalization is one operator.
+LOWEST_AUTO_OPSET = {"torchscript": 17, "dynamo": 18}
 
 
 def export(
@@ -46,23 +49,61 @@ def export(
         exporter: "torchscript" or "dynamo".
         source: The loaded model.pt for the first, the network for the second.
         shape: (channels, height, width) of one input.
-        settings: The settings of the onnx stage.
-        folder: An empty folder for the file.
+        settings: The settings of the onnx stage. With opset = "auto", the opset is the lowest from
+            LOWEST_AUTO_OPSET on that the exporter can write.
+        folder: A folder for the file.
     Raises:
         GraphRefusedError: If the exporter fails, or cannot write the opset.
     """
+    if settings["opset"] != "auto":
+        return _export_at(settings["opset"], exporter, source, shape, settings, folder)
+    opset_version, highest = LOWEST_AUTO_OPSET[exporter], settings["max_opset"]
+    while True:
+        try:
+            return _export_at(opset_version, exporter, source, shape, settings, folder)
+        except GraphRefusedError as error:
+            needed = _needed_opset(error)
+            if needed is None or not opset_version < needed <= highest:
+                raise
+            opset_version = needed
+
+
+def root_cause(error: BaseException) -> str:
+    """Return the first line of the error that led to this one. That of the dynamo exporter's own error says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_lines(error)
+
+
+def _needed_opset(error: BaseException) -> int | None:
+    """Return the opset that an exporter's message asks for, None if it names none."""
+    found = re.search(r"(?:was added in|try opset) version (\d+)", str(error.__cause__))
+    return int(found[1]) if found else None
+
+
+def _export_at(
+    opset_version: int,
+    exporter: str,
+    source: "torch.nn.Module",
+    shape: tuple[int, int, int],
+    settings: Settings,
+    folder: str,
+) -> "onnx.ModelProto":
     import onnx
     import torch
 
-    if settings["opset"] > MAX_OPSET[exporter]:
+    if opset_version > MAX_OPSET[exporter]:
         raise GraphRefusedError(f"writes opset {MAX_OPSET[exporter]} at most")
     input_format = settings["interface"]["format"]
     batch = pytorch_network.example_input(shape, settings["batch_size"], input_format)
-    axes_of_outputs = pytorch_network.size_dependent_axes(source, shape, settings["sizes"], input_format)
+    try:
+        axes_of_outputs = pytorch_network.size_dependent_axes(source, shape, settings["sizes"], input_format)
+    except Exception as error:  # a trace may refuse the batch, or answer with another one
+        raise GraphRefusedError(f"cannot begin: {root_cause(error)}") from error
     height, width = pytorch_network.spatial_axes(input_format)
     names = [OUTPUT.format(index) for index in range(len(axes_of_outputs))]
     arguments: dict[str, Any] = {
-        "opset_version": settings["opset"],
+        "opset_version": opset_version,
         "input_names": [INPUT],
         "output_names": names,
     }
@@ -88,15 +129,18 @@ def export(
         if settings["dynamic_axes"]:
             dynamic_axes = {name: {0: "batch", **axes} for name, axes in dynamic_axes.items()}
         arguments["dynamic_axes"] = {name: axes for name, axes in dynamic_axes.items() if axes}
+    torch.backends.mha.set_fastpath_enabled(False)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the TorchScript exporter warns at every call that it is deprecated
         try:
             torch.onnx.export(source, (batch,), f"{folder}/model.onnx", **arguments)
             graph = onnx.load(f"{folder}/model.onnx")
         except Exception as error:  # exporters raise errors of many types; the other exporter may succeed
-            raise GraphRefusedError(f"failed: {first_lines(error)}") from error
-    if opset(graph) != settings["opset"]:
-        raise GraphRefusedError(f"wrote opset {opset(graph)}, and could not convert it to {settings['opset']}")
+            raise GraphRefusedError(f"failed: {root_cause(error)}") from error
+    if opset(graph) != opset_version:
+        raise GraphRefusedError(f"wrote opset {opset(graph)}, and could not convert it to {opset_version}")
+    if exporter == "dynamo":  # it declares the newest IR version that it knows, which an older server does not read
+        graph.ir_version = onnx.helper.find_min_ir_version_for(graph.opset_import, ignore_unknown=True)
     return graph
 
 

@@ -11,7 +11,7 @@ from build_tasks.errors import UserError
 from build_tasks.formats import torch_program
 from build_tasks.formats.onnx_files import fixed_batch
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
-from build_tasks.formats.user_code import python_files, user_function
+from build_tasks.formats.user_code import fp32_network, python_files, user_function
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
@@ -114,7 +114,7 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
         weights: A safetensors file. Without it the architecture initializes the weights.
         exportable: Whether timm uses variants of layers that old opsets can express.
     Raises:
-        UserError: If the architecture does not exist, or does not take the arguments.
+        UserError: If the architecture does not exist, does not take the arguments, or is not in fp32.
     """
     import timm
     from safetensors.torch import load_file
@@ -129,7 +129,7 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
             module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])
         else:
             build = user_function(settings["model"], architecture["network"])
-            module = build(**architecture["arguments"])
+            module = fp32_network(build(**architecture["arguments"]), settings["model"], architecture["network"])
     except (RuntimeError, TypeError) as error:  # an unknown model, an unknown argument
         raise UserError(f"{MODELS}/{settings['model']}/model.toml: architecture: {error}") from error
     if weights is not None:

@@ -57,6 +57,25 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     return result
 
 
+def fp32_network(module: Any, model: str, name: str) -> Any:
+    """Return a network of the user that is in fp32, which all artifacts begin with.
+
+    Args:
+        module: The network.
+        model: The name of the model.
+        name: `file.py:function`, which made it.
+    Raises:
+        UserError: If it has no fp32 parameter, but others.
+    """
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()}
+    if dtypes and "float32" not in dtypes:
+        raise UserError(
+            f"{MODELS}/{model}/{name}: expected a network in float32, found {', '.join(sorted(dtypes))}: leave out "
+            ".half(), since torchscript.precision and engine.precision set what is served"
+        )
+    return module
+
+
 class SourceLoader(SourceFileLoader):
     """Imports a Python file without reading or writing bytecode."""
 

@@ -56,6 +56,8 @@ def _without_null(of: Schema) -> Schema:
     if of.get("default", ...) is None:
         del of["default"]
     choices = [choice for choice in of.pop("anyOf", ()) if choice != {"type": "null"}]
+    if len(choices) > 1:
+        return {**of, "anyOf": choices}
     return {**of, **choices[0]} if choices else of
 
 
@@ -186,6 +188,8 @@ def _cell(text: str) -> str:
 
 def _type(of: Schema) -> str:
     """Return a type in a few words: choices, bounds, what a list holds."""
+    if "anyOf" in of:
+        return " or ".join(map(_type, of["anyOf"]))
     if "enum" in of:
         return ", ".join(f"`{choice}`" for choice in of["enum"])
     if "$ref" in of:

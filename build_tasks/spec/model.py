@@ -29,6 +29,7 @@ from build_tasks.spec.tables import (
     TritonKeys,
     Weights,
 )
+from build_tasks.triton import releases
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
 
 if TYPE_CHECKING:
@@ -204,6 +205,11 @@ class Model(Struct, frozen=True):
         precision = table.precision or ("fp16" if self.triton_keys.device == "gpu" else "fp32")
         default: MemoryFormat = "contiguous" if precision == "fp32" else "channels_last"
         return TorchScript(precision=precision, memory_format=table.memory_format or default)
+
+    @property
+    def newest_opset(self) -> int:
+        """The newest opset that the release reads, at most 20, the last of the TorchScript exporter."""
+        return min(support.opset, 20) if (support := releases.onnx_support(self.release)) else 20
 
     @property
     def is_cast(self) -> bool:

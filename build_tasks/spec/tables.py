@@ -136,7 +136,10 @@ class Onnx(Table):
         Literal["auto", "torchscript", "dynamo"],
         Meta(description="Exporter of torch. auto tries torchscript first and dynamo if it fails."),
     ] = "auto"
-    opset: Annotated[int, Meta(ge=7, le=23, description="Version of ONNX's operator set.")] = 17
+    opset: Annotated[
+        Annotated[int, Meta(ge=7, le=23)] | Literal["auto"],
+        Meta(description="Version of ONNX's operator set. auto: 17, or the next one that the exporter can write."),
+    ] = "auto"
     dynamic_axes: Annotated[bool, Meta(description="Leave the batch dimension open.")] = True
     batch_size: Annotated[
         Batch, Meta(description="Batch of the example that is exported; the fixed batch if dynamic_axes = false.")

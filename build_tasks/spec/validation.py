@@ -146,7 +146,10 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     if not isinstance(keys.release, str) or not re.fullmatch(RELEASE, keys.release):
         yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(keys.release)
     elif (
-        "onnx" in spec.formats and (support := releases.onnx_support(keys.release)) and spec.onnx.opset > support.opset
+        "onnx" in spec.formats
+        and isinstance(spec.onnx.opset, int)
+        and (support := releases.onnx_support(keys.release))
+        and spec.onnx.opset > support.opset
     ):
         newer = releases.oldest_release_for(spec.onnx.opset)
         hint = f", or triton.release = {newer!r} or newer" if newer else ""
@@ -283,7 +286,9 @@ def _table_of(table: type[Struct], key: str) -> type[Struct] | None:
 
 
 def _choices(hint: Any) -> list[str]:
-    """Return the values of the Literal in a type."""
+    """Return the values of the Literal in a type, and "int" if it can also be a number."""
     if getattr(hint, "__origin__", None) is Literal:
         return [str(choice) for choice in get_args(hint)]
+    if hint is int:
+        return ["int"]
     return [choice for argument in get_args(hint) for choice in _choices(argument)]

@@ -4,6 +4,9 @@
                      │ it fails, or its answers differ            ▲
     network  ──► dynamo exporter ──► clean-up, checked ───────────┘
 
+If TorchScript is not served, there is no model.pt. This stage then traces the network itself, and what cannot be traced
+is exported by the dynamo exporter.
+
 If the source is an ONNX file, nothing is exported:
 
     weights.onnx ──► batch and size of the spec ──► clean-up, checked ──► model.onnx
@@ -12,20 +15,16 @@ If the source is an ONNX file, nothing is exported:
 import functools
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.onnx_clean_up import USUAL, GraphRefusedError, clean_up
-from build_tasks.formats.onnx_export import (
-    EXPORT_MODULES,
-    TOOLS,
-    check_export,
-    export,
-    write_records,
-)
+from build_tasks.formats.onnx_export import EXPORT_MODULES, TOOLS, check_export, export, write_records
 from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
 from build_tasks.formats.onnx_import import IMPORT_MODULES, set_batch_and_size
+from build_tasks.formats.torchscript_trace import TRACE_MODULES, save_trace
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model, table_settings
@@ -43,13 +42,12 @@ def task(model: Model) -> dict[str, Any]:
 def stage(model: Model) -> Stage:
     """The stage that makes model.onnx. `doit new` runs it without doit."""
     from_onnx = model.spec.from_onnx
+    trace = {"model": model.artifact("model.pt")} if "torchscript" in model.spec.formats else {}
     return Stage(
         name=f"onnx:{model.name}",
         model=model,
         build=build_from_onnx if from_onnx else build,
-        inputs={"weights": model.weights}
-        if from_onnx
-        else {"model": model.artifact("model.pt"), "weights": model.weights},
+        inputs={**trace, "weights": model.weights},
         outputs={
             "model": model.artifact("model.onnx"),
             "signature": model.artifact("model.onnx.signature.json"),
@@ -64,47 +62,96 @@ def stage(model: Model) -> Stage:
             "shape": model.spec.input.shape,
             "sizes": model.spec.sizes,
             "max_batch_size": model.spec.max_batch_size,
+            **({} if from_onnx else {"max_opset": model.newest_opset}),
         },
         tools=TOOLS,
         modules=(
             __name__,
             *EXPORT_MODULES,
+            *TRACE_MODULES,
             *(IMPORT_MODULES if from_onnx else pytorch_network.PROGRAM_MODULES if model.spec.program_suffix else ()),
         ),
         source_files=pytorch_network.user_source_files(model),
     )
 
 
+class Export(NamedTuple):
+    """A graph whose answers are right."""
+
+    exporter: str
+    graph: "onnx.ModelProto"
+    error: float  # relative, against its source
+    clean_up: str
+
+
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
 
-    script = torch.jit.load(inputs["model"])
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     module = pytorch_network.wrap_for_serving(module, settings["interface"])
     shape = pytorch_network.input_shape(module, settings["shape"])
-    exporters = {"torchscript": script, "dynamo": module}
-    if inputs["weights"].endswith(".pt2"):  # what torch.export has written, which the dynamo exporter begins with
-        exporters = dict(reversed(exporters.items()))
+    names, choice = [settings["exporter"]], "the spec's choice"
     if settings["exporter"] == "auto":
-        names, choice = list(exporters), "first choice"
-    else:
-        names, choice = [settings["exporter"]], "the spec's choice"
-    check = functools.partial(_save_and_check, outputs["model"], script, module, shape, settings)
-    reasons = {}
-    for exporter in names:
+        names, choice = ["torchscript", "dynamo"], "first choice"
+        if inputs["weights"].endswith(".pt2"):  # what torch.export has written, which the dynamo exporter begins with
+            names.reverse()
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
+
+        @functools.cache
+        def source(exporter: str) -> torch.nn.Module:
+            if exporter == "dynamo":
+                return module
+            path = inputs["model"] if "model" in inputs else _trace(inputs, shape, settings, folder)
+            trace: torch.nn.Module = torch.jit.load(path)
+            return trace
+
+        expected = source("torchscript") if "model" in inputs else module
+        check = functools.partial(_save_and_check, outputs["model"], expected, module, shape, settings)
+        refusals: dict[str, str] = {}
+        found = _first_right_graph(names, source, shape, settings, folder, check, refusals)
+        if found is None:
+            text = "; ".join(f"the {name} exporter {reason}" for name, reason in refusals.items())
+            if settings["opset"] != "auto":
+                automatic = {**settings, "opset": "auto"}
+                found = _first_right_graph(names, source, shape, automatic, folder, check, {})
+                text += f"; onnx.opset = {opset(found.graph)} would do" if found else ""
+            raise UserError(text)
+    save_onnx(found.graph, outputs["model"], settings["external_data"])
+    why = "; ".join(f"because {other} {reason}" for other, reason in refusals.items()) or choice
+    write_records(found.graph, outputs, found.exporter, why, found.clean_up)
+    notes = _notes(found.graph, found.clean_up)
+    return {"exporter": f"{found.exporter}, {why}", "opset": opset(found.graph), **notes, "error": found.error}
+
+
+def _trace(inputs: Paths, shape: tuple[int, int, int], settings: Settings, folder: str) -> str:
+    """Trace the network as the stage `torchscript` does, and return the path of the file."""
+    path = f"{folder}/model.pt"
+    module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
+    try:
+        save_trace(module, shape, settings["interface"], path)
+    except UserError as error:
+        raise GraphRefusedError(f"has no trace: {error}") from error
+    return path
+
+
+def _first_right_graph(
+    names: list[str],
+    source: "Callable[[str], torch.nn.Module]",
+    shape: tuple[int, int, int],
+    settings: Settings,
+    folder: str,
+    check: "Callable[[onnx.ModelProto], float]",
+    refusals: dict[str, str],
+) -> Export | None:
+    """Return the graph of the first exporter that writes a right one. The reasons of the others go into `refusals`."""
+    for name in names:
         try:
-            with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
-                graph = export(exporter, exporters[exporter], shape, settings, folder)
-            graph, error_of_graph, how = clean_up(graph, check)
+            graph = export(name, source(name), shape, settings, folder)
+            return Export(name, *clean_up(graph, check))
         except GraphRefusedError as error:
-            reasons[exporter] = str(error)
-            print(f"{exporter} exporter: {error}")
-            continue
-        save_onnx(graph, outputs["model"], settings["external_data"])
-        why = "; ".join(f"because {other} {reason}" for other, reason in reasons.items()) or choice
-        write_records(graph, outputs, exporter, why, how)
-        return {"exporter": f"{exporter}, {why}", **_notes(graph, how), "error": error_of_graph}
-    raise UserError("; ".join(f"the {name} exporter {reason}" for name, reason in reasons.items()))
+            refusals[name] = str(error)
+            print(f"{name} exporter: {error}")
+    return None
 
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:

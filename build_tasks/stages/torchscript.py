@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
+from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_BATCH, save_trace
 from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -20,9 +21,7 @@ from build_tasks.verification.tolerance import float_outputs, max_relative_error
 if TYPE_CHECKING:
     import torch
 
-TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
 TOOLS = ("torch", "timm")
-TORCHSCRIPT_MODULES = ("build_tasks.formats.torchscript_device", "build_tasks.formats.torchscript_graph")
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def task(model: Model) -> dict[str, Any]:
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
-        modules=(__name__, *TORCHSCRIPT_MODULES, *pytorch_network.source_modules(model)),
+        modules=(__name__, *TRACE_MODULES, *pytorch_network.source_modules(model)),
         source_files=pytorch_network.user_source_files(model),
     )
     return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
@@ -53,24 +52,15 @@ def task(model: Model) -> dict[str, Any]:
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
-    from timm.utils.model import reparameterize_model
 
-    from build_tasks.formats import torchscript_device, torchscript_graph
+    from build_tasks.formats import torchscript_device
 
     interface, sizes = settings["interface"], settings["sizes"]
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     shape = pytorch_network.input_shape(module, settings["shape"])
-    slim = pytorch_network.wrap_for_serving(reparameterize_model(module), interface)
+    save_trace(module, shape, interface, outputs["model"])
     module = pytorch_network.wrap_for_serving(module, interface)
     batch = pytorch_network.example_input(shape, TRACED_BATCH, interface["format"])
-    with torch.inference_mode(False), torch.no_grad():
-        slim(batch)  # values that a network computes only at its first call must not be traced
-        try:
-            trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
-        except RuntimeError as error:
-            raise UserError(f"torch.jit.trace refuses the network: {str(error).strip().splitlines()[-1]}") from error
-    torchscript_device.follow_input(trace)
-    torchscript_graph.save_torchscript(trace, outputs["model"])
     errors = check(outputs["model"], module, shape, settings)
     loaded = torch.jit.load(outputs["model"])
     answers = zip(

@@ -15,6 +15,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from build_tasks.formats.onnx_clean_up import GraphRefusedError, clean_up
+from build_tasks.formats.onnx_files import save_onnx
 
 Array = np.ndarray[Any, Any]
 Check = Callable[[onnx.ModelProto], float]
@@ -147,3 +148,16 @@ def test_a_graph_that_is_wrong_from_the_start_is_refused(tmp_path: Path) -> None
     graph, _ = exported(times_half_the_height, 18, tmp_path)
     with pytest.raises(GraphRefusedError, match="wrote a graph that differs"):
         clean_up(graph, check_against(np.zeros((2, 3, 18, 18), np.float32), np.ones((2, 5, 16, 16), np.float32)))
+
+
+def test_a_graph_whose_weights_lie_in_a_second_file_is_cleaned_up_step_by_step(tmp_path: Path) -> None:
+    """The check saves the graph after each step, and the next step needs the weights."""
+    graph, check = exported(same_padding, 17, tmp_path)
+
+    def save_and_check(candidate: onnx.ModelProto) -> float:
+        save_onnx(candidate, str(tmp_path / "model.onnx"), external_data=True)
+        return check(onnx.load(tmp_path / "model.onnx/model.onnx"))
+
+    cleaned, error, how = clean_up(graph, save_and_check)
+    assert FUSED in how
+    assert error == check(cleaned) < 1e-4

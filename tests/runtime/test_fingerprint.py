@@ -319,7 +319,7 @@ def test_reasons_name_modules_settings_tools_and_files(stages: list[Stage]) -> N
     )
     now = fingerprint.imported_digests(stage.modules)["build_tasks.stages.onnx"]
     assert stage.stale_inputs(record, content.get) == [
-        "onnx.opset: 16 -> 17",
+        "onnx.opset: 16 -> 'auto'",
         f"onnx: 1.0 -> {stage.tool_fingerprint()['onnx']}",
         f"{paths[0]}: sha256 11111111 -> 55555555",
         "models/all_formats/old.py: missing",

@@ -117,8 +117,8 @@ MISTAKES = [
     ('[architecture]\ntimm = "x"\n', "top level: expected the key 'weights', found nothing"),
     (spec(weights=""), "weights: expected the key 'source', found nothing"),
     # Values of another type
-    (table("onnx", 'opset = "11"'), "onnx.opset: expected int, found '11'"),
-    (table("onnx", "opset = 11.0"), "onnx.opset: expected int, found 11.0"),
+    (table("onnx", 'opset = "11"'), "onnx.opset: expected one of int, auto, found '11'"),
+    (table("onnx", "opset = 11.0"), "onnx.opset: expected int | str, found 11.0"),
     (table("onnx", 'dynamic_axes = "yes"'), "onnx.dynamic_axes: expected bool, found 'yes'"),
     (top("max_batch_size = true"), "max_batch_size: expected int, found True"),
     (top("labels = 7"), "labels: expected str, found 7"),
