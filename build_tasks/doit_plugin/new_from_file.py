@@ -89,9 +89,9 @@ def try_onnx(model: Model, file: str, scratch: str) -> None:
 
     for stage, inputs, names in (
         (weights.stage(model), {"source": file}, ("weights",)),
-        (onnx.stage(model), {"weights": f"{scratch}/weights"}, ("model", "signature", "export", "tools")),
+        (onnx.stage(model), {"weights": f"{scratch}/weights.onnx"}, ("model", "signature", "export", "tools")),
     ):
-        outputs = {name: f"{scratch}/{name}" for name in names}
+        outputs = {name: f"{scratch}/{os.path.basename(stage.outputs[name])}" for name in names}
         try:
             worker.call(stage.build, inputs, outputs, stage.settings, log=f"{scratch}/log")
         except worker.CrashError as error:

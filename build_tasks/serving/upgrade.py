@@ -145,6 +145,6 @@ def new_mistakes(model: Model, release: str) -> Iterator[str]:
     if model.config_fields:
         for key, expected, found in model_config_checks.mistakes(facts._replace(release=release)):
             yield f"{model.file}: triton.{key}: expected {expected}, found {found}"
-    support = releases.onnx_support(release)
-    if "onnx" in facts.model_formats and support and model.spec.onnx.opset > support.opset:
-        yield f"{model.file}: onnx.opset: expected at most {support.opset}, found {model.spec.onnx.opset}"
+    support, opset = releases.onnx_support(release), model.spec.onnx.opset
+    if "onnx" in facts.model_formats and support and opset != "auto" and opset > support.opset:
+        yield f"{model.file}: onnx.opset: expected at most {support.opset}, found {opset}"
