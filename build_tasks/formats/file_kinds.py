@@ -1,7 +1,5 @@
 """What a file of the user is, found from its bytes without loading it."""
 
-import zipfile
-
 from build_tasks.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first line; source: git-lfs, docs/spec.md
@@ -30,6 +28,8 @@ def reject_placeholder(path: str) -> None:
 
 def program_kind(path: str) -> str | None:
     """Return what a file with a network of PyTorch is; None for a checkpoint, and for every other file."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

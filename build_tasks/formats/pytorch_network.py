@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import torch_program
 from build_tasks.formats.onnx_files import fixed_batch
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.formats.user_code import fp32_network, python_files, user_function
@@ -119,11 +118,11 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
     import timm
     from safetensors.torch import load_file
 
+    from build_tasks.formats.torch_program import load_program
+
     architecture = settings["architecture"]
     if architecture["timm"] is None and architecture["network"] is None:
-        if weights is None or weights.endswith(".onnx"):
-            return onnx_module(weights)
-        return torch_program.load_program(weights)
+        return load_program(weights) if weights and not weights.endswith(".onnx") else onnx_module(weights)
     try:
         if architecture["timm"] is not None:
             module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])

@@ -18,12 +18,6 @@ from build_tasks.formats.checkpoints import TIMM_KEYS, Checkpoint
 if TYPE_CHECKING:
     import torch
 
-# The modules of the project that read a checkpoint, for the fingerprint of the stage `weights`.
-MODULES = (
-    "build_tasks.formats.checkpoints",
-    "build_tasks.formats.file_kinds",
-    "build_tasks.formats.state_dicts",
-)
 MAX_DEPTH = 3  # of dicts inside dicts
 # Names of tensors that tools add to a network: profilers (thop), and averaged models (torch, LitEma).
 BOOKKEEPING = ("total_ops", "total_params", "n_averaged", "num_updates", "decay")

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import checkpoints, pytorch_network, state_dicts, torch_program, user_code, weight_sources
+from build_tasks.formats import pytorch_network, user_code, weight_sources
 from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import (
     IMPORT_MODULES,
@@ -39,7 +39,16 @@ from build_tasks.spec.model import Model, split_source, table_settings
 if TYPE_CHECKING:
     import torch
 
+    from build_tasks.formats.checkpoints import Checkpoint
+
 T = TypeVar("T")
+
+# The modules of the project that read a checkpoint.
+CHECKPOINT_MODULES = (
+    "build_tasks.formats.checkpoints",
+    "build_tasks.formats.file_kinds",
+    "build_tasks.formats.state_dicts",
+)
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def stage(model: Model) -> Stage:
         modules=(
             __name__,
             "build_tasks.formats.weight_sources",
-            *(IMPORT_MODULES if spec.from_onnx else state_dicts.MODULES),
+            *(IMPORT_MODULES if spec.from_onnx else CHECKPOINT_MODULES),
             *pytorch_network.source_modules(model),
         ),
         source_files=user_files,
@@ -109,6 +118,8 @@ def external_data_files(source: str) -> list[str]:
 
 def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     from safetensors.torch import save_file
+
+    from build_tasks.formats import checkpoints, state_dicts
 
     source = settings["weights"]["source"]
     scheme, rest = split_source(source)
@@ -148,6 +159,8 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
 
 
 def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
+    from build_tasks.formats import state_dicts, torch_program
+
     source = settings["weights"]["source"]
     path = read_source(inputs, settings, torch_program.check_program, query, lambda path: [])
     shutil.copyfile(path, outputs["weights"])
@@ -200,8 +213,10 @@ def read_source(
         raise
 
 
-def read_with_path(path: str) -> tuple[str, checkpoints.Checkpoint]:
+def read_with_path(path: str) -> "tuple[str, Checkpoint]":
     """The path of a checkpoint and its content."""
+    from build_tasks.formats import checkpoints
+
     return path, checkpoints.read_checkpoint(path)
 
 
