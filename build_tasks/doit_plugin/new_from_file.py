@@ -26,7 +26,8 @@ def onnx_spec(name: str, file: str, scratch: str) -> tuple[str, str]:
     from build_tasks.formats import onnx_import
     from build_tasks.spec import loader
 
-    image = onnx_import.check_image_input(onnx_import.read_onnx(file), file)
+    with onnx_import.report_damage(file):
+        image = onnx_import.check_image_input(onnx_import.read_onnx(file), file)
     for batch in (None, image[0] or 1):
         text = format_spec(f"the ONNX file {os.path.basename(file)}", *onnx_keys(image, batch))
         model = loader.parse(name, text.encode())

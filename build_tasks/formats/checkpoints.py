@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats.file_kinds import program_kind, reject_placeholder
+from build_tasks.formats.file_kinds import program_kind, reject_long_names, reject_placeholder
 from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model_files import INDEX, shards
 
@@ -70,6 +70,7 @@ def _read(path: str) -> Any:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     import torch
 
+    reject_long_names(path)
     with torch.serialization.safe_globals(_plain_classes()):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -1,5 +1,8 @@
 """What a file of the user is, found from its bytes without loading it."""
 
+from collections.abc import Iterator
+from typing import IO
+
 from build_tasks.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first line; source: git-lfs, docs/spec.md
@@ -13,6 +16,9 @@ MEMBERS = {
     "serialized_exported_program.json": EXPORTED,
 }
 AOTI = "data/aotinductor/"  # a folder of archives with code that was compiled for one machine
+
+PICKLES = 5  # at the beginning of a checkpoint in the format before PyTorch 1.6; source: torch/serialization.py
+MAX_NAME = 1000  # characters of the name of a class or function in a pickle
 
 
 def reject_placeholder(path: str) -> None:
@@ -39,3 +45,40 @@ def program_kind(path: str) -> str | None:
         return AOTI_PACKAGE
     inner = {name.partition("/")[2] for name in names} | set(names)
     return next((kind for member, kind in MEMBERS.items() if member in inner), None)
+
+
+def reject_long_names(path: str) -> None:
+    """Raise UserError if a checkpoint names a class or function with a very long name. No code in it is executed.
+
+    PyTorch refuses such a class, too, but searches its own message about it in a time that grows with the square of the
+    length: 16 s for 200,000 characters. Other problems are not reported.
+    """
+    import pickletools
+
+    with open(path, "rb") as file:
+        for pickle in _pickles(file):
+            try:
+                for opcode, argument, _ in pickletools.genops(pickle):
+                    if opcode.name in ("GLOBAL", "INST") and argument and len(argument) > MAX_NAME:
+                        raise UserError(
+                            f"{path}: expected names of at most {MAX_NAME} characters, found {argument[:40]!r}…"
+                        )
+            except (ValueError, OverflowError, MemoryError):  # it is no pickle, as PyTorch will find
+                return
+
+
+def _pickles(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Yield the pickles of a checkpoint one after the other, each when the one before it has been read."""
+    import io
+    import zipfile
+    import zlib
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    yield io.BytesIO(archive.read(name))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
+        file.seek(0)
+        for _ in range(PICKLES):
+            yield file

@@ -10,7 +10,7 @@ import re
 import tomllib
 from typing import TYPE_CHECKING
 
-from msgspec import Struct, ValidationError, convert
+from msgspec import Struct, convert
 
 from build_tasks.errors import UserError
 
@@ -43,7 +43,7 @@ def read_lock(path: str) -> dict[str, LockedNodes]:
             return convert(tomllib.load(file), dict[str, LockedNodes])
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of the file, of TOML or UTF-8, of msgspec, of nesting
         raise UserError(
             f"{path} is not what `doit repair` writes ({error}): delete it and run `doit repair` again"
         ) from error

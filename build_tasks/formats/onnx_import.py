@@ -7,6 +7,7 @@ file again and loses parts of it: it removes the metadata and every attribute th
 is an empty list, and copies a weight that the branches of an If node share into each of them.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -48,9 +49,22 @@ def read_onnx(path: str) -> "onnx.ModelProto":
     except Exception as error:  # from onnx, from protobuf, or from the file system
         raise UserError(f"{path} cannot be read as ONNX: {first_lines(error)}") from error
     onnx_external_data.load_data(graph, file)
-    _open_unknown_dims(graph.graph)
-    _check_names(graph.graph, path)
+    with report_damage(path):
+        _open_unknown_dims(graph.graph)
+        _check_names(graph.graph, path)
     return graph
+
+
+@contextlib.contextmanager
+def report_damage(path: str) -> Iterator[None]:
+    """Raise UserError in place of protobuf's error about a name that is not UTF-8, or a type that does not exist.
+
+    Reading a file does not find them; the first use does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as ONNX: {first_lines(error)}") from error
 
 
 def external_files(path: str) -> list[str]:

@@ -30,6 +30,7 @@ from build_tasks.formats.onnx_import import (
     format_dims,
     read_onnx,
     rename_tensors,
+    report_damage,
 )
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -142,11 +143,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     path = inputs.get("source", settings["weights"]["source"])
     graph = read_source(inputs, settings, read_onnx, query, external_files)
-    image = check_image_input(graph, path)
-    for axis, length in enumerate(settings["shape"], start=1):
-        if image[axis] not in (None, length):
-            raise UserError(f"input.shape: {path} takes {format_dims(image)}, not {settings['shape']}")
-    save_onnx(rename_tensors(graph), outputs["weights"], external_data=False)
+    with report_damage(path):
+        image = check_image_input(graph, path)
+        for axis, length in enumerate(settings["shape"], start=1):
+            if image[axis] not in (None, length):
+                raise UserError(f"input.shape: {path} takes {format_dims(image)}, not {settings['shape']}")
+        save_onnx(rename_tensors(graph), outputs["weights"], external_data=False)
     try:
         network = pytorch_network.create_network(settings, outputs["weights"])
         pytorch_network.forward(network, pytorch_network.example_input(settings["shape"], 2))

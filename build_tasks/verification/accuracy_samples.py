@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHIPPED_PHOTOGRAPHS = "build_tasks/verification/photographs"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_DIGITS = 9  # of the index of a class
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names of them
 
 
@@ -217,6 +218,8 @@ def _class_index(text: str, labels: list[str] | None, where: str) -> int:
         if labels is None:
             raise UserError(f"{where}: expected the index of a class, because the spec has no labels, found {text!r}")
         raise UserError(f"{where}: there is no class {with_suggestion(text, labels)}")
+    if len(text) > MAX_DIGITS:
+        raise UserError(f"{where}: expected the index of a class, found {text}")
     if labels and int(text) >= len(labels):
         raise UserError(f"{where}: there is no class {text}; the labels have the indices 0 to {len(labels) - 1}")
     return int(text)
