@@ -36,8 +36,8 @@ source = "random://{seed}"
 SPECS = [SPEC.format(seed=seed, formats=formats) for seed in (0, 1) for formats in ('"torchscript", "onnx"', '"onnx"')]
 BUILDS = ("", "-n 2", "-n 4", "net", "-r json", "publish:other_onnx", "-a net")
 OTHERS = ("clean", "clean publish:net_onnx", "clean -c other", "prune", "sweep", "forget net", "plan", "list --status")
-# Why a task may fail beside other commands.
-EXPECTED = ("changed while being used", "does not exist; models/")
+# Why a task may fail beside other commands: an input was exchanged, or removed before or while the task read it.
+EXPECTED = ("changed while being used", "does not exist; models/", "No such file or directory: 'build/")
 State = tuple[str, str | None]  # the specs of `net` and of `guest`, which may be absent
 
 
