@@ -1,0 +1,203 @@
+"""Drive the models of timm through TorchScript, ONNX and the fp16 graph, and write a table of all refusals.
+
+    python benchmarks/timm_models.py                   all below 100 million parameters, about a thousand
+    python benchmarks/timm_models.py --every 16        every sixteenth name of timm.list_models()
+    python benchmarks/timm_models.py levit_128 resnet18
+
+Each model has the default spec and its own input size, and runs the stages of the chain one after the other, in a
+process of its own with one thread. Its weights are timm's random ones, with the batch statistics of the shipped
+photographs: without these, the activations of many networks vanish or grow with depth, and a comparison shows nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.resolve()
+sys.path.insert(0, str(ROOT))
+
+from build_tasks.errors import UserError, first_lines  # noqa: E402
+from build_tasks.text_table import format_table  # noqa: E402
+
+MAX_PARAMETERS = 100_000_000
+MAX_BATCH = 4  # the default of 32 takes long and finds nothing more
+TOO_LARGE = "too large"  # in place of a stage
+COLUMNS = ("model", "stage", "seconds", "reason")
+
+
+def drive(name: str, folder: str) -> dict[str, Any]:
+    """Build one model in a process of its own, and return its row: the stage that refused it, the reason, figures."""
+    started = time.monotonic()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = f"{folder}/{name}.json"
+    child = subprocess.run(
+        [sys.executable, __file__, name, "--result", result], env=environment, capture_output=True, text=True
+    )
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or [""])[-1]
+        row = {"model": name, "stage": "process", "reason": f"FAULT ended with {child.returncode}: {last}"}
+    else:
+        row = json.loads(Path(result).read_text())
+    return {**row, "seconds": round(time.monotonic() - started, 1)}
+
+
+def write_result(name: str, result: str) -> None:
+    """Build one model in a folder of its own, and write its row."""
+    row: dict[str, Any] = {"model": name, "stage": "weights", "reason": "", "notes": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.symlink(ROOT / "build_tasks", "build_tasks")
+        try:
+            for stage, notes in build(name):
+                row["notes"] |= notes
+                row["stage"] = stage
+        except TooLargeError:
+            row["stage"] = TOO_LARGE
+        except UserError as error:
+            row["reason"] = str(error)
+        except Exception as error:  # a fault of this project, since it is no UserError
+            row["reason"] = f"FAULT {type(error).__name__}: {first_lines(error)}"
+        os.chdir(ROOT)
+    Path(result).write_text(json.dumps(row))
+
+
+def build(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run the stages of a model. Yield the name of the next stage, "" at the end, with notes of the one before."""
+    import torch
+
+    from build_tasks.spec.model import Model, Spec
+    from build_tasks.spec.tables import Accuracy, Architecture, Weights
+    from build_tasks.stages import accuracy, measure, onnx, precision, reference, torchscript
+
+    torch.set_num_threads(1)
+    spec = Spec(
+        architecture=Architecture(timm=name),
+        weights=Weights(source="weights.safetensors"),
+        accuracy=Accuracy(allow_untestable=True),
+        max_batch_size=MAX_BATCH,
+    )
+    model = Model("model", spec)
+    os.makedirs(os.path.dirname(model.weights))
+    yield "torchscript", {"parameters": write_weights(name, model.weights)}
+    for title, task in (
+        ("torchscript", torchscript.task(model)),
+        ("onnx", onnx.task(model)),
+        ("fp16 graph", precision.task(model, "fp16")),
+        ("reference", reference.task(model)),
+        ("figures of model.pt", measure.task(model, "torchscript", "model.pt")),
+        ("figures of model.onnx", measure.task(model, "onnx", "model.onnx")),
+        ("figures of the fp16 graph", measure.task_of_graph(model, "fp16")),
+        ("gate of model.pt", accuracy.task(model, "torchscript", "model.pt")),
+        ("gate of model.onnx", accuracy.task(model, "onnx", "model.onnx")),
+        ("gate of the fp16 graph", accuracy.task_of_graph(model)),
+    ):
+        stage = task["meta"]["stage"]
+        yield title, {}
+        yield title, {title: stage.build(stage.inputs, stage.outputs, stage.settings)}
+    yield "", {}
+
+
+class TooLargeError(BaseException):
+    """The network has MAX_PARAMETERS or more."""
+
+
+def check_size(network: Any) -> int:
+    """Return the number of parameters, or raise TooLargeError."""
+    count: int = sum(parameter.numel() for parameter in network.parameters())
+    if count >= MAX_PARAMETERS:
+        raise TooLargeError
+    return count
+
+
+def write_weights(name: str, path: str) -> int:
+    """Write random weights with batch statistics of the photographs, and return the number of parameters."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from build_tasks.formats import pytorch_network
+    from build_tasks.verification import accuracy_samples
+
+    torch.manual_seed(0)
+    with contextlib.suppress(Exception), torch.device("meta"):  # no memory; some compute while they are made, and fail
+        check_size(timm.create_model(name))
+    network = timm.create_model(name).eval()
+    count = check_size(network)
+    config = pytorch_network.data_config(network, {})
+    source = accuracy_samples.SHIPPED_PHOTOGRAPHS
+    _, pictures = accuracy_samples.load_samples(
+        source,
+        accuracy_samples.sample_files(source),
+        lambda: pytorch_network.transform(config, "fp32_nchw"),
+        config,
+        "fp32_nchw",
+    )
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train()
+            module.momentum = 1.0  # the statistics of this batch alone
+    with torch.no_grad():
+        network(torch.from_numpy(pictures))
+    save_file({key: tensor.clone().contiguous() for key, tensor in network.state_dict().items()}, path)
+    return count
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the refusals as a table, below a line with their number."""
+    rows = [row for row in rows if row["stage"] != TOO_LARGE]
+    refused = sorted((row for row in rows if row["stage"]), key=lambda row: (row["stage"], row["model"]))
+    built = len(rows) - len(refused)
+    stages = Counter(row["stage"] for row in refused)
+    title = f"{built} of {len(rows)} built; refused: {dict(stages)}"
+    return format_table(COLUMNS, [[row[c] for c in COLUMNS] for row in refused], title, left=("stage", "reason"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="architectures of timm; default: all below 100 million parameters")
+    parser.add_argument("--every", type=int, default=1, help="take only every n-th of them")
+    parser.add_argument("--first", type=int, default=0, help="begin with this one, counted from 0")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
+    parser.add_argument("--seconds", type=float, help="begin no further model after this time")
+    parser.add_argument("--rows", default="timm_models.jsonl", help="file to which a row for each model is appended")
+    parser.add_argument("--result", help=argparse.SUPPRESS)  # of the process of one model
+    arguments = parser.parse_args()
+    if arguments.result:
+        return write_result(arguments.names[0], arguments.result)
+    import timm
+
+    names = (arguments.names or timm.list_models())[arguments.first :: arguments.every]
+    started = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(arguments.rows, "a", encoding="utf-8") as file,
+        ThreadPoolExecutor(arguments.cores) as pool,
+    ):
+        futures = [pool.submit(drive, name, folder) for name in names]
+        for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            rows.append(future.result())
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+            print(f"{len(rows)}/{len(names)} {rows[-1]['model']} {rows[-1]['stage'] or 'built'}", flush=True)
+            if arguments.seconds and time.monotonic() - started > arguments.seconds:
+                for other in futures:
+                    other.cancel()
+    print(table(rows))
+    return None
+
+
+if __name__ == "__main__":
+    main()
