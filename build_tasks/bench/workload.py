@@ -73,8 +73,7 @@ def measure_server(inputs: Paths, sweep: Sweep, url: str, model: str) -> Measure
         url: host:port of HTTP.
         model: The model's name on the server.
     """
-    from build_tasks.serving.smoke import cast_to_input_type
-    from build_tasks.serving.triton_client import Client
+    from build_tasks.serving.triton_client import Client, cast_to_input_type
 
     samples = _read_samples(inputs)
 

@@ -109,7 +109,7 @@ def format_accuracy(chain: list[str], results: dict[str, TaskResult]) -> str | N
     """
     for task in reversed([task for task in chain if task.startswith("accuracy:")]):
         if notes := results[task].notes if task in results else {}:
-            return str(notes["error"]) if notes["accuracy"] == "ok" else "not testable"
+            return "not testable" if notes["accuracy"].startswith("not testable") else str(notes["error"])
     return None
 
 

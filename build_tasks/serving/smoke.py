@@ -2,12 +2,13 @@
 
     samples.json ─► every published model, over HTTP and gRPC ─► answers ─► the gate, beside reference.json ─► a row
                                                               ├► the version that answered: is it the newest build?
+                                                              ├► other batch sizes, orders, many requests at once
                                                               └► latency of single requests
 
 The exit code is 1 if a model is not loaded, is of another build, or does not pass the gate.
 """
 
-import time
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doit.exceptions import TaskFailed
@@ -16,19 +17,20 @@ from build_tasks.errors import UserError
 from build_tasks.formats import artifacts
 from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
-from build_tasks.serving import triton_server
+from build_tasks.serving import sample_requests, triton_server
 from build_tasks.serving.check import DECODER_TOLERANCE, ServedModel, served_models
 from build_tasks.serving.triton_client import PROTOCOLS, Client
 from build_tasks.spec.model import Model
+from build_tasks.stages.measure import class_outputs
+from build_tasks.tensors import OUTPUT
 from build_tasks.text_table import format_table
 from build_tasks.triton.repository import published_models
-from build_tasks.verification import accuracy_samples, gate, metrics, reference_outputs
+from build_tasks.verification import accuracy_samples, batch_check, gate, metrics, reference_outputs
 from build_tasks.verification.tolerance import relative_error
 
 if TYPE_CHECKING:
     import numpy as np
 
-REQUESTS = 20  # number of requests with one sample each, to measure the latency
 
 PARAMS = [
     {
@@ -126,23 +128,41 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     preprocessed = reference.samples
     if encoded is not None:
         reference.samples = encoded
-    versions = set()
-
-    def run(batch: "np.ndarray") -> "list[np.ndarray]":
-        version, outputs = client.infer(name, tensors, cast_to_input_type(batch, tensors.input_type))
-        versions.add(version)
-        return outputs
+    versions: set[str] = set()
+    send = functools.partial(
+        sample_requests.send_batch, name, tensors, reference, versions, sequences="sequence_batching" in config
+    )
+    run = functools.partial(send, client)
 
     import statistics
 
-    sizes = batch_limits(model, model_format, int(config.get("max_batch_size", 0)))
+    max_batch_size = int(config.get("max_batch_size", 0))
+    sizes = (1, 1) if "sequence_batching" in config else batch_limits(model, model_format, max_batch_size)
     if model_format == "preprocess":
         (images,) = reference_outputs.run_in_batches(run, reference.samples, *sizes)
         accuracy = compare_with_timm(images, preprocessed)
     else:
-        accuracy = apply_gate(model, model_format, reference.measure(run, *sizes, model.spec.output.top_k))
+        largest = (
+            sample_requests.largest_request(reference.samples, max_batch_size) if sizes[1] > sizes[0] else sizes[1]
+        )
+        batches = batch_check.batches_between(sizes[0], batch_check.TUNED, largest)
+        other_batches = batch_check.arrangements(len(reference.samples), batches, repeated=batches)
+        measured = reference.measure(
+            run, *sizes, model.spec.output.top_k, batches=other_batches, class_names=class_outputs(model)
+        )
+        accuracy = apply_gate(model, model_format, measured)
+        differences = sample_requests.send_concurrently(
+            lambda: functools.partial(send, Client(client.protocol, client.url)), reference, sizes
+        )
+        for index, worst in enumerate(differences):
+            if (name_of_output := OUTPUT.format(index)) in measured["outputs"]:
+                measured["outputs"][name_of_output]["worst_batch"] = worst
+        try:
+            apply_gate(model, model_format, measured)
+        except UserError as error:
+            raise UserError(f"{sample_requests.CONCURRENCY} requests at a time: {error}") from error
     check_build(model, model_format, config, versions)
-    seconds = request_latencies(run, reference.samples, sizes[0])
+    seconds = sample_requests.request_latencies(run, reference.samples, sizes[0])
     median, slowest = (f"{value * 1e3:.1f} ms" for value in (statistics.median(seconds), max(seconds)))
     return SmokeRow(
         name,
@@ -154,13 +174,6 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
         median=median,
         slowest=slowest,
     )
-
-
-def cast_to_input_type(batch: "np.ndarray", triton_type: str) -> "np.ndarray":
-    """A batch in the type of the model's input, such as "FP16"."""
-    from tritonclient.utils import triton_to_np_dtype
-
-    return batch if triton_type == "BYTES" else batch.astype(triton_to_np_dtype(triton_type))
 
 
 def batch_limits(model: Model, model_format: str, max_batch_size: int) -> tuple[int, int]:
@@ -220,16 +233,3 @@ def check_build(model: Model, model_format: str, config: dict[str, Any], version
         build = config.get("parameters", {}).get(f"provenance.{version}.build", {}).get("string_value")
         if build not in (None, newest):
             raise UserError(f"version {version} is build {build[:12]}, and the newest build is {newest[:12]}")
-
-
-def request_latencies(run: reference_outputs.RunBatch, samples: "np.ndarray", batch_size: int) -> list[float]:
-    """Seconds of each of REQUESTS single requests of `batch_size` images."""
-    import numpy as np
-
-    seconds = []
-    for index in range(REQUESTS):
-        batch = np.resize(samples[index % len(samples)][None], (batch_size, *samples.shape[1:]))
-        started = time.perf_counter()
-        run(batch)
-        seconds.append(time.perf_counter() - started)
-    return seconds

@@ -91,11 +91,18 @@ class Client:
         answer: dict[str, Any] = self._call("get_model_config", model, **self.as_json)
         return dict(answer.get("config", answer))
 
-    def infer(self, model: str, tensors: Tensors, batch: "np.ndarray") -> "tuple[str, list[np.ndarray]]":
-        """The version of the model that answers a batch, and its outputs."""
+    def infer(
+        self, model: str, tensors: Tensors, batch: "np.ndarray", sequence: int = 0
+    ) -> "tuple[str, list[np.ndarray]]":
+        """The version of the model that answers a batch, and its outputs.
+
+        Args:
+            sequence: A correlation ID, for a model with sequence_batching; the batch is a sequence of one request.
+        """
+        flags = {"sequence_id": sequence, "sequence_start": True, "sequence_end": True} if sequence else {}
         tensor = self.library.InferInput(tensors.input_name, list(batch.shape), tensors.input_type)
         tensor.set_data_from_numpy(batch)
-        result = self._call("infer", model, [tensor])
+        result = self._call("infer", model, [tensor], **flags)
         response = result.get_response()
         version = response["model_version"] if isinstance(response, dict) else response.model_version
         return version, [result.as_numpy(name) for name in tensors.output_names]
@@ -124,3 +131,10 @@ class Client:
             raise UserError(
                 f"nothing answers {self.protocol} at {self.url} ({error}); `doit serve` starts a server"
             ) from error
+
+
+def cast_to_input_type(batch: "np.ndarray", triton_type: str) -> "np.ndarray":
+    """A batch in the type of the model's input, such as "FP16"."""
+    from tritonclient.utils import triton_to_np_dtype
+
+    return batch if triton_type == "BYTES" else batch.astype(triton_to_np_dtype(triton_type))

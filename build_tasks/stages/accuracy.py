@@ -66,8 +66,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if error := gate.gate_error(measured, settings, advice(settings)):
         inaccurate = "graph" in inputs and any(gate.failures(measured["outputs"], settings))
         raise UserError(error + (layers_message(inputs, settings) if inaccurate else ""), limit=None)
-    reason = gate.untestable_reason(measured, settings)
-    status = f"not testable: {reason}" if reason else "ok"
+    status = gate.status(measured, settings)
     verdict: gate.GateResult = {"model": measured["model"], "signature": measured["signature"], "status": status}
     write_json(outputs["verdict"], verdict)
     largest, limit = gate.nearest_limit(measured, settings)

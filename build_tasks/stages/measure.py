@@ -2,22 +2,27 @@
 
     samples.json ─► artifact ─► every output of every sample ─┐
     reference.json ───────────────────────────────────────────┴► Polygraphy ─► figures
+    the same samples in batches of other sizes and orders ─► artifact ─► the answer that differs most ─► figures
 
 The figures depend on no limit. The accuracy stage compares them with the gate.
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
 from build_tasks.formats.pytorch_network import NETWORK_MODULES
 from build_tasks.json_files import read_json, write_json
-from build_tasks.runtime import hardware, threads
+from build_tasks.runtime import atomic_files, hardware, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
-from build_tasks.verification import accuracy_samples, metrics
+from build_tasks.tensors import OUTPUT, Signature
+from build_tasks.verification import accuracy_samples, batch_check, metrics
 from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The ways to run an artifact, and the distributions that each of them uses.
 RUNNERS = {
@@ -41,7 +46,8 @@ RUNNER_MODULES = {
 def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
     """The doit task of an artifact that Triton serves."""
     runner = "cast" if model_format == "torchscript" and model.is_cast else model_format
-    stage = _stage(model, model.artifact_task_name(model_format, file), runner, file)
+    name = model.artifact_task_name(model_format, file)
+    stage = _stage(model, name, runner, file, model.spec.max_batch_size)
     return stage.task(doc=f"{file} against {model.reference} on the accuracy samples")
 
 
@@ -49,11 +55,16 @@ def task_of_graph(model: Model, precision: str) -> dict[str, Any]:
     """The doit task of a graph that engines are compiled from, if Triton does not serve it."""
     file = model.graph_file(precision)
     runner = "onnx" if file == "model.onnx" else "graph"
-    stage = _stage(model, model.graph_name(precision), runner, file)
+    stage = _stage(model, model.graph_name(precision), runner, file, largest_batch=None)
     return stage.task(doc=f"{file} against {model.reference} on the accuracy samples, in ONNX Runtime")
 
 
-def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
+def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int | None) -> Stage:
+    """The stage of one artifact.
+
+    Args:
+        largest_batch: The largest batch that is served; None for an artifact that is not served.
+    """
     is_plan = runner == "tensorrt"
     truth = model.spec.accuracy.truth
     truth_inputs = {
@@ -73,14 +84,21 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
             **truth_inputs,
         },
         outputs={"measured": model.artifact(f"{file}.measured.json")},
-        peak_batch=BATCH * threads.AT_ONCE,
-        settings={"runner": runner, "truth": truth, "top_k": model.spec.output.top_k},
+        peak_batch=2 * BATCH * threads.AT_ONCE,  # see _batches
+        settings={
+            "runner": runner,
+            "truth": truth,
+            "top_k": model.spec.output.top_k,
+            "largest_batch": largest_batch,
+            "class_outputs": class_outputs(model),
+        },
         tools=RUNNERS[runner],
         modules=(
             __name__,
             "build_tasks.runtime.threads",
             "build_tasks.tensors",
             "build_tasks.verification.accuracy_samples",
+            "build_tasks.verification.batch_check",
             "build_tasks.verification.metrics",
             "build_tasks.verification.reference_outputs",
             *RUNNER_MODULES[runner],
@@ -90,6 +108,18 @@ def _stage(model: Model, name: str, runner: str, file: str) -> Stage:
         else nothing_missing,
         host_fingerprint=hardware.host_fingerprint if is_plan else dict,
     )
+
+
+def class_outputs(model: Model) -> list[str] | None:
+    """The outputs that hold a score for each class, by the spec; None if any output (batch, scores) may.
+
+    Labels and [output] are about the first one. A gate rule on top-1 or top-5 may name others. With accuracy.truth, the
+    first of that shape counts. A network's only output needs none of this.
+    """
+    spec = model.spec
+    named = [rule.output for rule in spec.accuracy.gate if rule.output and {rule.top1, rule.top5} != {None}]
+    first = [OUTPUT.format(0)] if spec.labels or spec.output.softmax or spec.output.top_k else []
+    return None if spec.accuracy.truth else sorted({*first, *named})
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -108,11 +138,30 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "signature": digest(inputs["signature"]),
         "reference": digest(inputs["reference"]),
         **reference.measure(
-            run, *batch_sizes(signature), settings["top_k"], _truth(inputs, settings, reference.names), each
+            run,
+            *batch_sizes(signature),
+            settings["top_k"],
+            _truth(inputs, settings, reference.names),
+            each,
+            _batches(inputs["model"], signature, settings, len(reference.samples)),
+            settings["class_outputs"],
         ),
     }
     write_json(outputs["measured"], measured)
     return metrics.key_figures(measured)
+
+
+def _batches(path: str, signature: Signature, settings: Settings, samples: int) -> "list[np.ndarray]":
+    """The further batches in which an artifact that Triton serves is run. Those of a plan run on its GPU."""
+    if settings["largest_batch"] is None:
+        return []
+    if settings["runner"] == "tensorrt":
+        sizes = batch_check.batches_of(signature, 0)
+        return batch_check.arrangements(samples, sizes, repeated=sizes)
+    large = (atomic_files.size(path) or 0) > batch_check.LARGE_BYTES
+    limit = batch_check.MAX_CPU_BATCH_OF_LARGE if large else batch_check.MAX_CPU_BATCH
+    sizes = batch_check.batches_of(signature, min(settings["largest_batch"], limit))
+    return batch_check.arrangements(samples, sizes, repeated=[min(batch_check.TUNED, sizes[-1])])
 
 
 def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth | None:

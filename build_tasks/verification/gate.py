@@ -21,11 +21,13 @@ from build_tasks.errors import UserError
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.spec.tables import QUANTIZED_PRECISIONS
+from build_tasks.verification.batch_check import format_difference
 from build_tasks.verification.metrics import ClassChange, Measurements, OutputFigures
 from build_tasks.verification.tolerance import ROUNDOFF, tolerance
 
 # The modules of the project that affect the gate result, for the fingerprint of the stages that use it.
 GATE_MODULES = (
+    "build_tasks.verification.batch_check",
     "build_tasks.verification.gate",
     "build_tasks.verification.metrics",
     "build_tasks.verification.tolerance",
@@ -56,7 +58,7 @@ WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
 # By a missing key of the figures: the reason why a rule cannot be applied to an output.
 MISSING_FIGURES = {
     "truth": "it needs accuracy.truth, the class that each sample shows, and an output with classes",
-    "top1_changes": "the output does not name classes: it has other dimensions than (batch, classes)",
+    "top1_changes": "the output does not name classes: labels, [output] or a rule for this output say that it does",
 }
 
 
@@ -65,7 +67,7 @@ class GateResult(TypedDict):
 
     model: str | None  # digest of the artifact
     signature: str | None  # digest of its signature
-    status: str  # "ok", or "not testable: …"
+    status: str  # as `status` returns it
 
 
 class Failure(NamedTuple):
@@ -168,7 +170,10 @@ def _changes_beyond(output: OutputFigures, tie: float) -> list[ClassChange]:
 
 
 def failures(outputs: dict[str, OutputFigures], settings: Settings) -> Iterator[Failure]:
-    """Yield each metric whose value is beyond its limit.
+    """Yield each metric whose value is beyond its limit, and outputs that are another in another batch.
+
+    The answers to one sample may differ between batches by OUTLIER_FACTOR times the tie tolerance, since kernels of
+    other batch sizes round in another way.
 
     Raises:
         UserError: If a rule names an output that does not exist, or a metric that its outputs do not have.
@@ -180,6 +185,9 @@ def failures(outputs: dict[str, OutputFigures], settings: Settings) -> Iterator[
             continue
         output_limits = limits(name, output, settings)
         tie = tie_tolerance(output_limits, output, settings)
+        batch_limit = OUTLIER_FACTOR * tie
+        if "worst_batch" in output and output["worst_batch"]["difference"] > batch_limit:
+            yield Failure(name, "batch", format_difference(output["worst_batch"], batch_limit))
         values = metric_values(output, tie)
         for metric, limit in output_limits.items():
             if metric not in values:
@@ -235,18 +243,34 @@ def untestable_reason(measured: Measurements, settings: Settings) -> str | None:
         return "random weights"
     if (count := measured["distinct"]) < MIN_DISTINCT_SAMPLES:
         return f"{count} distinct sample{'s' if count > 1 else ''}, and at least {MIN_DISTINCT_SAMPLES} are needed"
-    for name, output in measured["outputs"].items():
+    outputs = measured["outputs"]
+    reasons = untestable_outputs(outputs, settings)
+    return next(iter(reasons.values())) if reasons and len(reasons) == len(outputs) else None
+
+
+def untestable_outputs(outputs: dict[str, OutputFigures], settings: Settings) -> dict[str, str]:
+    """Return the outputs that agree with any artifact, because they hardly differ between samples, and the reasons."""
+    reasons = {}
+    for name, output in outputs.items():
         if "wrong" in output:
             continue
-        if output["spread"] < MIN_SPREAD:
-            return f"output {name} is the same for all samples (spread {output['spread']:.0e})"
         allowed = tolerance(settings["precision"], output["sensitivity"])
-        if settings["precision"] in ROUNDOFF and output["spread"] < allowed:
-            return (
+        if output["spread"] < MIN_SPREAD:
+            reasons[name] = f"output {name} is the same for all samples (spread {output['spread']:.0e})"
+        elif settings["precision"] in ROUNDOFF and output["spread"] < allowed:
+            reasons[name] = (
                 f"output {name} differs between the samples by {output['spread']:.1e}, "
                 f"less than it may be wrong by ({allowed:.1e})"
             )
-    return None
+    return reasons
+
+
+def status(measured: Measurements, settings: Settings) -> str:
+    """Return the status of an artifact that passes: "ok", "ok, except …" or "not testable: …"."""
+    if reason := untestable_reason(measured, settings):
+        return f"not testable: {reason}"
+    reasons = untestable_outputs(measured["outputs"], settings)
+    return f"ok, except that {'; '.join(reasons.values())}" if reasons else "ok"
 
 
 def gate_error(measured: Measurements, settings: Settings, advice: str) -> str | None:

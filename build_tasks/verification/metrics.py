@@ -6,10 +6,11 @@
 The figures depend on no limit, so nothing is measured again after a limit has changed. gate.py applies the limits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from build_tasks.errors import UserError
+from build_tasks.verification.batch_check import BatchDifference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +63,7 @@ class OutputFigures(TypedDict, total=False):
     top1_changes: list[ClassChange]
     top5_losses: list[str]  # names of samples whose class is not among the artifact's strongest five
     truth: TruthCounts
+    worst_batch: BatchDifference  # for artifacts that were run in other batches, too
 
 
 class Measurements(TypedDict):
@@ -87,6 +89,7 @@ def compare_outputs(
     names: list[str],
     truth: Truth | None = None,
     top_k_names: tuple[str, str] | None = None,
+    class_names: Collection[str] | None = None,
 ) -> dict[str, OutputFigures]:
     """Return the figures of each output of the reference.
 
@@ -100,6 +103,8 @@ def compare_outputs(
         truth: The classes that samples show. They are counted for the first output that has classes.
         top_k_names: The outputs with the largest values and with their classes. The figures of the classes are those
             of the values.
+        class_names: The outputs (batch, classes) that may have figures of classes, besides a network's only output.
+            None: all.
     Raises:
         UserError: If truth names a class that the network does not have.
     """
@@ -107,6 +112,7 @@ def compare_outputs(
 
     outputs: dict[str, OutputFigures] = {}
     values_name, classes_name = top_k_names or (None, None)
+    class_outputs = reference if class_names is None else class_names
     for name, expected in reference.items():
         if name not in artifact:
             outputs[name] = {"wrong": f"the output is missing; the artifact has {', '.join(artifact)}"}
@@ -127,7 +133,7 @@ def compare_outputs(
             outputs[name] = figures
             if name == values_name and classes_name in artifact:
                 ranks, expected_ranks, width = artifact[classes_name], reference[classes_name], None
-            elif expected.ndim == 2 and expected.shape[1] > 1:
+            elif expected.ndim == 2 and expected.shape[1] > 1 and (name in class_outputs or len(reference) == 1):
                 ranks, expected_ranks, width = strongest_classes(answer), strongest_classes(expected), expected.shape[1]
             else:
                 continue
@@ -300,11 +306,6 @@ def strongest_classes(outputs: "np.ndarray") -> "np.ndarray":
     top = TopKPostprocessFunc(k=TOP)
     indices: np.ndarray = top(IterationResult({"": outputs}))[""]
     return indices
-
-
-def count_distinct(samples: "np.ndarray") -> int:
-    """The number of distinct samples: samples with equal bits count once."""
-    return len({sample.tobytes() for sample in samples})
 
 
 def key_figures(measured: Measurements) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The outputs of the reference on the accuracy samples, and runs of artifacts on the same samples."""
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.runtime.stage import Paths
 from build_tasks.tensors import INPUT, OUTPUT, Signature
-from build_tasks.verification import metrics
+from build_tasks.verification import batch_check, metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # samples that an artifact gets at once, if it takes as many
 RunBatch = Callable[["np.ndarray"], "list[np.ndarray]"]  # from a batch to the outputs of an artifact
-MapBatches = Callable[[RunBatch, "list[np.ndarray]"], Iterable["list[np.ndarray]"]]  # like `map`, in the same order
+MapBatches = Callable[[Callable[["np.ndarray"], Any], "list[np.ndarray]"], Iterable[Any]]  # like `map`
 
 
 class Reference:
@@ -24,6 +25,7 @@ class Reference:
         names: The names of the samples.
         outputs: The outputs of the reference by name.
         perturbed: Its outputs to inputs that are perturbed by one ulp.
+        answers: The outputs of the artifact that was measured last.
     """
 
     def __init__(self, inputs: Paths):
@@ -36,6 +38,7 @@ class Reference:
         results = RunResults.load(inputs["reference"])
         self.outputs: IterationResult
         self.perturbed: IterationResult
+        self.answers: list[np.ndarray] = []
         self.outputs, self.perturbed = (results[index][1][0] for index in range(2))
 
     def measure(
@@ -46,6 +49,8 @@ class Reference:
         top_k: int | None,
         truth: metrics.Truth | None = None,
         map_batches: MapBatches = map,
+        batches: "Sequence[np.ndarray]" = (),
+        class_names: list[str] | None = None,
     ) -> metrics.Measurements:
         """Run an artifact on all samples and return its figures.
 
@@ -56,17 +61,35 @@ class Reference:
             top_k: output.top_k of the spec. With it the first two outputs are values and their classes.
             truth: The classes that samples show.
             map_batches: Runs the batches.
+            batches: Further batches, as indices of samples, whose answers are compared with those of the first.
+            class_names: As of `metrics.compare_outputs`.
         """
         from polygraphy.comparator import IterationResult
 
         outputs = run_in_batches(run, self.samples, smallest, largest, map_batches)
         found = IterationResult({OUTPUT.format(index): output for index, output in enumerate(outputs)})
         top_k_names = (OUTPUT.format(0), OUTPUT.format(1)) if top_k else None
+        figures = metrics.compare_outputs(
+            found, self.outputs, self.perturbed, self.names, truth, top_k_names, class_names
+        )
+        if batches:
+            results = list(map_batches(functools.partial(self.compare_batch, run, outputs), list(batches)))
+            for name, differences in zip(found, zip(*results, strict=True), strict=False):
+                if name in figures and "wrong" not in figures[name]:  # the classes of top_k have no figures
+                    figures[name]["worst_batch"] = max(differences, key=lambda each: each["difference"])
+        self.answers = outputs
         return {
             "samples": len(self.samples),
-            "distinct": metrics.count_distinct(self.samples),
-            "outputs": metrics.compare_outputs(found, self.outputs, self.perturbed, self.names, truth, top_k_names),
+            "distinct": count_distinct(self.samples),
+            "outputs": figures,
         }
+
+    def compare_batch(
+        self, run: RunBatch, answers: "list[np.ndarray]", batch: "np.ndarray"
+    ) -> list[batch_check.BatchDifference]:
+        """Run one batch, given as indices of samples, and compare it with the answers to all samples."""
+        expected = list(self.outputs.values())
+        return batch_check.compare_batch(run, self.samples, answers, expected, self.names, batch)
 
 
 def run_in_batches(
@@ -86,6 +109,11 @@ def run_in_batches(
 
     parts = map_batches(run_filled, [samples[start : start + size] for start in range(0, len(samples), size)])
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def count_distinct(samples: "np.ndarray") -> int:
+    """The number of distinct samples: samples with equal bits count once."""
+    return len({sample.tobytes() for sample in samples})
 
 
 def batch_sizes(signature: Signature) -> tuple[int, int]:

@@ -191,7 +191,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     # spec
     ("a comment in the spec", append(SPEC), []),
     ("max_batch_size", spec("max_batch_size = 4", "max_batch_size = 5"),
-     ["torchscript:tiny", "onnx:tiny", *CONFIG, *PUBLISH]),
+     ["torchscript:tiny", "onnx:tiny", *MEASURE, *CONFIG, *PUBLISH]),
     ("architecture.arguments", key("architecture", "arguments = { drop_rate = 0.5 }"), [*NETWORK, *PUBLISH]),
     ("input.shape", key("input", "shape = [3, 128, 128]"),
      ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *CONFIG, *CLIENT,

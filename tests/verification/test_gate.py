@@ -10,7 +10,7 @@ import pytest
 from polygraphy.comparator import IterationResult
 
 from build_tasks.errors import UserError
-from build_tasks.verification import gate, metrics
+from build_tasks.verification import gate, metrics, reference_outputs
 from tests.support import tiny_network
 from tests.support.project import ROOT, TINY, Project, failure_line
 
@@ -323,8 +323,63 @@ def test_samples_that_prove_nothing_are_reported_with_the_reason() -> None:
     assert gate_error(few, allow_untestable=True) == gate_error(few, random_weights=True) == ""
 
 
+def test_an_output_that_never_differs_leaves_the_others_testable() -> None:
+    same = np.repeat(SCORES[:1], 20, axis=0)
+    both = {"scores": SCORES, "anchors": same}
+    figures = measured(both, both)
+    assert gate.untestable_reason(figures, settings()) is None
+    assert gate_error(figures) == ""
+    assert gate.status(figures, settings()).startswith("ok, except that output anchors is the same for all samples")
+    assert gate_error(measured({**both, "anchors": same * 1.1}, both)).startswith("output anchors: relative L2 error")
+    assert gate_error(measured({**both, "scores": off_by(0.1)}, both)).startswith("output scores: relative L2 error")
+    neither = {"scores": same, "anchors": same}
+    assert gate.status(measured(neither, neither), settings()).startswith("not testable: output scores is the same")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "class_names", "with_classes"),
+    [
+        (("scores",), [], {"scores"}),
+        (("boxes", "scores"), [], set()),
+        (("boxes", "scores"), ["scores"], {"scores"}),
+        (("boxes", "scores"), None, {"boxes", "scores"}),
+    ],
+)
+def test_scores_are_classes_if_the_spec_says_so_or_if_there_is_nothing_else(
+    outputs: tuple[str, ...], class_names: list[str] | None, with_classes: set[str]
+) -> None:
+    answers = IterationResult(dict.fromkeys(outputs, SCORES))
+    names = [f"{index}.jpg" for index in range(20)]
+    figures = metrics.compare_outputs(answers, answers, answers, names, class_names=class_names)
+    assert {name for name, output in figures.items() if "top1_changes" in output} == with_classes
+
+
+@pytest.mark.parametrize(
+    ("lines", "outputs"),
+    [
+        ("", []),
+        ("[output]\nsoftmax = true", ["OUTPUT__0"]),
+        ("[output]\ntop_k = 3", ["OUTPUT__0"]),
+        ('[[accuracy.gate]]\noutput = "OUTPUT__1"\ntop1 = 0.9', ["OUTPUT__1"]),
+        ('[[accuracy.gate]]\noutput = "OUTPUT__1"\nrelative_l2 = 0.9', []),
+        ('[accuracy]\ntruth = "folders"', None),
+    ],
+)
+def test_the_spec_says_which_outputs_are_classes(
+    project: Project, monkeypatch: pytest.MonkeyPatch, lines: str, outputs: list[str] | None
+) -> None:
+    from build_tasks.spec.loader import load
+    from build_tasks.stages.measure import class_outputs
+
+    folder = tiny_network.add(project, "net", formats='"onnx"')
+    (folder / "model.toml").write_text((folder / "model.toml").read_text() + lines + "\n")
+    monkeypatch.chdir(project.root)
+    (model,) = load()
+    assert class_outputs(model) == outputs
+
+
 def test_samples_that_are_the_same_count_once() -> None:
-    assert metrics.count_distinct(np.stack([SCORES[0], SCORES[1], SCORES[0]])) == 2
+    assert reference_outputs.count_distinct(np.stack([SCORES[0], SCORES[1], SCORES[0]])) == 2
 
 
 def test_reduced_precision_with_random_weights_is_measured_and_not_refused() -> None:
