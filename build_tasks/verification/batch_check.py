@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TUNED = 8  # batch that stands for the tuned one, where no optimization profile names one
 
 # On a CPU, batches are at most this large: the stages that build TorchScript and ONNX also run the largest batch.
-MAX_CPU_BATCH = 32
+MAX_CPU_BATCH = 16
 MAX_CPU_BATCH_OF_LARGE = 8  # the same for artifacts of more than LARGE_BYTES, whose batches take long
 LARGE_BYTES = 100_000_000
 
