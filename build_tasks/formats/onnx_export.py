@@ -10,8 +10,9 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import first_lines
+from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
+from build_tasks.formats.fp32_comparison import COMPARISON_MODULES, Comparison, InaccurateError
 from build_tasks.formats.onnx_clean_up import CLEAN_UP_MODULES, CLEAN_UP_TOOLS, GraphRefusedError
 from build_tasks.formats.onnx_files import onnx_file, opset, signature_tensors
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
@@ -20,7 +21,6 @@ from build_tasks.runtime import threads
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings
 from build_tasks.tensors import INPUT, OUTPUT
-from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
 
 if TYPE_CHECKING:
     import onnx
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 EXPORT_MODULES = (
     "build_tasks.formats.onnx_export",
     *CLEAN_UP_MODULES,
+    *COMPARISON_MODULES,
     *pytorch_network.NETWORK_MODULES,
     *ONNX_MODULES,
 )
@@ -144,18 +145,15 @@ def _export_at(
     return graph
 
 
-def check_export(
-    path: str, script: "torch.nn.Module", module: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings
-) -> float:
-    """Compare a graph in ONNX Runtime with its source, and return the largest relative error.
+def check_export(path: str, comparison: Comparison, shape: tuple[int, int, int], settings: Settings) -> float:
+    """Compare a graph in ONNX Runtime with the network, and return the largest relative error.
 
     The batches are 1, 2 and the maximum, or the fixed one. The first of them also runs at the smallest and largest
     size of the spec.
 
     Args:
         path: The graph.
-        script: The source whose outputs are expected: the loaded model.pt, or the network.
-        module: The network. The tolerance depends on its sensitivity.
+        comparison: The network's outputs.
         shape: (channels, height, width) of one input.
         settings: The settings of the onnx stage.
     Raises:
@@ -170,23 +168,18 @@ def check_export(
         raise GraphRefusedError(f"wrote a graph that is not valid: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
     _, *other_shapes = pytorch_network.shapes_to_check(shape, settings["sizes"])
-    limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, batches[0]))
     largest = 0.0
     cases = [*((size, shape) for size in batches), *((batches[0], other) for other in other_shapes)]
     for size, dims in cases:
-        batch = pytorch_network.example_input(dims, size, settings["interface"]["format"], seed=size)
         case = f"batch {size}" + (f" of {dims[1]}x{dims[2]}" if other_shapes else "")
-        expected = [output.numpy() for output in pytorch_network.forward(script, batch)]
         try:
-            found = run(batch.numpy())
+            largest = max(largest, comparison.check(lambda batch: run(batch.numpy()), dims, size))
+        except InaccurateError as error:
+            raise GraphRefusedError(f"wrote a graph that differs from the network at {case} {error}") from error
+        except UserError:
+            raise
         except Exception as error:
             raise GraphRefusedError(f"wrote a graph that does not run at {case}: {first_lines(error)}") from error
-        largest = max(largest, max_relative_error(float_outputs(found), float_outputs(expected)))
-        if not largest <= limit:
-            source = "the source" if script is module else "model.pt"
-            raise GraphRefusedError(
-                f"wrote a graph that differs from {source} by {largest:.1e} at {case} (limit {limit:.0e})"
-            )
     return largest
 
 

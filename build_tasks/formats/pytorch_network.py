@@ -15,7 +15,6 @@ from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.tensors import layout_dims
-from build_tasks.verification.tolerance import float_outputs, max_relative_error, perturb_one_ulp
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +28,6 @@ NETWORK_MODULES = (
     "build_tasks.formats.pytorch_network",
     "build_tasks.formats.user_code",
     "build_tasks.tensors",
-    "build_tasks.verification.tolerance",
 )
 
 PROGRAM_MODULES = ("build_tasks.formats.torch_program", "build_tasks.formats.file_kinds")  # and for files of PyTorch
@@ -288,16 +286,6 @@ def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":
                 "the batch must be its first dimension"
             )
     return list(outputs)
-
-
-def sensitivity(module: Any, shape: tuple[int, int, int], batch: int) -> float:
-    """Return the relative change of the outputs after every value of an example input is perturbed by one ulp."""
-    import torch
-
-    inputs = example_input(shape, batch)
-    perturbed = torch.from_numpy(perturb_one_ulp(inputs.numpy()))
-    outputs, shifted = ([output.numpy() for output in forward(module, values)] for values in (inputs, perturbed))
-    return max_relative_error(float_outputs(shifted), float_outputs(outputs))
 
 
 def example_input(

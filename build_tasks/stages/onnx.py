@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
+from build_tasks.formats.fp32_comparison import PHOTOGRAPHS, Comparison
 from build_tasks.formats.onnx_clean_up import USUAL, GraphRefusedError, clean_up
 from build_tasks.formats.onnx_export import EXPORT_MODULES, TOOLS, check_export, export, write_records
 from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
@@ -47,7 +48,7 @@ def stage(model: Model) -> Stage:
         name=f"onnx:{model.name}",
         model=model,
         build=build_from_onnx if from_onnx else build,
-        inputs={**trace, "weights": model.weights},
+        inputs={**trace, "weights": model.weights, **{path: path for path in PHOTOGRAPHS}},
         outputs={
             "model": model.artifact("model.onnx"),
             "signature": model.artifact("model.onnx.signature.json"),
@@ -105,8 +106,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             trace: torch.nn.Module = torch.jit.load(path)
             return trace
 
-        expected = source("torchscript") if "model" in inputs else module
-        check = functools.partial(_save_and_check, outputs["model"], expected, module, shape, settings)
+        check = functools.partial(_save_and_check, outputs["model"], Comparison(module, settings), shape, settings)
         refusals: dict[str, str] = {}
         found = _first_right_graph(names, source, shape, settings, folder, check, refusals)
         if found is None:
@@ -160,7 +160,8 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     network = pytorch_network.create_network(settings, inputs["weights"])
     channels, height, width = settings["shape"]
     graph = set_batch_and_size(onnx.load(onnx_file(inputs["weights"])), network, settings)
-    check = functools.partial(_save_and_check, outputs["model"], network, network, (channels, height, width), settings)
+    shape, comparison = (channels, height, width), Comparison(network, settings)
+    check = functools.partial(_save_and_check, outputs["model"], comparison, shape, settings)
     try:
         graph, error_of_graph, how = clean_up(graph, check)
     except GraphRefusedError as error:
@@ -175,15 +176,10 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 
 def _save_and_check(
-    path: str,
-    script: "torch.nn.Module",
-    module: "torch.nn.Module",
-    shape: tuple[int, int, int],
-    settings: Settings,
-    graph: "onnx.ModelProto",
+    path: str, comparison: Comparison, shape: tuple[int, int, int], settings: Settings, graph: "onnx.ModelProto"
 ) -> float:
     save_onnx(graph, path, settings["external_data"])
-    return check_export(path, script, module, shape, settings)
+    return check_export(path, comparison, shape, settings)
 
 
 def _notes(graph: "onnx.ModelProto", clean_up: str) -> Notes:

@@ -65,6 +65,7 @@ def task(model: Model) -> dict[str, Any]:
             "build_tasks.runtime.threads",
             "build_tasks.triton.preprocess_model.preprocessing",
             "build_tasks.verification.accuracy_samples",
+            "build_tasks.verification.tolerance",
             *pytorch_network.source_modules(model),
         ),
         source_files=pytorch_network.user_source_files(model),

@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import pytorch_network
+from build_tasks.formats import fp32_comparison, pytorch_network
 from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_BATCH, save_trace
 from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.tensors import INPUT, OUTPUT, layout_dims
-from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 TOOLS = ("torch", "timm")
@@ -29,7 +29,7 @@ def task(model: Model) -> dict[str, Any]:
         name=f"torchscript:{model.name}",
         model=model,
         build=build,
-        inputs={"weights": model.weights},
+        inputs={"weights": model.weights, **{path: path for path in fp32_comparison.PHOTOGRAPHS}},
         outputs={
             "model": model.artifact("model.pt"),
             "signature": model.artifact("model.pt.signature.json"),
@@ -44,7 +44,12 @@ def task(model: Model) -> dict[str, Any]:
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
-        modules=(__name__, *TRACE_MODULES, *pytorch_network.source_modules(model)),
+        modules=(
+            __name__,
+            *TRACE_MODULES,
+            *fp32_comparison.COMPARISON_MODULES,
+            *pytorch_network.source_modules(model),
+        ),
         source_files=pytorch_network.user_source_files(model),
     )
     return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
@@ -88,7 +93,7 @@ def check(
     """The relative errors of model.pt against the module, by (batch, channels, height, width).
 
     Raises:
-        UserError: If model.pt refuses a batch or a size, or if its error is above the fp32 tolerance.
+        UserError: If model.pt refuses a batch or a size, or if its error is above its limit.
     """
     import torch
 
@@ -98,29 +103,28 @@ def check(
         raise UserError(
             "TorchScript takes only ASCII letters in names of classes and attributes: rename those of the network"
         ) from error
+
+    def run(batch: "torch.Tensor") -> "list[np.ndarray]":
+        try:
+            return [answer.numpy() for answer in pytorch_network.forward(loaded, batch)]
+        except UserError as error:  # the network itself has answered with tensors of this batch
+            raise RuntimeError(str(error)) from error
+
     sizes = pytorch_network.shapes_to_check(shape, settings["sizes"])[1:]
-    limit = tolerance("fp32", pytorch_network.sensitivity(module, shape, TRACED_BATCH))
+    comparison = fp32_comparison.Comparison(module, settings)
     errors = {}
     for size, *rest in (
         *((batch, *shape) for batch in sorted({1, 2, 3, settings["max_batch_size"]})),
         *((TRACED_BATCH, *other) for other in sizes),
     ):
         at = f"batch {size}" + (f" of {rest[1]}x{rest[2]}" if sizes else "")
-        batch = pytorch_network.example_input(
-            (rest[0], rest[1], rest[2]), size, settings["interface"]["format"], seed=size
-        )
-        expected = [answer.numpy() for answer in pytorch_network.forward(module, batch)]
         try:
-            actual = [answer.numpy() for answer in pytorch_network.forward(loaded, batch)]
-        except (RuntimeError, UserError) as error:  # it refuses the batch, or its answer has another batch size
+            errors[size, *rest] = comparison.check(run, (rest[0], rest[1], rest[2]), size)
+        except fp32_comparison.InaccurateError as error:
+            raise UserError(f"at {at} the trace differs from the network {error}") from error
+        except RuntimeError as error:  # it refuses the batch, or its answer has another batch size
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
-        difference = errors[size, *rest] = max_relative_error(float_outputs(actual), float_outputs(expected))
-        if not difference <= limit:
-            raise UserError(
-                f"at {at} the trace differs from the network by {difference:.1e} (limit {limit:.0e}): "
-                "does its forward depend on values, or on random numbers?"
-            )
     return errors
 
 
