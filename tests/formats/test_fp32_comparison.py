@@ -114,9 +114,9 @@ WEIGHT_FAULTS: dict[str, Callable[[nn.Module], object]] = {
     "a row of the classifier, zero": last(nn.Linear, lambda layer: layer.weight[3].zero_()),
     "weights in fp16": rounded(torch.float16),
     "weights in bf16": rounded(torch.bfloat16),
-    "the scale of a norm": last(NORMS, lambda layer: layer.weight[0].mul_(1.1)),
+    "the scale of a norm": last(NORMS, lambda layer: layer.weight[0].add_(0.1)),
     "the shift of a norm": last(NORMS, lambda layer: layer.bias[0].add_(0.1)),
-    "an epsilon of 1e-2": first(NORMS, lambda layer: setattr(layer, "eps", 1e-2)),
+    "an epsilon of 1e-2": last(NORMS, lambda layer: setattr(layer, "eps", 1e-2)),
 }
 
 
