@@ -1,4 +1,4 @@
-"""Kills at system calls chosen at random, while a run publishes and prunes: no half model, nothing left behind.
+"""Kills at system calls chosen at random, while a run publishes, prunes and writes its records: nothing is half.
 
     strace ─► SIGKILL at the entry of the n-th system call that changes files ─► the repository is looked at ─► next run
 
@@ -7,8 +7,10 @@ An observer reads model_repository/ all the while. The stages write a few bytes,
 
 import os
 import random
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -27,6 +29,12 @@ REMOVALS = "?rename,?renameat,?renameat2,?unlink,?unlinkat,?rmdir"
 CALLS = (
     f"{REMOVALS},?mkdir,?mkdirat,?link,?linkat,?symlink,?symlinkat,?chmod,?fchmod,?fchmodat,fsync,fdatasync,flock,"
     "pwrite64,ftruncate"
+)
+# What doit's records and the caches are written with, and where they are.
+RECORD_CALLS = "openat,?unlink,?rename,?renameat2,pwrite64,fsync,fdatasync,ftruncate"
+RECORD_FILES = (
+    *(f"build/{name}{suffix}" for name in (".doit.sqlite3", ".digests.sqlite3") for suffix in ("", "-journal")),
+    "build/.noop_cache",
 )
 SPEC = """\
 formats = [{formats}]
@@ -66,25 +74,34 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[State, Tree]:
     return trees
 
 
-def killed_run(project: Project, number: int, calls: str = CALLS) -> bool:
-    """Run doit, and kill it at the `number`th of these system calls. Returns whether that was reached."""
+def killed_run(project: Project, number: int, calls: str = CALLS, files: Sequence[str] = ()) -> bool:
+    """Run doit, and kill it at the `number`th of these system calls. Returns whether that was reached.
+
+    Args:
+        files: The files that the calls have to be about, if not all calls count.
+    """
     inject = f"inject={calls}:signal=KILL:when={number}"
     run = subprocess.run(
-        ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject, DOIT],
+        ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject, *about(project, files), DOIT],
         cwd=project.root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
     )  # fmt: skip
     assert run.returncode in (0, -9, 137), run.stderr
     return run.returncode != 0
 
 
-def count_calls(project: Project) -> int:
-    """How many calls of CALLS a run makes."""
+def count_calls(project: Project, calls: str = CALLS, files: Sequence[str] = ()) -> int:
+    """How many of these calls a run makes."""
     log = project / "calls"
     subprocess.run(
-        ["strace", "-qq", "-o", log, "-e", f"trace={CALLS}", DOIT],
+        ["strace", "-qq", "-o", log, "-e", f"trace={calls}", *about(project, files), DOIT],
         cwd=project.root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True,
     )  # fmt: skip
     return len(log.read_text().splitlines())
+
+
+def about(project: Project, files: Sequence[str]) -> list[str]:
+    """The options of strace that select calls about these files, by the paths that SQLite and this project use."""
+    return [word for file in files for path in (file, str(project / file)) for word in ("-P", path)]
 
 
 def part(tree: Tree, model: str) -> Tree:
@@ -127,6 +144,37 @@ def test_a_kill_at_any_system_call_leaves_whole_models(
     assert observer.half == []
     assert observer.reads > kills
     print(f"{kind}: {killed} kills at {calls} system calls, {observer.reads} models read, none of them half")
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long)])
+def test_a_kill_at_any_write_of_records_and_caches_is_mended(
+    tmp_path: Path, expected: dict[State, Tree], kills: int
+) -> None:
+    project, generator = light_project(tmp_path / "project"), random.Random(kills)
+    set_state(project, STATES[0])
+    calls = count_calls(project, RECORD_CALLS, RECORD_FILES)
+    assert calls > 50
+    killed, journals = 0, 0
+    state = STATES[0]
+    while killed < kills:
+        state = generator.choice([other for other in STATES if other != state])
+        set_state(project, state)
+        killed += killed_run(project, generator.randrange(1, calls), RECORD_CALLS, RECORD_FILES)
+        journals += (project / "build/.doit.sqlite3-journal").exists()
+        plan = project.built("plan").out
+        assert "Traceback" not in plan
+        assert ".doit.sqlite3" not in plan
+        if generator.random() < 0.5:
+            continue  # the next kill hits what this one left
+        run = project.built()
+        assert "Traceback" not in run.out
+        assert ".doit.sqlite3" not in run.out
+        assert project.tree() == expected[state]
+        assert re.fullmatch(r"\d+ up to date\n", project.built().out)
+        assert not list((project / "build").glob(".*.damaged*"))
+    project.built()
+    assert project.tree() == expected[state]
+    print(f"{killed} kills at {calls} system calls, {journals} journals left")
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.long)])
