@@ -90,6 +90,7 @@ def option_mistake(message: str, command: str) -> str:
         longs: Iterable[str] = re.findall(r"'long':'([^']+)'", options)
         text = f"there is no option {with_suggestion(f'--{unknown[1]}', [f'--{name}' for name in longs])}"
     text = re.sub(r"parameter '(\w+)' <class '(\w+)'>\.", r"option \1:", text)
+    text = text.replace("invalid literal for int() with base 10:", "expected a whole number, found")
     return message_line(
         f"{text}; `doit help {command}` lists the options of the command, `doit help TASK` those of a task"
     )

@@ -62,7 +62,7 @@ def test_a_stage_has_the_options_of_its_tasks(other: Project, words: list[str]) 
         (["list", "--statuss"], "there is no option '--statuss' (did you mean '--status'?)"),
         (["check", "--sever", "core"], "there is no option '--sever' (did you mean '--server'?)"),
         (["plan", "-x"], "option -x not recognized"),
-        (["-n", "two"], "option num_process: invalid literal for int()"),
+        (["-n", "two"], "option num_process: expected a whole number, found 'two'"),
         (["-n"], "option -n requires argument"),
         (["onnx:other", "--dynamic_axes=maybe"], "option --dynamic_axes: expected True or False, found 'maybe'"),
         (["othr"], "'othr' (did you mean 'other'?) is no command, task or target"),

@@ -299,8 +299,7 @@ def assert_refused(project: Project, *command: str) -> str:
 )
 def test_an_override_that_is_not_a_number_is_refused_by_the_command_line(compiled: Project, option: str) -> None:
     out = assert_refused(compiled, "engine:tiny", option, "x")
-    assert f"'{option.removeprefix('--')}'" in out
-    assert "'x'" in out
+    assert f"option {option.removeprefix('--')}: expected a whole number, found 'x'" in out
 
 
 @pytest.mark.parametrize(
@@ -317,7 +316,7 @@ def test_an_override_that_is_not_a_number_is_refused_by_the_command_line(compile
 def test_an_option_that_a_task_does_not_have_is_refused_by_the_command_line(
     compiled: Project, command: list[str]
 ) -> None:
-    assert f"option {command[1]} not recognized" in assert_refused(compiled, *command)
+    assert f"there is no option '{command[1]}'" in assert_refused(compiled, *command)
 
 
 def test_an_override_without_a_value_is_refused_by_the_command_line(compiled: Project) -> None:
