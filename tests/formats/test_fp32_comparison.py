@@ -31,7 +31,7 @@ FAMILIES = [
     *("mobilenetv3_small_050", "mobilenetv4_conv_small", "mnasnet_small", "mixnet_s", "ghostnet_050", "tinynet_e"),
     *("densenet121", "dla46_c", "dpn48b", "hrnet_w18_small", "selecsls42b", "vovnet39a", "cspresnet50", "darknet21"),
     *("convnext_atto", "convnextv2_atto", "poolformer_s12", "edgenext_xx_small", "fastvit_t8", "repvgg_a0"),
-    *("mobileone_s0", "rexnet_100", "lcnet_050", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224"),
+    *("mobileone_s0", "rexnet_100", "lcnet_050", "vit_tiny_patch16_224", "deit_tiny_patch16_224"),
     *("pit_ti_224", "levit_128s", "tiny_vit_5m_224", "xception41"),
 ]
 

@@ -205,6 +205,7 @@ def test_networks_of_timm_follow_the_input(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="lacks an NVIDIA GPU")
 @pytest.mark.parametrize("name", [*IDIOMS, *PLAIN])
 def test_on_a_gpu_the_answers_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
     network, path = make(name), str(tmp_path / "model.pt")
