@@ -151,6 +151,7 @@ def _load_samples(module: Any, shape: Shape, input_format: str) -> "torch.Tensor
     """
     import torch
     from PIL import Image
+    from timm.data import resolve_data_config
 
     pictures = []
     for path in PHOTOGRAPHS:
@@ -163,7 +164,7 @@ def _load_samples(module: Any, shape: Shape, input_format: str) -> "torch.Tensor
     noise = pytorch_network.example_input(shape, 1, input_format)
     if input_format == "uint8_nhwc":
         return torch.cat([pixels, noise])
-    config = pytorch_network.data_config(module, {"shape": list(shape)})
+    config = resolve_data_config(model=module)
     mean, std = (torch.tensor(config[key], dtype=torch.float32).mean() for key in ("mean", "std"))
     if len(config["mean"]) == shape[0]:
         mean, std = (torch.tensor(config[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))

@@ -50,7 +50,7 @@ def line(out: str, task: str) -> str:
 def test_a_key_of_the_spec_is_shown_as_the_spec_has_it(built: Project) -> None:
     built.edit("models/tiny/model.toml", "[accuracy]", "[onnx]\nopset = 16\n\n[accuracy]")
     out = built.built("plan").out
-    assert re.fullmatch(r"to run +onnx +tiny +\d+\.\d s  onnx\.opset: auto -> 16", line(out, "onnx:tiny"))
+    assert re.fullmatch(r"to run +onnx +tiny +\d+\.\d s  onnx\.opset: 'auto' -> 16", line(out, "onnx:tiny"))
     assert re.fullmatch(
         r"may run +measure +tiny_onnx +\d+\.\d s  if model\.onnx, model\.onnx\.signature\.json change",
         line(out, "measure:tiny_onnx"),
@@ -91,7 +91,7 @@ def test_a_truncated_target_is_shown_as_such_and_stops_there(built: Project) -> 
 
 def test_options_are_those_of_a_run(built: Project) -> None:
     out = built.built("plan", "onnx:tiny", "--opset_version", "16").out
-    assert "onnx.opset: auto -> 16" in line(out, "onnx:tiny")
+    assert "onnx.opset: 'auto' -> 16" in line(out, "onnx:tiny")
 
 
 def test_what_is_no_task_is_refused(built: Project) -> None:
@@ -109,7 +109,7 @@ def test_what_doit_was_shown_to_ignore_is_ignored(built: Project) -> None:
 
 def test_a_broken_command_harms_no_other(built: Project) -> None:
     (built / "build_tasks/doit_plugin/plan_command.py").write_text("this is no Python\n")
-    helped = built.built("help").out
+    helped = built.built("--help").out
     assert re.search(r"doit plan +not available: ", helped)
     assert re.search(r"doit list +list tasks", helped)
     run = built.doit("plan")

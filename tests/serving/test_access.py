@@ -70,7 +70,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with the server's core and three models, built."""
     project = Project(tmp_path_factory.mktemp("access") / "project")
     for name in ("plain", "pictures", "versions"):
-        specs_served.add(project, name)
+        spec = specs_served.add(project, name) / "model.toml"
+        # The release of the core: with --server local and docker, it is given all fields of the release.
+        table = "" if "\n[triton]\n" in spec.read_text() else "[triton]\n"
+        text = spec.read_text() + table
+        spec.write_text(text.replace("[triton]\n", f'[triton]\nrelease = "{triton_core.RELEASE}"\n'))
     project.built()
     project.built("tritonserver")
     return project
