@@ -165,7 +165,7 @@ def test_builds_beside_other_commands_and_an_editor_end_as_a_clean_build(
 
 @pytest.mark.parametrize("builds", [2, 4])
 def test_builds_at_once_end_as_one_build(tmp_path: Path, clean_builds: dict[str, Tree], builds: int) -> None:
-    """Nearly always all succeed. One fails if another exchanges an input, even for the same bytes, while it reads it."""
+    """Nearly always all succeed. One may fail if another exchanges an input while it is read."""
     project, generator = light_project(tmp_path / "project"), random.Random(builds)
     for spec in SPECS:
         project.model("net", spec)
