@@ -56,6 +56,7 @@ from build_tasks.stages import (
     torchscript,
     weights,
 )
+from build_tasks.triton import model_config
 
 # doit's own process is short and small. To collect garbage would take an eighth of a run with nothing to do.
 gc.disable()
@@ -246,11 +247,12 @@ def task_config() -> Tasks:
 
 def task_client() -> Tasks:
     """Write example clients, over HTTP and gRPC"""
-    yield from (
-        client.task(model, model_format, artifacts.artifacts_of(model, model_format))
-        for model, model_format in ALL
-        if model_format != "preprocess"
-    )
+    for model, model_format in ALL:
+        if model_format != "preprocess":
+            step = model.spec.ensemble if model_format == "ensemble" else None
+            parts = [*model.ensemble_parts, step] if step else [model_format]
+            sequences = model_config.takes_sequences(model.config_fields, parts)
+            yield client.task(model, model_format, artifacts.artifacts_of(model, model_format), sequences=sequences)
 
 
 def task_publish() -> Tasks:

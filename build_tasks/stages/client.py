@@ -6,6 +6,9 @@
 
 If the Triton model is an ensemble, the client sends image files. If the model takes tensors of three channels, the
 client preprocesses the images itself. For other models it sends an array from a .npy file.
+
+Triton's sequence batcher takes requests of one sample each, with a correlation ID. For a model that uses it, the
+samples are one sequence: the first request starts it, and the last one ends it.
 """
 
 import functools
@@ -29,11 +32,12 @@ TEMPLATE = "build_tasks/stages/templates/client.py.j2"
 PREPROCESSING = "build_tasks/triton/preprocess_model/preprocessing.py"
 
 
-def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
+def task(model: Model, model_format: str, files: list[str], *, sequences: bool = False) -> dict[str, Any]:
     """The doit task of one Triton model.
 
     Args:
         files: The artifacts that the Triton model is served from; for the ensemble, the artifacts of its steps.
+        sequences: Whether requests belong to sequences.
     """
     name = model.triton_name(model_format)
     stage = Stage(
@@ -47,7 +51,7 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
             **({"labels": model.artifact("labels.txt")} if model.spec.labels else {}),
         },
         outputs={"folder": model.artifact(f"clients/{name}")},
-        settings={"name": name, "top_k": model.spec.output.top_k},
+        settings={"name": name, "top_k": model.spec.output.top_k, "sequences": sequences},
         tools=("jinja2",),
         modules=(__name__, "build_tasks.tensors", "build_tasks.triton.preprocess_model.preprocessing"),
         source_files=(TEMPLATE,),
@@ -117,6 +121,7 @@ def render(
         shows=shows,
         outputs=", ".join(f'"{output["name"]}"' for output in outputs),
         labels=labels and shows != "tensors",
+        sequences=settings["sequences"],
     )
 
 

@@ -77,6 +77,12 @@ def fields_of_format(config_fields: dict[str, Any], model_format: str) -> dict[s
     return {**common, **own}
 
 
+def takes_sequences(config_fields: dict[str, Any], model_formats: list[str]) -> bool:
+    """Return whether one of some Triton models has a sequence batcher. An ensemble passes sequences on to its steps."""
+    fields = [fields_of_format(config_fields, model_format) for model_format in model_formats]
+    return any(each.get("sequence_batching", False) is not False for each in fields)
+
+
 def to_message(fields: dict[str, Any]) -> Any:
     """Return the ModelConfig of some fields.
 

@@ -231,6 +231,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("[triton]", append(SPEC, "[triton]\ninstance_group = [{ count = 2 }]\n"), [*CONFIG, *PUBLISH]),
     ("[triton] of one format", append(SPEC, "[triton.onnx]\ninstance_group = [{ count = 2 }]\n"),
      ["config:tiny_onnx", "publish:tiny_onnx"]),
+    ("sequence_batching of one format", append(SPEC, "[triton.onnx]\nsequence_batching = {}\n"), SERVED_ONNX),
     ("triton.device", append(SPEC, '[triton]\ndevice = "cpu"\n'), [*CONFIG, *PUBLISH]),
     ("triton.device, a GPU", append(SPEC, '[triton]\ndevice = "gpu"\n'),
      [*CAST, "config:tiny_onnx", "publish:tiny_onnx"]),

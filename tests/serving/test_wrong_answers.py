@@ -4,7 +4,10 @@ The server is Triton's core. A deliberately wrong backend takes the place of the
 """
 
 import contextlib
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,6 +87,26 @@ def serving(
             return running.enter_context(triton_server.start("core", "26.08", ports, "build/test.log", stubs=True))
 
         yield start
+
+
+@pytest.mark.parametrize("name", ["sequences", "sequences_onnx"])
+def test_the_example_clients_of_a_model_with_sequences_get_an_answer_for_each_picture(
+    built: Project, serving: Callable[[str], triton_server.Server], name: str
+) -> None:
+    """The server's sequence batcher refuses a request without a correlation ID, and one of several samples."""
+    server = serving("none")
+    assert server.load(name) is None
+    pictures = sorted(map(str, (ROOT / "build_tasks/verification/photographs").glob("*.jpg")))[:3]
+    answers = []
+    for protocol, url in (("http", server.http), ("grpc", server.grpc)):
+        run = subprocess.run(
+            [sys.executable, built / f"build/sequences/clients/{name}/{protocol}_client.py", *pictures],
+            env={**os.environ, "TRITON_URL": url}, text=True, capture_output=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        answers.append(run.stdout)
+    assert answers[0] == answers[1]
+    assert [line for line in answers[0].splitlines() if line in pictures] == pictures
 
 
 def smoke(project: Project, server: triton_server.Server, model: str) -> Run:

@@ -43,9 +43,11 @@ def clients() -> list[str]:
     """The text of every kind of client."""
     kinds = [(sends, image) for sends, images in INPUTS.items() for image in images]
     return [
-        client.render(protocol, {"name": "tiny", "top_k": top_k}, image, outputs, sends, labels=labels)
-        for protocol, (sends, image), (outputs, top_k), labels in itertools.product(
-            client.PORTS, kinds, OUTPUTS, (False, True)
+        client.render(
+            protocol, {"name": "tiny", "top_k": top_k, "sequences": sequences}, image, outputs, sends, labels=labels
+        )
+        for protocol, (sends, image), (outputs, top_k), labels, sequences in itertools.product(
+            client.PORTS, kinds, OUTPUTS, (False, True), (False, True)
         )
     ]
 
@@ -76,7 +78,8 @@ def test_clients_import_what_the_published_preprocessing_has(clients: list[str])
     ],
 )
 def test_a_client_sends_the_dtype_and_the_batch_of_the_model(image: TensorSignature, dtype: str, line: str) -> None:
-    text = client.render("grpc", {"name": "tiny", "top_k": None}, image, SCORES, "preprocessed images", labels=True)
+    settings = {"name": "tiny", "top_k": None, "sequences": False}
+    text = client.render("grpc", settings, image, SCORES, "preprocessed images", labels=True)
     assert f'triton.InferInput("INPUT__0", list(batch.shape), "{dtype}")' in text
     assert line in text
     assert (".astype(np.float16)" in text) == (dtype == "FP16")
@@ -107,7 +110,8 @@ def refusing_server(reason: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("sends", ["encoded images", "preprocessed images"])
 def test_a_client_says_in_a_line_which_picture_is_refused(tmp_path: Path, sends: str) -> None:
-    text = client.render("http", {"name": "tiny", "top_k": None}, INPUTS[sends][0], SCORES, sends, labels=False)
+    tiny = {"name": "tiny", "top_k": None, "sequences": False}
+    text = client.render("http", tiny, INPUTS[sends][0], SCORES, sends, labels=False)
     (tmp_path / "http_client.py").write_text(text)
     (tmp_path / "preprocessing.py").write_bytes(Path(preprocessing.__file__).read_bytes())
     settings = {"format": "fp32_nchw", "input_size": [3, 64, 64], "crop_pct": 1.0, "crop_mode": "center"}
