@@ -31,6 +31,14 @@ SERVER_REASON = "nothing is proposed: the server builds batches itself, and its 
 # The backends' parameter for the threads of an instance. Sources: README.md of onnxruntime_backend and pytorch_backend.
 THREAD_PARAMETERS = {"onnx": "intra_op_thread_count", "torchscript": "INTRA_OP_THREAD_COUNT"}
 
+# The PyTorch backend calls at::set_num_threads, which is the process's setting, in a std::call_once. Source:
+# ModelState::ParseParameters in src/model_state.cc of triton-inference-server/pytorch_backend, commit 1dc810c.
+# The ONNX Runtime backend sets its parameter in the session options of each model.
+WHOLE_SERVER = (
+    "INTRA_OP_THREAD_COUNT holds for all PyTorch models of the server: the first model with this parameter that is "
+    "loaded decides, so set the same value in each of them"
+)
+
 
 def propose(
     model_format: str, points: list[Point], *, limit_ms: float | None, fixed_batch: bool, at_server: bool, cores: int
@@ -73,6 +81,8 @@ def propose(
         parameter = THREAD_PARAMETERS[model_format]
         lines.append(f"parameters = {{ {parameter} = {threads} }}")
         reasons.append(f"{parameter}: each instance was measured with {threads} of {cores} cores")
+        if model_format == "torchscript":
+            reasons.append(WHOLE_SERVER)
     return Proposal(lines, reasons)
 
 

@@ -258,6 +258,16 @@ def test_no_queue_delay_is_proposed_if_batches_save_no_time() -> None:
     assert "count: no larger number of instances was measured (--concurrency)" in proposal.reasons
 
 
+def test_a_thread_count_for_the_whole_server_is_said_to_be_that() -> None:
+    """PyTorch's backend has one setting for the process, ONNX Runtime's has one for each model."""
+    points = [point(1, n, 20 * n, 50, threads=8 // n) for n in (1, 2, 4)]
+    for model_format, count in (("torchscript", 1), ("onnx", 0)):
+        reasons = propose(points, model_format).reasons
+        assert sum("holds for all PyTorch models of the server" in reason for reason in reasons) == count
+    points = [point(1, 1, 100, 10, threads=8)]
+    assert not any("INTRA_OP_THREAD_COUNT" in reason for reason in propose(points, "torchscript").reasons)
+
+
 def test_what_was_not_varied_is_not_proposed() -> None:
     proposal = propose(GPU, at_server=True)
     assert proposal.lines == []
