@@ -14,7 +14,7 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.fp32_comparison import COMPARISON_MODULES, Comparison, InaccurateError
 from build_tasks.formats.onnx_clean_up import CLEAN_UP_MODULES, CLEAN_UP_TOOLS, GraphRefusedError
-from build_tasks.formats.onnx_files import onnx_file, opset, signature_tensors
+from build_tasks.formats.onnx_files import close_dimensions, onnx_file, opset, signature_tensors
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
@@ -23,6 +23,7 @@ from build_tasks.runtime.stage import Paths, Settings
 from build_tasks.tensors import INPUT, OUTPUT
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     import torch
 
@@ -145,14 +146,18 @@ def _export_at(
     return graph
 
 
-def check_export(path: str, comparison: Comparison, shape: tuple[int, int, int], settings: Settings) -> float:
+def check_export(
+    graph: "onnx.ModelProto", path: str, comparison: Comparison, shape: tuple[int, int, int], settings: Settings
+) -> float:
     """Compare a graph in ONNX Runtime with the network, and return the largest relative error.
 
     The batches are 1, 2 and the maximum, or the fixed one. The first of them also runs at the smallest and largest
-    size of the spec.
+    size of the spec. The graph then declares the dimensions of its outputs that the exporter left open and that are the
+    same in all answers.
 
     Args:
-        path: The graph.
+        graph: The graph, whose outputs are changed.
+        path: Its file.
         comparison: The network's outputs.
         shape: (channels, height, width) of one input.
         settings: The settings of the onnx stage.
@@ -169,17 +174,25 @@ def check_export(path: str, comparison: Comparison, shape: tuple[int, int, int],
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
     _, *other_shapes = pytorch_network.shapes_to_check(shape, settings["sizes"])
     largest = 0.0
+    answers: list[list[tuple[int, ...]]] = []
+
+    def run_and_note(batch: "torch.Tensor") -> "list[np.ndarray]":
+        outputs = run(batch.numpy())
+        answers.append([output.shape for output in outputs])
+        return outputs
+
     cases = [*((size, shape) for size in batches), *((batches[0], other) for other in other_shapes)]
     for size, dims in cases:
         case = f"batch {size}" + (f" of {dims[1]}x{dims[2]}" if other_shapes else "")
         try:
-            largest = max(largest, comparison.check(lambda batch: run(batch.numpy()), dims, size))
+            largest = max(largest, comparison.check(run_and_note, dims, size))
         except InaccurateError as error:
             raise GraphRefusedError(f"wrote a graph that differs from the network at {case} {error}") from error
         except UserError:
             raise
         except Exception as error:
             raise GraphRefusedError(f"wrote a graph that does not run at {case}: {first_lines(error)}") from error
+    close_dimensions(graph, answers)
     return largest
 
 

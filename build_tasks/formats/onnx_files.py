@@ -78,6 +78,25 @@ def signature_tensors(graph: "onnx.ModelProto") -> Signature:
     return {"inputs": [tensor(v) for v in graph.graph.input], "outputs": [tensor(v) for v in graph.graph.output]}
 
 
+def close_dimensions(graph: "onnx.ModelProto", answers: list[list[tuple[int, ...]]]) -> None:
+    """Declare the open dimensions of the outputs that had one size in all answers. The first is the batch's.
+
+    If an input has an open dimension besides the batch, nothing changes: another size may answer otherwise.
+
+    Args:
+        graph: The graph, which is changed.
+        answers: The shapes of the outputs, for each batch that was run.
+    """
+    if any(not d.HasField("dim_value") for v in graph.graph.input for d in v.type.tensor_type.shape.dim[1:]):
+        return
+    for value, shapes in zip(graph.graph.output, zip(*answers, strict=True), strict=True):
+        declared = value.type.tensor_type.shape.dim
+        for axis in range(1, min(len(declared), len(shapes[0]))):
+            sizes = {shape[axis] for shape in shapes}
+            if not declared[axis].HasField("dim_value") and len(sizes) == 1:
+                declared[axis].dim_value = sizes.pop()
+
+
 def strip_metadata(graph: "onnx.ModelProto") -> "onnx.ModelProto":
     """Remove stack traces, source lines and notes of the exporter, which differ between machines."""
     graph.doc_string = graph.graph.doc_string = ""

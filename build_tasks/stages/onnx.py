@@ -179,7 +179,7 @@ def _save_and_check(
     path: str, comparison: Comparison, shape: tuple[int, int, int], settings: Settings, graph: "onnx.ModelProto"
 ) -> float:
     save_onnx(graph, path, settings["external_data"])
-    return check_export(path, comparison, shape, settings)
+    return check_export(graph, path, comparison, shape, settings)
 
 
 def _notes(graph: "onnx.ModelProto", clean_up: str) -> Notes:

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from build_tasks.formats.onnx_files import close_dimensions
 from tests.support.project import Project, failure_line
 
 SPEC = """\
@@ -240,3 +241,41 @@ def test_what_no_exporter_can_write_is_one_line_about_both(project: Project, bod
     assert "the dynamo exporter failed: " in line
     assert reason in (project / "build/own/logs/onnx.own.log").read_text()
     assert "Traceback" not in line
+
+
+OPEN = {
+    "F.interpolate to a fixed size": ("return functional.interpolate(images, size=(9, 11)).softmax(1)", [8, 9, 11]),
+    "F.interpolate to the input's size": (
+        "return functional.interpolate(images, size=x.shape[-2:], mode='bilinear')",
+        [8, 16, 16],
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "dims"), OPEN.values(), ids=OPEN)
+def test_the_answers_decide_the_dims_of_an_output(project: Project, body: str, dims: list[int]) -> None:
+    add(project, body, onnx='exporter = "torchscript"', formats='"onnx"')
+    project.built("publish:own_onnx")
+    path = project / "build/own/model.onnx"
+    session = onnxruntime.InferenceSession(str(path))
+    (output,) = session.get_outputs()
+    assert output.shape[1:] == dims
+    for batch in (1, 5):
+        assert session.run(None, {"INPUT__0": np.zeros((batch, 3, 16, 16), np.float32)})[0].shape == (batch, *dims)
+    signature = json.loads((project / "build/own/model.onnx.signature.json").read_text())
+    assert signature["outputs"][0]["shape"] == [-1, *dims]
+
+
+def test_a_dim_that_differs_or_depends_on_an_open_size_stays_open() -> None:
+    def declared(sizes: list[str | int], answers: list[tuple[int, ...]]) -> list[str | int]:
+        graph = onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 17]>'
+            f"g (float[b, 3, {', '.join(map(str, sizes))}] x) => (float[b, c, h, w] y) {{ y = Relu(x) }}"
+        )
+        close_dimensions(graph, [[shape] for shape in answers])
+        return [d.dim_value or d.dim_param for d in graph.graph.output[0].type.tensor_type.shape.dim]
+
+    assert declared([4, 4], [(1, 3, 4, 4), (2, 3, 4, 4)]) == ["b", 3, 4, 4]
+    assert declared([4, 4], [(1, 3, 4, 1), (2, 3, 4, 2)]) == ["b", 3, 4, "w"]
+    assert declared(["i", 4], [(1, 3, 4, 4), (2, 3, 4, 4)]) == ["b", "c", "h", "w"]
+    assert declared([4, 4], [(2, 3, 4, 4), (2, 3, 4, 4)]) == ["b", 3, 4, 4], "the batch is never closed"
