@@ -3,6 +3,9 @@
 network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new tensors follow the input's device ─► saved
 """
 
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tasks.errors import UserError, first_lines
@@ -20,10 +23,14 @@ TRACE_MODULES = (
 )
 
 TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
+MAX_LINES = 3  # of the user's code, in one message
 
 
-def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface: Settings, path: str) -> None:
+def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface: Settings, path: str) -> str:
     """Trace a network and save the frozen trace.
+
+    Returns:
+        The lines of the user's code whose decisions the trace cannot keep, as `constant_lines` names them.
 
     Args:
         module: The network without the interface of the spec.
@@ -44,7 +51,12 @@ def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface
     with torch.inference_mode(False), torch.no_grad():
         slim(batch)  # values that a network computes only at its first call must not be traced
         try:
-            trace = torch.jit.freeze(torch.jit.trace(slim, batch, check_trace=False))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", torch.jit.TracerWarning)
+                plain = torch.jit.trace(slim, batch, check_trace=False)
+            for warning in caught:  # for the log
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            trace = torch.jit.freeze(plain)
             torchscript_device.follow_input(trace)
             torchscript_graph.save_torchscript(trace, path)
         except RuntimeError as error:
@@ -52,3 +64,24 @@ def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface
             lines = str(error).strip().splitlines()
             reason = first_lines(error).partition(". ")[0] if "Python function" in lines[0] else lines[-1]
             raise UserError(f"torch.jit.trace refuses the network: {reason}") from error
+    return constant_lines(caught)
+
+
+def constant_lines(caught: "Iterable[warnings.WarningMessage]") -> str:
+    """Return where the user's code turns a tensor into a Python number or boolean, as "models/a/network.py:14".
+
+    The trace keeps such a value as it was for the example, with the side that a branch took. The warnings about the
+    code of packages are left out: those of timm's networks are about shapes, and the comparison covers them.
+    """
+    import torch
+
+    root = Path.cwd()
+    lines = set()
+    for warning in caught:
+        file = Path(warning.filename).resolve()
+        if not issubclass(warning.category, torch.jit.TracerWarning) or "to a Python" not in str(warning.message):
+            continue
+        if file.is_relative_to(root) and not {"site-packages", "build_tasks"}.intersection(file.parts):
+            lines.add((str(file.relative_to(root)), warning.lineno))
+    first = ", ".join(f"{name}:{line}" for name, line in sorted(lines)[:MAX_LINES])
+    return first + (f" and {len(lines) - MAX_LINES} more" if len(lines) > MAX_LINES else "")

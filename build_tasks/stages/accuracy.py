@@ -44,6 +44,7 @@ def _stage(model: Model, name: str, model_format: str, file: str, precision: str
             "measured": model.artifact(f"{file}.measured.json"),
             "reference": model.artifact("reference.json"),
             "model": model.artifact(file),
+            **({"signature": model.artifact(f"{file}.signature.json")} if model_format == "torchscript" else {}),
             **(layer_errors.inputs_of(model, precision) if reduced else {}),
         },
         outputs={"verdict": model.artifact(f"{file}.verdict.json")},
@@ -63,7 +64,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     for name, recorded in (("model", measured["model"]), ("reference", measured["reference"])):
         if recorded != digest(inputs[name]):  # `doit -s` skips the measure task
             raise UserError(f"{inputs['measured']} was measured with another file than {inputs[name]}")
-    if error := gate.gate_error(measured, settings, advice(settings)):
+    signature = read_json(inputs["signature"]) if "signature" in inputs else {}
+    constants = signature.get("traced_away") if any(gate.failures(measured["outputs"], settings)) else None
+    if error := gate.gate_error(measured, settings, "" if constants else advice(settings)):
+        if constants:
+            raise UserError(f"{constants}; {error}")
         inaccurate = "graph" in inputs and any(gate.failures(measured["outputs"], settings))
         raise UserError(error + (layers_message(inputs, settings) if inaccurate else ""), limit=None)
     status = gate.status(measured, settings)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 TOOLS = ("torch", "timm")
+TRACED_AWAY = "turns a tensor into a Python value, which the trace keeps as a constant (write it with torch.where)"
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -63,10 +64,15 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     interface, sizes = settings["interface"], settings["sizes"]
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     shape = pytorch_network.input_shape(module, settings["shape"])
-    save_trace(module, shape, interface, outputs["model"])
+    constants = save_trace(module, shape, interface, outputs["model"])
     module = pytorch_network.wrap_for_serving(module, interface)
     batch = pytorch_network.example_input(shape, TRACED_BATCH, interface["format"])
-    errors = check(outputs["model"], module, shape, settings)
+    try:
+        errors = check(outputs["model"], module, shape, settings)
+    except UserError as error:
+        if not constants:
+            raise
+        raise UserError(f"{constants} {TRACED_AWAY}; {error}") from error
     loaded = torch.jit.load(outputs["model"])
     answers = zip(
         pytorch_network.forward(loaded, batch),
@@ -82,9 +88,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     layouts = [layout_dims(other, interface["format"]) for other in pytorch_network.shapes_to_check(shape, sizes)]
     if message := torchscript_device.device_error(outputs["model"], layouts, batch.dtype):
         signature["device_error"] = message
+    if constants:
+        signature["traced_away"] = f"{constants} {TRACED_AWAY}"
     for name, record in (("signature", signature), ("tools", versions(TOOLS))):
         write_json(outputs[name], record)
-    return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors})}
+    notes = {"traced away": f"{constants}, where a tensor becomes a Python value"} if constants else {}
+    return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors}), **notes}
 
 
 def check(

@@ -1,0 +1,48 @@
+"""Branches on values of tensors, which a trace cannot keep: the stage and the gate name their lines."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.support import tiny_network
+from tests.support.project import Project, failure_line
+
+LINE = 13  # of the body in the network
+TIMM = 'formats = ["torchscript"]\n[architecture]\ntimm = "{}"\n[weights]\nsource = "random://1"\n'
+
+
+def add(project: Project, name: str, body: str) -> None:
+    folder = tiny_network.add(project, name, body=body, formats='"torchscript"')
+    with (folder / "model.toml").open("a") as spec:
+        spec.write('\n[accuracy]\nsamples = "samples.npz"\n')
+    noise = np.random.default_rng(1).standard_normal((8, 3, 16, 16)).astype(np.float32)
+    np.savez(folder / "samples.npz", INPUT__0=noise * np.float32(1000))
+
+
+def test_the_gate_names_the_branch_that_the_trace_leaves_out(project: Project) -> None:
+    add(project, "branch", "if float(x.abs().max()) > 50: x = x * x")
+    run = project.doit()
+    assert run.code == 1, run.out
+    line = next(line for line in run.out.splitlines() if "traced away" in line)
+    assert line.startswith("✓ torchscript")
+    assert f"traced away: models/branch/network.py:{LINE}" in line
+    message = failure_line(run, "accuracy:branch")
+    assert f"models/branch/network.py:{LINE} turns a tensor into a Python value" in message.partition("output ")[0]
+    assert "accuracy.gate" not in message
+    assert len(message) <= 300
+
+
+def test_the_check_of_the_trace_names_the_branch(project: Project) -> None:
+    add(project, "batch", "if x.shape[0] > 2: x = x * 2")
+    run = project.doit("torchscript:batch")
+    assert f"models/batch/network.py:{LINE} turns a tensor into a Python value" in failure_line(
+        run, "torchscript:batch"
+    )
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "efficientnet_lite0"])
+def test_a_network_without_such_a_branch_shows_nothing(project: Project, name: str) -> None:
+    project.model("plain", TIMM.format(name))
+    assert "traced away" not in project.built("torchscript:plain").out
+    assert "traced_away" not in json.loads((project / "build/plain/model.pt.signature.json").read_text())
