@@ -78,16 +78,23 @@ def signature_tensors(graph: "onnx.ModelProto") -> Signature:
     return {"inputs": [tensor(v) for v in graph.graph.input], "outputs": [tensor(v) for v in graph.graph.output]}
 
 
+# Operators whose outputs have a size that depends on the values of their inputs, or that may contain such operators.
+SIZED_BY_VALUES = {"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "Scan"}
+
+
 def close_dimensions(graph: "onnx.ModelProto", answers: list[list[tuple[int, ...]]]) -> None:
     """Declare the open dimensions of the outputs that had one size in all answers. The first is the batch's.
 
-    If an input has an open dimension besides the batch, nothing changes: another size may answer otherwise.
+    If an input has an open dimension besides the batch, nothing changes: another size may answer otherwise. The same
+    holds for a graph in which values decide about sizes.
 
     Args:
         graph: The graph, which is changed.
         answers: The shapes of the outputs, for each batch that was run.
     """
     if any(not d.HasField("dim_value") for v in graph.graph.input for d in v.type.tensor_type.shape.dim[1:]):
+        return
+    if any(node.op_type in SIZED_BY_VALUES for node in graph.graph.node):
         return
     for value, shapes in zip(graph.graph.output, zip(*answers, strict=True), strict=True):
         declared = value.type.tensor_type.shape.dim

@@ -266,11 +266,11 @@ def test_the_answers_decide_the_dims_of_an_output(project: Project, body: str, d
     assert signature["outputs"][0]["shape"] == [-1, *dims]
 
 
-def test_a_dim_that_differs_or_depends_on_an_open_size_stays_open() -> None:
-    def declared(sizes: list[str | int], answers: list[tuple[int, ...]]) -> list[str | int]:
+def test_a_dim_that_differs_or_depends_on_an_open_size_or_on_values_stays_open() -> None:
+    def declared(sizes: list[str | int], answers: list[tuple[int, ...]], more: str = "") -> list[str | int]:
         graph = onnx.parser.parse_model(
             '<ir_version: 8, opset_import: ["": 17]>'
-            f"g (float[b, 3, {', '.join(map(str, sizes))}] x) => (float[b, c, h, w] y) {{ y = Relu(x) }}"
+            f"g (float[b, 3, {', '.join(map(str, sizes))}] x) => (float[b, c, h, w] y) {{ y = Relu(x) {more} }}"
         )
         close_dimensions(graph, [[shape] for shape in answers])
         return [d.dim_value or d.dim_param for d in graph.graph.output[0].type.tensor_type.shape.dim]
@@ -279,3 +279,4 @@ def test_a_dim_that_differs_or_depends_on_an_open_size_stays_open() -> None:
     assert declared([4, 4], [(1, 3, 4, 1), (2, 3, 4, 2)]) == ["b", 3, 4, "w"]
     assert declared(["i", 4], [(1, 3, 4, 4), (2, 3, 4, 4)]) == ["b", "c", "h", "w"]
     assert declared([4, 4], [(2, 3, 4, 4), (2, 3, 4, 4)]) == ["b", 3, 4, 4], "the batch is never closed"
+    assert declared([4, 4], [(1, 3, 4, 4), (2, 3, 4, 4)], "z = NonZero(x)") == ["b", "c", "h", "w"]
