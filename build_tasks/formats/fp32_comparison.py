@@ -30,7 +30,7 @@ DRAWS = 2  # runs of the network with perturbed inputs
 
 # Measured by tests/formats/test_fp32_comparison.py; see docs/explanation/accuracy.md.
 SAFETY_FACTOR = 8
-SMALLEST_LIMIT = 1e-5
+SMALLEST_LIMIT = 3e-5  # a mean over a million values differs by 1e-5 between libraries
 # The largest error of the network over the change of its outputs for perturbed inputs: above it, the run in fp64 is not
 # credible.
 CREDIBLE_RATIO = 100

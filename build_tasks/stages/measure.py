@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
 from build_tasks.formats.pytorch_network import NETWORK_MODULES
 from build_tasks.json_files import read_json, write_json
-from build_tasks.runtime import atomic_files, hardware, threads
+from build_tasks.runtime import hardware, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
@@ -143,7 +143,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             settings["top_k"],
             _truth(inputs, settings, reference.names),
             each,
-            _batches(inputs["model"], signature, settings, len(reference.samples)),
+            _batches(signature, settings, len(reference.samples)),
             settings["class_outputs"],
         ),
     }
@@ -151,16 +151,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return metrics.key_figures(measured)
 
 
-def _batches(path: str, signature: Signature, settings: Settings, samples: int) -> "list[np.ndarray]":
+def _batches(signature: Signature, settings: Settings, samples: int) -> "list[np.ndarray]":
     """The further batches in which an artifact that Triton serves is run. Those of a plan run on its GPU."""
     if settings["largest_batch"] is None:
         return []
     if settings["runner"] == "tensorrt":
         sizes = batch_check.batches_of(signature, 0)
         return batch_check.arrangements(samples, sizes, repeated=sizes)
-    large = (atomic_files.size(path) or 0) > batch_check.LARGE_BYTES
-    limit = batch_check.MAX_CPU_BATCH_OF_LARGE if large else batch_check.MAX_CPU_BATCH
-    sizes = batch_check.batches_of(signature, min(settings["largest_batch"], limit))
+    sizes = batch_check.batches_of(signature, min(settings["largest_batch"], batch_check.MAX_CPU_BATCH))
     return batch_check.arrangements(samples, sizes, repeated=[min(batch_check.TUNED, sizes[-1])])
 
 

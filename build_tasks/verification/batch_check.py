@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 TUNED = 8  # batch that stands for the tuned one, where no optimization profile names one
 
-# On a CPU, batches are at most this large: the stages that build TorchScript and ONNX also run the largest batch.
-MAX_CPU_BATCH = 16
-MAX_CPU_BATCH_OF_LARGE = 8  # the same for artifacts of more than LARGE_BYTES, whose batches take long
-LARGE_BYTES = 100_000_000
+# On a CPU, batches are at most this large, because they take long there. The stages that build TorchScript and ONNX
+# compare every slot of the largest batch with the network.
+MAX_CPU_BATCH = 4
 
 # Smaller differences are rounding, and count as none, so that the same figures are recorded on every machine.
 SMALLEST_DIFFERENCE = 1e-6

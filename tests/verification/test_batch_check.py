@@ -114,11 +114,11 @@ def test_a_network_that_is_wrong_at_one_batch_is_not_published(project: Project)
     """The stage torchscript compares model.pt with the network, which is wrong there, too."""
     folder = tiny_network.add(project, "net", body="x = scaled(x)", formats='"torchscript"')
     network = folder / "network.py"
-    scaled = "@torch.jit.script\ndef scaled(x):\n    return x * 2 if x.shape[0] == 9 else x\n"
+    scaled = "@torch.jit.script\ndef scaled(x):\n    return x * 2 if x.shape[0] == 3 else x\n"
     network.write_text(network.read_text().replace("class Network", f"{scaled}\n\nclass Network"))
     project.edit("models/net/model.toml", "max_batch_size = 3", "max_batch_size = 32")
     run = project.doit()
     assert run.code == 1
     line = failure_line(run, "accuracy:net")
-    assert "output OUTPUT__0: a batch of 9, the samples in another order: the answer to " in line
+    assert "output OUTPUT__0: a batch of 3, the samples in another order: the answer to " in line
     assert not (project / "model_repository/net").exists()
