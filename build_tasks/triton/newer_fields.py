@@ -1,6 +1,6 @@
 """The fields of a ModelConfig that a release does not have. The server then refuses the whole config.pbtxt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from build_tasks.triton.model_config import Mistake, shorten
@@ -13,7 +13,7 @@ def _newer(message: Any, release: str, path: str = "") -> Iterator[tuple[Any, An
         key = f"{path}{field.name}"
         if release < FIELDS_SINCE.get(field.full_name.removeprefix("inference."), ""):
             yield message, field, value, key
-        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+        elif field.message_type is not None and not isinstance(value, Mapping):  # its options take 5 ms to load
             for element in value if field.is_repeated else (value,):
                 yield from _newer(element, release, f"{key}.")
 
