@@ -201,4 +201,9 @@ def test_the_model_that_ends_the_server_is_named_and_the_others_are_loaded(check
     refused = {*CONTRADICTIONS, *CRASHES, "torch_list"}
     (line,) = [line for line in checked.out.splitlines() if "Triton refuses " in line]
     names = line.partition("Triton refuses ")[2].partition(";")[0].split(", ")
-    assert sorted(names) == sorted(refused), checked.out
+    assert refused <= set(names), checked.out
+    # The core of 24.10 also crashes some time after it has refused a wrong TorchScript model. If another model was
+    # loaded meanwhile, that one is named.
+    for name in set(names) - refused:
+        assert f"  {name}: refused: the server ended after it had loaded this model" in checked.out, checked.out
+    assert len(names) <= len(refused) + 2, checked.out
