@@ -31,10 +31,9 @@ class Help(OneLineMistakes, cmd_help.Help):  # type: ignore[misc]  # doit has no
         return int(self.execute({}, list(names)))
 
     def execute(self, params: Any, args: list[str]) -> int:
-        known = not args or args == ["task"] or args[0] in self.cmds
         if not args or len(args) > 1:
             print(USAGE)
-        elif known:
+        elif args == ["task"] or args[0] in self.cmds:
             return int(super().execute(params, args))
         else:
             options = self.cmdparser.parse([])[0]

@@ -165,9 +165,9 @@ def _load_samples(module: Any, shape: Shape, input_format: str) -> "torch.Tensor
     if input_format == "uint8_nhwc":
         return torch.cat([pixels, noise])
     config = resolve_data_config(model=module)
-    mean, std = (torch.tensor(config[key], dtype=torch.float32).mean() for key in ("mean", "std"))
-    if len(config["mean"]) == shape[0]:
-        mean, std = (torch.tensor(config[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(config[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    if len(mean) != shape[0]:
+        mean, std = mean.mean(), std.mean()
     return torch.cat([(pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std, noise]).contiguous()
 
 
