@@ -10,6 +10,7 @@ The preprocessing model of an ensemble also has to prepare the accuracy samples 
 messages: model_config_utils.cc, backend_model.cc and ensemble_utils.cc of Triton's core.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -183,9 +184,9 @@ def check_preprocessing(server: triton_server.Server, name: str, model: Model) -
     if (encoded := accuracy_samples.read_encoded(model)) is None:
         return "ok"
     batch = encoded[: model.largest_batch("preprocess")]
-    client = triton_client.Client("HTTP", server.http)
     try:
-        _, (answer,) = client.infer(name, client.tensors(name), batch)
+        with contextlib.closing(triton_client.Client("HTTP", server.http)) as client:
+            _, (answer,) = client.infer(name, client.tensors(name), batch)
     except UserError as error:
         if how := server.how_it_ended():
             raise triton_server.NoAnswerError(f"the server {how} while this model preprocessed images") from error

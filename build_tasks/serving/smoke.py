@@ -8,6 +8,7 @@
 The exit code is 1 if a model is not loaded, is of another build, or does not pass the gate.
 """
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,12 +99,13 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
             client.ready(selected[0].name)  # if no server answers, one message is enough
         except UserError as error:
             return TaskFailed(str(error))
-        for served in selected:
-            try:
-                rows.append(smoke_model(client, served))
-            except UserError as error:
-                rows.append(SmokeRow(served.name, protocol, result="failed"))
-                failures.append(f"{served.name} ({protocol}): {error}")
+        with contextlib.closing(client):
+            for served in selected:
+                try:
+                    rows.append(smoke_model(client, served))
+                except UserError as error:
+                    rows.append(SmokeRow(served.name, protocol, result="failed"))
+                    failures.append(f"{served.name} ({protocol}): {error}")
     rows.sort(key=lambda row: row.model)
     print(format_table(COLUMNS, rows), flush=True)
     return TaskFailed("; ".join(failures)) if failures else None

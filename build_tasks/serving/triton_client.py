@@ -51,6 +51,13 @@ class Client:
         self.client: Any = self.library.InferenceServerClient(url, **timeouts)
         self.as_json = {} if is_http else {"as_json": True}
 
+    def close(self) -> None:
+        """Close the connections, in the thread that has used the client.
+
+        Otherwise Python does that when it collects garbage. In another thread, gevent then fails over HTTP.
+        """
+        self.client.close()
+
     def live(self) -> bool:
         """Whether the server answers, and is live."""
         try:

@@ -192,7 +192,8 @@ class Server:
 
         def send() -> None:
             try:
-                answers.append(Client("HTTP", self.http, timeout=LOAD_TIMEOUT, key=self.key).load(model, config))
+                with contextlib.closing(Client("HTTP", self.http, timeout=LOAD_TIMEOUT, key=self.key)) as client:
+                    answers.append(client.load(model, config))
             except UserError as error:
                 answers.append(error)
 
@@ -297,11 +298,11 @@ def wait_until_live(server: Server, description: str, log: str) -> None:
         UserError: If the server ends, or is not live within START_TIMEOUT seconds.
     """
     deadline, process = time.monotonic() + START_TIMEOUT, server.process
-    client = Client("HTTP", server.http, timeout=LIVE_TIMEOUT)
-    while not client.live():
-        if process.poll() is not None or time.monotonic() > deadline:
-            with open(log, encoding="utf-8", errors="replace") as file:
-                last_lines = "".join(file.readlines()[-3:]).strip()
-            ended = f"ended with exit code {process.returncode}" if process.poll() is not None else "does not answer"
-            raise UserError(f"{description} {ended}: {last_lines} (the whole log: {log})")
-        time.sleep(0.1)
+    with contextlib.closing(Client("HTTP", server.http, timeout=LIVE_TIMEOUT)) as client:
+        while not client.live():
+            if process.poll() is not None or time.monotonic() > deadline:
+                with open(log, encoding="utf-8", errors="replace") as file:
+                    last_lines = "".join(file.readlines()[-3:]).strip()
+                ended = "does not answer" if process.poll() is None else f"ended with exit code {process.returncode}"
+                raise UserError(f"{description} {ended}: {last_lines} (the whole log: {log})")
+            time.sleep(0.1)

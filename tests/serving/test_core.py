@@ -95,8 +95,8 @@ def results(project: Project) -> dict[str, str]:
         with triton_server.start("core", "24.10", triton_server.free_ports(), "build/wrong.log") as server:
             server.is_core = False  # the core gets every config.pbtxt as it is
             assert server.load("preprocess") is None
-            client = Client("HTTP", server.http)
-            return {name: result_of(server, client, name) for name, _ in TOGETHER}
+            with contextlib.closing(Client("HTTP", server.http)) as client:
+                return {name: result_of(server, client, name) for name, _ in TOGETHER}
     finally:
         os.chdir(inside)
 
@@ -136,11 +136,9 @@ def test_the_core_loads_a_configuration_of_a_newer_release_without_its_newer_fie
     with triton_server.start("core", "26.08", triton_server.free_ports(), "build/newer.log") as server:
         for name in ("preprocess", *newer):
             assert server.load(name) is None
-            _, (answer,) = Client("HTTP", server.http).infer(
-                name,
-                PICTURES._replace(output_names=[OUTPUTS[dict(RUN).get(name, RUN[0][1]).model_format]]),
-                np.array([[PICTURE]], object),
-            )
+            tensors = PICTURES._replace(output_names=[OUTPUTS[dict(RUN).get(name, RUN[0][1]).model_format]])
+            with contextlib.closing(Client("HTTP", server.http)) as client:
+                _, (answer,) = client.infer(name, tensors, np.array([[PICTURE]], object))
             assert answer.shape == (1, 3, 160, 160)
 
 
@@ -167,10 +165,12 @@ def test_a_batch_of_pictures_is_prepared_at_once_and_equals_each_alone(
     write_model("meeting", "preprocess")
     Path("model_repository/meeting/1/preprocessing.py").write_text(MEETING)
     photographs = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
-    with triton_server.start("core", "24.10", triton_server.free_ports(), "build/pictures.log") as server:
+    with (
+        triton_server.start("core", "24.10", triton_server.free_ports(), "build/pictures.log") as server,
+        contextlib.closing(Client("HTTP", server.http)) as client,
+    ):
         assert server.load("preprocess") is None
         assert server.load("meeting") is None
-        client = Client("HTTP", server.http)
         _, (answer,) = client.infer("meeting", PICTURES, pictures(b"one", b"two"))
         assert answer.shape == (2, 3, 160, 160)
 
@@ -230,7 +230,8 @@ def test_a_model_never_loads(project: Project, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(project.root)
     with triton_server.start("core", "24.10", triton_server.free_ports(), "build/alone.log") as server:
         try:
-            reason = Client("HTTP", server.http, timeout=5, key=server.key).load(name)
+            with contextlib.closing(Client("HTTP", server.http, timeout=5, key=server.key)) as client:
+                reason = client.load(name)
         except UserError as error:
             reason = str(error)
         server.process.kill()  # it may hang
@@ -245,5 +246,6 @@ def test_a_configuration_ends_the_server(
     with triton_server.start("core", "24.10", triton_server.free_ports(), "build/ends.log") as server:
         with contextlib.suppress(UserError):
             assert server.load(name) is None
-            Client("HTTP", server.http, timeout=20).infer(name, PICTURES, np.array([[PICTURE]], object))
+            with contextlib.closing(Client("HTTP", server.http, timeout=20)) as client:
+                client.infer(name, PICTURES, np.array([[PICTURE]], object))
         assert server.process.wait(20) != 0
