@@ -12,8 +12,8 @@ photographs: without these, the activations of many networks vanish or grow with
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,19 +33,18 @@ MAX_PARAMETERS = 100_000_000
 MAX_BATCH = 4  # the default of 32 takes long and finds nothing more
 TOO_LARGE = "too large"  # in place of a stage
 COLUMNS = ("model", "stage", "seconds", "reason")
+PRELOADED = ("timm", "onnxruntime", "modelopt.onnx.autocast", "build_tasks.stages.measure", "build_tasks.stages.onnx")
 
 
 def drive(name: str, folder: str) -> dict[str, Any]:
     """Build one model in a process of its own, and return its row: the stage that refused it, the reason, figures."""
     started = time.monotonic()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = f"{folder}/{name}.json"
-    child = subprocess.run(
-        [sys.executable, __file__, name, "--result", result], env=environment, capture_output=True, text=True
-    )
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or [""])[-1]
-        row = {"model": name, "stage": "process", "reason": f"FAULT ended with {child.returncode}: {last}"}
+    child = multiprocessing.get_context("forkserver").Process(target=write_result, args=(name, result))
+    child.start()
+    child.join()
+    if child.exitcode:
+        row = {"model": name, "stage": "process", "reason": f"FAULT ended with {child.exitcode}"}
     else:
         row = json.loads(Path(result).read_text())
     return {**row, "seconds": round(time.monotonic() - started, 1)}
@@ -169,16 +168,19 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="begin with this one, counted from 0")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
     parser.add_argument("--seconds", type=float, help="begin no further model after this time")
-    parser.add_argument("--rows", default="timm_models.jsonl", help="file to which a row for each model is appended")
-    parser.add_argument("--result", help=argparse.SUPPRESS)  # of the process of one model
+    parser.add_argument("--rows", default="timm_models.jsonl", help="a row for each model, which is not built again")
     arguments = parser.parse_args()
-    if arguments.result:
-        return write_result(arguments.names[0], arguments.result)
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # of the processes
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
     import timm
 
-    names = (arguments.names or timm.list_models())[arguments.first :: arguments.every]
-    started = time.monotonic()
     rows: list[dict[str, Any]] = []
+    if os.path.exists(arguments.rows):
+        rows = [json.loads(line) for line in Path(arguments.rows).read_text().splitlines()]
+    done = {row["model"] for row in rows}
+    wanted = arguments.names or timm.list_models()[arguments.first :: arguments.every]
+    names = [name for name in wanted if name not in done]
+    started = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
         open(arguments.rows, "a", encoding="utf-8") as file,
@@ -191,12 +193,11 @@ def main() -> None:
             rows.append(future.result())
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
-            print(f"{len(rows)}/{len(names)} {rows[-1]['model']} {rows[-1]['stage'] or 'built'}", flush=True)
+            print(f"{len(rows)}/{len(wanted)} {rows[-1]['model']} {rows[-1]['stage'] or 'built'}", flush=True)
             if arguments.seconds and time.monotonic() - started > arguments.seconds:
                 for other in futures:
                     other.cancel()
     print(table(rows))
-    return None
 
 
 if __name__ == "__main__":
