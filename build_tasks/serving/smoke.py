@@ -22,11 +22,11 @@ from build_tasks.serving import sample_requests, triton_server
 from build_tasks.serving.check import DECODER_TOLERANCE, ServedModel, served_models
 from build_tasks.serving.triton_client import PROTOCOLS, Client
 from build_tasks.spec.model import Model
-from build_tasks.stages.measure import class_outputs
 from build_tasks.tensors import OUTPUT
 from build_tasks.text_table import format_table
 from build_tasks.triton.repository import published_models
 from build_tasks.verification import accuracy_samples, batch_check, gate, metrics, reference_outputs
+from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.tolerance import relative_error
 
 if TYPE_CHECKING:

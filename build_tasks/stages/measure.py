@@ -17,8 +17,9 @@ from build_tasks.runtime import hardware, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
-from build_tasks.tensors import OUTPUT, Signature
+from build_tasks.tensors import Signature
 from build_tasks.verification import accuracy_samples, batch_check, metrics
+from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
 
 if TYPE_CHECKING:
@@ -108,18 +109,6 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
         else nothing_missing,
         host_fingerprint=hardware.host_fingerprint if is_plan else dict,
     )
-
-
-def class_outputs(model: Model) -> list[str] | None:
-    """The outputs that hold a score for each class, by the spec; None if any output (batch, scores) may.
-
-    Labels and [output] are about the first one. A gate rule on top-1 or top-5 may name others. With accuracy.truth, the
-    first of that shape counts. A network's only output needs none of this.
-    """
-    spec = model.spec
-    named = [rule.output for rule in spec.accuracy.gate if rule.output and {rule.top1, rule.top5} != {None}]
-    first = [OUTPUT.format(0)] if spec.labels or spec.output.softmax or spec.output.top_k else []
-    return None if spec.accuracy.truth else sorted({*first, *named})
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:

@@ -30,6 +30,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
 from build_tasks.verification import gate, metrics, node_sensitivity, reference_outputs
+from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def task(model: Model) -> dict[str, Any]:
             **reduced_precision.settings_of(model, engine.precision),
             **gate.settings_of(model, "graph", engine.precision),
             "top_k": model.spec.output.top_k,
+            "class_outputs": class_outputs(model),
             "lock": model.source(lock_file.LOCK_FILE),
             "cache": model.artifact("repair"),
         },
@@ -219,7 +221,9 @@ class Trial:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             save_onnx(graph, f"{folder}/model.onnx", external_data=False)
             run = reduced_session(f"{folder}/model.onnx")
-        return self.reference.measure(run, *self.batches, self.settings["top_k"])
+        return self.reference.measure(
+            run, *self.batches, self.settings["top_k"], class_names=self.settings["class_outputs"]
+        )
 
     def effect_of_nodes(self) -> Callable[[Iterable[str]], float]:
         """A function from some nodes to the error of the outputs when only those nodes are in the precision.

@@ -58,7 +58,7 @@ WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
 # By a missing key of the figures: the reason why a rule cannot be applied to an output.
 MISSING_FIGURES = {
     "truth": "it needs accuracy.truth, the class that each sample shows, and an output with classes",
-    "top1_changes": "the output does not name classes: labels, [output] or a rule for this output say that it does",
+    "top1_changes": "the output holds no classes: labels, [output] or a rule with `output` say which one does",
 }
 
 

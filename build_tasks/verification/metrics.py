@@ -100,19 +100,19 @@ def compare_outputs(
         reference: The outputs of the reference.
         perturbed: The outputs of the reference to inputs that are perturbed by one ulp.
         names: The names of the samples.
-        truth: The classes that samples show. They are counted for the first output that has classes.
+        truth: The classes that samples show. They are counted for the first output that holds classes.
         top_k_names: The outputs with the largest values and with their classes. The figures of the classes are those
             of the values.
-        class_names: The outputs (batch, classes) that may have figures of classes, besides a network's only output.
-            None: all.
+        class_names: The outputs (batch, n) that hold a score for each class. None: the first one of that shape.
     Raises:
-        UserError: If truth names a class that the network does not have.
+        UserError: If truth names a class that the network does not have, or if no output has classes.
     """
     import numpy as np
 
     outputs: dict[str, OutputFigures] = {}
     values_name, classes_name = top_k_names or (None, None)
-    class_outputs = reference if class_names is None else class_names
+    if class_names is None:
+        class_names = [name for name, values in reference.items() if values.ndim == 2 and values.shape[1] > 1][:1]
     for name, expected in reference.items():
         if name not in artifact:
             outputs[name] = {"wrong": f"the output is missing; the artifact has {', '.join(artifact)}"}
@@ -133,7 +133,7 @@ def compare_outputs(
             outputs[name] = figures
             if name == values_name and classes_name in artifact:
                 ranks, expected_ranks, width = artifact[classes_name], reference[classes_name], None
-            elif expected.ndim == 2 and expected.shape[1] > 1 and (name in class_outputs or len(reference) == 1):
+            elif expected.ndim == 2 and expected.shape[1] > 1 and name in class_names:
                 ranks, expected_ranks, width = strongest_classes(answer), strongest_classes(expected), expected.shape[1]
             else:
                 continue
@@ -144,6 +144,9 @@ def compare_outputs(
     for name in artifact:
         if name not in reference:
             outputs[name] = {"wrong": "the reference has no such output"}
+    if truth and not any("truth" in output or "wrong" in output for output in outputs.values()):
+        shapes = ", ".join(f"{name} {list(values.shape[1:])}" for name, values in reference.items())
+        raise UserError(f"accuracy.truth: no output holds a score for each class; for one sample they are {shapes}")
     return outputs
 
 

@@ -84,7 +84,7 @@ def test_what_is_built_is_shown(built: Project) -> None:
 
 def test_a_model_that_exists_only_as_onnx_is_compared_with_that(built: Project) -> None:
     spec = 'formats = ["onnx"]\n[weights]\nsource = "network.onnx"\n[input]\nshape = [3, 160, 160]\n'
-    folder = built.model("only", f"{spec}mean = [0, 0, 0]\nstd = [1, 1, 1]\n")
+    folder = built.model("only", f"{spec}mean = [0, 0, 0]\nstd = [1, 1, 1]\n[[accuracy.gate]]\ntop1 = 1\n")
     shutil.copy(built / "build/tiny/model.onnx", folder / "network.onnx")
     built.built("only")
     page = write_report(built, "only")

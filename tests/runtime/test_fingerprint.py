@@ -43,6 +43,7 @@ RUN_ONLY = {
     "spec.model": "settings reach `build` as plain data, and are recorded by value",
     "spec.tables": "settings reach `build` as plain data, and are recorded by value",
     "spec.overrides": "settings reach `build` as plain data, and are recorded by value",
+    "verification.class_outputs": "the names reach `build` as plain data, and are recorded by value",
 }
 
 # Modules that a stage declares although it does not import them, or although they are in RUN_ONLY.

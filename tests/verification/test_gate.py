@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from polygraphy.comparator import IterationResult
 
 from build_tasks.errors import UserError
+from build_tasks.spec.model import Model, Spec
 from build_tasks.verification import gate, metrics, reference_outputs
+from build_tasks.verification.class_outputs import class_outputs
 from tests.support import tiny_network
 from tests.support.project import ROOT, TINY, Project, failure_line
 
@@ -210,9 +214,9 @@ def test_a_rule_on_an_output_or_metric_that_does_not_exist_is_an_error() -> None
     with pytest.raises(UserError, match=r"accuracy\.gate: there is no output 'boxes', only scores"):
         gate_error(measured(SCORES), "fp32", {"output": "boxes", "snr": 3})
     maps = SCORES.reshape(20, 10, 10)
-    with pytest.raises(UserError, match=r"accuracy\.gate: top1 of scores: the output does not name classes"):
+    with pytest.raises(UserError, match=r"accuracy\.gate: top1 of scores: the output holds no classes"):
         gate_error(measured(maps, maps), "fp32", {"output": "scores", "top1": 1})
-    with pytest.raises(UserError, match=r"accuracy\.gate: top1 of every output: the output does not name classes"):
+    with pytest.raises(UserError, match=r"accuracy\.gate: top1 of every output: the output holds no classes"):
         gate_error(measured(maps, maps), "fp32", {"top1": 1})
     both = {"maps": maps, "scores": SCORES}
     assert gate_error(measured(both, both), "fp32", {"top1": 1}) == "", "a rule for all outputs is for those that do"
@@ -339,13 +343,14 @@ def test_an_output_that_never_differs_leaves_the_others_testable() -> None:
 @pytest.mark.parametrize(
     ("outputs", "class_names", "with_classes"),
     [
-        (("scores",), [], {"scores"}),
+        (("scores",), [], set()),
+        (("scores",), ["scores"], {"scores"}),
         (("boxes", "scores"), [], set()),
         (("boxes", "scores"), ["scores"], {"scores"}),
-        (("boxes", "scores"), None, {"boxes", "scores"}),
+        (("boxes", "scores"), None, {"boxes"}),
     ],
 )
-def test_scores_are_classes_if_the_spec_says_so_or_if_there_is_nothing_else(
+def test_scores_are_classes_only_if_the_spec_says_so(
     outputs: tuple[str, ...], class_names: list[str] | None, with_classes: set[str]
 ) -> None:
     answers = IterationResult(dict.fromkeys(outputs, SCORES))
@@ -358,6 +363,13 @@ def test_scores_are_classes_if_the_spec_says_so_or_if_there_is_nothing_else(
     ("lines", "outputs"),
     [
         ("", []),
+        ('labels = "labels.txt"', ["OUTPUT__0"]),
+        ('[architecture]\nnetwork = "network.py:build"', []),
+        ('[architecture]\ntimm = "resnet18"', ["OUTPUT__0"]),
+        ('[architecture]\ntimm = "resnet18"\narguments = { num_classes = 0 }', []),
+        ('[architecture]\ntimm = "resnet18"\narguments = { features_only = true }', []),
+        ("[[accuracy.gate]]\ntop5 = 0.9", None),
+        ("[[accuracy.gate]]\ntop5 = 0.9\n[output]\nsoftmax = true", ["OUTPUT__0"]),
         ("[output]\nsoftmax = true", ["OUTPUT__0"]),
         ("[output]\ntop_k = 3", ["OUTPUT__0"]),
         ('[[accuracy.gate]]\noutput = "OUTPUT__1"\ntop1 = 0.9', ["OUTPUT__1"]),
@@ -365,17 +377,9 @@ def test_scores_are_classes_if_the_spec_says_so_or_if_there_is_nothing_else(
         ('[accuracy]\ntruth = "folders"', None),
     ],
 )
-def test_the_spec_says_which_outputs_are_classes(
-    project: Project, monkeypatch: pytest.MonkeyPatch, lines: str, outputs: list[str] | None
-) -> None:
-    from build_tasks.spec.loader import load
-    from build_tasks.stages.measure import class_outputs
-
-    folder = tiny_network.add(project, "net", formats='"onnx"')
-    (folder / "model.toml").write_text((folder / "model.toml").read_text() + lines + "\n")
-    monkeypatch.chdir(project.root)
-    (model,) = load()
-    assert class_outputs(model) == outputs
+def test_the_spec_says_which_outputs_are_classes(lines: str, outputs: list[str] | None) -> None:
+    spec = msgspec.convert({"weights": {"source": "random://0"}, **tomllib.loads(lines)}, Spec)
+    assert class_outputs(Model("net", spec)) == outputs
 
 
 def test_samples_that_are_the_same_count_once() -> None:
