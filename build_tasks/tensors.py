@@ -1,12 +1,94 @@
 """Names, layouts and signatures of the tensors that all formats have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
-# The PyTorch backend's convention. All formats use it, so that a client only changes the name of the model.
-# Source: the server's docs, user_guide/model_configuration.md, "Inputs and Outputs".
+# The PyTorch backend's convention. It is the default in all formats, so that a client only changes the name of the
+# model. Source: the server's docs, user_guide/model_configuration.md, "Inputs and Outputs".
 INPUT, OUTPUT = "INPUT__0", "OUTPUT__{}"
 IMAGE = "IMAGE"
+HEIGHT, WIDTH = "height", "width"  # the words of a picture's open dimensions
+BATCH = "batch"  # the word of the batch dimension, which no spec can use for another one
+
+Shape = list[int | str]  # without the batch; a word is an open dimension
+
+
+class InputTensor(TypedDict):
+    """One input, as clients send it. Every stage reads the inputs from here, whatever table of the spec describes them.
+
+    Attributes:
+        name: Its name in every format.
+        dtype: NumPy's name of its type, or "string".
+        shape: Without the batch, which is the first dimension. None for a picture whose size only timm knows;
+            pytorch_network.resolve_interface fills it in.
+        layout: "nchw" or "nhwc" for a picture, otherwise None.
+        low, high: The smallest and the largest value of random samples, both included. None: standard normal values.
+        values: The values that random samples are chosen from, in place of low and high.
+        batch_dimension: The dimension of the batch in the network itself. Artifacts transpose it to the first one.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape | None
+    layout: str | None
+    low: float | None
+    high: float | None
+    values: list[int | float | bool | str] | None
+    batch_dimension: int
+
+
+class OutputTensor(TypedDict):
+    """One output of [[outputs]].
+
+    Attributes:
+        name: Its name in every format.
+        key: Where the answer of the network holds it: a key or an index, "encoder.last" in nested answers. None: its
+            name if the answer has names, otherwise its position in [[outputs]].
+        classes: Whether it has a value for each class.
+        labels: Whether it has labels of its own, build/<model>/labels.<name>.txt.
+        batch_dimension: The dimension of the batch in the network itself.
+    """
+
+    name: str
+    key: str | int | None
+    classes: bool
+    labels: bool
+    batch_dimension: int
+
+
+class Range(TypedDict):
+    """The lengths of an open dimension: the smallest, the one to tune for, and the largest."""
+
+    min: int
+    opt: int
+    max: int
+
+
+class Normalization(TypedDict):
+    """How an artifact prepares a picture that clients send as bytes. None: as timm's data config says."""
+
+    shape: list[int] | None  # (channels, height, width)
+    mean: list[float] | None
+    std: list[float] | None
+
+
+class Interface(TypedDict):
+    """The inputs and outputs of a model's artifacts. spec/interface.py makes it from the spec.
+
+    Attributes:
+        inputs: In the order of the artifacts' inputs.
+        outputs: Empty: all tensors that the network answers with.
+        dimensions: The range of each word in the shapes of the inputs.
+        softmax, top_k: [output] of the spec.
+        normalization: For uint8 pictures that artifacts normalize. Otherwise None.
+    """
+
+    inputs: list[InputTensor]
+    outputs: list[OutputTensor]
+    dimensions: dict[str, Range]
+    softmax: bool
+    top_k: int | None
+    normalization: Normalization | None
 
 
 class TensorSignature(TypedDict):
@@ -47,3 +129,18 @@ def layout_dims(shape: Sequence[int], input_format: str) -> list[int]:
     """(channels, height, width) in the order of input.format."""
     channels, *size = shape
     return [*size, channels] if input_format == "uint8_nhwc" else [channels, *size]
+
+
+def tuned_lengths(dimensions: Mapping[str, Range]) -> dict[str, int]:
+    """Return the length to tune for of each open dimension."""
+    return {word: bounds["opt"] for word, bounds in dimensions.items()}
+
+
+def dims_at(shape: Sequence[int | str], lengths: Mapping[str, int]) -> list[int]:
+    """Return a shape in which each word is replaced by its length."""
+    return [lengths[dim] if isinstance(dim, str) else dim for dim in shape]
+
+
+def signature_dims(shape: Sequence[int | str]) -> list[int]:
+    """Return a shape in which each word is replaced by -1, as in signatures."""
+    return [-1 if isinstance(dim, str) else dim for dim in shape]

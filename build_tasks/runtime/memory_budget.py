@@ -27,15 +27,15 @@ COPIES = 4  # assumed number of copies of the inputs in memory
 TENSORS = 32  # as large as the network's input, that exist at once
 
 
-def need(inputs: int, images: int, image: list[int]) -> int:
+def need(inputs: int, samples: int, values: int) -> int:
     """Estimate the memory that a stage's process needs, in bytes.
 
     Args:
         inputs: Bytes of the stage's input files.
-        images: The largest batch that the stage computes.
-        image: (channels, height, width) of one image of the batch.
+        samples: The largest batch that the stage computes.
+        values: The number of values of one sample.
     """
-    return int(BASE + COPIES * inputs + TENSORS * images * 4 * math.prod(image))
+    return int(BASE + COPIES * inputs + TENSORS * samples * 4 * values)
 
 
 class Budget:

@@ -9,6 +9,7 @@ function that reads and writes files, and returns notes about the result.
 """
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from build_tasks.runtime import atomic_files, fingerprint, memory_budget, resour
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.fingerprint import BuildRecord
+from build_tasks.spec.interface import largest_dims
 from build_tasks.spec.model import Model
 
 Paths = dict[str, str]
@@ -179,7 +181,8 @@ class Stage(msgspec.Struct, frozen=True):
     def memory(self) -> int:
         """Bytes of memory that the stage's process may need."""
         inputs = sum(atomic_files.size(path) or 0 for path in self.inputs.values())
-        return memory_budget.need(inputs, self.peak_batch, self.model.spec.largest_image)
+        values = sum(map(math.prod, largest_dims(self.model.spec)))
+        return memory_budget.need(inputs, self.peak_batch, values)
 
     def _run(self) -> BuildRecord:
         for path in self.outputs.values():

@@ -142,6 +142,11 @@ def markdown() -> str:
     for key, of in page["properties"].items():
         if key == "triton":
             parts.append(_triton_reference(of, definitions))
+        elif "$ref" in of.get("items", {}):
+            parts.append(_table(f"[[{key}]]", definitions[of["items"]["$ref"].rpartition("/")[2]]))
+        elif "$ref" in of.get("additionalProperties", {}):
+            element = definitions[of["additionalProperties"]["$ref"].rpartition("/")[2]]
+            parts.append(_table(f"[{key}.WORD]", element))
         elif "$ref" in of:
             table = definitions[of["$ref"].rpartition("/")[2]]
             parts.append(_table(f"[{key}]", table))

@@ -29,6 +29,7 @@ from build_tasks.spec.tables import (
     TritonKeys,
     Weights,
 )
+from build_tasks.spec.tensor_tables import Dimension, TensorInput, TensorOutput, Word
 from build_tasks.triton import releases
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
 
@@ -42,7 +43,14 @@ class Spec(Table, kw_only=True):
     architecture: Architecture = field(default_factory=Architecture)
     weights: Weights
     input: Input = field(default_factory=Input)
+    inputs: Annotated[list[TensorInput], Meta(description="The inputs, if they are not one picture.")] = field(
+        default_factory=list
+    )
+    dimensions: Annotated[dict[Word, Dimension], Meta(description="Open dimensions of [[inputs]].")] = field(
+        default_factory=dict
+    )
     output: Output = field(default_factory=Output)
+    outputs: Annotated[list[TensorOutput], Meta(description="The outputs. Default: all.")] = field(default_factory=list)
     formats: Annotated[Formats, Meta(description="Formats to build.")] = field(
         default_factory=lambda: ["torchscript", "onnx", "tensorrt"]
     )
@@ -81,12 +89,6 @@ class Spec(Table, kw_only=True):
         """The smallest and the largest [height, width], None if the size is fixed."""
         small, large = self.input.min_size, self.input.max_size
         return [small, large] if small and large else None
-
-    @property
-    def largest_image(self) -> list[int]:
-        """[channels, height, width] of the largest input; an estimate if only the architecture knows it."""
-        shape = self.input.shape or [3, 320, 320]
-        return [shape[0], *self.input.max_size] if self.input.max_size else shape
 
     @property
     def from_onnx(self) -> bool:
@@ -288,13 +290,8 @@ class Model(Struct, frozen=True):
             max_batch_size=self.spec.max_batch_size,
             largest_batches={model_format: self.largest_batch(model_format) for model_format in model_formats},
             profile=self.spec.profile,
-            warm_up_folder=self.warm_up_folder,
+            warm_up_folder=self.source("warmup"),
         )
-
-    @property
-    def warm_up_folder(self) -> str:
-        """The folder of the files that `model_warmup` of [triton] names."""
-        return self.source("warmup")
 
     @property
     def release(self) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_type_hints
 
-from msgspec import Struct, ValidationError
+from msgspec import Struct, ValidationError, convert
 
 from build_tasks.errors import listed, with_suggestion
 from build_tasks.paths import MODELS
@@ -83,7 +83,12 @@ def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     elif (spec.architecture.timm is None) == (spec.architecture.network is None):
         found = "neither" if spec.architecture.timm is None else "both"
         yield "architecture", "either `timm` or `network`", found
-    if (spec.architecture.network or spec.from_onnx or spec.program_suffix) and spec.input.shape is None:
+    if spec.inputs or spec.dimensions or spec.outputs:
+        from build_tasks.spec import tensor_checks  # few specs have these tables
+
+        yield from tensor_checks.mistakes(spec)
+    own = spec.architecture.network or spec.from_onnx or spec.program_suffix
+    if own and not spec.inputs and spec.input.shape is None:
         source = "your own network" if spec.architecture.network else "an ONNX file" if spec.from_onnx else "the file"
         yield "input.shape", f"[channels, height, width], since it is not read from {source}", "nothing"
     yield from _size_mistakes(spec.input)
@@ -173,7 +178,7 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
         yield "triton.warm_up", expected, repr(keys.warm_up)
     yield from _ensemble_mistakes(model, overrides)
     # [triton] is written for every run, so a batch size that an option sets for one run is not compared with it.
-    if model.config_fields and not overrides:
+    if model.config_fields and isinstance(keys.release, str) and not overrides:
         from build_tasks.triton import model_config_checks  # loads Triton's protobuf
 
         for key, expected, found in model_config_checks.mistakes(model.serving_facts):
@@ -257,13 +262,17 @@ def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:
     Args:
         document: The spec as TOML has it.
     """
-    message, _, path = str(error).partition(" - at `$")
+    message, _, path = str(error).replace("at `key` in `$", "at `$").partition(" - at `$")
     keys = re.findall(r"\.([\w-]+)|\[(\d+|\.\.\.)\]", path)
     table: type[Struct] = Spec
     found: Any = document
     key = ""
     for name, index in keys:
-        found = found[name] if name else found[int(index)] if index.isdecimal() else found
+        if index == "...":  # the key of a dict, which msgspec does not name
+            name = next(word for word, value in found.items() if not _fits(value, table))
+            found, key = found[name], f"{key}.{name}"
+            continue
+        found = found[name] if name else found[int(index)]
         key += f".{name}" if name else f"[{index}]"
         table = _table_of(table, name) or table
     key = key.lstrip(".") or "top level"
@@ -275,8 +284,18 @@ def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:
     if "Invalid enum value" in message:
         choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
         return f"{key}: expected one of {', '.join(choices)}, found {with_suggestion(found, choices)}"
+    if "key` in" in str(error):
+        found = ", ".join(found)
     expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
     return f"{key}: expected {expected}, found {found!r}"
+
+
+def _fits(value: Any, table: type[Struct]) -> bool:
+    try:
+        convert(value, table)
+    except ValidationError:
+        return False
+    return True
 
 
 def _table_of(table: type[Struct], key: str) -> type[Struct] | None:

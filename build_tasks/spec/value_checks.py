@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import date, datetime, time
 from typing import Any
 
+from build_tasks.spec.interface import largest_dims
 from build_tasks.spec.model import Model, Spec
 from build_tasks.triton.platforms import TRITON_MODELS
 
@@ -71,7 +72,9 @@ def mistakes(model: Model) -> Iterator[Mistake]:
 
 def _size_mistakes(spec: Spec) -> Iterator[Mistake]:
     """Yield a batch of inputs that no tensor can hold."""
-    shape = spec.largest_image if spec.input.shape else [1, 1, 1]  # without it, the architecture decides
+    shape = max(largest_dims(spec), key=math.prod)
+    if not spec.inputs and not spec.input.shape:
+        shape = [1, 1, 1]  # the architecture decides
     smallest, best, largest = spec.profile
     batches = {
         "max_batch_size": spec.max_batch_size,
@@ -81,7 +84,8 @@ def _size_mistakes(spec: Spec) -> Iterator[Mistake]:
     for key, batch in batches.items():
         if batch * math.prod(shape) > MAX_ELEMENTS:
             expected = f"inputs of at most 2**31 - 1 values, the most that a tensor holds, in a batch of {batch}"
-            yield key if math.prod(shape) <= MAX_ELEMENTS else "input", expected, f"{batch} x {shape}"
+            too_large = "inputs" if spec.inputs else "input"
+            yield key if math.prod(shape) <= MAX_ELEMENTS else too_large, expected, f"{batch} x {shape}"
             return
 
 

@@ -109,7 +109,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
                 if model.spec.labels and model_format != "preprocess"
                 else {}
             ),
-            **{f"warmup/{file}": f"{model.warm_up_folder}/{file}" for file in warm_up},
+            **{f"warmup/{file}": model.source(f"warmup/{file}") for file in warm_up},
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
         settings={

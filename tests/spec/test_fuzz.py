@@ -14,9 +14,11 @@ from build_tasks.errors import MAX_LINE, UNSAFE, UserError
 from build_tasks.spec.loader import load
 from build_tasks.spec.model import Spec
 from build_tasks.spec.tables import TorchScript, TritonKeys
+from build_tasks.spec.tensor_tables import Dimension
 from build_tasks.stages import engine, labels, measure, onnx, precision, preprocess, publish, reference, weights
 from build_tasks.triton.model_config import protobuf
 from build_tasks.triton.platforms import TRITON_MODELS
+from tests.support import tensor_cases
 from tests.support.project import ROOT, TINY
 from tests.support.spec_cases import MISTAKES, VALID, spec
 
@@ -77,6 +79,7 @@ top1_drop = 0.01
 SEEDS = [*4 * [TINY, FULL, spec(), spec(top='formats = ["onnx", "torchscript"]', more=TRITON)], *VALID]
 SEEDS += 2 * [spec(more="[triton]\ndynamic_batching = {}")]
 SEEDS += [text for text, _ in MISTAKES[::10]]
+SEEDS += [*tensor_cases.VALID, *(text for text, _ in tensor_cases.MISTAKES[::6])]
 VALUES = [
     *("nan", "inf", "-inf", "1e400", "0", "-1", "1", "true", "1.5", "10" * 9, "9" * 5000, "0x" + "f" * 4000, "65537"),
     *(
@@ -136,6 +139,7 @@ TABLES = {
     },
     "torchscript": TorchScript.__struct_fields__,
     "triton": (*TritonKeys.__struct_fields__, *protobuf().ModelConfig.DESCRIPTOR.fields_by_name, *TRITON_MODELS),
+    "dimensions.length": Dimension.__struct_fields__,
     "triton.onnx": tuple(protobuf().ModelConfig.DESCRIPTOR.fields_by_name),
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 from build_tasks.spec.json_schema import SCHEMA_DIRECTIVE
 from build_tasks.spec.model import Spec
-from tests.support import spec_cases, specs_served, tiny_network, triton_cases
+from tests.support import spec_cases, specs_served, tensor_cases, tiny_network, triton_cases
 from tests.support.project import OTHER, ROOT, TINY
 
 SCHEMA = ROOT / "models/model.schema.json"
@@ -56,7 +56,7 @@ def test_a_shipped_spec_names_the_schema_and_matches_it(path: Path) -> None:
 
 
 # Numbers that JSON cannot tell from a valid number.
-BEYOND_JSON = ("snr = nan", "opset = 11.0")
+BEYOND_JSON = ("snr = nan", "opset = 11.0", "low = nan", "high = inf")
 
 
 def is_toml(text: str) -> bool:
@@ -67,7 +67,7 @@ def is_toml(text: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("text", [text for text, _ in spec_cases.MISTAKES if is_toml(text)])
+@pytest.mark.parametrize("text", [text for text, _ in [*spec_cases.MISTAKES, *tensor_cases.MISTAKES] if is_toml(text)])
 def test_the_schema_refuses_what_the_types_refuse(text: str) -> None:
     try:
         spec = msgspec.convert(tomllib.loads(text), Spec)
@@ -85,6 +85,7 @@ def served_spec(top: str, input_table: str, onnx: str, more: str) -> str:
 VALID = [
     *(TINY, OTHER),
     *spec_cases.VALID,
+    *tensor_cases.VALID,
     *(text for text, _ in triton_cases.PLANS.values()),
     *(served_spec(*parts) for parts in specs_served.SPECS.values()),
 ]

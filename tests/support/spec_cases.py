@@ -42,8 +42,8 @@ GATE = "format, precision, output, relative_l2, max_absolute, top1_drop, top5_dr
 
 
 TOP = (
-    "top level: expected one of architecture, weights, input, output, formats, max_batch_size, ensemble, labels, "
-    "torchscript, onnx, engine, accuracy, triton"
+    "top level: expected one of architecture, weights, input, inputs, dimensions, output, outputs, formats, "
+    "max_batch_size, ensemble, labels, torchscript, onnx, … (docs/reference/spec.md)"
 )
 
 

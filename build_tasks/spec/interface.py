@@ -1,0 +1,106 @@
+"""The inputs and outputs that a spec describes, in the one form that all stages read (see tensors.py).
+
+[input]                               one picture ─┐
+[[inputs]], [dimensions], [[outputs]] ─────────────┴► Interface
+"""
+
+from typing import TYPE_CHECKING
+
+from build_tasks.tensors import HEIGHT, INPUT, OUTPUT, WIDTH, InputTensor, Interface, OutputTensor, Range, Shape
+
+if TYPE_CHECKING:
+    from build_tasks.spec.model import Spec
+    from build_tasks.spec.tables import Input
+    from build_tasks.spec.tensor_tables import Dimension, TensorInput, TensorOutput
+
+ESTIMATED_PICTURE: Shape = [3, 320, 320]
+
+
+def interface_of(spec: "Spec") -> Interface:
+    """Return the inputs and outputs of a spec. It is plain data, so that it can be part of a fingerprint."""
+    normalizes = not spec.inputs and spec.input.format == "uint8_nhwc"
+    table = spec.input
+    return {
+        "inputs": inputs_of(spec),
+        "outputs": [_output(index, output) for index, output in enumerate(spec.outputs)],
+        "dimensions": dimensions_of(spec),
+        "softmax": spec.output.softmax,
+        "top_k": spec.output.top_k,
+        "normalization": {"shape": table.shape, "mean": table.mean, "std": table.std} if normalizes else None,
+    }
+
+
+def inputs_of(spec: "Spec") -> list[InputTensor]:
+    """Return the inputs of a spec."""
+    return [_input(index, each) for index, each in enumerate(spec.inputs)] or [picture_input(spec.input)]
+
+
+def dimensions_of(spec: "Spec") -> dict[str, Range]:
+    """Return the range of each open dimension, by its word. Those of [input] are "height" and "width"."""
+    table = spec.input
+    if not (table.min_size and table.max_size and table.shape):
+        return {word: range_of(dimension) for word, dimension in spec.dimensions.items()}
+    sizes = zip((HEIGHT, WIDTH), table.min_size, table.shape[1:], table.max_size, strict=True)
+    return {word: {"min": least, "opt": best, "max": most} for word, least, best, most in sizes}
+
+
+def largest_dims(spec: "Spec") -> list[list[int]]:
+    """Return the dimensions of each input at its largest; an estimate if only timm knows the size of pictures."""
+    lengths = {word: bounds["max"] for word, bounds in dimensions_of(spec).items()}
+    shapes = [ESTIMATED_PICTURE if each["shape"] is None else each["shape"] for each in inputs_of(spec)]
+    # A word without a range is a mistake, which validation.py reports.
+    return [[lengths.get(dim, 1) if isinstance(dim, str) else dim for dim in shape] for shape in shapes]
+
+
+def range_of(dimension: "Dimension") -> Range:
+    """Return the range of an open dimension."""
+    return {"min": dimension.min, "opt": dimension.opt or dimension.max, "max": dimension.max}
+
+
+def picture_input(table: "Input") -> InputTensor:
+    """Return the input that [input] describes: one picture."""
+    shape: Shape | None = None
+    if table.shape is not None:
+        channels, *size = table.shape
+        dims: Shape = [HEIGHT, WIDTH] if table.min_size else [*size]
+        shape = picture_shape(channels, dims, table.format)
+    is_bytes = table.format == "uint8_nhwc"
+    return {
+        "name": INPUT,
+        "dtype": "uint8" if is_bytes else "float32",
+        "shape": shape,
+        "layout": "nhwc" if is_bytes else "nchw",
+        "low": None,
+        "high": None,
+        "values": None,
+        "batch_dimension": 0,
+    }
+
+
+def picture_shape(channels: int, size: Shape, input_format: str) -> Shape:
+    """Return the shape of a picture in the order of input.format."""
+    return [*size, channels] if input_format == "uint8_nhwc" else [channels, *size]
+
+
+def _input(index: int, table: "TensorInput") -> InputTensor:
+    return {
+        "name": table.name or f"INPUT__{index}",
+        "dtype": table.dtype,
+        "shape": [*table.shape],
+        "layout": table.layout,
+        "low": table.low,
+        "high": table.high,
+        "values": table.values,
+        "batch_dimension": table.batch_dimension,
+    }
+
+
+def _output(index: int, table: "TensorOutput") -> OutputTensor:
+    named = table.name or (table.key if isinstance(table.key, str) else None)
+    return {
+        "name": named or OUTPUT.format(index),
+        "key": table.key,
+        "classes": table.classes,
+        "labels": table.labels is not None,
+        "batch_dimension": table.batch_dimension,
+    }

@@ -1,0 +1,134 @@
+"""Mistakes in [[inputs]], [dimensions] and [[outputs]]. Only specs that have one of these tables import this module."""
+
+import itertools
+import keyword
+import math
+import re
+from collections.abc import Iterator
+
+from build_tasks.errors import listed, with_suggestion
+from build_tasks.spec.interface import dimensions_of, inputs_of, interface_of
+from build_tasks.spec.model import Spec
+from build_tasks.spec.tables import Input, Output
+from build_tasks.spec.tensor_tables import TensorInput
+from build_tasks.spec.value_checks import Mistake
+from build_tasks.tensors import BATCH
+
+# The types of tensors that a format cannot have.
+# Sources: ModelConfigDataTypeToTorchType in src/libtorch_utils.cc of Triton's pytorch_backend; TensorRT's
+# documentation, "Data Types": int8 exists there only between quantized layers.
+UNSUPPORTED = {
+    "torchscript": ("uint16", "uint32", "uint64", "string"),
+    "tensorrt": ("float64", "int8", "int16", "uint16", "uint32", "uint64", "string"),
+}
+UNSUPPORTED["rtx"] = UNSUPPORTED["tensorrt"]
+
+
+def mistakes(spec: Spec) -> Iterator[Mistake]:
+    """Yield the mistakes in the tables of tensors."""
+    if spec.inputs and spec.input != Input():
+        yield "input", "nothing, since [[inputs]] describes the inputs", "[input]"
+    for index, table in enumerate(spec.inputs):
+        yield from _input_mistakes(spec, f"inputs[{index}]", table)
+    yield from _dimension_mistakes(spec)
+    yield from _name_mistakes(spec)
+    if spec.outputs and spec.output != Output() and len(spec.outputs) > 1:
+        yield "output", "nothing, since there are several [[outputs]]", "[output]"
+    if spec.inputs and spec.ensemble:
+        yield (
+            "ensemble",
+            "nothing, since it prepares the picture of [input], and this spec has [[inputs]]",
+            repr(spec.ensemble),
+        )
+
+
+def _input_mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistake]:
+    for model_format in spec.formats:
+        if table.dtype in UNSUPPORTED.get(model_format, ()):
+            yield f"{key}.dtype", f"a type that {model_format} has (formats)", repr(table.dtype)
+            break
+    if table.dtype == "string" and not spec.from_onnx:
+        yield f"{key}.dtype", "another type, since only ONNX files have strings", repr(table.dtype)
+    if table.layout and len(table.shape) != 3:
+        yield f"{key}.layout", "nothing, or a shape of three dimensions", f"{table.layout!r}, {table.shape}"
+    if table.batch_dimension > len(table.shape):
+        yield f"{key}.batch_dimension", f"at most {len(table.shape)}, the last dimension", repr(table.batch_dimension)
+    if table.batch_dimension and spec.from_onnx:
+        yield f"{key}.batch_dimension", "0, since an ONNX file is used as it is", repr(table.batch_dimension)
+    yield from _range_mistakes(key, table)
+
+
+def _range_mistakes(key: str, table: TensorInput) -> Iterator[Mistake]:
+    """Yield values of random samples that the type of an input does not have."""
+    ranges = {name: value for name in ("low", "high") if (value := getattr(table, name)) is not None}
+    if ranges and table.values is not None:
+        yield f"{key}.values", "either values, or low and high", "both"
+    if ranges and table.dtype in ("bool", "string"):
+        yield f"{key}.{next(iter(ranges))}", f"nothing, since {table.dtype} has no range (values)", repr(ranges)
+        return
+    given = [*((f"{key}.{name}", value) for name, value in ranges.items())]
+    given += [(f"{key}.values[{index}]", value) for index, value in enumerate(table.values or ())]
+    for name, value in given:
+        if not _fits(value, table.dtype):
+            yield name, f"a value of {table.dtype}", repr(value)
+            return
+    low, high = table.low, table.high
+    if low is None and high is not None and high < 0:
+        yield f"{key}.low", "the smallest value, since high is negative", "nothing"
+    elif high is not None and low is not None and low > high:
+        yield f"{key}.low", f"at most high, {high!r}", repr(low)
+
+
+def _fits(value: float | bool | str, dtype: str) -> bool:
+    """Return whether a value of TOML can be one of a type."""
+    if dtype in ("bool", "string"):
+        return isinstance(value, {"bool": bool, "string": str}[dtype])
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        return False
+    if dtype.startswith("float"):
+        return dtype != "float16" or abs(value) <= 65504
+    bits = int(re.sub(r"\D", "", dtype))
+    least, most = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return isinstance(value, int) and least <= value <= most
+
+
+def _dimension_mistakes(spec: Spec) -> Iterator[Mistake]:
+    used = dict.fromkeys(dim for each in inputs_of(spec) for dim in each["shape"] or [] if isinstance(dim, str))
+    words = dimensions_of(spec)
+    for index, table in enumerate(spec.inputs):
+        for axis, dim in enumerate(table.shape):
+            if dim == BATCH:
+                yield f"inputs[{index}].shape[{axis}]", "another word, since batch is the first dimension", repr(dim)
+            elif isinstance(dim, str) and dim not in words:
+                expected = f"a word of [dimensions], {listed(words)}" if words else "a table [dimensions.WORD] for it"
+                yield f"inputs[{index}].shape[{axis}]", expected, with_suggestion(dim, words)
+    for word in spec.dimensions:
+        if not spec.inputs:
+            yield f"dimensions.{word}", "nothing, since there are no [[inputs]]", "a table"
+        elif word not in used:
+            yield f"dimensions.{word}", "a word that the shape of an input has", with_suggestion(word, used)
+    for word, bounds in words.items():
+        if not bounds["min"] <= bounds["opt"] <= bounds["max"]:
+            found = f"{bounds['min']}, {bounds['opt']}, {bounds['max']}"
+            yield f"dimensions.{word}", "min <= opt <= max", found
+
+
+def _name_mistakes(spec: Spec) -> Iterator[Mistake]:
+    interface = interface_of(spec)
+    names = {f"inputs[{index}]": each["name"] for index, each in enumerate(interface["inputs"])}
+    names |= {f"outputs[{index}]": each["name"] for index, each in enumerate(interface["outputs"])}
+    for (key, name), (other, found) in itertools.combinations(names.items(), 2):
+        if found == name:
+            yield f"{other}.name", f"another name than that of {key}", repr(found)
+            return
+    if "torchscript" not in spec.formats or spec.from_onnx:
+        return
+    for index, table in enumerate(spec.inputs):
+        if table.name and (not table.name.isidentifier() or keyword.iskeyword(table.name) or table.name == "self"):
+            # The PyTorch backend finds inputs as arguments of forward.
+            expected = "a name of letters, digits and _, which an argument of Python can have (formats)"
+            yield f"inputs[{index}].name", expected, repr(table.name)
+    for index, output in enumerate(interface["outputs"]):
+        place = re.search(r"__(\d+)$", output["name"])
+        if place and int(place[1]) != index:  # the PyTorch backend takes such a number as the place of the output
+            yield f"outputs[{index}].name", f"the number {index} behind __, its place", repr(output["name"])

@@ -1,0 +1,80 @@
+"""[[inputs]], [dimensions] and [[outputs]] of a spec, as types. See tables.py for the other tables."""
+
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta
+
+from build_tasks.spec.tables import Table, Text
+
+# Triton's types except BF16, which NumPy and Triton's clients lack.
+DType = Literal[
+    "float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+    "string",
+]  # fmt: skip
+DTYPES: tuple[str, ...] = get_args(DType)
+Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Word = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+TensorName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]*$", max_length=100)]
+Number = int | float
+
+
+class TensorInput(Table, kw_only=True):
+    """One input that clients send, in the order of the network's arguments. In the place of [input]."""
+
+    name: Annotated[
+        TensorName | None,
+        Meta(description="Its name: an argument of forward, or any other. Default: INPUT__0, INPUT__1, …"),
+    ] = None
+    dtype: Annotated[DType, Meta(description="Type of its values; string only for ONNX files.")] = "float32"
+    shape: Annotated[
+        list[Length | Word],
+        Meta(description='Without the batch. A word is an open dimension: ["length"], [3, "height", "width"].'),
+    ]
+    layout: Annotated[
+        Literal["nchw", "nhwc"] | None,
+        Meta(description="For a picture: whether its channels are the first or the last dimension."),
+    ] = None
+    low: Annotated[Number | None, Meta(description="Smallest value of random samples.")] = None
+    high: Annotated[
+        Number | None,
+        Meta(description="Largest value of random samples, for token ids that of the vocabulary. Default: 1 for int."),
+    ] = None
+    values: Annotated[
+        Annotated[list[int | float | bool | str], Meta(min_length=1)] | None,
+        Meta(description="The values of random samples in the place of low and high: [1] for a mask."),
+    ] = None
+    batch_dimension: Annotated[
+        int, Meta(ge=0, le=15, description="Dimension of the batch in the network. Clients send it first.")
+    ] = 0
+
+
+class Dimension(Table, kw_only=True):
+    """The lengths of an open dimension, for all inputs whose shape has its word."""
+
+    min: Annotated[Length, Meta(description="Smallest length.")] = 1
+    opt: Annotated[
+        Length | None, Meta(description="Length that engines are tuned for, and that samples have. Default: max.")
+    ] = None
+    max: Annotated[Length, Meta(description="Largest length.")]
+
+
+class TensorOutput(Table):
+    """One output that is served. Without [[outputs]] all tensors of the network's answer are."""
+
+    name: Annotated[
+        TensorName | None,
+        Meta(description="Its name. Default: its key if the answer has names, otherwise OUTPUT__0, OUTPUT__1, …"),
+    ] = None
+    key: Annotated[
+        Annotated[str, Meta(min_length=1)] | Annotated[int, Meta(ge=0)] | None,
+        Meta(description='Key or index in the answer, "encoder.last" in nested ones. Default: its name, or position.'),
+    ] = None
+    classes: Annotated[
+        bool, Meta(description="Whether it has a value for each class, so that top-1 and top-5 are compared.")
+    ] = False
+    labels: Annotated[
+        Text | None, Meta(description='Labels of its classes: "imagenet-1k", or a text file with one class per line.')
+    ] = None
+    batch_dimension: Annotated[
+        int, Meta(ge=0, le=15, description="Dimension of the batch in the network. Clients get it first.")
+    ] = 0

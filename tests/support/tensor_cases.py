@@ -1,0 +1,165 @@
+"""Wrong [[inputs]], [dimensions] and [[outputs]] with the line that reports the mistake, and specs that are valid."""
+
+HEAD = """\
+formats = {formats}
+[architecture]
+network = "network.py:build"
+[weights]
+source = "random://0"
+"""
+IDS = '[[inputs]]\nname = "ids"\ndtype = "int64"\nshape = ["length"]\n'
+TWO = '[[inputs]]\nshape = [2]\n{first}\n[[inputs]]\nshape = ["a", 4]\n{second}\n[dimensions.a]\nmax = 3\n'
+
+
+def tensors(text: str, formats: str = '["torchscript", "onnx"]') -> str:
+    """Return a spec of a network of the user, with these tables."""
+    return HEAD.format(formats=formats) + text
+
+
+def one(line: str, formats: str = '["torchscript", "onnx"]') -> str:
+    return tensors(f"[[inputs]]\nshape = [2]\n{line}\n", formats)
+
+
+def length(lines: str) -> str:
+    return tensors(f"{IDS}[dimensions.length]\n{lines}\n")
+
+
+NO_PICTURE = "expected nothing, since it prepares the picture of [input], and this spec has [[inputs]], found 'onnx'"
+ONE_OUTPUT = "output: expected nothing, since there are several [[outputs]], found [output]"
+INPUT_KEYS = "name, dtype, shape, layout, low, high, values, batch_dimension"
+PLACE = "outputs[{}].name: expected the number {} behind __, its place, found {!r}"
+IDENTIFIER = "expected a name of letters, digits and _, which an argument of Python can have (formats)"
+
+MISTAKES = [
+    # [[inputs]]
+    (one("size = 3"), f"inputs[0]: expected one of {INPUT_KEYS}, found 'size'"),
+    (tensors("[inputs]\nshape = [2]"), "inputs: expected array, found {'shape': [2]}"),
+    (tensors("[[inputs]]\n"), "inputs[0]: expected the key 'shape', found nothing"),
+    (tensors("[[inputs]]\nshape = 2"), "inputs[0].shape: expected array, found 2"),
+    (tensors("[[inputs]]\nshape = [0]"), "inputs[0].shape[0]: expected int >= 1, found 0"),
+    (tensors("[[inputs]]\nshape = [1.5]"), "inputs[0].shape[0]: expected int | str, found 1.5"),
+    (
+        tensors('[[inputs]]\nshape = ["a b"]'),
+        "inputs[0].shape[0]: expected str matching regex '^[A-Za-z_][A-Za-z0-9_]*$', found 'a b'",
+    ),
+    (
+        one('dtype = "int46"'),
+        "inputs[0].dtype: expected one of float32, float16, float64, int64, int32, int16, int8, uint64, uint32, "
+        "uint16, uint8, bool, string, found 'int46' (did you mean 'int64'?)",
+    ),
+    (one('dtype = "uint32"'), "inputs[0].dtype: expected a type that torchscript has (formats), found 'uint32'"),
+    (
+        one('dtype = "float64"', '["onnx", "tensorrt"]'),
+        "inputs[0].dtype: expected a type that tensorrt has (formats), found 'float64'",
+    ),
+    (
+        one('dtype = "string"', '["onnx"]'),
+        "inputs[0].dtype: expected another type, since only ONNX files have strings, found 'string'",
+    ),
+    (one('name = "a.b"'), f"inputs[0].name: {IDENTIFIER}, found 'a.b'"),
+    (one('name = "class"'), f"inputs[0].name: {IDENTIFIER}, found 'class'"),
+    (
+        one('name = ""'),
+        "inputs[0].name: expected str matching regex '^[A-Za-z_][A-Za-z0-9_.:/-]*$', found ''",
+    ),
+    (
+        tensors(TWO.format(first='name = "x"', second='name = "x"')),
+        "inputs[1].name: expected another name than that of inputs[0], found 'x'",
+    ),
+    (
+        tensors(TWO.format(first='name = "INPUT__1"', second="")),
+        "inputs[1].name: expected another name than that of inputs[0], found 'INPUT__1'",
+    ),
+    (one('layout = "nchw"'), "inputs[0].layout: expected nothing, or a shape of three dimensions, found 'nchw', [2]"),
+    (one("batch_dimension = 2"), "inputs[0].batch_dimension: expected at most 1, the last dimension, found 2"),
+    (one("low = 3\nhigh = 2"), "inputs[0].low: expected at most high, 2, found 3"),
+    (one("high = -2"), "inputs[0].low: expected the smallest value, since high is negative, found nothing"),
+    (one("low = 3\nvalues = [2]"), "inputs[0].values: expected either values, or low and high, found both"),
+    (one("values = []"), "inputs[0].values: expected array of length >= 1, found []"),
+    (one('dtype = "int8"\nhigh = 128'), "inputs[0].high: expected a value of int8, found 128"),
+    (one('dtype = "uint8"\nlow = -1'), "inputs[0].low: expected a value of uint8, found -1"),
+    (one('dtype = "int64"\nlow = 0.5'), "inputs[0].low: expected a value of int64, found 0.5"),
+    (one('dtype = "int64"\nvalues = [1, true]'), "inputs[0].values[1]: expected a value of int64, found True"),
+    (one('dtype = "bool"\nvalues = [1]'), "inputs[0].values[0]: expected a value of bool, found 1"),
+    (one('dtype = "float16"\nhigh = 65505'), "inputs[0].high: expected a value of float16, found 65505"),
+    (one("low = nan"), "inputs[0].low: expected a value of float32, found nan"),
+    (one("high = inf"), "inputs[0].high: expected a value of float32, found inf"),
+    (
+        one('dtype = "bool"\nlow = 0'),
+        "inputs[0].low: expected nothing, since bool has no range (values), found {'low': 0}",
+    ),
+    (
+        one("") + "[input]\nmean = [0.5]\n",
+        "input: expected nothing, since [[inputs]] describes the inputs, found [input]",
+    ),
+    ('ensemble = "onnx"\n' + one(""), f"ensemble: {NO_PICTURE}"),
+    (
+        tensors("[[inputs]]\nshape = [65536, 65536]"),
+        "inputs: expected inputs of at most 2**31 - 1 values, the most that a tensor holds, in a batch of 32, found 32 "
+        "x [65536, 65536]",
+    ),
+    (
+        'formats = ["onnx"]\n[weights]\nsource = "m.onnx"\n[[inputs]]\nshape = [2]\nbatch_dimension = 1',
+        "inputs[0].batch_dimension: expected 0, since an ONNX file is used as it is, found 1",
+    ),
+    # [dimensions]
+    (tensors(IDS), "inputs[0].shape[0]: expected a table [dimensions.WORD] for it, found 'length'"),
+    (
+        tensors(IDS.replace("length", "lenght") + "[dimensions.length]\nmax = 3"),
+        "inputs[0].shape[0]: expected a word of [dimensions], length, found 'lenght' (did you mean 'length'?)\n"
+        "dimensions.length: expected a word that the shape of an input has, found 'length' (did you mean 'lenght'?)",
+    ),
+    (
+        tensors('[[inputs]]\nshape = ["batch"]\n'),
+        "inputs[0].shape[0]: expected another word, since batch is the first dimension, found 'batch'",
+    ),
+    (length("min = 2"), "dimensions.length: expected the key 'max', found nothing"),
+    (length("max = 0"), "dimensions.length.max: expected int >= 1, found 0"),
+    (length('max = "8"'), "dimensions.length.max: expected int, found '8'"),
+    (length("max = 8\nstep = 2"), "dimensions.length: expected one of min, opt, max, found 'step'"),
+    (length("min = 4\nmax = 3"), "dimensions.length: expected min <= opt <= max, found 4, 3, 3"),
+    (length("min = 4\nopt = 3\nmax = 8"), "dimensions.length: expected min <= opt <= max, found 4, 3, 8"),
+    (length("opt = 9\nmax = 8"), "dimensions.length: expected min <= opt <= max, found 1, 9, 8"),
+    (
+        length("max = 8\n[dimensions.wide]\nmax = 3"),
+        "dimensions.wide: expected a word that the shape of an input has, found 'wide'",
+    ),
+    (
+        tensors("[input]\nshape = [3, 8, 8]\n[dimensions.length]\nmax = 3"),
+        "dimensions.length: expected nothing, since there are no [[inputs]], found a table",
+    ),
+    (
+        length('max = 8\n[dimensions."a b"]\nmax = 3'),
+        "dimensions: expected str matching regex '^[A-Za-z_][A-Za-z0-9_]*$', found 'length, a b'",
+    ),
+    # [[outputs]]
+    (
+        one("[[outputs]]\nindex = 1"),
+        "outputs[0]: expected one of name, key, classes, labels, batch_dimension, found 'index'",
+    ),
+    (one("[[outputs]]\nkey = -1"), "outputs[0].key: expected int >= 0, found -1"),
+    (one('[[outputs]]\nkey = ""'), "outputs[0].key: expected str of length >= 1, found ''"),
+    (one('[[outputs]]\nclasses = "yes"'), "outputs[0].classes: expected bool, found 'yes'"),
+    (one('[[outputs]]\nlabels = ""'), "outputs[0].labels: expected str of length >= 1, found ''"),
+    (
+        one('[[outputs]]\nkey = "a"\n[[outputs]]\nname = "a"\nkey = "b"'),
+        "outputs[1].name: expected another name than that of outputs[0], found 'a'",
+    ),
+    (
+        one('name = "a"\n[[outputs]]\nname = "a"'),
+        "outputs[0].name: expected another name than that of inputs[0], found 'a'",
+    ),
+    (one('[[outputs]]\nname = "OUTPUT__1"'), PLACE.format(0, 0, "OUTPUT__1")),
+    (one("[[outputs]]\nkey = 0\n[[outputs]]\nkey = 1\n[output]\nsoftmax = true"), ONE_OUTPUT),
+]
+
+VALID = [
+    tensors(TWO.format(first="", second='name = "x"\nlow = -1\nhigh = 1.5\nbatch_dimension = 2')),
+    length("max = 1"),
+    length("min = 2\nopt = 3\nmax = 4"),
+    one('name = "images:0"', '["onnx", "rtx"]'),
+    one("values = [1, 2.5]\n[[outputs]]\nkey = 'a.b'\nclasses = true\n[[outputs]]\nname = 'OUTPUT__1'"),
+    tensors('[[inputs]]\nshape = [8, 8, 3]\nlayout = "nhwc"\ndtype = "uint8"'),
+    tensors("[[inputs]]\nshape = []"),
+    tensors("[input]\nshape = [3, 8, 8]\n[[outputs]]\nkey = 1"),
+]
