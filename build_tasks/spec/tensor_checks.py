@@ -66,9 +66,9 @@ def _range_mistakes(key: str, table: TensorInput) -> Iterator[Mistake]:
     if ranges and table.dtype in ("bool", "string"):
         yield f"{key}.{next(iter(ranges))}", f"nothing, since {table.dtype} has no range (values)", repr(ranges)
         return
-    given = [*((f"{key}.{name}", value) for name, value in ranges.items())]
-    given += [(f"{key}.values[{index}]", value) for index, value in enumerate(table.values or ())]
-    for name, value in given:
+    stated = [*((f"{key}.{name}", value) for name, value in ranges.items())]
+    stated += [(f"{key}.values[{index}]", value) for index, value in enumerate(table.values or ())]
+    for name, value in stated:
         if not _fits(value, table.dtype):
             yield name, f"a value of {table.dtype}", repr(value)
             return
