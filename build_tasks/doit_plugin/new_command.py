@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from doit.cmd_base import Command
@@ -32,8 +34,9 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     doc_usage = "NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE | [NAME] --from-torch FILE"
     doc_description = (
         "With --architecture the spec gets what timm knows: input size, mean, standard deviation, interpolation, crop, "
-        "the source of the pretrained weights, and the names of the classes. With --from-onnx it gets the input size "
-        "of the file, and whether its batch can be open; with --from-torch the input size, or a line that says what to "
+        "the source of the pretrained weights, and the names of the classes. A checkpoint of --weights is copied "
+        "beside the spec, which gets its number of classes and channels. With --from-onnx it gets the input size of "
+        "the file, and whether its batch can be open; with --from-torch the input size, or a line that says what to "
         "fill in. docs/reference/spec.md describes all other keys."
     )
     cmd_options = (
@@ -43,7 +46,7 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
         },
         {
             "name": "weights", "long": "weights", "short": "w", "type": str, "default": "",
-            "help": "weights.source of the spec; timm's own pretrained weights without it",
+            "help": "a checkpoint, which is read and copied, or another weights.source; default: timm's own weights",
         },
         {
             "name": "from_onnx", "long": "from-onnx", "type": str, "default": "",
@@ -63,7 +66,7 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
 
     def execute(self, options: dict[str, Any], arguments: list[str]) -> int:
         try:
-            model = create(options, arguments)
+            model, found = create(options, arguments)
         except (UserError, OSError) as error:
             sys.stderr.write(f"ERROR: {error}\n")
             return 3  # doit's exit code for a command line that it does not accept
@@ -72,12 +75,12 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
 
             sys.stderr.write(f"ERROR: {not_installed(error)}\n")
             return 3
-        sys.stdout.write(format_result(model))
+        sys.stdout.write(format_result(model, found))
         return 0
 
 
-def create(options: dict[str, Any], arguments: list[str]) -> Model:
-    """Write the folder of the new model, and return the model.
+def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[str]]:
+    """Write the folder of the new model. Return the model, and lines about what was found in its checkpoint.
 
     Raises:
         UserError: If the command line or its values are not valid.
@@ -91,13 +94,26 @@ def create(options: dict[str, Any], arguments: list[str]) -> Model:
     for file in sources:
         from build_tasks.doit_plugin import new_from_file
         from build_tasks.runtime import atomic_files
+        from build_tasks.spec import loader
 
         with atomic_files.scratch_dir() as scratch:
             create_text = new_from_file.onnx_spec if options["from_onnx"] else new_from_file.torch_spec
             text, source = create_text(name, file, scratch)
-            return write_model(name, text, source)
-    description, keys = architecture_keys(name, options["architecture"], options["weights"])
-    return write_model(name, format_spec(description, keys))
+            target = split_source(loader.parse(name, text.encode()).spec.weights.source)[1]
+            return write_model(name, text, {target: source}), []
+    architecture, weights = options["architecture"], options["weights"]
+    pretrained = pretrained_config(architecture)
+    if split_source(weights)[0] != "file" or not os.path.isfile(weights):
+        return write_model(name, format_spec(*architecture_keys(name, architecture, pretrained, weights))), []
+    from build_tasks.doit_plugin import new_from_checkpoint
+    from build_tasks.formats import checkpoint_facts
+
+    facts = checkpoint_facts.read_facts(weights, architecture)
+    source = new_from_checkpoint.weights_source(weights)
+    description, keys = architecture_keys(name, architecture, pretrained, source, facts.arguments)
+    text = format_spec(description, [*keys, *new_from_checkpoint.checkpoint_keys(facts)])
+    found = new_from_checkpoint.found_lines(weights, facts, pretrained.num_classes if pretrained else 1000)
+    return write_model(name, text, new_from_checkpoint.copied_files(weights)), found
 
 
 def check_name(name: str) -> None:
@@ -115,12 +131,12 @@ def check_name(name: str) -> None:
         raise UserError(f"{MODELS}/{name} exists already")
 
 
-def write_model(name: str, text: str, source: str | None = None) -> Model:
+def write_model(name: str, text: str, copied: Mapping[str, str] = MappingProxyType({})) -> Model:
     """Check the spec, write it into a scratch folder, and rename that to the model's folder.
 
     Args:
         text: The content of model.toml.
-        source: Path of a file or folder that is copied beside the spec, to where weights.source says.
+        copied: Files and folders that are copied beside the spec: their path by their name in the model's folder.
     """
     from build_tasks.doit_plugin import reserved_names
     from build_tasks.runtime import atomic_files
@@ -132,43 +148,54 @@ def write_model(name: str, text: str, source: str | None = None) -> Model:
         os.mkdir(folder)
         with open(f"{folder}/model.toml", "w", encoding="utf-8") as file:
             file.write(text)
-        if source:
+        for target, source in copied.items():
+            os.makedirs(os.path.dirname(f"{folder}/{target}"), exist_ok=True)
             copy = shutil.copytree if os.path.isdir(source) else shutil.copyfile
-            copy(source, f"{folder}/{model.spec.weights.source}")
+            copy(source, f"{folder}/{target}")
         atomic_files.flush(folder)
         check_name(name)  # again, because a trial build takes a while
         atomic_files.replace(folder, f"{MODELS}/{name}")
     return model
 
 
-def architecture_keys(name: str, architecture: str, source: str) -> tuple[str, list[Key]]:
+def architecture_keys(
+    name: str,
+    architecture: str,
+    pretrained: "PretrainedCfg | None",
+    source: str,
+    arguments: Mapping[str, int] = MappingProxyType({}),
+) -> tuple[str, list[Key]]:
     """Return a description of an architecture of timm, and the keys of its spec.
 
     Args:
+        pretrained: Its result of pretrained_config.
         source: The value of weights.source; "" for timm's own weights.
-    Raises:
-        UserError: If timm does not know the architecture.
+        arguments: num_classes and in_chans of a checkpoint, where they are not those of the architecture.
     """
     import timm
     from timm.data import infer_imagenet_subset, resolve_data_config
 
     from build_tasks.stages.labels import IMAGENET
 
-    pretrained = pretrained_config(architecture)
+    channels = arguments.get("in_chans", 3)
     config = resolve_data_config({"in_chans": 3}, pretrained_cfg=pretrained.to_dict() if pretrained else None)
+    if channels != 3:
+        config |= {"input_size": (channels, *config["input_size"][1:])}
+        config |= {"mean": [0.0] * channels, "std": [1.0] * channels}
     if pretrained and pretrained.has_weights and not source:
         architecture = ".".join(filter(None, (pretrained.architecture, pretrained.tag)))
+    unknown = "" if channels == 3 else "use the values of the training"
     keys = [
         Key("architecture", "timm", architecture),
         Key("weights", "source", *weights_source(name, architecture, pretrained, source)),
         Key("input", "shape", config["input_size"], f"channels, height, width{test_size_comment(pretrained)}"),
-        Key("input", "mean", config["mean"]),
-        Key("input", "std", config["std"]),
+        Key("input", "mean", config["mean"], unknown),
+        Key("input", "std", config["std"], unknown),
         Key("input", "interpolation", config["interpolation"]),
         Key("input", "crop_pct", config["crop_pct"]),
         Key("input", "crop_mode", config["crop_mode"]),
     ]
-    classes = pretrained.num_classes if pretrained else 0
+    classes = arguments.get("num_classes", pretrained.num_classes if pretrained else 0)
     weights_license = pretrained.license if pretrained and pretrained.has_weights and not source else None
     if (subset := infer_imagenet_subset({"num_classes": classes})) == IMAGENET:
         keys.insert(0, Key("", "labels", IMAGENET, "its 1000 classes, in timm's order"))
@@ -220,9 +247,9 @@ def test_size_comment(pretrained: "PretrainedCfg | None") -> str:
     return f"; timm tests it at {size[1]} x {size[2]}" if size else ""
 
 
-def format_result(model: Model) -> str:
-    """Return the lines about the written files and the next command."""
-    lines = [f"wrote {model.file}"]
+def format_result(model: Model, found: list[str]) -> str:
+    """Return the lines about the written files, what was found in a checkpoint, and the next command."""
+    lines = [f"wrote {model.file}", *found]
     scheme, rest = split_source(model.spec.weights.source)
     if scheme == "file" and not os.path.exists(path := model.source(rest)):
         lines.append(f"missing: {path}, the weights of the model")

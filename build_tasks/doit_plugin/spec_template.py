@@ -1,6 +1,7 @@
 """The text of a new model.toml: keys with values and comments, and other keys that are often set, as comments."""
 
 import json
+import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -62,7 +63,22 @@ def _properties(full_schema: dict[str, Any], table: str) -> dict[str, Any]:
     return properties
 
 
+def format_value(value: Any) -> str:
+    """Return a value as TOML. Strings, numbers and booleans have the same form in JSON."""
+    if isinstance(value, dict):
+        items = ", ".join(f"{_format_key(key)} = {format_value(element)}" for key, element in value.items())
+        return f"{{ {items} }}" if items else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(format_value, value))}]"
+    # JSON's form of characters beyond 16 bits, two escapes, is none of TOML; DEL must be escaped in TOML alone.
+    text = json.dumps(value, ensure_ascii=not isinstance(value, str))
+    return text.replace("\x7f", "\\u007f")
+
+
+def _format_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else format_value(key)
+
+
 def _format_line(name: str, value: Any, comment: str) -> str:
-    """Return a line of TOML. Strings, numbers and lists have the same form in JSON."""
-    text = f"{name} = {json.dumps(value)}"
+    text = f"{name} = {format_value(value)}"
     return f"{text:<{COMMENT_COLUMN}}  # {comment}" if comment else text

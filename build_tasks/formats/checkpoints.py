@@ -17,7 +17,7 @@ from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model_files import INDEX, shards
 
 Checkpoint = dict[str, Any]
-# The dicts that timm's load_state_dict prefers, in its order: moving averages of the weights come first.
+# The dicts that timm's load_state_dict prefers, in its order. The first two are moving averages of the weights.
 TIMM_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -45,12 +45,17 @@ def read_checkpoint(path: str) -> Checkpoint:
     return content
 
 
-def unwrap(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the dict that timm's load_state_dict would take from a checkpoint, without the prefixes of wrappers."""
+def unwrap(checkpoint: Checkpoint, ema: bool = False) -> Checkpoint:
+    """Return the dict that timm's load_state_dict would take from a checkpoint, without the prefixes of wrappers.
+
+    Args:
+        ema: Whether a moving average is preferred. Without it, an average is taken only if there is nothing else.
+    """
     from timm.models import clean_state_dict
 
-    key = next((key for key in TIMM_KEYS[:2] if checkpoint.get(key) is not None), None)
-    key = key or next((key for key in TIMM_KEYS[2:] if key in checkpoint), None)
+    averages, others = TIMM_KEYS[:2], TIMM_KEYS[2:]
+    order = (*averages, *others) if ema else (*others, *averages)
+    key = next((key for key in order if checkpoint.get(key) is not None), None)
     unwrapped: Checkpoint = clean_state_dict(checkpoint[key] if key else checkpoint)
     return unwrapped
 

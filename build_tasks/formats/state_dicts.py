@@ -24,14 +24,23 @@ BOOKKEEPING = ("total_ops", "total_params", "n_averaged", "num_updates", "decay"
 
 
 class Attempt(NamedTuple):
-    """A state dict that may fit the network, and how it was made from the checkpoint, for the line of the stage."""
+    """A state dict that may fit the network, and how it was made from the checkpoint, for the line of the stage.
 
+    name: Of the dict in the checkpoint, "" for the checkpoint itself.
+    """
+
+    name: str
     state: "dict[str, torch.Tensor]"
     notes: dict[str, Any]
 
 
 def fit(
-    checkpoint: Checkpoint, network: "torch.nn.Module", source: str, prefix: str | None = None, path: str = ""
+    checkpoint: Checkpoint,
+    network: "torch.nn.Module",
+    source: str,
+    prefix: str | None = None,
+    path: str = "",
+    ema: bool = False,
 ) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
     """Return the state dict of the network that a checkpoint contains, and notes about how it was found.
 
@@ -41,14 +50,15 @@ def fit(
         source: Names the file in messages.
         prefix: weights.prefix of the spec.
         path: The file, which timm reads itself if it is a .npz of JAX.
+        ema: Whether averaged weights are wanted, if the checkpoint has both.
     Raises:
         UserError: If nothing in the checkpoint fits the network, or if several dicts do.
     """
     expected = network.state_dict()
-    attempts = [_cleaned(name, tensors, expected, prefix) for name, tensors in _dicts_of_tensors(checkpoint)]
+    attempts = [_cleaned(name, tensors, expected, prefix) for name, tensors in dicts_of_tensors(checkpoint)]
     fitting = [attempt for attempt in attempts if not _problems(attempt.state, expected)]
     if not fitting:
-        attempts += [Attempt({}, {})] * (not attempts)
+        attempts += [Attempt("", {}, {})] * (not attempts)
         converted = [*_converted(attempts, network, expected), *_from_jax(path, network)]
         fitting = [attempt for attempt in converted if not _problems(attempt.state, expected)]
         attempts = [*converted, *attempts]
@@ -61,11 +71,11 @@ def fit(
                     f'tensors have: set weights.prefix = "{found}"'
                 )
         raise UserError(_mismatch(min(attempts, key=lambda a: _distance(a.state, expected)), network, source, prefix))
-    chosen = _choose(fitting, source)
+    chosen = _choose(fitting, source, ema)
     return chosen.state, chosen.notes
 
 
-def _dicts_of_tensors(
+def dicts_of_tensors(
     content: Checkpoint, name: str = "", depth: int = 0
 ) -> "Iterator[tuple[str, dict[str, torch.Tensor]]]":
     """Yield every dict of tensors in a checkpoint with its name, "" for the checkpoint itself."""
@@ -77,7 +87,7 @@ def _dicts_of_tensors(
     inner = {key: value for key, value in content.items() if isinstance(value, dict) and isinstance(key, str)}
     for key in sorted(inner, key=lambda key: TIMM_KEYS.index(key) if key in TIMM_KEYS else len(TIMM_KEYS)):
         if depth < MAX_DEPTH:
-            yield from _dicts_of_tensors(inner[key], f"{name}.{key}".lstrip("."), depth + 1)
+            yield from dicts_of_tensors(inner[key], f"{name}.{key}".lstrip("."), depth + 1)
 
 
 def _cleaned(
@@ -93,9 +103,11 @@ def _cleaned(
     state = {key: value for key, value in state.items() if key not in dropped}
     state |= _tied(state, expected)
     notes: dict[str, Any] = {"taken from": name} if name and name not in TIMM_KEYS else {}
+    if is_average(name):
+        notes["taken from"] = f"{name}, an average (EMA)"
     if dropped:
         notes["dropped"] = f"{len(dropped)} of a profiler or an average, such as {dropped[0]}"
-    return Attempt(state, notes)
+    return Attempt(name, state, notes)
 
 
 def _tied(state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
@@ -129,7 +141,7 @@ def _converted(
             print(f"timm's checkpoint_filter_fn: {type(error).__name__}: {error}")
             continue
         state |= _tied(state, expected)
-        yield Attempt(state, {**attempt.notes, "converted": "by timm"})
+        yield Attempt(attempt.name, state, {**attempt.notes, "converted": "by timm"})
 
 
 def _from_jax(path: str, network: "torch.nn.Module") -> Iterator[Attempt]:
@@ -152,20 +164,35 @@ def _from_jax(path: str, network: "torch.nn.Module") -> Iterator[Attempt]:
         print(f"timm's load_pretrained: {type(error).__name__}: {error}")
         return
     loaded = {key: tensor for key, tensor in state.items() if not tensor.isnan().all()}
-    yield Attempt(loaded, {"converted": "by timm"})
+    yield Attempt("", loaded, {"converted": "by timm"})
 
 
-def _choose(fitting: list[Attempt], source: str) -> Attempt:
-    """Return the attempt to use: timm's choice, or the only one, or the only average."""
-    if len(fitting) == 1 or "taken from" not in fitting[0].notes:
-        return fitting[0]
-    names = [attempt.notes["taken from"] for attempt in fitting if "taken from" in attempt.notes]
-    averages = [name for name in names if "ema" in name.lower() or "averaged" in name.lower()]
-    if len(averages) == 1:
-        return fitting[[attempt.notes.get("taken from") for attempt in fitting].index(averages[0])]
-    raise UserError(
-        f"{source} has {len(names)} sets of weights that fit, {', '.join(names[:4])}: choose one with weights.converter"
-    )
+def is_average(name: str) -> bool:
+    """Return whether the name of a dict says that its weights are a moving average: model_ema, params_ema, averaged."""
+    return "ema" in name.lower() or "averaged" in name.lower()
+
+
+def _choose(fitting: list[Attempt], source: str, ema: bool) -> Attempt:
+    """Return the attempt to use: the only one, or timm's choice. An average is taken if it is wanted, or all there is.
+
+    The notes of the result name the average that was taken, or that was left.
+    """
+    averages = [attempt for attempt in fitting if is_average(attempt.name)]
+    others = [attempt for attempt in fitting if not is_average(attempt.name)]
+    if ema and not averages:
+        raise UserError(f"{source}: expected averaged weights, since weights.ema = true, found none that fit")
+    candidates = averages if ema or not others else others
+    names = [attempt.name for attempt in candidates]
+    if len(candidates) > 1 and names[0] and names[0] not in TIMM_KEYS:
+        raise UserError(
+            f"{source} has {len(names)} sets of weights that fit, {', '.join(names[:4])}: choose one with "
+            "weights.converter"
+        )
+    chosen = candidates[0]
+    if averages and candidates is others:
+        left = ", ".join(attempt.name for attempt in averages)
+        return chosen._replace(notes={**chosen.notes, "left": f"{left}, an average (weights.ema = true takes it)"})
+    return chosen
 
 
 def _problems(state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]") -> dict[str, list[str]]:

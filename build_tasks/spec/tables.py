@@ -70,6 +70,10 @@ class Weights(Table):
         Text | None,
         Meta(description='Take only the tensors whose name begins with this, without it: "backbone.".'),
     ] = None
+    ema: Annotated[
+        bool,
+        Meta(description="Take the moving average (EMA) of the weights from a checkpoint that holds both."),
+    ] = False
     converter: Annotated[
         str | None,
         Meta(description='A function that renames the tensors of the file, "convert.py:function".'),

@@ -124,8 +124,8 @@ def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
         for key in keys:
             if (value := getattr(table, key)) != getattr(default, key):
                 yield f"{name}.{key}", f"nothing, {reason}, which is used as it is", repr(value)
-    for key in ("converter", "prefix"):
-        if (value := getattr(spec.weights, key)) is not None:
+    for key in ("converter", "prefix", "ema"):
+        if value := getattr(spec.weights, key):
             yield f"weights.{key}", f"nothing, {reason}", repr(value)
     if "torchscript" in spec.formats:
         yield "formats", f"no torchscript, {reason}, which cannot become TorchScript", repr(spec.formats)
@@ -138,6 +138,7 @@ def _program_mistakes(spec: Spec) -> Iterator[Mistake]:
         ("architecture.arguments", spec.architecture.arguments),
         ("weights.converter", spec.weights.converter),
         ("weights.prefix", spec.weights.prefix),
+        ("weights.ema", spec.weights.ema),
     ):
         if value:
             yield key, f"nothing, {reason}", repr(value)

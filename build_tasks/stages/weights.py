@@ -131,9 +131,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
     network = pytorch_network.create_network(settings)
     notes: Notes = {}
     if converter := settings["weights"]["converter"]:
-        state = convert(checkpoints.unwrap(checkpoint), settings["model"], converter)
+        state = convert(checkpoints.unwrap(checkpoint, settings["weights"]["ema"]), settings["model"], converter)
     else:
-        state, notes = state_dicts.fit(checkpoint, network, source, settings["weights"]["prefix"], path)
+        prefix, ema = settings["weights"]["prefix"], settings["weights"]["ema"]
+        state, notes = state_dicts.fit(checkpoint, network, source, prefix, path, ema)
     state = state_dicts.match_keys(state, network.state_dict(), source)
     save_file(state, outputs["weights"])
     parameters = sum(tensor.numel() for tensor in state.values())

@@ -10,6 +10,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+import timm
+import torch
 
 from build_tasks.doit_plugin.new_command import New
 from build_tasks.spec.loader import parse
@@ -118,6 +120,72 @@ def test_a_new_model_builds(project: Project) -> None:
     labels = (project / "model_repository/small_onnx/labels.txt").read_text().splitlines()
     assert len(labels) == 1000
     assert project.built("small").ran == []
+
+
+def tensors(prefix: str = "", **arguments: int) -> dict[str, torch.Tensor]:
+    state = timm.create_model("test_efficientnet", **arguments).state_dict()
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+GRAY = {"num_classes": 10, "in_chans": 1}
+TEN = {"arguments": {"num_classes": 10}}
+
+# The content of the checkpoint, keys of the spec, what is said of it.
+CHECKPOINTS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
+    "ten classes, gray, wrapped": (
+        lambda: {"epoch": 3, "state_dict": tensors("module.", **GRAY)},
+        {"arguments": GRAY, "shape": [1, 160, 160], "mean": [0.0], "labels": None, "prefix": None},
+        "10 classes, 1 channel, tensors: 88",
+    ),
+    "a prefix": (
+        lambda: tensors("backbone.", num_classes=10),
+        {**TEN, "prefix": "backbone.", "labels": None},
+        "10 classes, 3 channels, the prefix backbone., tensors: 88",
+    ),
+    "half precision": (
+        lambda: halved(tensors(num_classes=10)),
+        TEN,
+        "10 classes, 3 channels, tensors: 88 of float16, which become float32",
+    ),
+    "an average beside": (
+        lambda: {"model": tensors(num_classes=10), "model_ema": tensors(num_classes=10)},
+        {**TEN, "ema": None},
+        "left: model_ema, an average (weights.ema = true takes it)",
+    ),
+    "no classifier": (lambda: tensors(num_classes=0), {"arguments": {"num_classes": 0}}, "no classifier, 3 channels"),
+    "ImageNet": (tensors, {"labels": "imagenet-1k", "arguments": None}, "1000 classes, 3 channels, tensors: 88"),
+    "another network": (
+        lambda: {"conv.weight": torch.zeros(1)},
+        {"labels": "imagenet-1k"},
+        "net.pth does not fit the architecture: 75 missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_a_checkpoint_is_looked_into_and_copied(doit_new: Doit, case: str) -> None:
+    make, keys, line = CHECKPOINTS[case]
+    torch.save(make(), "net.pth")
+    code, out = doit_new("m", "--architecture", "test_efficientnet", "--weights", "net.pth")
+    assert code == 0, out
+    assert line in out
+    spec = spec_of(Path("models/m/model.toml"))
+    found = {**spec, **spec["architecture"], **spec["weights"], **spec["input"]}
+    assert {key: found.get(key) for key in keys} == keys
+    assert (found["source"], Path("models/m/net.pth").read_bytes()) == ("net.pth", Path("net.pth").read_bytes())
+
+
+def test_a_checkpoint_in_a_data_folder_is_not_copied(doit_new: Doit, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("data").mkdir()
+    torch.save(tensors(), "data/net.pth")
+    monkeypatch.setenv("BUILD_DATA_FOLDERS", str(Path("data").resolve()))
+    assert doit_new("m", "--architecture", "test_efficientnet", "--weights", "data/net.pth")[0] == 0
+    assert spec_of(Path("models/m/model.toml"))["weights"] == {"source": str(Path("data/net.pth").resolve())}
+    assert not Path("models/m/net.pth").exists()
 
 
 USAGE = (

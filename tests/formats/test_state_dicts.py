@@ -41,15 +41,19 @@ def state_of(module: nn.Module) -> State:
     return dict(module.state_dict())
 
 
-def fit(content: Any, module: nn.Module, folder: Path, prefix: str | None = None) -> tuple[State, dict[str, Any]]:
+def fit(
+    content: Any, module: nn.Module, folder: Path, prefix: str | None = None, ema: bool = False
+) -> tuple[State, dict[str, Any]]:
     """What the stage `weights` takes from a checkpoint that torch.save writes."""
     torch.save(content, folder / "net.pth")
-    return fit_file(folder / "net.pth", module, prefix)
+    return fit_file(folder / "net.pth", module, prefix, ema)
 
 
-def fit_file(path: Path, module: nn.Module, prefix: str | None = None) -> tuple[State, dict[str, Any]]:
+def fit_file(
+    path: Path, module: nn.Module, prefix: str | None = None, ema: bool = False
+) -> tuple[State, dict[str, Any]]:
     checkpoint = checkpoints.read_checkpoint(str(path))
-    state, notes = state_dicts.fit(checkpoint, module, path.name, prefix, str(path))
+    state, notes = state_dicts.fit(checkpoint, module, path.name, prefix, str(path), ema)
     return state_dicts.match_keys(state, state_of(module), path.name), notes
 
 
@@ -71,13 +75,27 @@ def averaged(state: State) -> State:
     return {"n_averaged": torch.tensor(3), **prefixed("module.", state)}
 
 
+def other(state: State) -> State:
+    return {key: tensor + 1 for key, tensor in state.items()}
+
+
 TAKEN: dict[str, tuple[Callable[[State], Any], dict[str, Any]]] = {
     "plain": (lambda s: s, {}),
     "state_dict": (lambda s: {"epoch": 1, "state_dict": s, "optimizer": {"state": {}}}, {}),
-    "moving average of timm": (lambda s: {"state_dict": {"x": s["bn1.bias"]}, "state_dict_ema": s}, {}),
+    "only the average fits": (
+        lambda s: {"state_dict": {"x": s["bn1.bias"]}, "state_dict_ema": s},
+        {"taken from": "state_dict_ema, an average (EMA)"},
+    ),
+    "an average beside": (
+        lambda s: {"model": s, "model_ema": other(s)},
+        {"left": "model_ema, an average (weights.ema = true takes it)"},
+    ),
     "model_state_dict": (lambda s: {"model_state_dict": s}, {"taken from": "model_state_dict"}),
     "net": (lambda s: {"net": s, "acc": 91.2}, {"taken from": "net"}),
-    "params_ema beside params": (lambda s: {"params": s, "params_ema": s}, {"taken from": "params_ema"}),
+    "params_ema beside params": (
+        lambda s: {"params": s, "params_ema": other(s)},
+        {"taken from": "params", "left": "params_ema, an average (weights.ema = true takes it)"},
+    ),
     "two levels": (lambda s: {"trainer": {"weights": s}}, {"taken from": "trainer.weights"}),
     "wrappers": (lambda s: {"model": prefixed("_orig_mod.module.", s)}, {}),
     "a number beside the tensors": (lambda s: {**s, "epoch": 3}, {}),
@@ -94,6 +112,15 @@ def test_what_fits_is_taken_and_said(tmp_path: Path, case: str) -> None:
     found, notes = fit(make(expected), network(), tmp_path)
     assert_same(found, expected)
     assert notes == expected_notes
+
+
+def test_an_average_is_taken_where_the_spec_asks_for_it(tmp_path: Path) -> None:
+    state = state_of(network())
+    found, notes = fit({"model": other(state), "model_ema": state}, network(), tmp_path, ema=True)
+    assert_same(found, state)
+    assert notes == {"taken from": "model_ema, an average (EMA)"}
+    with pytest.raises(UserError, match=r"expected averaged weights, since weights\.ema = true, found none"):
+        fit(state, network(), tmp_path, ema=True)
 
 
 def broken(state: State) -> State:

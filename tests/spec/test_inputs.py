@@ -106,12 +106,34 @@ def test_a_long_name_of_a_model_is_refused(letters: int) -> None:
     )
 
 
+def test_a_std_of_1_beside_a_mean_of_bytes_is_one_of_bytes_too() -> None:
+    assert [line.partition(", found")[0] for line in refused(table("input", "mean = [104]\nstd = [1]"))] == [
+        "input.mean: expected a value for pixels from 0 to 1, probably [0.4078]",
+        "input.std: expected a value for pixels from 0 to 1, probably [0.003922]",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
         (table("input", "crop_pct = nan"), "input.crop_pct: expected float > 0.0, found nan"),
         (table("input", "mean = [nan, 0.5, 0.5]"), "input.mean[0]: expected float >= -1000000.0, found nan"),
         (table("input", "std = [inf, 0.5, 0.5]"), "input.std[0]: expected float <= 1000000.0, found inf"),
+        (
+            table("input", "mean = [123.675, 116.28, 103.53]\nstd = [0.229, 0.224, 0.225]"),
+            "input.mean: expected a value for pixels from 0 to 1, probably [0.485, 0.456, 0.406], "
+            "found [123.675, 116.28, 103.53], for 0 to 255",
+        ),
+        (
+            table("input", "std = [58.395, 57.12, 57.375]"),
+            "input.std: expected a value for pixels from 0 to 1, probably [0.229, 0.224, 0.225], "
+            "found [58.395, 57.12, 57.375], for 0 to 255",
+        ),
+        (
+            table("input", "mean = [104, 117, 123]"),
+            "input.mean: expected a value for pixels from 0 to 1, probably [0.4078, 0.4588, 0.4824], "
+            "found [104.0, 117.0, 123.0], for 0 to 255",
+        ),
         (table("input", "mean = []"), "input.mean: expected a value for each channel, found []"),
         (
             table("input", "shape = [3, 8, 8]\nmean = [0.5, 0.5]"),

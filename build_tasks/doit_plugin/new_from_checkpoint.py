@@ -1,0 +1,56 @@
+"""What `doit new NAME --architecture X --weights FILE` finds in a checkpoint: keys of the spec, lines for the user.
+
+FILE ─► checkpoint_facts ─► architecture.arguments, weights.prefix, input.shape
+                         └► "found: 10 classes, 1 channel, …"
+"""
+
+import os
+
+from build_tasks.doit_plugin.new_from_file import sample_keys
+from build_tasks.doit_plugin.spec_template import Key
+from build_tasks.formats.checkpoint_facts import CheckpointFacts
+from build_tasks.spec import model_files
+
+
+def copied_files(path: str) -> dict[str, str]:
+    """Return the files to copy beside the spec, by their new name: the checkpoint, and the shards that an index lists.
+
+    A file in one of the folders of BUILD_DATA_FOLDERS stays where it is.
+    """
+    if model_files.is_below(os.path.realpath(path), model_files.data_folders()):
+        return {}
+    folder, name = os.path.split(path)
+    return {file: os.path.join(folder, file) for file in (name, *model_files.shards(path))}
+
+
+def weights_source(path: str) -> str:
+    """Return weights.source of a checkpoint on this machine."""
+    return os.path.basename(path) if copied_files(path) else os.path.realpath(path)
+
+
+def checkpoint_keys(facts: CheckpointFacts) -> list[Key]:
+    """Return the keys that a checkpoint adds to those of its architecture."""
+    keys = []
+    if facts.arguments:
+        keys.append(Key("architecture", "arguments", facts.arguments, "as the checkpoint has it"))
+    if facts.prefix:
+        keys.append(Key("weights", "prefix", facts.prefix, "before the names of the network's tensors"))
+    return keys + sample_keys(facts.arguments.get("in_chans", 3))
+
+
+def found_lines(path: str, facts: CheckpointFacts, classes: int) -> list[str]:
+    """Return the lines that say what was found in the checkpoint.
+
+    Args:
+        classes: The number of classes of the architecture without arguments.
+    """
+    if facts.mismatch:
+        return [f"{facts.mismatch}; weights.converter can rename and convert tensors"]
+    classes, channels = facts.arguments.get("num_classes", classes), facts.arguments.get("in_chans", 3)
+    found = [
+        f"{classes} classes" if classes else "no classifier",
+        f"{channels} channel{'s' if channels > 1 else ''}",
+        *([f"the prefix {facts.prefix}"] if facts.prefix else []),
+        *(f"{kind}: {what}" for kind, what in facts.notes.items()),
+    ]
+    return [f"found in {os.path.basename(path)}: {', '.join(found)}"]
