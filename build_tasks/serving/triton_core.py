@@ -28,6 +28,7 @@ REQUIREMENTS = "requirements-tritonserver.txt"
 RELEASE = "24.10"  # Triton's release of the core that REQUIREMENTS name
 HOME = f"{CORE}/package/pytriton/tritonserver"
 STUBS = "build_tasks/serving/stub_backends"
+STUB_MODULE = "request_batches.py"  # of all stubs
 
 
 def task() -> dict[str, Any]:
@@ -96,7 +97,8 @@ def backend_directory(stubs: bool) -> Iterator[str]:
         for name in os.listdir(STUBS) if stubs else ():
             if os.path.exists(f"{STUBS}/{name}/model.py"):
                 os.makedirs(f"{folder}/{name}")
-                shutil.copy(f"{STUBS}/{name}/model.py", f"{folder}/{name}")
+                for file in (f"{name}/model.py", STUB_MODULE):
+                    shutil.copy(f"{STUBS}/{file}", f"{folder}/{name}")
         yield os.path.abspath(folder)
 
 

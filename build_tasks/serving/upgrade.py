@@ -16,6 +16,7 @@ from doit.exceptions import TaskFailed
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json
 from build_tasks.spec.model import Model
+from build_tasks.spec.serving_facts import facts_of
 from build_tasks.spec.tables import RELEASE
 from build_tasks.triton import releases
 from build_tasks.triton.platforms import TRITON_MODELS
@@ -141,7 +142,7 @@ def new_mistakes(model: Model, release: str) -> Iterator[str]:
     """Yield a line for each key of the spec that the release would refuse, and that its own release does not."""
     from build_tasks.triton import model_config_checks
 
-    facts = model.serving_facts
+    facts = facts_of(model)
     if model.config_fields:
         for key, expected, found in model_config_checks.mistakes(facts._replace(release=release)):
             yield f"{model.file}: triton.{key}: expected {expected}, found {found}"

@@ -5,7 +5,7 @@ The spec is data. Reading it runs no code of the model and imports nothing heavy
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field, to_builtins
 from msgspec.structs import replace
@@ -32,9 +32,6 @@ from build_tasks.spec.tables import (
 from build_tasks.spec.tensor_tables import Dimension, TensorInput, TensorOutput, Word
 from build_tasks.triton import releases
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
-
-if TYPE_CHECKING:
-    from build_tasks.triton.serving_facts import ServingFacts
 
 
 class Spec(Table, kw_only=True):
@@ -170,7 +167,10 @@ class Model(Struct, frozen=True):
         return [model_format for model_format in self.spec.formats if model_format in FORMATS]
 
     def largest_batch(self, model_format: str) -> int:
-        """Return the max_batch_size of a Triton model. It is 0 if the batch is fixed, since dims then contain it."""
+        """Return the max_batch_size of a Triton model. It is 0 if dims contain the batch.
+
+        Then the batch is fixed, or only clients form it, since the spec says 0.
+        """
         bounds = [self.spec.max_batch_size]
         if model_format in ("onnx", "tensorrt") and not self.spec.onnx.dynamic_axes:
             return 0
@@ -178,7 +178,7 @@ class Model(Struct, frozen=True):
             bounds.append(self.spec.profile[2])
         table = self.spec.triton.get(model_format)
         own = table.get("max_batch_size") if isinstance(table, dict) else None
-        return min(*bounds, own) if type(own) is int and own > 0 else min(bounds)
+        return min(*bounds, own) if type(own) is int and own >= 0 else min(bounds)
 
     @property
     def ensemble_parts(self) -> list[str]:
@@ -274,24 +274,6 @@ class Model(Struct, frozen=True):
         """The rest of [triton]: fields of Triton's ModelConfig, and a table of fields by format."""
         keys = TritonKeys.__struct_fields__
         return {key: value for key, value in self.spec.triton.items() if key not in keys}
-
-    @property
-    def serving_facts(self) -> "ServingFacts":
-        """The facts about this model that the checks of a ModelConfig use."""
-        from build_tasks.triton.serving_facts import ServingFacts
-
-        keys, model_formats = self.triton_keys, (*self.served_formats, *self.ensemble_parts)
-        return ServingFacts(
-            config_fields=self.config_fields,
-            model_formats=model_formats,
-            release=keys.release,
-            device=keys.device,
-            keep_versions=keys.keep_versions,
-            max_batch_size=self.spec.max_batch_size,
-            largest_batches={model_format: self.largest_batch(model_format) for model_format in model_formats},
-            profile=self.spec.profile,
-            warm_up_folder=self.source("warmup"),
-        )
 
     @property
     def release(self) -> str:

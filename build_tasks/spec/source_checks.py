@@ -24,7 +24,7 @@ READABLE = (
 )
 TENSOR_SUFFIXES = (".npz", ".json")  # of samples that are not a folder of pictures
 IMAGENET = "imagenet-1k"  # the value of labels that is no file: the classes of ImageNet, as timm has them
-WARM_UP = "triton.model_warmup"
+DATA_OF_TRITON = "triton.model_warmup"
 FOLDERS = "folders"  # the value of accuracy.truth that is no file: each picture lies in a folder of its class
 
 
@@ -93,7 +93,7 @@ def _is_relative(path: str) -> bool:
 def _path_mistakes(model: Model) -> Iterator[Mistake]:
     """Yield the paths of the spec that the model may not use, and samples that cannot be listed."""
     for named in spec_paths(model):
-        if named.key == WARM_UP and not _is_relative(named.path):
+        if named.key == DATA_OF_TRITON and not _is_relative(named.path):
             yield named.key, "files in warmup/, without `..` in their path", repr(named.path.removeprefix("warmup/"))
         elif mistake := model_files.path_mistake(model.name, named):
             expected, found = mistake
@@ -133,8 +133,8 @@ def spec_paths(model: Model) -> Iterator[SpecPath]:
             yield SpecPath(key, function.partition(":")[0], is_data=False)
     for model_format in (*model.served_formats, *model.ensemble_parts):
         try:
-            files = model_config.warm_up_files(model_config.fields_of_format(model.config_fields, model_format))
+            files = model_config.config_files(model_config.fields_of_format(model.config_fields, model_format))
         except (AttributeError, TypeError, ValueError):  # [triton] is wrong, which its own checks report
             continue
         for file in files:
-            yield SpecPath(WARM_UP, f"warmup/{file}", is_data=False)
+            yield SpecPath(DATA_OF_TRITON, file, is_data=False)

@@ -180,9 +180,10 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     yield from _ensemble_mistakes(model, overrides)
     # [triton] is written for every run, so a batch size that an option sets for one run is not compared with it.
     if model.config_fields and isinstance(keys.release, str) and not overrides:
+        from build_tasks.spec.serving_facts import facts_of
         from build_tasks.triton import model_config_checks  # loads Triton's protobuf
 
-        for key, expected, found in model_config_checks.mistakes(model.serving_facts):
+        for key, expected, found in model_config_checks.mistakes(facts_of(model)):
             yield f"triton.{key}".rstrip("."), expected, found
 
 

@@ -32,7 +32,9 @@ from build_tasks.triton.repository import header_line
 
 CONFIG_MODULES = (
     "build_tasks.tensors",
+    "build_tasks.triton.batch_tensor_checks",
     "build_tasks.triton.derived_config",
+    "build_tasks.triton.derived_tensors",
     "build_tasks.triton.model_config",
     "build_tasks.triton.model_config_checks",
     "build_tasks.triton.newer_fields",
@@ -43,6 +45,7 @@ CONFIG_MODULES = (
     "build_tasks.triton.releases",
     "build_tasks.triton.repository",
     "build_tasks.triton.scheduler_checks",
+    "build_tasks.triton.sequence_checks",
     "build_tasks.triton.serving_facts",
     "build_tasks.triton.warm_up_checks",
 )

@@ -49,6 +49,8 @@ ARTIFACT_TABLES = {
     "tensorrt": ("architecture", "weights", "input", "output", "onnx", "engine"),
 }
 
+DATA_FOLDERS = (f"{model_config.WARM_UP_FOLDER}/", f"{model_config.INITIAL_STATE_FOLDER}/")  # of the model's folder
+
 PUBLISH_MODULES = (
     "build_tasks.triton.model_config",
     "build_tasks.triton.platforms",
@@ -92,7 +94,6 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
     keep_versions = 1 if model_format == "ensemble" else model.triton_keys.keep_versions
     fields = model_config.fields_of_format(model.config_fields, model_format)
     policy = fields.get("version_policy", {})
-    warm_up = model_config.warm_up_files(fields)
     umask = repository_files.umask_from_environment()
     stage = Stage(
         name=f"publish:{name}",
@@ -109,7 +110,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
                 if model.spec.labels and model_format != "preprocess"
                 else {}
             ),
-            **{f"warmup/{file}": model.source(f"warmup/{file}") for file in warm_up},
+            **{file: model.source(file) for file in model_config.config_files(fields)},
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
         settings={
@@ -157,7 +158,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     folder, several = outputs["folder"], settings["keep_versions"] > 1
     os.makedirs(folder)
     for name, path in inputs.items():
-        if name in ("labels.txt", "preprocessing.json") or name.startswith("warmup/"):
+        if name in ("labels.txt", "preprocessing.json") or name.startswith(DATA_FOLDERS):
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
             repository_files.copy(path, f"{folder}/{name}")
     new: Provenance = {

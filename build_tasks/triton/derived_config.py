@@ -7,17 +7,11 @@ from msgspec import Struct
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json
 from build_tasks.tensors import INPUT, Signature, layout_dims
-from build_tasks.triton import model_config, releases
+from build_tasks.triton import derived_tensors, model_config, releases
+from build_tasks.triton.derived_tensors import DTYPES, ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.release_table import FIELDS_SINCE
 
-# Triton's name of each NumPy dtype. Source: the server's docs, model_configuration.md, "Datatypes".
-DTYPES = {
-    "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "uint32": "TYPE_UINT32",
-    "uint64": "TYPE_UINT64", "int8": "TYPE_INT8", "int16": "TYPE_INT16", "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64", "float16": "TYPE_FP16", "float32": "TYPE_FP32", "float64": "TYPE_FP64",
-    "bfloat16": "TYPE_BF16", "bytes": "TYPE_STRING",
-}  # fmt: skip
 LAYOUTS = {"fp32_nchw": "FORMAT_NCHW", "uint8_nhwc": "FORMAT_NHWC"}
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 WARM_UP_COUNTS = {"torchscript": 2}  # PyTorch's profiling executor compiles at the second request of a shape
@@ -48,6 +42,7 @@ class ConfigSettings(Struct, frozen=True, kw_only=True):
     capabilities: list[str | None] = []  # compute capability of each file; None for a file that is not bound to one
     input: InputLayout = InputLayout()
     ranked: bool = False  # outputs are the top_k values and classes, not one value for each class
+    views: dict[str, ClientView] = {}  # how clients see a tensor, where they see it otherwise than the network
 
 
 class CommonSignature(Signature):
@@ -99,31 +94,30 @@ def derive(signature: CommonSignature, classes: int | None, settings: ConfigSett
     """
     from build_tasks.triton import model_config_checks
 
-    batched = all(t["shape"][0] == -1 for t in (*signature["inputs"], *signature["outputs"]))
+    fields = model_config.to_message(spec_fields(settings))
     config = model_config.to_message({})
-    largest = signature["largest_batch"] or settings.max_batch_size
-    config.max_batch_size = min(settings.max_batch_size, largest) if batched else 0
+    if derived_tensors.has_open_batch(signature, fields, settings.views):
+        config.max_batch_size = min(settings.max_batch_size, signature["largest_batch"] or settings.max_batch_size)
     if any(settings.capabilities):
         # Source: common, protobuf/model_config.proto. Triton loads the default file if no capability fits.
         config.default_model_filename = settings.files[0]
         for file, capability in zip(settings.files, settings.capabilities, strict=True):
             config.cc_model_filenames[capability] = file
-    first = 1 if batched else 0
-    for tensors, fields in ((signature["inputs"], config.input), (signature["outputs"], config.output)):
-        for tensor in tensors:
-            if tensor["dtype"] not in DTYPES:
-                raise UserError(f"{tensor['name']} has the dtype {tensor['dtype']}, for which Triton has no type")
-            dims = tensor["shape"][first:]
-            field = fields.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=dims or [1])
-            if not dims:  # one value per sample: Triton requires a dimension, which this reshape removes
-                field.reshape.SetInParent()
-            if tensor["name"] == INPUT and tensors is signature["inputs"] and len(dims) == 3:
-                field.format = model_config.enum("ModelInput.Format", LAYOUTS[settings.input.format])
+    for tensor in (*signature["inputs"], *signature["outputs"]):
+        if tensor["dtype"] not in DTYPES:
+            raise UserError(f"{tensor['name']} has the dtype {tensor['dtype']}, for which Triton has no type")
+    mistakes = list(derived_tensors.add_tensors(config, signature, fields, settings.views))
+    for tensor in config.input:
+        if tensor.name == INPUT and len(tensor.dims) == 3 and not tensor.HasField("reshape"):
+            tensor.format = model_config.enum("ModelInput.Format", LAYOUTS[settings.input.format])
     config.MergeFrom(model_config.to_message({**default_fields(config, signature, settings), **spec_fields(settings)}))
-    if mistakes := list(model_config_checks.config_mistakes(config)):
+    mistakes += model_config_checks.config_mistakes(
+        config, settings.model_format, [tensor.name for tensor in config.input]
+    )
+    if mistakes:
         raise UserError(
             "; ".join(
-                f"{settings.spec}: triton.{key}: expected {expected}, found {found}"
+                f"{settings.spec}: {f'triton.{key}: ' if key else ''}expected {expected}, found {found}"
                 for key, expected, found in mistakes
             )
         )
@@ -169,7 +163,8 @@ def default_fields(config: Any, signature: CommonSignature, settings: ConfigSett
         defaults["instance_group"] = [{"count": 1, **instance_kind(settings)}]
         if config.max_batch_size > 1 and not model_config.SCHEDULERS & settings.triton.keys():
             defaults["dynamic_batching"] = {}
-        defaults["model_warmup"] = warm_up_samples(config, signature, settings)
+        if "model_warmup" not in settings.triton:
+            defaults["model_warmup"] = warm_up_samples(config, signature, settings)
     else:
         defaults["instance_group"] = [{"count": PREPROCESS_INSTANCES, **instance_kind(settings)}]
     return {field: value for field, value in defaults.items() if field not in settings.triton}
@@ -201,9 +196,11 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
     tensors = {}
     for tensor in config.input:
         dims = list(tensor.dims)
-        if -1 in dims:  # height and width are open: the spec has the size to tune for
+        if -1 in dims[0 if largest else 1 :]:  # height and width are open: the spec has the size to tune for
             assert settings.input.shape is not None
             dims[-3:] = layout_dims(settings.input.shape, settings.input.format)
+        if not largest and dims[0] == -1:  # clients form the batch
+            dims[0] = signature["smallest_batch"]
         dtype = model_config.protobuf().DataType.Name(tensor.data_type)
         tensors[tensor.name] = {"data_type": dtype, "dims": dims, "zero_data": True}
     count = {"count": WARM_UP_COUNTS[settings.model_format]} if settings.model_format in WARM_UP_COUNTS else {}

@@ -21,6 +21,8 @@ SCHEDULERS = {"dynamic_batching", "sequence_batching"}  # Triton accepts one of 
 
 IN_FLIGHT = "max_inflight_requests"  # the field of ensemble_scheduling that [triton.ensemble] may set
 
+WARM_UP_FOLDER, INITIAL_STATE_FOLDER = "warmup", "initial_state"  # in a model's folder
+
 # Fields that follow from the artifact or from other keys of the spec, with a hint on the key.
 DERIVED = {
     "name": "", "platform": "", "backend": "", "input": "", "output": "", "default_model_filename": "",
@@ -124,8 +126,8 @@ def field_mistakes(table: dict[str, Any], model_format: str) -> Iterator[Mistake
     """
     for field, value in table.items():
         if field == "max_batch_size" and model_format:
-            if type(value) is not int or value < 1:
-                yield field, "int >= 1", repr(value)
+            if type(value) is not int or value < 0:
+                yield field, "int >= 0", repr(value)
         elif field == "ensemble_scheduling" and model_format == "ensemble" and isinstance(value, dict):
             if others := value.keys() - {IN_FLIGHT}:
                 expected = f"only {IN_FLIGHT}, since the steps follow from the key ensemble"
@@ -222,17 +224,23 @@ def integer_bounds(field: Any) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
-def warm_up_files(fields: dict[str, Any]) -> list[str]:
-    """Return the names of the files that the warm-up requests of one Triton model read.
+def config_files(fields: dict[str, Any]) -> list[str]:
+    """Return the files that the fields of one Triton model name, by their paths in the model's folder.
 
-    Triton looks for them in the model's folder, under warmup/.
+    They are the data of warm-up requests and of initial states. Source: kWarmupDataFolder and kInitialStateFolder in
+    the core's constants.h.
 
     Args:
         fields: The fields of the Triton model, from fields_of_format.
     """
     samples = fields.get("model_warmup") or ()
     tensors = [tensor for sample in samples for tensor in sample.get("inputs", {}).values()]
-    return sorted({tensor["input_data_file"] for tensor in tensors if "input_data_file" in tensor})
+    states = (fields.get("sequence_batching") or {}).get("state", ())
+    initial = [each for state in states for each in state.get("initial_state", ())]
+    return sorted(
+        {f"{WARM_UP_FOLDER}/{tensor['input_data_file']}" for tensor in tensors if "input_data_file" in tensor}
+        | {f"{INITIAL_STATE_FOLDER}/{each['data_file']}" for each in initial if "data_file" in each}
+    )
 
 
 def shorten(value: object) -> str:

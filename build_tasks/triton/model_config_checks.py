@@ -5,22 +5,33 @@ has only passive instances ends it at the first request.
 
 A new check of ModelConfig belongs to one of five places:
 
-    fields of the ModelConfig with each other   scheduler_checks.py, warm_up_checks.py (they see only the ModelConfig)
+    fields of the ModelConfig with each other   scheduler_checks.py, sequence_checks.py, batch_tensor_checks.py,
+                                                warm_up_checks.py (they see only the ModelConfig)
     a field with the rest of the spec           _model_mistakes and the checks that it calls
     `optimization` with what a backend reads    optimization_checks.py
     `parameters` with what a backend reads      parameter_checks.py
-    a field with the artifact                   derived_config.py
+    a field with the artifact                   derived_config.py, derived_tensors.py
 
 Sources: the core's model_config_utils.cc, backend_model_instance.cc and sequence_batch_scheduler.cc; the backends'
 own checks (onnxruntime.cc, libtorch.cc, instance_state.cc); trials with the server of release 24.10.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from build_tasks.tensors import IMAGE, INPUT
-from build_tasks.triton import newer_fields, optimization_checks, parameter_checks, scheduler_checks, warm_up_checks
+from build_tasks.errors import with_suggestion
+from build_tasks.tensors import IMAGE
+from build_tasks.triton import (
+    batch_tensor_checks,
+    derived_tensors,
+    newer_fields,
+    optimization_checks,
+    parameter_checks,
+    scheduler_checks,
+    sequence_checks,
+    warm_up_checks,
+)
 from build_tasks.triton.model_config import (
     SCHEDULERS,
     Mistake,
@@ -103,7 +114,8 @@ def _model_mistakes(facts: ServingFacts, model_format: str, config: Any, fields:
         return
     config.max_batch_size = facts.largest_batches[model_format]
     yield from _max_batch_size(facts, model_format, config, fields)
-    if config.max_batch_size == 0 and fields.get("sequence_batching", False) is not False:
+    fixed = config.max_batch_size == 0 and fields.get("max_batch_size") != 0
+    if fixed and fields.get("sequence_batching", False) is not False:
         expected = f"false in [triton.{model_format}], since onnx.dynamic_axes = false fixes the batch"
         yield "sequence_batching", expected, shorten(fields["sequence_batching"])
         return
@@ -114,14 +126,16 @@ def _model_mistakes(facts: ServingFacts, model_format: str, config: Any, fields:
     yield from parameter_checks.mistakes(facts, model_format, config)
     yield from newer_fields.mistakes(config, facts.release)
     yield from warm_up_checks.file_mistakes(config, facts.warm_up_folder, of_pictures=model_format == "preprocess")
-    yield from config_mistakes(config)
+    yield from _filled_inputs(facts, model_format, config)
+    yield from sequence_checks.file_mistakes(config, facts.initial_state_folder)
+    yield from config_mistakes(config, model_format, (IMAGE,) if model_format == "preprocess" else facts.inputs)
 
 
 def _max_batch_size(facts: ServingFacts, model_format: str, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:
     key = "max_batch_size"
     size, limit = fields.get(key), facts.max_batch_size
     smallest, _, largest = facts.profile
-    if size is None:
+    if not size:  # 0: dims contain the batch
         return
     if model_format == "tensorrt" and size < smallest:
         yield key, f"at least {smallest}, the smallest batch of the engine's profile", repr(size)
@@ -133,9 +147,15 @@ def _max_batch_size(facts: ServingFacts, model_format: str, config: Any, fields:
         yield key, f"at most {limit}, the max_batch_size above the tables", repr(size)
 
 
-def config_mistakes(config: Any) -> Iterator[Mistake]:
-    """Yield contradictions within a ModelConfig whose max_batch_size is set: in its schedulers and warm-up requests."""
+def config_mistakes(config: Any, model_format: str, inputs: Collection[str]) -> Iterator[Mistake]:
+    """Yield contradictions within a ModelConfig whose max_batch_size is set.
+
+    Args:
+        inputs: The names of the model's inputs; empty if they are not known yet.
+    """
     yield from scheduler_checks.mistakes(config)
+    yield from sequence_checks.mistakes(config)
+    yield from batch_tensor_checks.mistakes(config, model_format, inputs)
     yield from warm_up_checks.mistakes(config)
 
 
@@ -216,7 +236,15 @@ def _other_fields(facts: ServingFacts, model_format: str, config: Any) -> Iterat
             yield "metric_tags", "names of letters, digits and _, since any other name ends the server", repr(name)
         elif name in RESERVED_TAGS:
             yield "metric_tags", f"names besides Triton's own, {', '.join(RESERVED_TAGS)}", repr(name)
-    for field in ("batch_input", "batch_output"):
-        if count := len(getattr(config, field)):
-            only = INPUT if model_format in FORMATS else IMAGE
-            yield field, f"nothing, since the model has only the input {only}", f"{count} of them"
+
+
+def _filled_inputs(facts: ServingFacts, model_format: str, config: Any) -> Iterator[Mistake]:
+    """Yield the inputs that Triton itself would fill, and that the model does not have."""
+    names = (IMAGE,) if model_format == "preprocess" else facts.inputs
+    filled = derived_tensors.filled_inputs(config)
+    for name, tensor in filled.items() if names else ():
+        if name and name not in names:
+            yield tensor.key, f"an input of the model, {', '.join(names)}", with_suggestion(name, names)
+    if names and filled.keys() >= set(names):
+        key = next(iter(filled.values())).key.partition(".")[0]
+        yield key, "an input that clients send", f"Triton itself fills {', '.join(names)}"

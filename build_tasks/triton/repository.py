@@ -14,7 +14,7 @@ PROVENANCE_FILE = "provenance.json"  # in the folder of each version
 PROVENANCE_KEYS = {"build", "spec", "files"}  # some of its keys
 PROVENANCE_PARAMETERS = ("build", "weights", "spec", "tools")  # the keys that config.pbtxt holds as well
 # What a published folder holds besides its versions.
-GENERATED_NAMES = {CONFIG_FILE, "labels.txt", "preprocessing.json", "warmup", "__pycache__"}
+GENERATED_NAMES = {CONFIG_FILE, "labels.txt", "preprocessing.json", "warmup", "initial_state", "__pycache__"}
 
 # Python runs the bytecode in this folder in place of a source file with the same mtime and size: whoever writes there
 # changes what a server runs. In the version of a Python model, an empty file takes this name. Python then reads no

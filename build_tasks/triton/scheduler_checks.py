@@ -1,4 +1,4 @@
-"""Checks of ModelConfig's schedulers: dynamic_batching and sequence_batching.
+"""Checks of ModelConfig's dynamic_batching; sequence_checks.py has those of the other scheduler.
 
 Sources: the core's model_config_utils.cc, scheduler_utils.cc (PolicyQueue) and sequence_batch_scheduler.cc; trials with
 the server of release 24.10: limits and timeouts of the queue also work with max_batch_size 1 and 0.
@@ -7,7 +7,6 @@ the server of release 24.10: limits and timeouts of the queue also work with max
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from build_tasks.tensors import INPUT
 from build_tasks.triton.model_config import Mistake, enum
 
 # With a shorter timeout an idle server rejects requests. Measured with release 24.10 on two cores, one request after
@@ -16,12 +15,7 @@ SCHEDULER_MICROSECONDS = 100
 
 
 def mistakes(config: Any) -> Iterator[Mistake]:
-    """Yield contradictions within the schedulers of a ModelConfig whose max_batch_size is set."""
-    yield from _dynamic_batching(config)
-    yield from _sequence_batching(config)
-
-
-def _dynamic_batching(config: Any) -> Iterator[Mistake]:
+    """Yield contradictions within the dynamic batcher of a ModelConfig whose max_batch_size is set."""
     if not config.HasField("dynamic_batching"):
         return
     batching, key, largest = config.dynamic_batching, "dynamic_batching", config.max_batch_size
@@ -83,18 +77,3 @@ def _queue_only(batching: Any, key: str, largest: int) -> Iterator[Mistake]:
             yield f"{key}.{name}", f"nothing, {reason} leaves nothing to batch", found
     if batching == type(batching)():
         yield key, f"false, or the policies of a queue, {reason} leaves nothing to batch", "{}"
-
-
-def _sequence_batching(config: Any) -> Iterator[Mistake]:
-    if not config.HasField("sequence_batching"):
-        return
-    batching, key = config.sequence_batching, "sequence_batching"
-    yield from _preferred_batch_sizes(batching.oldest.preferred_batch_size, f"{key}.oldest", config.max_batch_size)
-    if not 0 <= batching.direct.minimum_slot_utilization <= 1:
-        yield f"{key}.direct.minimum_slot_utilization", "0 to 1", repr(batching.direct.minimum_slot_utilization)
-    for name in ("control_input", "state"):  # Triton would pass them as more inputs, which the network does not have
-        if getattr(batching, name):
-            found = ", ".join(part.name or "''" for part in batching.control_input) if name == "control_input" else name
-            yield f"{key}.{name}", f"nothing, since the network has only the input {INPUT}", repr(found)
-    if config.response_cache.enable:
-        yield "response_cache", "nothing, since Triton does not cache sequences", "enable = true"

@@ -18,3 +18,5 @@ class ServingFacts(NamedTuple):
     largest_batches: dict[str, int]  # the largest batch by model format; 0 if the batch is fixed
     profile: tuple[int, int, int]  # smallest, best and largest batch of the engine
     warm_up_folder: str  # holds the files that model_warmup names
+    initial_state_folder: str  # holds the files that the states of sequence_batching begin with
+    inputs: tuple[str, ...]  # the names of the network's inputs; empty if only its file knows them

@@ -84,8 +84,8 @@ def _file_mistake(path: str, tensor: Any, is_picture: bool) -> tuple[str, str] |
     count = math.prod(tensor.dims)
     if count < 1:
         return None
-    if dtype in ELEMENT_BYTES:
-        needed, size = count * ELEMENT_BYTES[dtype], os.path.getsize(path)
+    if (needed := byte_size(tensor)) is not None:
+        size = os.path.getsize(path)
         return (f"{needed} bytes, as dims and data_type say", f"{size} bytes in {path}") if size != needed else None
     if dtype != "STRING":
         return None
@@ -98,6 +98,12 @@ def _file_mistake(path: str, tensor: Any, is_picture: bool) -> tuple[str, str] |
         if reason := _decoding_error(element):
             return "pictures", f"{path}: {reason}"
     return None
+
+
+def byte_size(tensor: Any) -> int | None:
+    """Return the bytes of a tensor with data_type and fixed dims, None if its elements have no fixed size."""
+    dtype = protobuf().DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return math.prod(tensor.dims) * ELEMENT_BYTES[dtype] if dtype in ELEMENT_BYTES else None
 
 
 def _split(content: bytes) -> list[bytes] | None:

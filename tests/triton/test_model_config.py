@@ -133,7 +133,7 @@ WRONG = [
         spec("[engine]\nmax_batch_size = 4\n[triton.tensorrt]\nmax_batch_size = 8"),
         "triton.tensorrt.max_batch_size: expected at most 4, the largest batch of the engine's profile, found 8",
     ),
-    (of_format("onnx", "max_batch_size = 0"), "triton.onnx.max_batch_size: expected int >= 1, found 0"),
+    (of_format("onnx", "max_batch_size = -1"), "triton.onnx.max_batch_size: expected int >= 0, found -1"),
     (
         batching("preferred_batch_size = [4, 16]"),
         "triton.dynamic_batching.preferred_batch_size: expected 1 to max_batch_size, 8, found 16",
@@ -196,7 +196,7 @@ WRONG = [
     ),
     (
         triton('sequence_batching = { control_input = [{ name = "START" }] }'),
-        "triton.sequence_batching.control_input: expected nothing, since the network has only the input INPUT__0, found 'START'",
+        "triton.sequence_batching.control_input[0].control: expected one control, found none",
     ),
     (
         triton("sequence_batching = { oldest = { preferred_batch_size = [9] } }"),
@@ -317,7 +317,7 @@ WRONG = [
         "triton.tensorrt.max_batch_size: expected at least 4, the smallest batch of the engine's profile, found 2",
     ),
     # Ensembles
-    (triton('onnx = { max_batch_size = "8" }', ENSEMBLE), "triton.onnx.max_batch_size: expected int >= 1, found '8'"),
+    (triton('onnx = { max_batch_size = "8" }', ENSEMBLE), "triton.onnx.max_batch_size: expected int >= 0, found '8'"),
     (triton("onnx = false", ENSEMBLE), "triton.onnx: expected a table, found False"),
     (
         spec("[triton.preprocess]\ninstance_group = [{ gpus = [0] }]", ENSEMBLE),

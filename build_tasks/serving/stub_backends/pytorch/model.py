@@ -9,8 +9,10 @@ import os
 import sys
 from typing import Any
 
-import numpy as np  # before sys.path grows: this must be the NumPy that the core's Python backend was built for
 import triton_python_backend_utils as pb_utils
+from request_batches import (
+    RequestBatches,  # before sys.path grows: the core's Python backend was built for its own NumPy
+)
 
 sys.path += os.environ["TRITON_PYTHON_BACKENDS_PATH"].split(os.pathsep)
 
@@ -33,54 +35,58 @@ class TritonPythonModel:
         arguments = [argument.name for argument in self.module.forward.schema.arguments[1:]]  # the first is self
         if mistake := self.mistake(config, arguments):
             raise pb_utils.TritonModelException(f"unable to load model '{config['name']}', {mistake}")
-        self.inputs = places([tensor["name"] for tensor in config["input"]], arguments)
-        self.inputs |= places([tensor["name"] for tensor in sequence_controls(config)], [])
+        controls = [tensor["name"] for tensor in sequence_controls(config)]
+        self.batches = RequestBatches(config, controls)
+        self.inputs = places([name for name in self.batches.inputs if name not in controls], arguments)
+        self.inputs |= places(controls, [])
         if sorted(self.inputs.values()) != list(range(len(arguments))):
             raise pb_utils.TritonModelException(
                 f"unable to load model '{config['name']}': the inputs {', '.join(self.inputs)} are not the arguments 0 "
                 f"to {len(arguments) - 1} of forward, and the backend would write beyond them"
             )
-        self.outputs = places([tensor["name"] for tensor in config["output"]], [])
+        self.outputs = places(self.batches.outputs, [])
+        self.outputs |= places(self.batches.state_outputs, [])
         self.dtypes = {tensor["name"]: tensor["data_type"] for tensor in config["output"]}
+        self.dtypes |= {state["output_name"]: state["data_type"] for state in self.batches.states}
 
     def mistake(self, config: dict[str, Any], arguments: list[str]) -> str | None:
         """The first reason why the backend does not load the model. It does not compare dims.
 
         Source: ModelInstanceState::ValidateInputs and ValidateOutputs in src/pt/model_instance_state.cc.
         """
-        expected = len(config["input"]) + len(config.get("batch_input", ())) + len(sequence_controls(config))
+        states = config.get("sequence_batching", {}).get("state", ())
+        expected = (
+            len(config["input"]) + len(config.get("batch_input", ())) + len(sequence_controls(config)) + len(states)
+        )
         if expected != len(arguments):
             return f"configuration expects {expected} inputs, model provides {len(arguments)}"
         for kind in ("input", "output"):
             for tensor in config[kind]:
                 if tensor["data_type"] not in DTYPES:
                     return f"unsupported datatype {tensor['data_type']} for {kind} '{tensor['name']}'"
+            names = [state[f"{kind}_name"] for state in states]
+            if states and not all(map(has_index, [*names, *(tensor["name"] for tensor in config[kind])])):
+                return "using sequence batching with state but not all inputs and outputs follow the <name>__<index>"
         return None
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self.respond(request) for request in requests]
+        return [response for part in self.batches.split(requests) for response in self.respond(part)]
 
-    def respond(self, request: Any) -> Any:
+    def respond(self, requests: list[Any]) -> list[Any]:
         try:
-            feed = self.read_inputs(request)
+            feed = self.batches.gather(requests)
+            names = sorted(self.inputs, key=lambda name: self.inputs[name])
             with self.torch.inference_mode():
-                outputs = self.tensors_of(self.module(*feed))
-            return pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor(name, np.ascontiguousarray(self.output(outputs, name, index).numpy()))
-                    for name, index in self.outputs.items()
-                ]
-            )
+                answer = self.module(*(self.torch.from_numpy(feed[name].copy()) for name in names))
+            tensors = self.tensors_of(answer)
+            outputs = {name: self.output(tensors, name, index).numpy() for name, index in self.outputs.items()}
+            self.batches.keep_states(requests, outputs)
+            responses: list[Any] = self.batches.scatter(requests, outputs)
+            return responses
         except (RuntimeError, ValueError) as error:
             message = f"PyTorch execute failure: {error}"
             pb_utils.Logger.log_error(message)  # a failing warm-up may end the server before it answers
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
-
-    def read_inputs(self, request: Any) -> list[Any]:
-        """The inputs of a request, in the order in which `forward` takes them."""
-        names = sorted(self.inputs, key=lambda name: self.inputs[name])
-        arrays = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
-        return [self.torch.from_numpy(array.copy()) for array in arrays]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message)) for _ in requests]
 
     def tensors_of(self, answer: Any) -> list[Any]:
         """The tensors that a model answers with: one, or a tuple of them.
@@ -137,7 +143,11 @@ def places(names: list[str], arguments: list[str]) -> dict[str, int]:
     """
     if arguments and set(names) <= set(arguments):
         return {name: arguments.index(name) for name in names}
-    parts = [name.partition("__") for name in names]
-    if all(separator and index.isdecimal() for _, separator, index in parts):
-        return {name: int(part[2]) for name, part in zip(names, parts, strict=True)}
+    if all(map(has_index, names)):
+        return {name: int(name.partition("__")[2]) for name in names}
     return {name: index for index, name in enumerate(names)}
+
+
+def has_index(name: str) -> bool:
+    """Whether a name is <name>__<index>."""
+    return name.partition("__")[2].isdecimal()
