@@ -13,6 +13,10 @@ variable "TRITON_IMAGE" {
   default = "nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3"
 }
 
+variable "TRITON_PYTHON" { # the Python of Triton's image, for Pillow
+  default = "3.12"
+}
+
 variable "MODELS" { # names or patterns of folders in models/
   default = "*"
 }
@@ -30,6 +34,7 @@ target "stages" {
     PYTHON_IMAGE   = PYTHON_IMAGE
     TRITON_RELEASE = TRITON_RELEASE
     TRITON_IMAGE   = TRITON_IMAGE
+    TRITON_PYTHON  = TRITON_PYTHON
     MODELS         = MODELS
   }
 }
@@ -56,7 +61,7 @@ target "triton" {
 }
 
 # The server with the model_repository/ of this checkout, which may hold engines that `doit container` built. The named
-# context replaces the stage `repository`, so that no stage before it runs.
+# context replaces the stage `repository`, so that no stage before it runs. The stage `served` checks its release.
 target "triton-prebuilt" {
   inherits = ["triton"]
   contexts = { repository = "model_repository" }

@@ -28,7 +28,7 @@ from build_tasks.triton.derived_config import (
     to_text,
 )
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
-from build_tasks.triton.repository import header_line
+from build_tasks.triton.repository import header_line, release_mark
 
 CONFIG_MODULES = (
     "build_tasks.tensors",
@@ -127,9 +127,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 
 def write_config(config: Any, sources: list[str], path: str, options: ConfigSettings) -> None:
-    """Write config.pbtxt. Its first line names the model, the digests of `sources`, and the spec."""
+    """Write config.pbtxt. Its first line names the model, the digests of `sources`, the spec, and the release."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f"{header_line(config.name, [digest(source) for source in sources])} from {options.spec}\n")
+        header = header_line(config.name, [digest(source) for source in sources])
+        file.write(f"{header} from {options.spec}{release_mark(options.release)}\n")
         file.write(to_text(config))
 
 

@@ -33,6 +33,14 @@ def header_line(name: str, signatures: Sequence[str | None]) -> str:
     return f"{GENERATED_MARK} {name}, signature {' '.join(map(str, signatures))}"
 
 
+def release_mark(release: str) -> str:
+    """Return the end of the first line of a generated config.pbtxt: the Triton release that it was checked for.
+
+    The Dockerfile reads it.
+    """
+    return f", for Triton {release}"
+
+
 def published_models() -> list[str]:
     """Return the names of the models in the repository. An ensemble comes after its steps."""
     folders = sorted(os.listdir(REPOSITORY)) if os.path.isdir(REPOSITORY) else []

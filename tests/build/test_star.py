@@ -235,7 +235,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("triton.device", append(SPEC, '[triton]\ndevice = "cpu"\n'), [*CONFIG, *PUBLISH]),
     ("triton.device, a GPU", append(SPEC, '[triton]\ndevice = "gpu"\n'),
      [*CAST, "config:tiny_onnx", "publish:tiny_onnx"]),
-    ("triton.release", append(SPEC, '[triton]\nrelease = "26.07"\n'), CONFIG),
+    ("triton.release", append(SPEC, '[triton]\nrelease = "26.07"\n'), [*CONFIG, *PUBLISH]),
     ("triton.keep_versions", append(SPEC, "[triton]\nkeep_versions = 2\n"), [*CONFIG, *PUBLISH]),
     ("triton.provenance", append(SPEC, "[triton]\nprovenance = false\n"), PUBLISH),
     ("output", append(SPEC, "[output]\nsoftmax = true\n"),
