@@ -7,6 +7,7 @@ MODELS = "models"
 REPOSITORY = "model_repository"
 TRASH = f"{BUILD}/.trash"  # pruned models, for a day
 TRANSIT = ".incoming-"  # how folders beside a target begin: drafts on their way in, and replaced ones on their way out
+FAILURES = f"{BUILD}/.failures.json"  # the reasons of tasks that failed when they ran last
 STATE_DB = f"{BUILD}/.doit.sqlite3"  # doit's database of the tasks that succeeded
 
 

@@ -10,6 +10,7 @@
 import atexit
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -27,6 +28,7 @@ from build_tasks.doit_plugin.noop_cache import PRUNE, noop_cache
 from build_tasks.doit_plugin.state import StateManager, is_ignored
 from build_tasks.doit_plugin.state_file import StateError
 from build_tasks.doit_plugin.task_state import TaskState, format_counts
+from build_tasks.paths import FAILURES
 from build_tasks.runtime import progress, worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.fingerprint import NEVER_BUILT
@@ -225,9 +227,17 @@ class Reporter:
             self.records.backend.row_digests,
             self.prune_is_ignored,
         )
+        self.save_failures()
         self.write_end()
         if self.failures and not self.aborted:
             raise SystemExit(1 if all(isinstance(fail, TaskFailed) for fail in self.failures) else 2)
+
+    def save_failures(self) -> None:
+        """Record what failed, for the report. A run without failures imports nothing for it, if none failed before."""
+        if self.failures or os.path.exists(FAILURES):
+            from build_tasks.doit_plugin import failures
+
+            failures.update(self.results)
 
     def write_end(self) -> None:
         """Write the table of models, if anything was built or failed, and the number of tasks by state."""

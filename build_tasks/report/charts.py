@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 MIN_ERROR = 1e-9  # smaller errors are plotted at this value: a logarithm has no zero
 
-BOX_WIDTH, BOX_HEIGHT = 132, 36  # all lengths are in pixels
-COLUMN_GAP, ROW_GAP = 24, 8
+BOX_WIDTH, BOX_HEIGHT = 136, 36  # all lengths are in pixels
+COLUMN_GAP, ROW_GAP = 20, 8
 MARGIN = 8
 BAND_GAP = 10
+BAND_TITLE = 18  # above the boxes of a band with a name
 
 BINS_PER_DECADE = 4  # bars of a histogram
 
@@ -61,6 +62,7 @@ def task_graph(dependencies: dict[str, set[str]], bands: dict[str, str]) -> Grap
     placed_bands, y = [], MARGIN
     for band in dict.fromkeys(bands.values()):
         top = y
+        y += BAND_TITLE if band else 0
         for row in sorted({rows[name] for name in dependencies if bands[name] == band}):
             tops[row] = y
             y += BOX_HEIGHT + ROW_GAP

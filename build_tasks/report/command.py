@@ -17,11 +17,11 @@ from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 
-from build_tasks.doit_plugin import dry_run
+from build_tasks.doit_plugin import dry_run, failures
 from build_tasks.doit_plugin.command_line import RecordsCommand
 from build_tasks.errors import message_line, with_suggestion
 from build_tasks.paths import BUILD
-from build_tasks.report import charts, snapshot_diff
+from build_tasks.report import charts, overview, snapshot_diff
 from build_tasks.report.model_page import STATES, model_page, task_row
 from build_tasks.report.records import ModelPage, Snapshot
 from build_tasks.runtime import atomic_files
@@ -40,35 +40,42 @@ class Report(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
     doc_purpose = "write the state of the build as one page, build/report.html"
     doc_usage = "[MODEL ...]"
     doc_description = "Nothing is built. Without a MODEL, the page shows all models."
-    cmd_options = ()
+    cmd_options = (
+        {
+            "name": "markdown", "long": "markdown", "type": bool, "default": False,
+            "help": "also print the table of models as Markdown, for the summary of a CI job",
+        },
+    )  # fmt: skip
 
-    def _execute(self, pos_args: list[str]) -> int:
+    def _execute(self, markdown: bool, pos_args: list[str]) -> int:
         tasks: dict[str, Any] = TaskControl(self.task_list).tasks
         models = {stage.model.name: stage.model for stage in map(stage_of, tasks.values()) if stage}
         for name in pos_args:
             if name not in models:
                 raise InvalidCommand(f"expected the name of a model, found {with_suggestion(name, models)}")
         try:
-            self.write_page(tasks, models, pos_args)
+            pages = self.write_page(tasks, models, pos_args)
         except OSError as error:  # for example a file in build/ that cannot be read
             raise InvalidCommand(message_line(f"{PAGE} was not written: {error}")) from error
-        self.outstream.write(f"{PAGE}\n")
+        self.outstream.write(overview.format_markdown(pages) if markdown else f"{PAGE}\n")
         return 0
 
-    def write_page(self, tasks: dict[str, Any], models: dict[str, Model], requested: list[str]) -> None:
-        before = snapshot_diff.read_snapshot()
+    def write_page(self, tasks: dict[str, Any], models: dict[str, Model], requested: list[str]) -> list[ModelPage]:
+        """Write the page and the snapshot, and return what the page shows."""
+        before, failed = snapshot_diff.read_snapshot(), failures.read()
         dependencies = {name: set(task.task_dep) for name, task in tasks.items()}
         pages = []
         for name in [name for name in models if not requested or name in requested]:
             order = {task: index for index, task in enumerate(tasks[name].task_dep)}
             steps = [step for step in dry_run.plan_steps(tasks, [name], self.dep_manager) if step.stage]
             steps.sort(key=lambda step: order.get(step.task, len(order)))
-            rows = [task_row(step, self.dep_manager.get_values(step.task)) for step in steps]
+            rows = [task_row(step, self.dep_manager.get_values(step.task), failed.get(step.task)) for step in steps]
             pages.append(model_page(models[name], dependencies, rows, before))
         written = time.time()
         write_files(
             render(pages, before.written, written), snapshot_diff.next_snapshot(before, pages, written, [*models])
         )
+        return pages
 
 
 def write_files(html: str, snapshot: Snapshot) -> None:
@@ -109,6 +116,11 @@ def render(pages: list[ModelPage], before: float | None, written: float) -> str:
         "code": format_code,
         "metric": gate.format_metric,
         "seconds": format_seconds,
+        "accuracy": overview.accuracy_text,
+        "speed": overview.speed_text,
+        "served": overview.served_text,
+        "next_steps": overview.next_steps,
+        "breakable": breakable,
     }
     counts = {state: sum(task.state == state for page in pages for task in page.tasks) for state in STATES}
     return environment.get_template("report.html.j2").render(
@@ -123,6 +135,13 @@ def render(pages: list[ModelPage], before: float | None, written: float) -> str:
 
 def format_seconds(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds:.1f} s"
+
+
+def breakable(name: str) -> Any:
+    """A name as HTML that may be broken after an underscore, so that a table fits a phone."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
 
 
 def format_code(message: str) -> Any:

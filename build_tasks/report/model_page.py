@@ -14,10 +14,11 @@ import os
 from collections.abc import Iterator
 from typing import Any, cast
 
+from build_tasks.bench.records import Run, read_runs
 from build_tasks.doit_plugin.dry_run import Step
 from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.json_files import read_json
-from build_tasks.report import charts, snapshot_diff
+from build_tasks.report import charts, overview, snapshot_diff
 from build_tasks.report.records import (
     ArtifactRow,
     ConfigFile,
@@ -49,6 +50,7 @@ STATES = (
     TaskState.NOT_BUILT,
     TaskState.UNSUPPORTED,
     TaskState.IGNORED,
+    TaskState.FAILED,
 )
 
 # The stages that write an artifact, each with the suffix of the Triton model that serves it. None: the file is shared
@@ -69,7 +71,13 @@ def model_page(model: Model, dependencies: dict[str, set[str]], tasks: list[Task
         tasks: The tasks of the model, in the order of the build.
         before: The snapshot of the last report.
     """
-    gate_results = [row for artifact in measured_artifacts(model) if (row := gate_row(model, artifact))]
+    gate_results = []
+    for artifact in measured_artifacts(model):
+        if row := gate_row(model, artifact):
+            gate_results.append(row)
+            mark_refused(tasks, overview.gate_failure(model, row, artifact.format, artifact.precision), row.file)
+    mark_waiting(tasks, dependencies)
+    run = overview.last_run(read_runs(model.artifact("bench.json")))
     bands = [band for band in dict.fromkeys(task.band for task in tasks) if band not in (SHARED_BAND, SUMMARY_BAND)]
     snapshot = snapshot_diff.take_snapshot(tasks, gate_results)
     names = {task.task for task in tasks}
@@ -83,7 +91,7 @@ def model_page(model: Model, dependencies: dict[str, set[str]], tasks: list[Task
         graph=charts.task_graph(
             {task.task: dependencies[task.task] & names for task in tasks}, {task.task: task.band for task in tasks}
         ),
-        artifacts=[artifact_row(band, tasks, gate_results) for band in bands],
+        artifacts=[artifact_row(model, band, tasks, gate_results, run) for band in bands],
         gate_results=gate_results,
         histograms=list(histograms(gate_results)),
         samples=sample_table(model, gate_results),
@@ -91,19 +99,21 @@ def model_page(model: Model, dependencies: dict[str, set[str]], tasks: list[Task
         node_errors=node_errors(model),
         tensors=list(tensor_tables(tasks)),
         configs=list(config_files(tasks)),
-        missing=list(dict.fromkeys(task.missing for task in tasks if task.missing)),
+        bench=run,
+        missing=missing_by_reason(tasks),
         durations=durations(tasks),
         snapshot=snapshot,
         changes=snapshot_diff.describe_changes(before.models.get(model.name), snapshot),
     )
 
 
-def task_row(step: Step, values: dict[str, Any]) -> TaskRow:
+def task_row(step: Step, values: dict[str, Any], failure: str | None) -> TaskRow:
     """The row of a task: its target, state, reasons and duration.
 
     Args:
         step: The task's state and reasons, from a dry run. The task is a stage.
-        values: doit's record of the task's last run.
+        values: doit's record of the task's last success.
+        failure: Why the task failed when it ran last; None if it did not.
     """
     assert step.stage
     stage, _, name = step.task.partition(":")
@@ -112,13 +122,17 @@ def task_row(step: Step, values: dict[str, Any]) -> TaskRow:
     state = TaskState.NOT_BUILT if never_built else step.state
     if state == TaskState.UNSUPPORTED_DEPENDENCY:
         state = TaskState.UNSUPPORTED
+    if failure and state in (TaskState.NOT_BUILT, TaskState.TO_RUN, TaskState.MAY_RUN):
+        state = TaskState.FAILED
+    else:
+        failure = None
     return TaskRow(
         task=step.task,
         stage=stage,
         title=box_title(stage, os.path.basename(output)),
         band=band_of(stage, name),
         state=state,
-        reasons=[] if never_built else step.reasons,
+        reasons=[failure] if failure else [] if never_built else step.reasons,
         seconds=step.seconds,
         file=output,
         is_artifact=stage in ARTIFACT_SUFFIXES,
@@ -126,6 +140,7 @@ def task_row(step: Step, values: dict[str, Any]) -> TaskRow:
         sha256=digest(output),
         tools=values.get("tools", {}),
         missing=step.stage.missing_requirements(),
+        failure=failure,
     )
 
 
@@ -182,19 +197,53 @@ def gate_row(model: Model, artifact: judged_artifacts.JudgedArtifact) -> GateRow
     )
 
 
-def artifact_row(band: str, tasks: list[TaskRow], gate_results: list[GateRow]) -> ArtifactRow:
+def mark_refused(tasks: list[TaskRow], failure: str | None, file: str) -> None:
+    """Show the task of the gate as failed, also if the limits have changed since it ran."""
+    for task in tasks:
+        if failure and task.stage == "accuracy" and task.file.endswith(f"/{file}.verdict.json"):
+            task.state, task.reasons, task.failure = TaskState.FAILED, [failure], failure
+
+
+def mark_waiting(tasks: list[TaskRow], dependencies: dict[str, set[str]]) -> None:
+    """Mark the tasks that are not up to date and depend on a failed one, directly or through others."""
+    causes = {task.task: task.task for task in tasks if task.failure}
+    for task in tasks:  # a task comes after those that it depends on
+        found = sorted(causes[name] for name in dependencies[task.task] if name in causes)
+        if found and task.state in (TaskState.NOT_BUILT, TaskState.TO_RUN, TaskState.MAY_RUN):
+            task.waits_for = causes[task.task] = found[0]
+            task.reasons = [f"depends on {found[0]}, which failed"]
+
+
+def missing_by_reason(tasks: list[TaskRow]) -> dict[str, list[str]]:
+    """The Triton models of tasks that this machine cannot run, by what it lacks."""
+    missing: dict[str, list[str]] = {}
+    for task in tasks:
+        if task.missing and task.state == TaskState.UNSUPPORTED and task.band:
+            names = missing.setdefault(task.missing, [])
+            names.extend({task.band} - {*names})
+    return missing
+
+
+def artifact_row(
+    model: Model, band: str, tasks: list[TaskRow], gate_results: list[GateRow], run: Run | None
+) -> ArtifactRow:
     """The row of a band: the figures of all its tasks together."""
     members = [task for task in tasks if task.band == band]
     artifacts = [task for task in members if task.is_artifact]
     files = sorted({os.path.basename(task.file) for task in artifacts})
-    seconds = [task.seconds for task in members if task.seconds is not None]
+    formats = {model.triton_name(each): each for each in (*model.served_formats, *model.ensemble_parts)}
+    model_format = formats.get(band)
     return ArtifactRow(
         name=band,
+        format=model_format,
         files=files,
-        state=max((task.state for task in members), key=STATES.index),
+        state=TaskState.FAILED
+        if any(task.waits_for for task in members)
+        else max((task.state for task in members), key=STATES.index),
         size=sum(task.size or 0 for task in artifacts) or None,
         gate_results=[row for row in gate_results if row.file in files],
-        seconds=sum(seconds) if seconds else None,
+        served=overview.served_model(model, band),
+        speed=overview.speed_of(run, model_format, [task.file for task in artifacts]),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
+from build_tasks.bench.records import Run
 from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.report import charts
 from build_tasks.tensors import TensorSignature
@@ -36,6 +37,8 @@ class TaskRow(Struct):
         sha256: Digest of the target, None if it does not exist.
         tools: Versions of the tools that built the target.
         missing: What this machine lacks to run the task, None if nothing.
+        failure: Why the task failed when it ran last, and what to do; None if it did not fail.
+        waits_for: The failed task that it depends on, None if there is none.
     """
 
     task: str
@@ -51,6 +54,33 @@ class TaskRow(Struct):
     sha256: str | None
     tools: dict[str, str]
     missing: str | None
+    failure: str | None = None
+    waits_for: str | None = None
+
+
+class Served(NamedTuple):
+    """What the repository holds of a Triton model: its versions, and the release that they were checked for."""
+
+    versions: list[int]
+    release: str
+
+
+class Speed(NamedTuple):
+    """The figures of the last `doit bench` for one format.
+
+    Attributes:
+        images_per_s: The largest throughput.
+        batch: The batch size of that throughput.
+        p50_ms: The median latency at the smallest batch size that was measured.
+        smallest_batch: That batch size.
+        is_current: Whether the artifact is still the one that was measured; also where that is not known.
+    """
+
+    images_per_s: float
+    batch: int
+    p50_ms: float
+    smallest_batch: int
+    is_current: bool
 
 
 class GateRow(Struct):
@@ -79,17 +109,21 @@ class ArtifactRow(Struct):
     """A Triton model, or a graph, in one line of the overview.
 
     Attributes:
+        format: The format that Triton serves; None for a graph that it does not serve.
         state: The worst state of its tasks, in the order of `model_page.STATES`.
         size: Bytes of its artifacts, None if there are none.
-        seconds: Duration of the last run of its tasks together, None if none ran.
+        served: What the repository holds of it; None if it is not published.
+        speed: None if it was not measured.
     """
 
     name: str
+    format: str | None
     files: list[str]
     state: TaskState
     size: int | None
     gate_results: list[GateRow]
-    seconds: float | None
+    served: Served | None
+    speed: Speed | None
 
 
 class HistogramRow(Struct):
@@ -232,7 +266,8 @@ class ModelPage(Struct):
         random: Whether the weights are random.
         reference: What the artifacts are compared with.
         has_reduced_graph: Whether engines are compiled from a graph of reduced precision.
-        missing: What this machine lacks to run some of the tasks.
+        bench: The last run of `doit bench`; None if there is none.
+        missing: What this machine lacks to run tasks, each with the Triton models that need it.
         changes: Since the last report; None if this is the first one.
     """
 
@@ -251,7 +286,8 @@ class ModelPage(Struct):
     node_errors: NodeErrors | None
     tensors: list[TensorTable]
     configs: list[ConfigFile]
-    missing: list[str]
+    bench: Run | None
+    missing: dict[str, list[str]]
     durations: Durations
     snapshot: ModelSnapshot
     changes: list[Change] | None

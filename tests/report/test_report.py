@@ -14,7 +14,7 @@ from PIL import ImageStat
 from build_tasks.report import charts, snapshot_diff
 from build_tasks.report.records import FileSnapshot, ModelSnapshot, Snapshot
 from tests.report import browser
-from tests.support.project import OTHER, ROOT, Project
+from tests.support.project import OTHER, ROOT, TINY, Project
 
 PAGE = "build/report.html"
 HOSTILE = "<script>document.title='owned'</script> & \"so\" `on`"
@@ -54,10 +54,10 @@ def built(built_tiny: Project, copy_of: Callable[[Project], Project]) -> Project
 def test_nothing_is_built_by_a_report_of_nothing(project: Project) -> None:
     project.model("other", OTHER.replace('"torchscript"', '"torchscript", "tensorrt"'))
     page = write_report(project, CUDA_VISIBLE_DEVICES="")
-    assert "other_trt model.plan not for this machine" in page.text
-    assert "This machine lacks TensorRT" in page.text
+    assert "other_ trt not for this machine" in page.text
+    assert "other_trt: this machine lacks TensorRT" in page.text
     assert "random weights" in page.text
-    assert "tasks never ran. Run doit other to build them." in page.text
+    assert re.search(r"\d+ tasks are not built: doit other builds them\.", page.text)
     assert "up to date" not in page.text
     assert not (project / "build/other").exists()
 
@@ -65,7 +65,8 @@ def test_nothing_is_built_by_a_report_of_nothing(project: Project) -> None:
 def test_what_is_built_is_shown(built: Project) -> None:
     page = write_report(built)
     for words in (
-        "tiny_onnx model.onnx up to date",  # the overview
+        "tiny_ onnx up to date ok error ",  # the overview
+        "same class in 7 of 7 not measured: doit bench:tiny version 1, Triton 26.08",
         "TorchScript ok",
         "build/tiny/model.pt",
         "input INPUT__0 float32 any × 3 × 160 × 160",
@@ -195,7 +196,54 @@ def test_an_output_without_numbers_is_refused_in_words(built: Project) -> None:
     path.write_text(json.dumps(measured))
     page = write_report(built)
     assert "ONNX refused NaN or infinity in 3 of 7000 values" in page.text
-    assert re.search(r"tiny_onnx model\.onnx to run \S+ MB refused – –", page.text)
+    assert re.search(r"tiny_ onnx failed refused not measured: .* version 1, Triton 26.08", page.text)
+    assert "accuracy:tiny_onnx failed: output OUTPUT__0: NaN or infinity in 3 of 7000 values" in page.text
+
+
+def test_what_failed_is_shown_with_its_reason_until_it_is_built(built: Project) -> None:
+    built.edit("models/tiny/model.toml", "[accuracy]", '[[accuracy.gate]]\nformat = "onnx"\nsnr = 199.0\n\n[accuracy]')
+    assert built.doit().code == 1
+    page = write_report(built)
+    assert "tiny_ onnx failed refused" in page.text
+    assert re.search(
+        r"accuracy:tiny_onnx failed: .*signal-to-noise ratio .*\[\[accuracy\.gate\]\] with format", page.text
+    )
+    assert "doit tiny tries again, and 1 task is skipped until then; docs/how-to/failed-gate.md" in page.text
+    (built / "models/tiny/model.toml").write_text(TINY)
+    shutil.rmtree(built / "build_tasks/stages/templates")  # the stage client fails, and no gate refuses anything
+    for folder in (built / "build/tiny/clients").iterdir():
+        shutil.rmtree(folder)
+    assert built.doit().code != 0
+    assert re.search(r"client:tiny failed: .*client\.py\.j2", write_report(built).text)
+    shutil.copytree(ROOT / "build_tasks/stages/templates", built / "build_tasks/stages/templates")
+    built.built()
+    assert not (built / "build/.failures.json").exists()
+    assert "what to do" not in write_report(built).text
+
+
+def test_speed_is_that_of_the_last_benchmark(built: Project) -> None:
+    figures = [(4, 8.0, 500.4), (1, 2.5, 400.0)]
+    points = [
+        {
+            "format": "onnx",
+            "concurrency": 1,
+            "p99_ms": 9.0,
+            "batch": batch,
+            "p50_ms": median,
+            "images_per_s": speed,
+        }
+        for batch, median, speed in figures
+    ]
+    run = {"machine": {"cpu": "A processor", "cores": 2}, "tools": {}, "date": "2026-11-01T00:00:00Z", "points": []}
+    timing = {"timed_by": "wall clock", "device": "cpu", "sha256": "0" * 64}
+    runs = [run | {"date": "2026-11-02T00:00:00Z", "points": points, "measured": {"onnx": timing}}, run]
+    (built / "build/tiny/bench.json").write_text(json.dumps({"model": "tiny", "runs": runs}))
+    page = write_report(built)
+    assert "500 images/s at batch 4; 2.5 ms at batch 1, of an older build" in page.text
+    assert "On 2 cores of A processor, measured by doit bench:tiny on 2026-11-02" in page.text
+    table = built.built("report", "--markdown").out
+    assert "| tiny\\_onnx | up to date | ok: error " in table
+    assert "500 images/s at batch 4; 2.5 ms at batch 1, of an older build | version 1, Triton 26.08 | " in table
 
 
 def test_figures_of_another_artifact_are_not_shown(built: Project) -> None:
@@ -371,6 +419,52 @@ def test_a_reader_sees_all_of_it(hostile: Path, chromium: Any, scheme: str, widt
     assert len(contrasts) > 200
     assert [row for row in contrasts if row[0] < 4.5] == []
     assert chromium.execute_script(MISTAKES) == []
+
+
+# Lines and borders that carry a meaning, with the color behind them.
+# Source: WCAG 2.2, success criterion 1.4.11.
+LINES = (
+    CONTRASTS.partition("const contrasts")[0]
+    + """
+const band = getComputedStyle(document.querySelector("rect.band")).fill;
+const lines = "svg .edge, svg .axis, svg .limit, svg .box, svg .line, td, .panel";
+return [...document.querySelectorAll(lines)].map(element => {
+    const style = getComputedStyle(element);
+    const color = element.ownerSVGElement ? style.stroke : style.borderBottomColor;
+    const drawn = element.ownerSVGElement || parseFloat(style.borderBottomWidth);
+    const behind = element.matches(".edge, .box") ? band : ground(element);
+    const [low, high] = [color, behind].map(luminance).sort((a, b) => a - b);
+    return [drawn ? (high + 0.05) / (low + 0.05) : 21, element.outerHTML.slice(0, 80), color, behind];
+});
+"""
+)
+
+# The labels of boxes that are wider than their box.
+CLIPPED = """
+const end = element => element.getBBox().x + element.getBBox().width;
+return [...document.querySelectorAll("svg g")]
+    .filter(group => [...group.querySelectorAll("text")].some(text => end(text) > end(group.querySelector("rect"))))
+    .map(group => group.textContent);
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", browser.SCHEMES)
+def test_lines_and_labels_can_be_seen(hostile: Path, chromium: Any, scheme: str) -> None:
+    browser.open_page(chromium, hostile, scheme, 1600)
+    lines = chromium.execute_script(LINES)
+    assert len(lines) > 100
+    assert [row for row in lines if row[0] < 3] == []
+    assert chromium.execute_script(CLIPPED) == []
+
+
+@needs_browser
+def test_state_and_accuracy_stand_in_the_first_screen_of_a_phone(hostile: Path, chromium: Any) -> None:
+    browser.open_page(chromium, hostile, "light", 390, 844)
+    ends = """return [...document.querySelectorAll(".models tr:has(.figures) .state")]
+        .map(element => element.getBoundingClientRect()).map(box => [box.right, box.bottom])"""
+    assert len(chromium.execute_script(ends)) == 4  # two models with an artifact that was measured
+    assert all(right <= 390 and bottom <= 844 for right, bottom in chromium.execute_script(ends))
 
 
 @needs_browser
