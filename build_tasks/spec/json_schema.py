@@ -24,6 +24,11 @@ TITLE = "models/<model>/model.toml"
 DRAFT = "http://json-schema.org/draft-07/schema#"  # the newest draft that TOML editors support everywhere
 PROTOBUF = "https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto"
 
+NAME_OF_FORMAT: Schema = {
+    "type": "string",
+    "pattern": f"^{model_config.NAME}$",
+    "description": "Name of the Triton model of this format. Default: the name of the model and a suffix.",
+}
 MAX_BATCH_OF_FORMAT: Schema = {
     "type": "integer",
     "minimum": 1,
@@ -67,7 +72,7 @@ def _triton(definitions: dict[str, Schema]) -> Schema:
     definitions["Triton.format"] = {
         "type": "object",
         "description": "Fields of one of the Triton models. They replace the same fields of [triton].",
-        "properties": {"max_batch_size": MAX_BATCH_OF_FORMAT, **fields},
+        "properties": {"name": NAME_OF_FORMAT, "max_batch_size": MAX_BATCH_OF_FORMAT, **fields},
         "additionalProperties": False,
     }
     tables = {name: {"$ref": "#/$defs/Triton.format"} for name in platforms.TRITON_MODELS}

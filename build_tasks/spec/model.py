@@ -158,8 +158,10 @@ class Model(Struct, frozen=True):
         return "ONNX Runtime" if self.spec.from_onnx else "PyTorch"
 
     def triton_name(self, model_format: str) -> str:
-        """Return the name of the Triton model of a format, or of a part of the ensemble."""
-        return self.name + TRITON_MODELS[model_format].suffix
+        """Return the name of the Triton model of a format, or of a part of the ensemble: the spec's, or the default."""
+        table = self.spec.triton.get(model_format)
+        own = table.get("name") if isinstance(table, dict) else None
+        return own if isinstance(own, str) else self.name + TRITON_MODELS[model_format].suffix
 
     @property
     def served_formats(self) -> list[str]:

@@ -293,6 +293,7 @@ class TritonKeys(Table):
         Meta(description="TorchScript on a GPU: warm up with every batch up to this one, and with the largest."),
     ] = 64
     keep_versions: Annotated[Versions, Meta(description="Number of versions that stay in the repository.")] = 1
+    first_version: Annotated[Versions, Meta(description="Number of the first version that is published.")] = 1
     provenance: Annotated[
         bool, Meta(description="Write the provenance of each version into the parameters of config.pbtxt.")
     ] = True

@@ -167,7 +167,7 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
         yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
     if not isinstance(keys.provenance, bool):
         yield "triton.provenance", "bool", repr(keys.provenance)
-    for key, most in (("warm_up", 65536), ("keep_versions", 1000)):
+    for key, most in (("warm_up", 65536), ("keep_versions", 1000), ("first_version", 1000)):
         if type(count := getattr(keys, key)) is not int or count < 1:
             yield f"triton.{key}", "int >= 1", repr(count)
             return

@@ -20,19 +20,18 @@ from build_tasks.errors import UserError
 from build_tasks.paths import BUILD, MODELS, REPOSITORY
 from build_tasks.runtime import repository_files
 from build_tasks.spec import loader
-from build_tasks.triton.platforms import TRITON_MODELS
-from build_tasks.triton.repository import is_generated
+from build_tasks.triton.repository import is_generated, spec_of
 
 
 class Specs(NamedTuple):
     """What the folders in models/ describe at one moment.
 
     described: Names of the Triton models of all specs.
-    unreadable: For each name that a model of Triton's may have whose spec cannot be read: the path of that spec.
+    unreadable: Paths of the specs that cannot be read.
     """
 
     described: set[str]
-    unreadable: dict[str, str]
+    unreadable: set[str]
 
 
 def task(described: Collection[str]) -> dict[str, Any]:
@@ -75,17 +74,18 @@ def prune(described: Collection[str]) -> None:
     newer than the start of this run.
     """
     with repository_files.repository_lock():
-        specs = read_specs() if orphans(described) else Specs(set(), {})
+        specs = read_specs() if orphans(described) else Specs(set(), set())
         owners: set[str] = set()
         for name in orphans({*described, *specs.described}):
             path = f"{REPOSITORY}/{name}"
-            if name in specs.unreadable:
-                print(f"keeping {path}: {specs.unreadable[name]} cannot be read; to remove the model, delete "
-                      f"{os.path.dirname(specs.unreadable[name])}/", flush=True)  # fmt: skip
+            spec = spec_of(name) or ""
+            owner = os.path.dirname(spec)
+            if spec in specs.unreadable:
+                print(f"keeping {path}: {spec} cannot be read; to remove the model, delete {owner}/", flush=True)
                 continue
             kept = repository_files.trash(path)
             print(f"removing {path}: no spec describes it any more; {kept} is kept for a day", flush=True)
-            owners.add(owner_of(name))
+            owners.add(os.path.basename(owner))
         for owner in sorted(owners.intersection(removed_models())):
             print(f"{BUILD}/{owner}/ is left of a removed model: `doit sweep` removes it", flush=True)
     repository_files.empty_trash()
@@ -109,21 +109,13 @@ def orphans(described: Collection[str]) -> list[str]:
 def read_specs() -> Specs:
     """Read the specs of all folders in models/. A mistake in one spec does not hide the others."""
     described: set[str] = set()
-    unreadable: dict[str, str] = {}
+    unreadable: set[str] = set()
     for folder in loader.folder_names():
         try:
             described |= loader.read_model(folder).triton_models.keys()
         except UserError:
-            for platform in TRITON_MODELS.values():
-                unreadable[folder + platform.suffix] = f"{MODELS}/{folder}/model.toml"
+            unreadable.add(f"{MODELS}/{folder}/model.toml")
     return Specs(described, unreadable)
-
-
-def owner_of(name: str) -> str:
-    """The model whose folder in build/ a Triton model was built in: the longest name that fits, or the name itself."""
-    suffixes = sorted((platform.suffix for platform in TRITON_MODELS.values()), key=len)
-    fitting = [name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)]
-    return next((model for model in fitting if os.path.isdir(f"{BUILD}/{model}")), name)
 
 
 def removed_models() -> list[str]:

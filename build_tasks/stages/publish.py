@@ -119,6 +119,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "files": artifacts,
             "spec": spec_digest(model, source_format),
             "keep_versions": keep_versions,
+            "first_version": model.triton_keys.first_version,
             "release": model.release
             if keep_versions > 1
             else None,  # the server's release must be able to load the older versions
@@ -177,8 +178,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if several and same and max(same) == max(versions):
         version = max(same)  # the newest version holds these artifacts already
     else:
-        newest = max([*versions, *unusable, 0])
-        version = newest + 1 if several else max(newest, 1)
+        newest, first = max([*versions, *unusable, 0]), settings["first_version"]
+        version = max(newest + 1 if several else newest, first)
         write_version(new, version, inputs, folder, settings)
         versions[version] = new
     kept = sorted(versions)[-settings["keep_versions"] :]

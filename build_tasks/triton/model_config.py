@@ -9,6 +9,7 @@ model_config_checks.py checks which fields may be used together.
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +20,16 @@ Mistake = tuple[str, str, str]  # key below triton, what was expected, what was 
 
 SCHEDULERS = {"dynamic_batching", "sequence_batching"}  # Triton accepts one of them
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,139}"  # of a model of Triton, as this project publishes it
+
 IN_FLIGHT = "max_inflight_requests"  # the field of ensemble_scheduling that [triton.ensemble] may set
 
 WARM_UP_FOLDER, INITIAL_STATE_FOLDER = "warmup", "initial_state"  # in a model's folder
 
 # Fields that follow from the artifact or from other keys of the spec, with a hint on the key.
 DERIVED = {
-    "name": "", "platform": "", "backend": "", "input": "", "output": "", "default_model_filename": "",
+    "name": " (a table of one format can set it)",
+    "platform": "", "backend": "", "input": "", "output": "", "default_model_filename": "",
     "max_batch_size": " (set it above the tables, or in the table of one format)",
     "cc_model_filenames": " (use engine.compute_capabilities)",
     "ensemble_scheduling": " (use the key ensemble)",
@@ -128,6 +132,9 @@ def field_mistakes(table: dict[str, Any], model_format: str) -> Iterator[Mistake
         if field == "max_batch_size" and model_format:
             if type(value) is not int or value < 0:
                 yield field, "int >= 0", repr(value)
+        elif field == "name" and model_format:
+            if not isinstance(value, str) or not re.fullmatch(NAME, value):
+                yield field, "a name of letters, digits, _ and -, which begins with a letter or digit", shorten(value)
         elif field == "ensemble_scheduling" and model_format == "ensemble" and isinstance(value, dict):
             if others := value.keys() - {IN_FLIGHT}:
                 expected = f"only {IN_FLIGHT}, since the steps follow from the key ensemble"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ def is_generated(name: str) -> bool:
             return file.readline().startswith(f"{GENERATED_MARK} {name},")
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def spec_of(name: str) -> str | None:
+    """Return the path of the spec that a generated folder of the repository names; None for other folders."""
+    found = re.search(r" from (.+)$", _read_config(f"{REPOSITORY}/{name}")[1].partition("\n")[0])
+    return found[1] if found and is_generated(name) else None
 
 
 def block_bytecode(folder: str, model_format: str) -> None:

@@ -170,6 +170,7 @@ def test_a_model_that_another_run_publishes_meanwhile_stays(light: Project) -> N
 def test_a_spec_that_is_away_for_a_moment_is_no_removed_model(light: Project, back: bool) -> None:
     """Editors that save by a rename, and `git checkout`, take the file away for milliseconds."""
     light.model("other", SPEC)
+    light.model("net", f'{SPEC}\n[triton.onnx]\nname = "served"\n')
     light.built()
     before = light.tree()
     spec = light / "models/net/model.toml"
@@ -179,7 +180,7 @@ def test_a_spec_that_is_away_for_a_moment_is_no_removed_model(light: Project, ba
     run = light.built()
     assert light.tree() == before
     if not back:
-        for name in ("net", "net_onnx"):
+        for name in ("net", "served"):
             assert (
                 f"keeping model_repository/{name}: models/net/model.toml cannot be read; "
                 "to remove the model, delete models/net/"

@@ -86,7 +86,7 @@ MISTAKES = [
     ),
     (
         spec(weights='source = "random://0"\nsha = "x"'),
-        "weights: expected one of source, sha256, prefix, converter, found 'sha' (did you mean 'sha256'?)",
+        "weights: expected one of source, sha256, prefix, ema, converter, found 'sha' (did you mean 'sha256'?)",
     ),
     (
         table("input", "means = [0.5, 0.5, 0.5]"),
@@ -407,7 +407,10 @@ MISTAKES = [
     (source("https://host"), "weights.source: expected `https://host/path/file`, found 'https://host'"),
     (source("http://host/path/"), "weights.source: expected `http://host/path/file`, found 'http://host/path/'"),
     # Triton's fields
-    (table("triton", 'name = "x"'), f"triton.name: {DERIVED}, found 'x'"),
+    (
+        table("triton", 'name = "x"'),
+        f"triton.name: {DERIVED} (a table of one format can set it), found 'x'",
+    ),
     (
         table("triton", "max_batch_size = 7"),
         f"triton.max_batch_size: {DERIVED} (set it above the tables, or in the table of one format), found 7",
