@@ -34,6 +34,7 @@ from build_tasks.paths import BUILD, STATE_DB
 from build_tasks.runtime import limits, memory_budget, repository_files, resources
 from build_tasks.runtime.digests import ContentChecker, digest
 from build_tasks.spec import overrides
+from build_tasks.spec.interface import label_files
 from build_tasks.spec.loader import load
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
@@ -132,8 +133,7 @@ def chain(model: Model) -> Iterator[str]:
         yield from (f"{stage}:{graph}" for stage in ("measure", "accuracy"))
     if "rtx" in model.spec.formats:
         yield f"rtx:{model.name}"
-    if model.spec.labels:
-        yield f"labels:{model.name}"
+    yield from (labels.task_name(model, output) for output in label_files(model.spec))
     for model_format in model.served_formats:
         if model_format == "tensorrt":
             yield from (f"engine:{model.name}{model.plan_suffix(plan)}" for plan in model.plans)
@@ -164,7 +164,8 @@ def task_weights() -> Tasks:
 
 def task_labels() -> Tasks:
     """Write the names of the classes -> labels.txt"""
-    yield from (labels.task(model) for model in MODELS if model.spec.labels)
+    for model in MODELS:
+        yield from labels.tasks(model)
 
 
 def task_reference() -> Tasks:

@@ -203,7 +203,8 @@ def build_without_doit(folder: Path) -> None:
     threads.limit(int(resources.cores()))
     model = next(model for model in load() if model.name == MODEL)
     work(weights.task(model))
-    work(labels.task(model))
+    for task in labels.tasks(model):
+        work(task)
     work(reference.task(model))
     work(torchscript.task(model))
     work(onnx.task(model))

@@ -4,6 +4,7 @@
 [[inputs]], [dimensions], [[outputs]] ─────────────┴► Interface
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from build_tasks.tensors import HEIGHT, INPUT, OUTPUT, WIDTH, InputTensor, Interface, OutputTensor, Range, Shape
@@ -104,3 +105,26 @@ def _output(index: int, table: "TensorOutput") -> OutputTensor:
         "labels": table.labels is not None,
         "batch_dimension": table.batch_dimension,
     }
+
+
+def client_dims(spec: "Spec") -> dict[str, Shape]:
+    """Return the dims that clients see, by the names of the tensors that they see in another shape than the network.
+
+    They concern config.pbtxt and clients only, so that they are no part of the interface of artifacts.
+    """
+    inputs = zip(inputs_of(spec), spec.inputs, strict=False)
+    outputs = ((_output(index, table), table) for index, table in enumerate(spec.outputs))
+    return {each["name"]: [*table.dims] for each, table in (*inputs, *outputs) if table.dims}
+
+
+def label_files(spec: "Spec") -> dict[str, tuple[str, str]]:
+    """Return the file in build/<model>/ and the source of the labels of each output, by its name.
+
+    `labels` of the spec itself concerns the first output, whatever its name is: its key is empty.
+    """
+    files = {"": ("labels.txt", spec.labels)} if spec.labels else {}
+    for index, table in enumerate(spec.outputs):
+        if table.labels:
+            name = _output(index, table)["name"]
+            files[name] = f"labels.{re.sub('[:/]', '_', name)}.txt", table.labels
+    return files

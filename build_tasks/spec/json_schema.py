@@ -31,7 +31,7 @@ NAME_OF_FORMAT: Schema = {
 }
 MAX_BATCH_OF_FORMAT: Schema = {
     "type": "integer",
-    "minimum": 1,
+    "minimum": 0,
     "description": "Largest batch of this format. Replaces the key max_batch_size above the tables.",
 }
 

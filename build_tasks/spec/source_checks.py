@@ -123,8 +123,10 @@ def spec_paths(model: Model) -> Iterator[SpecPath]:
             yield SpecPath(key, path, is_data=True, is_folder=not path.endswith(TENSOR_SUFFIXES))
     if spec.engine.timing_cache is not None:
         yield SpecPath("engine.timing_cache", spec.engine.timing_cache, is_data=True)
-    if spec.labels is not None and spec.labels != IMAGENET:
-        yield SpecPath("labels", spec.labels, is_data=False)
+    labels = {"labels": spec.labels, **{f"outputs[{i}].labels": each.labels for i, each in enumerate(spec.outputs)}}
+    for key, path in labels.items():
+        if path is not None and path != IMAGENET:
+            yield SpecPath(key, path, is_data=False)
     if spec.accuracy.truth is not None and spec.accuracy.truth != FOLDERS:
         yield SpecPath("accuracy.truth", spec.accuracy.truth, is_data=False)
     functions = {"architecture.network": spec.architecture.network, "weights.converter": spec.weights.converter}

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 
 from build_tasks.errors import listed, with_suggestion
-from build_tasks.spec.interface import dimensions_of, inputs_of, interface_of
+from build_tasks.spec.interface import dimensions_of, inputs_of, interface_of, label_files
 from build_tasks.spec.model import Spec
 from build_tasks.spec.tables import Input, Output
 from build_tasks.spec.tensor_tables import TensorInput
 from build_tasks.spec.value_checks import Mistake
-from build_tasks.tensors import BATCH
+from build_tasks.tensors import BATCH, signature_dims
 
 # The types of tensors that a format cannot have.
 # Sources: ModelConfigDataTypeToTorchType in src/libtorch_utils.cc of Triton's pytorch_backend; TensorRT's
@@ -32,6 +32,11 @@ def mistakes(spec: Spec) -> Iterator[Mistake]:
         yield from _input_mistakes(spec, f"inputs[{index}]", table)
     yield from _dimension_mistakes(spec)
     yield from _name_mistakes(spec)
+    files = label_files(spec)
+    if spec.labels and spec.outputs and spec.outputs[0].labels:
+        yield "labels", "nothing, since outputs[0].labels has those of the first output", repr(spec.labels)
+    if len({file for file, _ in files.values()}) < len(files):
+        yield "outputs", "names that differ in more than : and /, for the files of their labels", ", ".join(files)
     if spec.outputs and spec.output != Output() and len(spec.outputs) > 1:
         yield "output", "nothing, since there are several [[outputs]]", "[output]"
     if spec.inputs and spec.ensemble:
@@ -51,6 +56,14 @@ def _input_mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistak
         yield f"{key}.dtype", "another type, since only ONNX files have strings", repr(table.dtype)
     if table.layout and len(table.shape) != 3:
         yield f"{key}.layout", "nothing, or a shape of three dimensions", f"{table.layout!r}, {table.shape}"
+    if table.dims:
+        from build_tasks.triton.derived_tensors import reshape_mistake
+
+        words = [[dim for dim in shape if isinstance(dim, str)] for shape in (table.dims, table.shape)]
+        if words[0] != words[1]:
+            yield f"{key}.dims", f"the words of shape, {listed(words[1]) or 'none'}", listed(words[0]) or "none"
+        elif mistake := reshape_mistake(signature_dims(table.dims), signature_dims(table.shape)):
+            yield f"{key}.dims", *mistake
     if table.batch_dimension > len(table.shape):
         yield f"{key}.batch_dimension", f"at most {len(table.shape)}, the last dimension", repr(table.batch_dimension)
     if table.batch_dimension and spec.from_onnx:

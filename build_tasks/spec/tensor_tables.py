@@ -30,6 +30,10 @@ class TensorInput(Table, kw_only=True):
         list[Length | Word],
         Meta(description='Without the batch. A word is an open dimension: ["length"], [3, "height", "width"].'),
     ]
+    dims: Annotated[
+        Annotated[list[Length | Word], Meta(min_length=1)] | None,
+        Meta(description="Shape that clients send in the place of shape: as many values, between the same words."),
+    ] = None
     layout: Annotated[
         Literal["nchw", "nhwc"] | None,
         Meta(description="For a picture: whether its channels are the first or the last dimension."),
@@ -74,6 +78,10 @@ class TensorOutput(Table):
     ] = False
     labels: Annotated[
         Text | None, Meta(description='Labels of its classes: "imagenet-1k", or a text file with one class per line.')
+    ] = None
+    dims: Annotated[
+        Annotated[list[Length | Word], Meta(min_length=1)] | None,
+        Meta(description="Shape that clients get: as many values as the network's, between the same open dimensions."),
     ] = None
     batch_dimension: Annotated[
         int, Meta(ge=0, le=15, description="Dimension of the batch in the network. Clients get it first.")

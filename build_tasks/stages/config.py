@@ -15,7 +15,9 @@ from build_tasks.errors import UserError
 from build_tasks.json_files import read_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.interface import client_dims, label_files
 from build_tasks.spec.model import Model
+from build_tasks.tensors import signature_dims
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton import releases
 from build_tasks.triton.derived_config import (
@@ -27,6 +29,7 @@ from build_tasks.triton.derived_config import (
     spec_fields,
     to_text,
 )
+from build_tasks.triton.derived_tensors import ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line, release_mark
 
@@ -57,12 +60,16 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
     Args:
         files: The artifacts that the Triton model is served from. Several files are plans for several GPUs.
     """
-    labels = {"labels": model.artifact("labels.txt")} if model.spec.labels and model_format in FORMATS else {}
+    labels = {output: file for output, (file, _) in label_files(model.spec).items()} if model_format in FORMATS else {}
+    views = client_dims(model.spec) if model_format in FORMATS else {}
     stage = Stage(
         name=f"config:{model.triton_name(model_format)}",
         model=model,
         build=build,
-        inputs={**{file: model.artifact(f"{file}.signature.json") for file in files}, **labels},
+        inputs={
+            **{file: model.artifact(f"{file}.signature.json") for file in files},
+            **{file: model.artifact(file) for file in labels.values()},
+        },
         outputs={"config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")},
         settings=settings_of(
             model,
@@ -71,6 +78,8 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
             capabilities=[model.plans.get(file) for file in files],
             input=InputLayout(model.spec.input.format, model.spec.input.shape),
             ranked=model.spec.output.top_k is not None,
+            views={name: ClientView(signature_dims(dims)) for name, dims in views.items()},
+            labels=labels,
         ),
         tools=("tritonclient",),
         modules=(__name__, *CONFIG_MODULES),
@@ -112,10 +121,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             f"model.pt would fail on a GPU: {device_errors[0]} In forward, create tensors with device=x.device or as "
             f'buffers; or serve it on CPUs only: triton.device = "cpu" in {options.spec}'
         )
-    classes = None
-    if "labels" in inputs:
-        with open(inputs["labels"], encoding="utf-8") as file:
-            classes = len(file.readlines())
+    classes = {}
+    for name in options.labels.values():
+        with open(inputs[name], encoding="utf-8") as file:
+            classes[name] = len(file.readlines())
     config = derive(signature, classes, options)
     write_config(config, [inputs[name] for name in options.files], outputs["config"], options)
     notes = {"max_batch_size": config.max_batch_size}

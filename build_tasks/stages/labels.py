@@ -1,10 +1,15 @@
-"""labels: the names of the classes -> labels.txt, one per line, as Triton's classification extension reads them"""
+"""labels: the names of the classes -> labels.txt, one per line, as Triton's classification extension reads them
+
+An output of [[outputs]] may have labels of its own, labels.<output>.txt.
+"""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from build_tasks.errors import UserError
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.interface import label_files
 from build_tasks.spec.model import Model
 from build_tasks.spec.source_checks import IMAGENET
 
@@ -13,21 +18,29 @@ UNSAFE = "[\0-\x1f\x7f-\x9f\u2028\u2029\ufeff]"  # compiled where it is used: do
 MAX_CHARACTERS = 1 << 24  # of a label file; ImageNet's 21,841 classes have a million
 
 
-def task(model: Model) -> dict[str, Any]:
-    labels = model.spec.labels
-    assert labels is not None
-    stage = Stage(
-        name=f"labels:{model.name}",
-        model=model,
-        build=build,
-        inputs={} if labels == IMAGENET else {"labels": model.source(labels)},
-        outputs={"labels": model.artifact("labels.txt")},
-        settings={"labels": labels},
-        tools=("timm",) if labels == IMAGENET else (),
-        modules=(__name__,),
-        in_process=labels != IMAGENET,
-    )
-    return stage.task(doc=f"labels.txt from {labels}")
+def tasks(model: Model) -> Iterator[dict[str, Any]]:
+    """Yield the doit tasks of a model: one for its labels, and one for each output that has labels of its own."""
+    for output, (file, labels) in label_files(model.spec).items():
+        stage = Stage(
+            name=task_name(model, output),
+            model=model,
+            build=build,
+            inputs={} if labels == IMAGENET else {"labels": model.source(labels)},
+            outputs={"labels": model.artifact(file)},
+            settings={"labels": labels},
+            tools=("timm",) if labels == IMAGENET else (),
+            modules=(__name__,),
+            in_process=labels != IMAGENET,
+        )
+        yield stage.task(doc=f"{file} from {labels}")
+
+
+def task_name(model: Model, output: str) -> str:
+    """Return the name of the task that writes the labels of an output; empty: the labels of the spec itself.
+
+    Names of models contain no dot.
+    """
+    return f"labels:{model.name}.{output}" if output else f"labels:{model.name}"
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:

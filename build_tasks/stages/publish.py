@@ -23,6 +23,7 @@ from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import atomic_files, repository_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.interface import label_files
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
@@ -32,6 +33,7 @@ from build_tasks.triton.repository import (
     block_bytecode,
     bytecode_is_blocked,
     header_line,
+    is_label_file,
     overwrite_error,
     provenance_parameters,
 )
@@ -94,6 +96,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
     keep_versions = 1 if model_format == "ensemble" else model.triton_keys.keep_versions
     fields = model_config.fields_of_format(model.config_fields, model_format)
     policy = fields.get("version_policy", {})
+    labels = [file for file, _ in label_files(model.spec).values()] if model_format != "preprocess" else []
     umask = repository_files.umask_from_environment()
     stage = Stage(
         name=f"publish:{name}",
@@ -105,11 +108,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "weights": model.weights,
             "config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt"),
             **({"preprocessing.json": model.artifact("preprocessing.json")} if model_format in FORMATS else {}),
-            **(
-                {"labels.txt": model.artifact("labels.txt")}
-                if model.spec.labels and model_format != "preprocess"
-                else {}
-            ),
+            **{file: model.artifact(file) for file in labels},
             **{file: model.source(file) for file in model_config.config_files(fields)},
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
@@ -159,7 +158,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     folder, several = outputs["folder"], settings["keep_versions"] > 1
     os.makedirs(folder)
     for name, path in inputs.items():
-        if name in ("labels.txt", "preprocessing.json") or name.startswith(DATA_FOLDERS):
+        if name == "preprocessing.json" or is_label_file(name) or name.startswith(DATA_FOLDERS):
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
             repository_files.copy(path, f"{folder}/{name}")
     new: Provenance = {

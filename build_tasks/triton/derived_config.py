@@ -1,5 +1,6 @@
 """The ModelConfig of an artifact, derived from its signature and from the fields that the spec sets."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -42,6 +43,7 @@ class ConfigSettings(Struct, frozen=True, kw_only=True):
     capabilities: list[str | None] = []  # compute capability of each file; None for a file that is not bound to one
     input: InputLayout = InputLayout()
     ranked: bool = False  # outputs are the top_k values and classes, not one value for each class
+    labels: dict[str, str] = {}  # files of labels by output; the key of those for the first output is empty
     views: dict[str, ClientView] = {}  # how clients see a tensor, where they see it otherwise than the network
 
 
@@ -80,14 +82,14 @@ def common_signature(paths: list[str], settings: ConfigSettings) -> CommonSignat
     }
 
 
-def derive(signature: CommonSignature, classes: int | None, settings: ConfigSettings) -> Any:
+def derive(signature: CommonSignature, classes: Mapping[str, int], settings: ConfigSettings) -> Any:
     """Return the ModelConfig of an artifact.
 
     If the batch dimension is open, dims do not contain it. A fixed batch is served with max_batch_size 0 and full dims.
     Source: the server's docs, model_configuration.md, "Maximum Batch Size".
 
     Args:
-        classes: Number of labels, None if there are none.
+        classes: Number of labels in each file of labels.
 
     Raises:
         UserError: If the spec contradicts the artifact.
@@ -121,15 +123,27 @@ def derive(signature: CommonSignature, classes: int | None, settings: ConfigSett
                 for key, expected, found in mistakes
             )
         )
-    if classes is not None and not settings.ranked:
-        output = config.output[0]
-        if list(output.dims)[-1:] != [classes]:
-            raise UserError(
-                f"{settings.spec}: labels: expected one label for each of the {list(output.dims)[-1]} classes of "
-                f"{output.name}, found {classes} labels"
-            )
-        output.label_filename = "labels.txt"
+    for name, file in () if settings.ranked else settings.labels.items():
+        _label_output(config, name, file, classes[file], settings)
     return config
+
+
+def _label_output(config: Any, name: str, file: str, count: int, settings: ConfigSettings) -> None:
+    """Give an output of a ModelConfig its labels.
+
+    Raises:
+        UserError: If it has another number of classes, or if there is no such output.
+    """
+    names = [output.name for output in config.output]
+    if name and name not in names:
+        raise UserError(f"{settings.spec}: outputs: {name} has labels, and clients get only {', '.join(names)}")
+    output = config.output[names.index(name) if name else 0]
+    if list(output.dims)[-1:] != [count]:
+        raise UserError(
+            f"{settings.spec}: labels: expected one label for each of the {list(output.dims)[-1]} classes of "
+            f"{output.name}, found {count} labels"
+        )
+    output.label_filename = file
 
 
 def spec_fields(settings: ConfigSettings) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from build_tasks.errors import with_suggestion
+from build_tasks.errors import listed, with_suggestion
 from build_tasks.tensors import IMAGE
 from build_tasks.triton import (
     batch_tensor_checks,
@@ -126,9 +126,10 @@ def _model_mistakes(facts: ServingFacts, model_format: str, config: Any, fields:
     yield from parameter_checks.mistakes(facts, model_format, config)
     yield from newer_fields.mistakes(config, facts.release)
     yield from warm_up_checks.file_mistakes(config, facts.warm_up_folder, of_pictures=model_format == "preprocess")
-    yield from _filled_inputs(facts, model_format, config)
     yield from sequence_checks.file_mistakes(config, facts.initial_state_folder)
-    yield from config_mistakes(config, model_format, (IMAGE,) if model_format == "preprocess" else facts.inputs)
+    inputs = (IMAGE,) if model_format == "preprocess" else facts.inputs
+    contradictions = list(config_mistakes(config, model_format, inputs))
+    yield from contradictions or _filled_inputs(inputs, config)
 
 
 def _max_batch_size(facts: ServingFacts, model_format: str, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:
@@ -238,13 +239,12 @@ def _other_fields(facts: ServingFacts, model_format: str, config: Any) -> Iterat
             yield "metric_tags", f"names besides Triton's own, {', '.join(RESERVED_TAGS)}", repr(name)
 
 
-def _filled_inputs(facts: ServingFacts, model_format: str, config: Any) -> Iterator[Mistake]:
+def _filled_inputs(names: Collection[str], config: Any) -> Iterator[Mistake]:
     """Yield the inputs that Triton itself would fill, and that the model does not have."""
-    names = (IMAGE,) if model_format == "preprocess" else facts.inputs
     filled = derived_tensors.filled_inputs(config)
     for name, tensor in filled.items() if names else ():
-        if name and name not in names:
-            yield tensor.key, f"an input of the model, {', '.join(names)}", with_suggestion(name, names)
+        if name not in names:
+            yield tensor.key, f"an input of the model, {listed(names)}", with_suggestion(name, names)
     if names and filled.keys() >= set(names):
         key = next(iter(filled.values())).key.partition(".")[0]
-        yield key, "an input that clients send", f"Triton itself fills {', '.join(names)}"
+        yield key, "an input that clients send", f"Triton itself fills {listed(names)}"

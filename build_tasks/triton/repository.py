@@ -15,13 +15,18 @@ PROVENANCE_FILE = "provenance.json"  # in the folder of each version
 PROVENANCE_KEYS = {"build", "spec", "files"}  # some of its keys
 PROVENANCE_PARAMETERS = ("build", "weights", "spec", "tools")  # the keys that config.pbtxt holds as well
 # What a published folder holds besides its versions.
-GENERATED_NAMES = {CONFIG_FILE, "labels.txt", "preprocessing.json", "warmup", "initial_state", "__pycache__"}
+GENERATED_NAMES = {CONFIG_FILE, "preprocessing.json", "warmup", "initial_state", "__pycache__"}
 
 # Python runs the bytecode in this folder in place of a source file with the same mtime and size: whoever writes there
 # changes what a server runs. In the version of a Python model, an empty file takes this name. Python then reads no
 # bytecode for the model and writes none, so that every server leaves the folder as it was published.
 # Source: importlib's SourceLoader.get_code and SourceFileLoader.set_data, which go on after an OSError.
 BYTECODE = "__pycache__"
+
+
+def is_label_file(name: str) -> bool:
+    """Return whether a file of a published folder holds labels: labels.txt, or labels.<output>.txt."""
+    return name.startswith("labels.") and name.endswith("txt")
 
 
 def header_line(name: str, signatures: Sequence[str | None]) -> str:
@@ -111,7 +116,7 @@ def overwrite_error(name: str) -> str | None:
             recorded = f'"provenance.{entry}.' in config or os.path.exists(f"{path}/{PROVENANCE_FILE}")
             if not recorded:
                 return _refusal(path)
-        elif entry not in GENERATED_NAMES:
+        elif entry not in GENERATED_NAMES and not is_label_file(entry):
             return _refusal(path)
     return None
 

@@ -148,7 +148,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton_server.S
             (folder / "initial_state").mkdir()
             (folder / "initial_state/first.bin").write_bytes(np.array([10, 20], np.float32).tobytes())
             write_network(folder / "1/model.onnx", network)
-            config = derive(signature_of(network), None, settings_of(name, network))
+            config = derive(signature_of(network), {}, settings_of(name, network))
             (folder / "config.pbtxt").write_text(to_text(config))
         with triton_server.start("core", "24.10", triton_server.free_ports(), "build/t.log", stubs=True) as running:
             for name in NETWORKS:

@@ -185,7 +185,7 @@ def stages(model: Any) -> Iterator[Any]:
     yield weights.task(model)
     yield reference.task(model)
     if model.spec.labels:
-        yield labels.task(model)
+        yield from labels.tasks(model)
     if model.spec.has_engine:
         yield precision.task(model, "int8")
         yield measure.task_of_graph(model, "int8")

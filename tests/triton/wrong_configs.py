@@ -20,6 +20,7 @@ CORE = "core"
 LIBTORCH = "pytorch_backend: src/pt/model_state.cc"
 ORT = "onnxruntime_backend: src/onnxruntime.cc"
 TRT = "tensorrt_backend: src/model_state.cc"
+STATES = "core: src/sequence_state.cc"
 QUEUE = "core: src/scheduler_utils.cc, PolicyQueue::Enqueue"
 
 
@@ -48,6 +49,21 @@ def accelerator(text: str) -> str:
 
 def queue(text: str, more: str = "") -> str:
     return f"dynamic_batching = {{ {more} default_queue_policy = {{ {text} }} }}"
+
+
+START = "{ name = 'IMAGE', control = [{ int32_false_true = [0, 1] }] }"
+
+
+def controls(text: str) -> str:
+    return f"control_input = [{text}]"
+
+
+def state(text: str) -> str:
+    return f"state = [{{ input_name = 'A', output_name = 'B', data_type = 'TYPE_FP32', dims = [2], {text} }}]"
+
+
+def batch_input(text: str) -> str:
+    return f"batch_input = [{{ target_name = ['N'], {text} }}]"
 
 
 METRICS = (
@@ -200,4 +216,43 @@ WRONG_CONFIGS = [
           "only ONNX Runtime's backend reads it"),
     Wrong("names, versions and files", "tensorrt", "parameters = { execution_context_allocation_strategy = 'DYNAMIC' }",
           "refused: Invalid value for 'execution_context_allocation_strategy'", "one of STATIC, ON_PROFILE_CHANGE", TRT, "26.08"),
+    # 13
+    *(
+        Wrong("sequences", "preprocess", f"sequence_batching = {{ {text} }}", f"refused: {reason}", ours, source)
+        for text, reason, ours, source in [
+            (controls(f"{START}, {START.replace('IMAGE', 'B')}"), "sequence batching specifies multiple CONTROL_SEQUENCE_START",
+             "each kind of control once", CORE),
+            (controls(f"{START}, {START}"), "is specified for multiple control kinds", "each once, found 'IMAGE'", CORE),
+            (controls(START.replace("[0, 1]", "[0, 1], fp32_false_true = [0, 1]")), "specifies more than one from", "found int32", CORE),
+            (controls(START.replace("[0, 1]", "[]")), "must specify either", "found none of them", CORE),
+            (controls(START.replace("[0, 1]", "[1]")), "must have exactly 2 entries", "two values, for false and for true, found [1]", CORE),
+            (controls("{ name = 'IMAGE', control = [{ kind = 'CONTROL_SEQUENCE_CORRID', data_type = 'TYPE_FP32' }] }"),
+             "unexpected data type for control", "one of TYPE_UINT64, TYPE_INT64", CORE),
+            (controls(START.replace("int32", "kind = 'CONTROL_SEQUENCE_CORRID', int32")), "must not specify either", "data_type instead", CORE),
+            (state("initial_state = [{ name = 's', data_type = 'TYPE_FP32', dims = [2, 3], zero_data = true }]"),
+             "Number of dimensions in 'initial_state'", "fixed dims that fit those of the state, [2], found [2, 3]", CORE),
+            (state("initial_state = [{ name = 's', data_type = 'TYPE_INT32', dims = [2], zero_data = true }]"),
+             "The data type used for 'initial_state'", "initial_state.data_type: expected TYPE_FP32", CORE),
+            (state("initial_state = [{ data_type = 'TYPE_FP32', dims = [2], zero_data = true }]"),
+             "Field 'name' must be set", "initial_state.name: expected a name", CORE),
+            (state("initial_state = [{ name = 's', data_type = 'TYPE_FP32', dims = [2], data_file = 'none.bin' }]"),
+             "failed to open", "a file in models/m/initial_state/", CORE),
+            (state("use_growable_memory = true"), "you must also enable", "use_same_buffer_for_input_output = true as well", STATES),
+        ]
+    ),
+    Wrong("sequences", "preprocess",
+          "sequence_batching = { state = [{ input_name = 'A', output_name = 'Z', data_type = 'TYPE_FP32', dims = [2] }, "
+          "{ input_name = 'B', output_name = 'Y', data_type = 'TYPE_FP32', dims = [2] }] }",
+          "ignored", "since Triton pairs them by that order", STATES),
+    # 14
+    Wrong("ragged batches", "preprocess", batch_input("data_type = 'TYPE_INT64', source_input = ['IMAGE']"),
+          "refused: batch input data type must be TYPE_INT32 or TYPE_FP32", "one of TYPE_INT32, TYPE_FP32, found 'TYPE_INT64'"),
+    Wrong("ragged batches", "preprocess", batch_input("data_type = 'TYPE_INT32'"), "refused: expects 1 source input, got 0",
+          "source_input: expected one input, found []"),
+    Wrong("ragged batches", "preprocess", batch_input("data_type = 'TYPE_INT32', source_input = ['IMAGES']"),
+          "refused: unknown source input name 'IMAGES'", "did you mean 'IMAGE'?"),
+    Wrong("ragged batches", "preprocess", "batch_output = [{ target_name = ['S'], source_input = ['IMAGES'] }]",
+          "refused: unknown source input name 'IMAGES'", "did you mean 'IMAGE'?"),
+    Wrong("ragged batches", "torchscript", "batch_output = [{ target_name = ['S'], source_input = ['INPUT__0'] }]", "ignored",
+          "PyTorch's backend does not read it", LIBTORCH),
 ]  # fmt: skip
