@@ -124,7 +124,7 @@ def write_weights(name: str, path: str) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from build_tasks.formats import pytorch_network
+    from build_tasks.formats import picture_transform
     from build_tasks.verification import accuracy_samples
 
     torch.manual_seed(0)
@@ -132,12 +132,12 @@ def write_weights(name: str, path: str) -> int:
         check_size(timm.create_model(name))
     network = timm.create_model(name).eval()
     count = check_size(network)
-    config = pytorch_network.data_config(network, {})
+    config = picture_transform.data_config(network, {})
     source = accuracy_samples.SHIPPED_PHOTOGRAPHS
     _, pictures = accuracy_samples.load_samples(
         source,
         accuracy_samples.sample_files(source),
-        lambda: pytorch_network.transform(config, "fp32_nchw"),
+        lambda: picture_transform.transform(config, "fp32_nchw"),
         config,
         "fp32_nchw",
     )

@@ -70,6 +70,7 @@ class Normalization(TypedDict):
     shape: list[int] | None  # (channels, height, width)
     mean: list[float] | None
     std: list[float] | None
+    scale: int  # the largest value of a pixel
 
 
 class Interface(TypedDict):

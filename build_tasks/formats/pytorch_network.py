@@ -1,15 +1,14 @@
-"""The network that a spec describes, its preprocessing, and how it is run.
+"""The network that a spec describes, and how it is run.
 
 architecture, weights ─► create_network ─► wrap_for_serving ─► forward
-a PIL image ─► transform ─► the input of the network, as clients send it
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats.onnx_files import fixed_batch
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
+from build_tasks.formats.picture_transform import TRANSFORM_MODULES, data_config, set_channels
 from build_tasks.formats.user_code import fp32_network, python_files, user_function
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Settings
@@ -18,15 +17,15 @@ from build_tasks.tensors import layout_dims
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
 # The keys of [input] that normalize bytes. The shape gives the number of channels.
-NORMALIZATION_KEYS = ("shape", "mean", "std")
+NORMALIZATION_KEYS = ("shape", "mean", "std", "scale")
 
 # The modules of the project that make and run a network, for the fingerprint of the stages that use one.
 NETWORK_MODULES = (
     "build_tasks.formats.pytorch_network",
     "build_tasks.formats.user_code",
+    *TRANSFORM_MODULES,
     "build_tasks.tensors",
 )
 
@@ -124,6 +123,8 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
     try:
         if architecture["timm"] is not None:
             module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])
+            if channels := architecture["arguments"].get("in_chans"):
+                set_channels(module, channels)
         else:
             build = user_function(settings["model"], architecture["network"])
             module = fp32_network(build(**architecture["arguments"]), settings["model"], architecture["network"])
@@ -197,8 +198,9 @@ def normalize_input(module: "torch.nn.Module", batch: "torch.Tensor", interface:
 
     if batch.dtype != torch.uint8:
         return batch
-    config = data_config(module, {key: interface[key] for key in NORMALIZATION_KEYS})
-    mean, std = (torch.tensor(config[key], dtype=torch.float64).reshape(-1, 1, 1) * 255 for key in ("mean", "std"))
+    config = data_config(module, {key: interface.get(key) for key in NORMALIZATION_KEYS})
+    factor: float = 255 / config.get("scale", 1)
+    mean, std = (torch.tensor(config[key], dtype=torch.float64).reshape(-1, 1, 1) * factor for key in ("mean", "std"))
     # The cast comes first: it is the only operator of TensorRT that takes bytes.
     return (batch.float().permute(0, 3, 1, 2) - mean.float()) * (1 / std).float()
 
@@ -222,44 +224,10 @@ def top_k_outputs(output: Any, interface: Settings) -> Any:
     return tuple(output.topk(interface["top_k"], dim=1))
 
 
-def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any]:
-    """Return timm's data config of the network with the overrides of the spec.
-
-    It has the keys input_size, mean, std, interpolation, crop_pct and crop_mode.
-
-    Raises:
-        UserError: If mean or std do not fit the number of channels.
-    """
-    from timm.data import resolve_data_config
-
-    options = {key: value for key, value in overrides.items() if value is not None and key != "format"}
-    if "shape" in options:
-        options["input_size"] = tuple(options.pop("shape"))
-    config: dict[str, Any] = {**resolve_data_config(model=module), **options}
-    channels = config["input_size"][0]
-    for key in ("mean", "std"):
-        if len(config[key]) not in (1, channels):
-            raise UserError(f"input.{key}: expected {channels} values, one for each channel, found {config[key]}")
-    return config
-
-
 def input_shape(module: "torch.nn.Module", override: list[int] | None) -> tuple[int, int, int]:
     """Return (channels, height, width) of one input."""
     channels, height, width = override or data_config(module, {})["input_size"]
     return channels, height, width
-
-
-def transform(config: dict[str, Any], input_format: str) -> "Callable[[Image], torch.Tensor]":
-    """Return timm's preprocessing with a data config: from a PIL image to the input of clients, without the batch."""
-    preprocess = timm_transform(config, input_format)
-    return (lambda image: preprocess(image).permute(1, 2, 0)) if input_format == "uint8_nhwc" else preprocess
-
-
-def timm_transform(config: dict[str, Any], input_format: str) -> Any:
-    """Return timm's own preprocessing. Its bytes are (channels, height, width) also for uint8_nhwc."""
-    from timm.data import create_transform
-
-    return create_transform(**config, is_training=False, normalize=input_format != "uint8_nhwc")
 
 
 def forward(module: Any, batch: "torch.Tensor") -> "list[torch.Tensor]":

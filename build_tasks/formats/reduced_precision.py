@@ -13,7 +13,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import pytorch_network
+from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
 from build_tasks.runtime.stage import Paths, Settings
 from build_tasks.spec.model import Model
@@ -248,12 +248,12 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
         samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
         return samples
     module = pytorch_network.create_network(settings)
-    config, input_format = pytorch_network.data_config(module, settings["input"]), settings["input"]["format"]
+    config, input_format = picture_transform.data_config(module, settings["input"]), settings["input"]["format"]
     paths = [path for name, path in inputs.items() if name == path]
     _, samples = accuracy_samples.load_samples(
         settings["calibration"],
         paths,
-        lambda: pytorch_network.transform(config, input_format),
+        lambda: picture_transform.transform(config, input_format),
         config,
         input_format,
     )

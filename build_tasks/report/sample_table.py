@@ -48,7 +48,8 @@ def sample_table(model: Model, gate_results: list[GateRow]) -> SampleTable | Non
     with_picture, others = rows[:MAX_SAMPLES], rows[MAX_SAMPLES:]
     for row in with_picture:
         if not source.endswith(accuracy_samples.TENSOR_SUFFIXES):
-            row.picture = thumbnail(f"{source}/{row.name}")
+            ending = "" if source == accuracy_samples.SHIPPED_PHOTOGRAPHS else (model.spec.input.files or [""])[0]
+            row.picture = thumbnail(f"{source}/{row.name}{ending}")
     return SampleTable(
         artifacts=[row.artifact for row, *_ in columns],
         rows=with_picture,

@@ -7,7 +7,18 @@
 import re
 from typing import TYPE_CHECKING
 
-from build_tasks.tensors import HEIGHT, INPUT, OUTPUT, WIDTH, InputTensor, Interface, OutputTensor, Range, Shape
+from build_tasks.tensors import (
+    HEIGHT,
+    INPUT,
+    OUTPUT,
+    WIDTH,
+    InputTensor,
+    Interface,
+    Normalization,
+    OutputTensor,
+    Range,
+    Shape,
+)
 
 if TYPE_CHECKING:
     from build_tasks.spec.model import Spec
@@ -21,13 +32,19 @@ def interface_of(spec: "Spec") -> Interface:
     """Return the inputs and outputs of a spec. It is plain data, so that it can be part of a fingerprint."""
     normalizes = not spec.inputs and spec.input.format == "uint8_nhwc"
     table = spec.input
+    normalization: Normalization = {
+        "shape": table.shape,
+        "mean": table.mean,
+        "std": table.std,
+        "scale": table.scale,
+    }
     return {
         "inputs": inputs_of(spec),
         "outputs": [_output(index, output) for index, output in enumerate(spec.outputs)],
         "dimensions": dimensions_of(spec),
         "softmax": spec.output.softmax,
         "top_k": spec.output.top_k,
-        "normalization": {"shape": table.shape, "mean": table.mean, "std": table.std} if normalizes else None,
+        "normalization": normalization if normalizes else None,
     }
 
 

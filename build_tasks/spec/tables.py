@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct
 
+from build_tasks.spec.picture_keys import Color, CropMode, CropShare, Files, Fill, Interpolation, Mean, Scale, Std
+
 ENGINES = ("tensorrt", "rtx")  # formats that are compiled; Triton cannot serve an engine of TensorRT-RTX
 
 # An engine of these precisions is compiled from the fp32 graph. TensorRT's flag TF32 makes the difference.
@@ -20,14 +22,11 @@ Batch = Annotated[int, Meta(ge=1, le=65536)]
 Pixels = Annotated[int, Meta(ge=1, le=65536)]
 Versions = Annotated[int, Meta(ge=1, le=1000)]
 Mebibytes = Annotated[int, Meta(ge=1, le=2**24)]
-PixelValue = Annotated[float, Meta(ge=-1e6, le=1e6)]
-PositivePixelValue = Annotated[float, Meta(gt=0, le=1e6)]
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[list[Pixels], Meta(min_length=2, max_length=2)]  # height, width
 Shape = Annotated[list[Pixels], Meta(min_length=3, max_length=3)]  # channels, height, width
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Share = Annotated[float, Meta(ge=0, le=1)]
-PositiveShare = Annotated[float, Meta(gt=0, le=1)]
 RelativeError = Annotated[float, Meta(gt=0, lt=1)]
 AbsoluteError = Annotated[float, Meta(gt=0, lt=1e30)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
@@ -94,21 +93,15 @@ class Input(Table):
         Size | None, Meta(description="Smallest [height, width]. With max_size, height and width are open.")
     ] = None
     max_size: Annotated[Size | None, Meta(description="Largest [height, width].")] = None
-    mean: Annotated[list[PixelValue] | None, Meta(description="Mean of each channel, for pixels from 0 to 1.")] = None
-    std: Annotated[
-        list[PositivePixelValue] | None,
-        Meta(description="Standard deviation of each channel, for pixels from 0 to 1."),
-    ] = None
-    interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, Meta(description="How pictures are resized.")
-    ] = None
-    crop_pct: Annotated[
-        PositiveShare | None, Meta(description="Share of the resized picture that the center crop keeps.")
-    ] = None
-    crop_mode: Annotated[
-        Literal["center", "squash", "border"] | None,
-        Meta(description="How a picture that is not square is fitted, as timm does it."),
-    ] = None
+    color: Color = None
+    files: Files = None
+    scale: Scale = 1
+    mean: Mean = None
+    std: Std = None
+    interpolation: Interpolation = None
+    crop_pct: CropShare = None
+    crop_mode: CropMode = None
+    fill: Fill = None
 
 
 class Output(Table):

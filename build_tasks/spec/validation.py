@@ -12,7 +12,7 @@ from msgspec import Struct, ValidationError, convert
 
 from build_tasks.errors import listed, with_suggestion
 from build_tasks.paths import MODELS
-from build_tasks.spec import source_checks, value_checks
+from build_tasks.spec import pictures, source_checks, value_checks
 from build_tasks.spec.model import Model, Spec, table_settings
 from build_tasks.spec.overrides import Overrides
 from build_tasks.spec.tables import (
@@ -98,6 +98,8 @@ def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
             yield key, "`file.py:function`", repr(value)
     if spec.weights.prefix is not None and spec.weights.converter is not None:
         yield "weights.prefix", "nothing, since weights.converter chooses the tensors", repr(spec.weights.prefix)
+    timm_arguments = spec.architecture.arguments if spec.architecture.timm else {}
+    yield from pictures.mistakes(spec.input, timm_arguments.get("in_chans"))
     yield from source_checks.mistakes(model)
     yield from value_checks.mistakes(model)
     for argument in sorted(WEIGHTS_ARGUMENTS & spec.architecture.arguments.keys()):
@@ -199,8 +201,9 @@ def _ensemble_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
         yield key, "a format with an open batch (onnx.dynamic_axes = true)", repr(spec.ensemble)
     elif spec.ensemble == "tensorrt" and not spec.engine.keep_io_types and not overrides:
         yield key, "engine.keep_io_types = true, since the ensemble prepares pictures in fp32", "false"
-    elif spec.input.shape is not None and spec.input.shape[0] != 3:
-        yield key, "nothing, since pictures have 3 channels", f"input.shape = {spec.input.shape}"
+    elif spec.input.shape and not pictures.colors_of(spec.input.color, spec.input.files, spec.input.shape[0]):
+        expected = "nothing, since pictures have 1, 3 or 4 channels (or set input.files)"
+        yield key, expected, f"input.shape = {spec.input.shape}"
 
 
 def _size_mistakes(table: Input) -> Iterator[Mistake]:
@@ -283,8 +286,9 @@ def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:
         return f"{key}: expected one of {listed(fields, MORE)}, found {with_suggestion(unknown[1], fields)}"
     if missing := re.search(r"missing required field `(.+)`", message):
         return f"{key}: expected the key {missing[1]!r}, found nothing"
-    if "Invalid enum value" in message:
-        choices = _choices(get_type_hints(table, include_extras=True)[keys[-1][0] or keys[-2][0]])
+    named = [name for name, _ in keys if name]
+    choices = _choices(get_type_hints(table, include_extras=True).get(named[-1])) if named else []
+    if "Invalid enum value" in message or (isinstance(found, float) and any(map(str.isdecimal, choices))):
         return f"{key}: expected one of {', '.join(choices)}, found {with_suggestion(found, choices)}"
     if "key` in" in str(error):
         found = ", ".join(found)
@@ -312,4 +316,4 @@ def _choices(hint: Any) -> list[str]:
         return [str(choice) for choice in get_args(hint)]
     if hint is int:
         return ["int"]
-    return [choice for argument in get_args(hint) for choice in _choices(argument)]
+    return list(dict.fromkeys(choice for argument in get_args(hint) for choice in _choices(argument)))

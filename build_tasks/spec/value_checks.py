@@ -72,12 +72,18 @@ def mistakes(model: Model) -> Iterator[Mistake]:
 
 
 def _scale_mistakes(spec: Spec) -> Iterator[Mistake]:
-    """Yield a mean and a standard deviation for pixels from 0 to 255, with the values for pixels from 0 to 1.
+    """Yield a mean and a standard deviation for pixels of the other scale, with the values that are probably meant.
 
     The mean of pixels from 0 to 1 is at most 1. A standard deviation is a divisor, which may be 2 for values from -1 to
     1. A mean for 0 to 255 beside a std of 1 says that the network takes differences of bytes.
     """
     mean, std = spec.input.mean or [], spec.input.std or []
+    if spec.input.scale != 1:
+        for key, values in (("mean", mean), ("std", std)):
+            if values and 0 < max(values) < 1:
+                scaled = [round(value * 255, 3) for value in values]
+                yield f"input.{key}", f"a value for pixels from 0 to 255, probably {scaled}", f"{values}, for 0 to 1"
+        return
     bytes_mean, bytes_std = any(abs(value) > 1 for value in mean), any(value > 2 for value in std)
     for key, values, is_wrong in (
         ("mean", mean, bytes_mean),
@@ -85,7 +91,8 @@ def _scale_mistakes(spec: Spec) -> Iterator[Mistake]:
     ):
         if is_wrong:
             scaled = [float(f"{value / 255:.4g}") for value in values]
-            yield f"input.{key}", f"a value for pixels from 0 to 1, probably {scaled}", f"{values}, for 0 to 255"
+            expected = f"a value for pixels from 0 to 1, probably {scaled}"
+            yield f"input.{key}", expected, f"{values}, for 0 to 255, which need input.scale = 255"
 
 
 def _size_mistakes(spec: Spec) -> Iterator[Mistake]:

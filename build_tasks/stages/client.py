@@ -4,8 +4,8 @@
     preprocessing.json ──┼─► client.py.j2 ─► http_client.py, grpc_client.py   complete programs
     labels.txt ──────────┘                   preprocessing.py, .json          how they prepare an image
 
-If the Triton model is an ensemble, the client sends image files. If the model takes tensors of three channels, the
-client preprocesses the images itself. For other models it sends an array from a .npy file.
+If the Triton model is an ensemble, the client sends image files. If the model takes pictures, the client preprocesses
+the images itself. For other models it sends an array from a .npy file.
 
 Triton's sequence batcher takes requests of one sample each, with a correlation ID. For a model that uses it, the
 samples are one sequence: the first request starts it, and the last one ends it.
@@ -64,12 +64,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     first: Signature = read_json(inputs["first"])
     last: Signature = read_json(inputs["last"])
     (tensor,) = first["inputs"]
-    channels = read_json(inputs["preprocessing"])["input_size"][0]
+    colors = read_json(inputs["preprocessing"]).get("color", ["rgb"])
     folder = outputs["folder"]
     os.makedirs(folder)
     if tensor["name"] == IMAGE:
         sends = "encoded images"
-    elif channels == 3:
+    elif colors:
         sends = "preprocessed images"
         shutil.copyfile(PREPROCESSING, f"{folder}/preprocessing.py")
         shutil.copyfile(inputs["preprocessing"], f"{folder}/preprocessing.json")
@@ -78,7 +78,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if "labels" in inputs:
         shutil.copyfile(inputs["labels"], f"{folder}/labels.txt")
     for protocol in PORTS:
-        text = render(protocol, settings, tensor, last["outputs"], sends, labels="labels" in inputs)
+        text = render(protocol, settings, tensor, last["outputs"], sends, len(colors), labels="labels" in inputs)
         with open(f"{folder}/{protocol}_client.py", "w", encoding="utf-8") as file:
             file.write(text)
     return {"clients": ", ".join(PORTS)}
@@ -90,6 +90,7 @@ def render(
     tensor: TensorSignature,
     outputs: list[TensorSignature],
     sends: str,
+    pictures: int = 1,
     *,
     labels: bool,
 ) -> str:
@@ -100,6 +101,7 @@ def render(
         tensor: The input of the model.
         outputs: The outputs of the model, which determine the lines that the client prints.
         sends: "encoded images", "preprocessed images" or "an array".
+        pictures: The number of images that one sample has.
         labels: Whether labels.txt is beside the client.
     """
     shows = "tensors"
@@ -107,6 +109,7 @@ def render(
         shows = "ranked classes"
     elif sends != "an array" and len(outputs) == 1 and len(outputs[0]["shape"]) == 2:
         shows = "classes"
+    images = "image.jpg ..." if pictures == 1 else f"image.1.png ... image.{pictures}.png ..."
     with open(TEMPLATE, encoding="utf-8") as file:
         template = compile_template(file.read())
     return template.render(
@@ -115,7 +118,10 @@ def render(
         port=PORTS[protocol],
         sends=sends,
         source="a batch" if sends == "an array" else "images",
-        example=f"batch.npy  # {tensor['dtype']}, {tensor['shape']}" if sends == "an array" else "image.jpg ...",
+        example=f"batch.npy  # {tensor['dtype']}, {tensor['shape']}" if sends == "an array" else images,
+        pictures=pictures,
+        each="path" if pictures == 1 else "paths",
+        samples="sys.argv[1:]" if pictures == 1 else "samples",
         tensor=tensor,
         dtype=DTYPES.get(tensor["dtype"], tensor["dtype"].upper()),
         shows=shows,

@@ -12,7 +12,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import pytorch_network
+from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.formats.artifacts import PREPROCESS_FOLDER
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
@@ -50,7 +50,7 @@ def task(model: Model) -> dict[str, Any]:
             "verdict": model.artifact(f"{PREPROCESS_FOLDER}.verdict.json"),
             "tools": model.artifact(f"{PREPROCESS_FOLDER}.tools.json"),
         },
-        settings={"spec": model.file},
+        settings={"spec": model.file, "samples": source},
         tools=TOOLS,
         modules=(
             __name__,
@@ -66,21 +66,24 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import numpy as np
 
-    from build_tasks.triton.preprocess_model.preprocessing import PictureError, decode, preprocess
+    from build_tasks.triton.preprocess_model.preprocessing import PictureError, colors_of, decode_all, preprocess
 
     preprocessing = read_json(inputs["preprocessing"])
-    channels, *_ = preprocessing["input_size"]
-    if channels != 3:
+    if not (colors := colors_of(preprocessing)):
+        channels, *_ = preprocessing["input_size"]
         raise UserError(
-            f"{settings['spec']}: ensemble: expected a network that takes 3 channels, as images have, found {channels}"
+            f"{settings['spec']}: ensemble: expected a network that takes 1, 3 or 4 channels, as images have, or "
+            f"input.files, found {channels}"
         )
     config = {key: value for key, value in preprocessing.items() if key not in ("format", "steps")}
-    transform = pytorch_network.transform(config, preprocessing["format"])
+    transform = picture_transform.transform(config, preprocessing["format"])
     paths = [path for name, path in inputs.items() if name == path]
-    for path in paths:
+    samples = accuracy_samples.group_files(settings["samples"], paths, preprocessing.get("files"))
+    for files in samples.values():
+        path = ", ".join(files)
         try:
-            actual = preprocess(path, preprocessing)
-            expected = transform(decode(path)).numpy()
+            actual = preprocess(files, preprocessing)
+            expected = transform(decode_all(files, preprocessing)).numpy()
         except PictureError as error:
             raise UserError(f"{path}: an ensemble cannot take this picture: {error}") from error
         if (actual.shape, actual.dtype) != (expected.shape, expected.dtype) or not np.array_equal(actual, expected):
@@ -92,7 +95,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         shutil.copyfile(f"build_tasks/triton/preprocess_model/{name}", f"{outputs['model']}/{name}")
     shutil.copyfile(inputs["preprocessing"], f"{outputs['model']}/preprocessing.json")
     signature = {
-        "inputs": [{"name": IMAGE, "dtype": "bytes", "shape": [-1, 1]}],
+        "inputs": [{"name": IMAGE, "dtype": "bytes", "shape": [-1, len(colors)]}],
         "outputs": [{"name": INPUT, "dtype": str(expected.dtype), "shape": [-1, *expected.shape]}],
     }
     for name, record in (("signature", signature), ("tools", versions(TOOLS))):
@@ -103,4 +106,4 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         "status": "ok",
     }
     write_json(outputs["verdict"], result)
-    return {"pictures": len(paths), "difference from timm": 0}
+    return {"pictures": len(samples), "difference from timm": 0}

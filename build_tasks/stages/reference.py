@@ -11,7 +11,7 @@ change of its inputs. The gate does not require an artifact to be closer than th
 import functools
 from typing import Any
 
-from build_tasks.formats import pytorch_network
+from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -80,11 +80,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     interface = settings["interface"]
     module = pytorch_network.wrap_for_serving(pytorch_network.create_network(settings, inputs["weights"]), interface)
-    preprocessing = pytorch_network.data_config(module, settings["input"])
-    transform = pytorch_network.transform(preprocessing, interface["format"])
+    preprocessing = picture_transform.data_config(module, settings["input"])
     paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
     names, batch = accuracy_samples.load_samples(
-        settings["samples"], paths, lambda: transform, preprocessing, interface["format"]
+        settings["samples"],
+        paths,
+        lambda: picture_transform.transform(preprocessing, interface["format"]),
+        preprocessing,
+        interface["format"],
     )
     save_json([{INPUT: batch}], outputs["samples"])
     results = RunResults()
@@ -100,6 +103,6 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
-    steps = str(pytorch_network.timm_transform(preprocessing, interface["format"])).splitlines()
+    steps = picture_transform.format_steps(preprocessing, interface["format"])
     write_json(outputs["preprocessing"], {"format": interface["format"], **preprocessing, "steps": steps})
     return {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}

@@ -1,14 +1,15 @@
 """The samples that accuracy is measured on and that int8 and fp8 are calibrated with, and the classes that they show.
 
-a folder of pictures (or of folders of them) ─► preprocessing of the model ─┐
+a folder of pictures (or of folders of them) ─► preprocessing of the model ─┐   one or more pictures for each sample
 .npz, or Polygraphy's inputs as .json ──────────────────────────────────────┴► an array in the layout of input.format
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, with_suggestion
+from build_tasks.errors import UserError, listed, with_suggestion
 from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
@@ -33,8 +34,35 @@ def sample_files(source: str) -> list[str]:
     return sorted(path for path in walk(source) if path.lower().endswith(PICTURE_SUFFIXES))
 
 
+def group_files(source: str, paths: list[str], endings: Sequence[str] | None) -> dict[str, list[str]]:
+    """Return the pictures of each sample, by the name of the sample: its path in the folder.
+
+    Args:
+        source: The folder.
+        paths: All pictures in it.
+        endings: input.files of the spec: the endings of the files of a sample, whose name then lacks the ending.
+    Raises:
+        UserError: If a file has another ending, or if a sample lacks a file.
+    """
+    names = {path: os.path.relpath(path, source).replace(os.sep, "/") for path in paths}
+    if not endings or source == SHIPPED_PHOTOGRAPHS:  # a photograph that ships stands for all files of a sample
+        return {name: [path] * len(endings or [""]) for path, name in names.items()}
+    samples: dict[str, list[str]] = {}
+    for path, name in names.items():
+        ending = next((each for each in endings if name.endswith(each)), None)
+        if ending is None:
+            raise UserError(f"{path}: expected a name that ends in one of input.files, {listed(endings)}")
+        samples.setdefault(name.removesuffix(ending), []).append(path)
+    for name, found in samples.items():
+        ordered = [f"{source}/{name}{ending}" for ending in endings]
+        if missing := sorted({*ordered} - {*found}):
+            raise UserError(f"{missing[0]} does not exist, and input.files needs it beside {found[0]}")
+        samples[name] = ordered
+    return samples
+
+
 def read_encoded(model: Model) -> "np.ndarray | None":
-    """Return the accuracy samples as encoded pictures, bytes (samples, 1), the input of an ensemble.
+    """Return the accuracy samples as encoded pictures, bytes (samples, pictures), the input of an ensemble.
 
     None if the samples are tensors.
     """
@@ -43,20 +71,19 @@ def read_encoded(model: Model) -> "np.ndarray | None":
     source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else SHIPPED_PHOTOGRAPHS
     if source.endswith(TENSOR_SUFFIXES):
         return None
-    contents = []
-    for path in sample_files(source):
-        with open(path, "rb") as file:
-            contents.append([file.read()])
-    return np.array(contents, dtype=object)
-
-
-PICTURE_CHANNELS = 3  # every picture is read as RGB
+    return np.array(
+        [
+            [Path(path).read_bytes() for path in paths]
+            for paths in group_files(source, sample_files(source), model.spec.input.files).values()
+        ],
+        dtype=object,
+    )
 
 
 def load_samples(
     source: str,
     paths: list[str],
-    transform: "Callable[[], Callable[[Image], torch.Tensor]]",
+    transform: "Callable[[], Callable[[Sequence[Image]], torch.Tensor]]",
     preprocessing: dict[str, Any],
     input_format: str,
 ) -> "tuple[list[str], np.ndarray]":
@@ -81,36 +108,40 @@ def load_samples(
             path.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{source}: the name of {path!a} is not UTF-8; rename it") from error
-    names = [os.path.relpath(path, source).replace(os.sep, "/").replace("\n", " ") for path in paths]
-    return names, preprocess(paths, transform(), preprocessing)
+    samples = group_files(source, paths, preprocessing.get("files"))
+    return [name.replace("\n", " ") for name in samples], preprocess([*samples.values()], transform(), preprocessing)
 
 
 def preprocess(
-    paths: list[str], transform: "Callable[[Image], torch.Tensor]", preprocessing: dict[str, Any]
+    samples: list[list[str]], transform: "Callable[[Sequence[Image]], torch.Tensor]", preprocessing: dict[str, Any]
 ) -> "np.ndarray":
     """Return the pictures after the transform, as one array (samples, …).
 
     Args:
-        preprocessing: timm's data config that the transform was made from.
+        samples: The paths of the pictures of each sample.
+        preprocessing: The data config that the transform was made from.
     Raises:
         UserError: If a file cannot be read as a picture, or is a picture that the preprocessing model refuses.
     """
     import torch
 
-    from build_tasks.triton.preprocess_model.preprocessing import PictureError, decode
+    from build_tasks.triton.preprocess_model.preprocessing import PictureError, colors_of, decode
 
-    if (channels := preprocessing["input_size"][0]) != PICTURE_CHANNELS:
+    if not (colors := colors_of(preprocessing)):
         raise UserError(
-            f"accuracy.samples: expected an .npz or .json file of preprocessed samples, since input.shape has "
-            f"{channels} channels, found pictures, which have {PICTURE_CHANNELS}"
+            f"accuracy.samples: expected an .npz or .json file of preprocessed samples, or input.files, since "
+            f"input.shape has {preprocessing['input_size'][0]} channels, found pictures, which have 1, 3 or 4"
         )
-    samples = []
-    for path in paths:
-        try:
-            samples.append(transform(decode(path, preprocessing, PICTURE_FORMATS)))
-        except PictureError as error:
-            raise UserError(f"{path}: {error}") from error
-    batch: np.ndarray = torch.stack(samples).numpy()
+    inputs = []
+    for paths in samples:
+        images = []
+        for path, color in zip(paths, colors, strict=True):
+            try:
+                images.append(decode(path, preprocessing, PICTURE_FORMATS, color))
+            except PictureError as error:
+                raise UserError(f"{path}: {error}") from error
+        inputs.append(transform(images))
+    batch: np.ndarray = torch.stack(inputs).numpy()
     return batch
 
 

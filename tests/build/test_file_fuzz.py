@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 from PIL import Image, PngImagePlugin
 
 from build_tasks.errors import MAX_LINE, UNSAFE, UserError
-from build_tasks.formats import checkpoints, lock_file, pytorch_network, state_dicts
+from build_tasks.formats import checkpoints, lock_file, picture_transform, state_dicts
 from build_tasks.report.sample_table import thumbnail
 from build_tasks.runtime import worker
 from build_tasks.stages import labels, weights
@@ -299,7 +299,7 @@ def read_picture(path: Path) -> object:
         assert len(str(error)) < MAX_LINE
         assert "\n" not in str(error)
     thumbnail(str(path))
-    return accuracy_samples.preprocess([str(path)], pytorch_network.transform(CONFIG, "fp32_nchw"), CONFIG)
+    return accuracy_samples.preprocess([[str(path)]], picture_transform.transform(CONFIG, "fp32_nchw"), CONFIG)
 
 
 def read_weights(path: Path) -> object:

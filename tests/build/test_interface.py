@@ -15,7 +15,7 @@ from tests.support.project import ROOT, Project, failure_line
 from PIL import Image
 from polygraphy.comparator import IterationResult
 
-from build_tasks.formats import pytorch_network
+from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.triton.preprocess_model.preprocessing import PictureError, preprocess
 from build_tasks.verification import gate, metrics
 
@@ -153,11 +153,11 @@ def test_pictures_are_prepared_to_the_bit_as_timm_does(size: tuple[int, int], in
             "input_size": (3, *size), "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": mode,
             "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
         }  # fmt: skip
-        transform = pytorch_network.transform(config, input_format)
+        transform = picture_transform.transform(config, input_format)
         settings = json.loads(json.dumps({"format": input_format, **config}))
         for path in PICTURES:
             with Image.open(path) as image:
-                expected = transform(image.convert("RGB")).numpy()
+                expected = transform([image.convert("RGB")]).numpy()
             actual = preprocess(path.read_bytes(), settings)
             assert actual.dtype == expected.dtype
             assert np.array_equal(actual, expected), (path, mode, interpolation, crop_pct)

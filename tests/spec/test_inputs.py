@@ -122,17 +122,17 @@ def test_a_std_of_1_beside_a_mean_of_bytes_is_one_of_bytes_too() -> None:
         (
             table("input", "mean = [123.675, 116.28, 103.53]\nstd = [0.229, 0.224, 0.225]"),
             "input.mean: expected a value for pixels from 0 to 1, probably [0.485, 0.456, 0.406], "
-            "found [123.675, 116.28, 103.53], for 0 to 255",
+            "found [123.675, 116.28, 103.53], for 0 to 255, which need input.scale = 255",
         ),
         (
             table("input", "std = [58.395, 57.12, 57.375]"),
             "input.std: expected a value for pixels from 0 to 1, probably [0.229, 0.224, 0.225], "
-            "found [58.395, 57.12, 57.375], for 0 to 255",
+            "found [58.395, 57.12, 57.375], for 0 to 255, which need input.scale = 255",
         ),
         (
             table("input", "mean = [104, 117, 123]"),
             "input.mean: expected a value for pixels from 0 to 1, probably [0.4078, 0.4588, 0.4824], "
-            "found [104.0, 117.0, 123.0], for 0 to 255",
+            "found [104.0, 117.0, 123.0], for 0 to 255, which need input.scale = 255",
         ),
         (table("input", "mean = []"), "input.mean: expected a value for each channel, found []"),
         (

@@ -35,6 +35,7 @@ def rule(lines: str, accuracy: str = "") -> str:
     return spec(more=f"[accuracy]\n{accuracy}\n[[accuracy.gate]]\n{lines}")
 
 
+COLORS = "gray 1, rgb 3, bgr 3, rgba 4, bgra 4"
 AS_IT_IS = "expected nothing, since weights.source is an ONNX file, which is used as it is"
 
 
@@ -90,8 +91,8 @@ MISTAKES = [
     ),
     (
         table("input", "means = [0.5, 0.5, 0.5]"),
-        "input: expected one of format, shape, min_size, max_size, mean, std, interpolation, crop_pct, crop_mode, "
-        "found 'means' (did you mean 'mean'?)",
+        "input: expected one of format, shape, min_size, max_size, color, files, scale, mean, std, "
+        "interpolation, crop_pct, crop_mode, fill, found 'means' (did you mean 'mean'?)",
     ),
     (
         table("onnx", "batchsize = 11"),
@@ -338,6 +339,65 @@ MISTAKES = [
     (
         spec(architecture='network = "n.py:build"'),
         "input.shape: expected [channels, height, width], since it is not read from your own network, found nothing",
+    ),
+    # Pictures
+    (
+        table("input", 'color = "brg"'),
+        "input.color: expected one of gray, rgb, bgr, rgba, bgra, found 'brg' (did you mean 'rgb'?)",
+    ),
+    (
+        table("input", 'color = "grey"'),
+        "input.color: expected one of gray, rgb, bgr, rgba, bgra, found 'grey' (did you mean 'gray'?)",
+    ),
+    (
+        table("input", 'shape = [1, 28, 28]\ncolor = "rgb"'),
+        f"input.color: expected channels in the number that the input has, 1 ({COLORS}), found 'rgb'",
+    ),
+    (
+        table("input", 'shape = [5, 8, 8]\nfiles = ["a.png", "b.png"]'),
+        f"input.color: expected channels in the number that the input has, 5 ({COLORS}), found 2 gray pictures",
+    ),
+    (
+        table("input", 'files = ["a.png", "b.png"]\ncolor = ["rgb"]'),
+        "input.color: expected 2 colors, one for each of input.files, found ['rgb']",
+    ),
+    (
+        table("input", 'color = ["rgb", "gray"]'),
+        "input.color: expected one color, since there is no input.files, found ['rgb', 'gray']",
+    ),
+    (
+        table("input", 'files = ["a.png", "aa.png"]'),
+        "input.files[1]: expected an ending of one file of each sample, and of no other, found 'aa.png'",
+    ),
+    (table("input", "files = []"), "input.files: expected array of length >= 1, found []"),
+    (table("input", "scale = 2"), "input.scale: expected one of 1, 255, found 2"),
+    (table("input", "scale = 0.00392"), "input.scale: expected one of 1, 255, found 0.00392"),
+    (
+        table("input", "scale = 255\nstd = [0.5, 0.5, 0.5]"),
+        "input.std: expected a value for pixels from 0 to 255, probably [127.5, 127.5, 127.5], found [0.5, 0.5, 0.5], "
+        "for 0 to 1",
+    ),
+    (
+        table("input", 'crop_mode = "letter_box"'),
+        "input.crop_mode: expected one of center, squash, border, letterbox, found 'letter_box' "
+        "(did you mean 'letterbox'?)",
+    ),
+    (
+        table("input", 'crop_mode = "letterbox"\ncrop_pct = 0.9'),
+        "input.crop_pct: expected nothing, since letterbox keeps the whole picture, found 0.9",
+    ),
+    (
+        table("input", "fill = 114"),
+        'input.fill: expected nothing, since it is only for crop_mode = "letterbox", found 114',
+    ),
+    (table("input", 'crop_mode = "letterbox"\nfill = 256'), "input.fill: expected int <= 255, found 256"),
+    (
+        table("input", "shape = [480, 640, 3]"),
+        "input.shape: expected [channels, height, width], found [480, 640, 3] (did you mean [3, 480, 640]?)",
+    ),
+    (
+        spec(architecture='timm = "x"\narguments = { in_chans = 1 }', more="[input]\nshape = [3, 8, 8]"),
+        "input.shape: expected 1 channels, as architecture.arguments.in_chans says, found [3, 8, 8]",
     ),
     # A model whose source is an ONNX file
     (

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from build_tasks.errors import UserError
-from build_tasks.formats import pytorch_network
+from build_tasks.formats import picture_transform
 from build_tasks.report.sample_table import thumbnail
 from build_tasks.triton.preprocess_model.preprocessing import MAX_PIXELS, PictureError, count_scans, decode, preprocess
 from build_tasks.verification.accuracy_samples import PICTURE_FORMATS, SHIPPED_PHOTOGRAPHS, load_samples
@@ -183,7 +183,7 @@ def test_samples_and_the_report_refuse_the_same_pictures_and_start_no_program(
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it again
     path = tmp_path / name
     config = {key: value for key, value in SETTINGS.items() if key != "format"}
-    transform = pytorch_network.transform({**config, "input_size": (3, 224, 224)}, "uint8_nhwc")
+    transform = picture_transform.transform({**config, "input_size": (3, 224, 224)}, "uint8_nhwc")
     for content, message in (
         (EPS, "expected a picture in JPEG or PNG or WEBP or BMP, found another content"),
         (png(1, 10000), "expected a picture with sides of at most 100 to 1, found 1 x 10000"),

@@ -28,18 +28,18 @@ class TritonPythonModel:
         self.threads = concurrent.futures.ThreadPoolExecutor(THREADS)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Return one response for each request, which contains (batch, 1) encoded pictures.
+        """Return one response for each request, which contains (batch, pictures of a sample) encoded pictures.
 
         The pictures of all requests are prepared at once, in threads. A picture that is refused fails its own request.
         """
-        batches = [pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy().reshape(-1) for request in requests]
-        pictures = [bytes(picture) for batch in batches for picture in batch]
-        results = self.threads.map(self.prepare, pictures) if len(pictures) > 1 else map(self.prepare, pictures)
+        batches = [pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy() for request in requests]
+        samples = [[bytes(picture) for picture in sample] for batch in batches for sample in batch]
+        results = self.threads.map(self.prepare, samples) if len(samples) > 1 else map(self.prepare, samples)
         return [self.response(results, len(batch)) for batch in batches]
 
-    def prepare(self, picture: bytes) -> np.ndarray | PictureError:
+    def prepare(self, sample: list[bytes]) -> np.ndarray | PictureError:
         try:
-            return preprocess(picture, self.settings)
+            return preprocess(sample, self.settings)
         except PictureError as error:
             return error
 

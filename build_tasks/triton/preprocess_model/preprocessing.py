@@ -13,6 +13,7 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 Preprocessing = dict[str, Any]
 
+MODES = {"gray": "L", "rgb": "RGB", "bgr": "RGB", "rgba": "RGBA", "bgra": "RGBA"}  # Pillow's, of each color
 FORMATS = ("JPEG", "PNG")  # Pillow has decoders of many more, and one of them starts another program, Ghostscript
 MAX_PIXELS = 2**26  # of the encoded picture and of the resized one; Pillow needs 4 bytes for each
 MAX_RATIO = 100  # of the longer side to the shorter one
@@ -40,36 +42,72 @@ def read(folder: str | pathlib.Path = pathlib.Path(__file__).parent) -> Preproce
     return settings
 
 
-def preprocess(picture: bytes | str, settings: Preprocessing) -> np.ndarray:
-    """Return a JPEG or PNG as the model's input.
+def preprocess(picture: bytes | str | Sequence[bytes | str], settings: Preprocessing) -> np.ndarray:
+    """Return the pictures of a sample, JPEG or PNG, as the model's input.
 
     Args:
-        picture: The bytes of the file, or its path.
+        picture: The bytes of the file, or its path; a sequence of them if settings["files"] names several.
         settings: From preprocessing.json.
 
     Returns:
-        float32 (channels, height, width) or uint8 (height, width, channels), as settings["format"] says.
+        float32 (channels, height, width) or uint8 (height, width, channels), as settings["format"] says. The channels
+        are in the order of settings["color"].
 
     Raises:
         PictureError: If `decode` does not accept it.
     """
-    pixels = np.asarray(cropped(resized(decode(picture, settings), settings), settings))
+    pictures = [picture] if isinstance(picture, bytes | str) else picture
+    bands, first = [], 0
+    for image in decode_all(pictures, settings):
+        bands.append(np.atleast_3d(np.asarray(cropped(resized(image, settings), settings, first))))
+        first += bands[-1].shape[2]
+    pixels = np.concatenate(bands, axis=2) if len(bands) > 1 else bands[0]
     if settings["format"] == "uint8_nhwc":
         return pixels
     mean, std = (np.array(settings[key], np.float32) for key in ("mean", "std"))
-    normalized: np.ndarray = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    scaled = pixels.astype(np.float32) / np.float32(255 / settings.get("scale", 1))
+    normalized: np.ndarray = (scaled - mean) / std
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
 
+def colors_of(settings: Preprocessing) -> list[str]:
+    """Return the color of each picture of a sample. Empty if the input is no picture."""
+    colors: list[str] = settings.get("color", ["rgb"])
+    return colors
+
+
+def decode_all(
+    pictures: Sequence[bytes | str], settings: Preprocessing, formats: tuple[str, ...] = FORMATS
+) -> list[Image.Image]:
+    """Return the pictures of a sample in their colors.
+
+    Args:
+        pictures: The bytes of the files, or their paths.
+        settings: From preprocessing.json.
+        formats: Pillow's names of the formats that are accepted.
+
+    Raises:
+        PictureError: If there are more or fewer than a sample has, or if `decode` does not accept one.
+    """
+    colors = colors_of(settings)
+    if len(pictures) != len(colors):
+        raise PictureError(f"expected {len(colors)} pictures for a sample, found {len(pictures)}")
+    return [decode(picture, settings, formats, color) for picture, color in zip(pictures, colors, strict=True)]
+
+
 def decode(
-    picture: bytes | str, settings: Preprocessing | None = None, formats: tuple[str, ...] = FORMATS
+    picture: bytes | str,
+    settings: Preprocessing | None = None,
+    formats: tuple[str, ...] = FORMATS,
+    color: str = "rgb",
 ) -> Image.Image:
-    """Return a picture in RGB, the first one of an animation.
+    """Return a picture with its channels in the order of a color, the first picture of an animation.
 
     Args:
         picture: The bytes of the file, or its path.
         settings: From preprocessing.json, if the picture will be resized as they say.
         formats: Pillow's names of the formats that are accepted.
+        color: A key of MODES. The image has the channels of "bgr" in this order, under Pillow's mode RGB.
 
     Raises:
         PictureError: If it is no such picture, or larger than it may be.
@@ -81,7 +119,7 @@ def decode(
             Image.open(file, formats=formats) as image,
         ):
             refuse_large(image, file, settings)
-            return image.convert("RGB")
+            converted = image.convert(MODES[color])
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -91,6 +129,10 @@ def decode(
     except Exception as error:  # a broken file may raise errors of Pillow, zlib or struct
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__
         raise PictureError(f"{expected} that can be read: {reason}") from error
+    if color.startswith("bgr"):
+        blue, green, red, *alpha = converted.split()
+        return Image.merge(converted.mode, (red, green, blue, *alpha))
+    return converted
 
 
 def refuse_large(image: Image.Image, file: IO[bytes], settings: Preprocessing | None) -> None:
@@ -130,22 +172,34 @@ def resized_size(size: tuple[int, int], settings: Preprocessing) -> tuple[int, i
     height, width = (math.floor(length / settings["crop_pct"]) for length in settings["input_size"][1:])
     if settings["crop_mode"] == "squash":
         return width, height
-    if settings["crop_mode"] != "border" and height == width:  # torchvision's rule, which rounds down
+    bordered = settings["crop_mode"] in ("border", "letterbox")
+    if not bordered and height == width:  # torchvision's rule, which rounds down
         short = min(size)
         return height * size[0] // short, height * size[1] // short
     ratios = size[1] / height, size[0] / width
-    ratio = max(ratios) if settings["crop_mode"] == "border" else min(ratios)
+    ratio = max(ratios) if bordered else min(ratios)
     return round(size[0] / ratio), round(size[1] / ratio)
 
 
-def cropped(image: Image.Image, settings: Preprocessing) -> Image.Image:
-    """Return the center of the picture, with a border if the picture is smaller."""
+def cropped(image: Image.Image, settings: Preprocessing, first: int = 0) -> Image.Image:
+    """Return the center of the picture, with a border if the picture is smaller.
+
+    Args:
+        first: The channel of the input that the first one of the picture is.
+    """
     height, width = settings["input_size"][1:]
     if width > image.width or height > image.height:
-        border = settings["crop_mode"] == "border"
-        fill = tuple(round(255 * value) for value in np.broadcast_to(settings["mean"], 3)) if border else (0, 0, 0)
-        padded = Image.new("RGB", (max(width, image.width), max(height, image.height)), fill)
+        size = max(width, image.width), max(height, image.height)
+        padded = Image.new(image.mode, size, border(len(image.getbands()), settings, first))
         padded.paste(image, ((padded.width - image.width) // 2, (padded.height - image.height) // 2))
         image = padded
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
+
+
+def border(bands: int, settings: Preprocessing, first: int) -> tuple[int, ...]:
+    """Return the value of the border in each band of a picture."""
+    if settings["crop_mode"] == "border":
+        mean = np.broadcast_to(settings["mean"], settings["input_size"][0])[first : first + bands]
+        return tuple(round(255 * (value / settings.get("scale", 1))) for value in mean)
+    return (settings["fill"] if settings["crop_mode"] == "letterbox" else 0,) * bands
