@@ -21,13 +21,6 @@ BATCHES = (1, 3, 3)  # PyTorch optimizes a graph after its first runs
 # Tensors that these operators take from the CPU, also on a GPU.
 CPU_ARGUMENTS = {"lengths", "batch_sizes"}
 
-# Operators on the sizes of tensors in a trace.
-SIZE_OPERATORS = {
-    f"aten::{name}{suffix}"
-    for name in ("add", "sub", "mul", "div", "floor_divide", "remainder", "rsub", "neg", "pow", "abs")
-    for suffix in ("", "_")
-}
-
 # The words of PyTorch's operators about tensors of two devices: "Expected all tensors to be on the same device".
 MIXED_DEVICES = re.compile(r"(same|expected) device|two devices|CPU int64 tensor")
 
@@ -78,24 +71,26 @@ def _keep_sizes_on_cpu(graph: Any) -> None:
             sizes.add(node.output().debugName())
             continue
         tensors = [(i, value) for i, value in enumerate(node.inputs()) if value.type().kind() == "TensorType"]
-        numbers = [(i, value) for i, value in tensors if value.debugName() not in sizes]
-        if (
-            node.kind() not in SIZE_OPERATORS
-            or len(numbers) == len(tensors)
-            or not all(_is_number(value) for _, value in numbers)
-        ):
+        numbers = {i: constant_number(value) for i, value in tensors if value.debugName() not in sizes}
+        if not node.kind().startswith("aten::") or len(numbers) == len(tensors) or None in numbers.values():
             continue
-        sizes.add(node.output().debugName())
-        for index, value in numbers:
+        sizes.update(output.debugName() for output in node.outputs())
+        for index, number in numbers.items():
             graph.setInsertPoint(node)
-            number = graph.insertConstant(value.toIValue().item())
-            node.replaceInput(index, graph.insertNode(graph.create("prim::NumToTensor", [number], 1)).output())
+            scalar = graph.insertConstant(number)
+            node.replaceInput(index, graph.insertNode(graph.create("prim::NumToTensor", [scalar], 1)).output())
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value of a graph is a constant tensor that holds one Python number."""
-    constant = value.toIValue() if value.node().kind() == "prim::Constant" else None
-    return isinstance(constant, torch.Tensor) and constant.ndim == 0 and constant.dtype in (torch.int64, torch.float64)
+def constant_number(value: Any) -> int | float | None:
+    """The Python number that a value of a graph holds as a constant tensor; None for other values.
+
+    The tensor is read from the node: `value.toIValue()` turns some of these tensors into numbers.
+    """
+    node = value.node()
+    if node.kind() != "prim::Constant" or not node.hasAttribute("value") or node.kindOf("value") != "t":
+        return None
+    constant = node.t("value")
+    return constant.item() if constant.ndim == 0 and constant.dtype in (torch.int64, torch.float64) else None
 
 
 def device_error(path: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> str | None:

@@ -1,5 +1,6 @@
 """Tensors that forward creates: in a trace they follow the device of the input, also on a machine without a GPU."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,25 @@ RNNS = {
     "encoder": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
     "embedding": nn.Embedding(64, 8),
 }
+for module in RNNS.values():
+    module.requires_grad_(False)  # a trace cannot hold the weights of a module that is not part of the network
 
 
-def doubled(size: int) -> int:
-    size *= 2  # in a trace, an operator that writes to a tensor
-    return size
+def in_place(size: int, operator: str) -> int:
+    """Return size * 2, size + 2 and so on by an assignment, which is an operator that writes to a tensor in a trace."""
+    return int(getattr(size, f"__i{operator}__", getattr(size, f"__{operator}__"))(2))
 
 
-@torch.jit.script
-def scripted(x: torch.Tensor) -> torch.Tensor:
+def with_ones(x: torch.Tensor) -> torch.Tensor:
     result = torch.zeros(x.size(0), 8)
     if x.size(0) > 1:
         result = result + torch.ones(8)
     return result
+
+
+@functools.cache
+def scripted() -> Any:
+    return torch.jit.script(with_ones)  # not at import, where a warning of some versions of PyTorch would be an error
 
 
 # What forward does with the features: `image` (batch, 8, 6, 6), `f` (batch, 36, 8), `pooled` (batch, 8), all on `at`.
@@ -71,8 +78,12 @@ IDIOMS = {
     "repeats": "f.repeat_interleave(torch.full((f.shape[1],), 2, device=at), 1).mean(1)",
     "buckets": "pooled + torch.bucketize(pooled, torch.linspace(-1, 1, image.shape[3], device=at))",
     "by way of the CPU": "pooled.cpu() * 2",
-    "scripted function": "pooled + scripted(x)",
-    "size multiplied in place": "f[:, : doubled(f.shape[1]) // 3].mean(1)",
+    "scripted function": "pooled + scripted()(x)",
+    **{
+        f"size {operator} in place": f"f[:, : 1 + in_place(f.shape[1], '{operator}') // 3].mean(1)"
+        for operator in ("mul", "add", "sub", "floordiv", "mod")
+    },
+    "size of sizes in place": "f[:, : in_place(in_place(f.shape[1], 'mul') - 1, 'floordiv')].mean(1)",
     "lstm": "inner(f)[0].mean(1)",
     "two layers": "inner(f)[0].mean(1)",
     "gru": "inner(f)[0].mean(1)",
@@ -87,6 +98,16 @@ IDIOMS = {
     "packed sequence, lengths of the data": "nn.utils.rnn.pad_packed_sequence(RNNS['gru']("
     "nn.utils.rnn.pack_padded_sequence(f, (f.mean(2) < 99).sum(1).cpu(), batch_first=True, enforce_sorted=False)"
     ")[0], batch_first=True)[0].mean(1)",
+    **{
+        f"packed sequence, {title}": f"nn.utils.rnn.pad_packed_sequence(RNNS['{rnn}'](nn.utils.rnn.pack_padded_sequence("
+        f"f, {lengths}, batch_first=True))[0], batch_first=True, total_length={total})[0].mean(1)[:, :8]"
+        for title, rnn, lengths, total in (
+            ("of an lstm", "two layers", "torch.full((n,), 9)", None),
+            ("of an rnn, filled up", "rnn", "torch.full((n,), 9)", "f.shape[1]"),
+            ("with lengths on the device", "gru", "torch.full((n,), 9, device=at).cpu()", None),
+            ("with sorted lengths", "lstm", "(f.mean(2) < 99).sum(1).sort(descending=True)[0].cpu()", "36"),
+        )
+    },
 }
 
 # These create no tensor on another device, and their graph must stay as it is.
@@ -132,7 +153,7 @@ def cpu_devices(module: Any) -> list[str]:
         if node.kind() == "prim::Constant" and node.output().type().kind() == "DeviceObjType":
             found += [use.user.kind() for use in node.output().uses()]
         elif any(value.node().kind() == "prim::NumToTensor" for value in node.inputs()):
-            found += [node.kind() for value in node.inputs() if isinstance(value.toIValue(), torch.Tensor)]
+            found += [node.kind() for value in node.inputs() if torchscript_device.constant_number(value) is not None]
     return found
 
 
