@@ -217,10 +217,24 @@ def apply_gate(model: Model, model_format: str, measured: metrics.Measurements) 
     # accuracy.truth is not read here, so that the limits of a drop in true classes do not apply.
     rules = [{key: value for key, value in rule.items() if not key.endswith("_drop")} for rule in settings["gate"]]
     settings |= {"gate": rules, "allow_untestable": True}
+    for output in measured["outputs"].values():
+        if arithmetic := _arithmetic(model, gate_format):
+            output["arithmetic"] = arithmetic
     if reason := gate.gate_error(measured, settings, ""):
         raise UserError(reason)
     error, limit = gate.nearest_limit(measured, settings)
     return Accuracy(error, limit, top_1=str(metrics.key_figures(measured).get("top-1", "-")))
+
+
+def _arithmetic(model: Model, model_format: str) -> str | None:
+    """The rounding of fp32 at the server: that of a GPU if triton.device asks for one or if the build measured so."""
+    if model_format == "tensorrt":
+        return None
+    if model.triton_keys.device == "gpu":
+        return "tf32"
+    (file,) = model.files(model_format)
+    outputs = read_json(model.artifact(f"{file}.measured.json"))["outputs"]
+    return next((output["arithmetic"] for output in outputs.values() if "arithmetic" in output), None)
 
 
 def check_build(model: Model, model_format: str, config: dict[str, Any], versions: set[str]) -> None:

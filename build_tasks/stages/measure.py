@@ -1,6 +1,6 @@
 """measure: the outputs of an artifact for the accuracy samples, against the reference -> model.*.measured.json
 
-    samples.json ─► artifact ─► every output of every sample ─┐
+    samples.json ─► artifact, on the device that serves it ─► every output of every sample ─┐
     reference.json ───────────────────────────────────────────┴► Polygraphy ─► figures
     the same samples in batches of other sizes and orders ─► artifact ─► the answer that differs most ─► figures
 
@@ -10,6 +10,7 @@ The figures depend on no limit. The accuracy stage compares them with the gate.
 import functools
 from typing import TYPE_CHECKING, Any
 
+from build_tasks.formats import serving_device
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
 from build_tasks.formats.pytorch_network import NETWORK_MODULES
 from build_tasks.json_files import read_json, write_json
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 RUNNERS = {
     "torchscript": ("torch", "polygraphy"),
     "cast": ("torch", "polygraphy"),
-    "onnx": ("onnxruntime", "polygraphy"),
+    "onnx": ("onnxruntime", "onnxruntime-gpu", "polygraphy"),
     "graph": ("onnx", "onnx-graphsurgeon", "onnxruntime", "polygraphy"),
     "tensorrt": ("polygraphy",),
 }
 
 # The modules that each of them uses.
 RUNNER_MODULES = {
-    "torchscript": NETWORK_MODULES,
-    "cast": ("build_tasks.formats.torchscript_graph", *NETWORK_MODULES),
-    "onnx": ONNX_MODULES,
+    "torchscript": ("build_tasks.formats.serving_device", *NETWORK_MODULES),
+    "cast": ("build_tasks.formats.serving_device", "build_tasks.formats.torchscript_graph", *NETWORK_MODULES),
+    "onnx": ("build_tasks.formats.serving_device", *ONNX_MODULES),
     "graph": ONNX_MODULES,
     "tensorrt": ("build_tasks.formats.tensorrt",),
 }
@@ -66,7 +67,8 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
     Args:
         largest_batch: The largest batch that is served; None for an artifact that is not served.
     """
-    is_plan = runner == "tensorrt"
+    is_plan, served_on = runner == "tensorrt", model.triton_keys.device
+    may_use_gpu = largest_batch is not None and not is_plan and serving_device.gpu_of(runner) is not None
     truth = model.spec.accuracy.truth
     truth_inputs = {
         **({"truth": model.source(truth)} if truth and truth != accuracy_samples.FOLDERS else {}),
@@ -75,7 +77,7 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
     return Stage(
         name=f"measure:{name}",
         model=model,
-        build=build,
+        build=functools.partial(build, served_on=served_on) if may_use_gpu else build,
         inputs={
             "model": model.artifact(file),
             "signature": model.artifact(f"{file}.signature.json"),
@@ -107,45 +109,64 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
         missing_requirements=functools.partial(hardware.missing_requirements, model.plans[file])
         if is_plan
         else nothing_missing,
-        host_fingerprint=hardware.host_fingerprint if is_plan else dict,
+        host_fingerprint=hardware.host_fingerprint
+        if is_plan
+        else functools.partial(serving_device.host_fingerprint, runner, served_on)
+        if may_use_gpu
+        else dict,
     )
 
 
-def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    signature = read_json(inputs["signature"])
-    if settings["runner"] == "tensorrt":
-        from build_tasks.formats import tensorrt
+def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "cpu") -> Notes:
+    """Measure an artifact.
 
-        run = tensorrt.engine_session(inputs["model"], signature)
-    else:
-        runners = {"torchscript": run_trace, "cast": run_cast, "onnx": onnx_session, "graph": reduced_session}
-        run = runners[settings["runner"]](inputs["model"])
+    Args:
+        served_on: triton.device if the artifact may run on the GPU of this machine, else "cpu".
+    """
+    signature = read_json(inputs["signature"])
+    session = _open_session(inputs["model"], signature, settings["runner"], served_on)
     reference = Reference(inputs)
-    each = map if settings["runner"] == "tensorrt" else threads.each  # one batch at a time on a GPU
+    each = map if session.on_gpu else threads.each  # one batch at a time on a GPU
     measured: metrics.MeasuredFile = {
         "model": digest(inputs["model"]),  # every reader of the figures compares these digests
         "signature": digest(inputs["signature"]),
         "reference": digest(inputs["reference"]),
+        "device": session.device,
         **reference.measure(
-            run,
+            session.run,
             *batch_sizes(signature),
             settings["top_k"],
             _truth(inputs, settings, reference.names),
             each,
-            _batches(signature, settings, len(reference.samples)),
+            _batches(signature, settings, len(reference.samples), session.on_gpu),
             settings["class_outputs"],
         ),
     }
+    if session.arithmetic:
+        for output in measured["outputs"].values():
+            output["arithmetic"] = session.arithmetic
     write_json(outputs["measured"], measured)
-    return metrics.key_figures(measured)
+    served = {} if settings["largest_batch"] is None else {"device": session.device}
+    return {**metrics.key_figures(measured), **served}
 
 
-def _batches(signature: Signature, settings: Settings, samples: int) -> "list[np.ndarray]":
-    """The further batches in which an artifact that Triton serves is run. Those of a plan run on its GPU."""
+def _open_session(path: str, signature: Signature, runner: str, served_on: str) -> serving_device.Session:
+    if runner == "tensorrt":
+        from build_tasks.formats import tensorrt
+
+        return serving_device.Session(tensorrt.engine_session(path, signature), signature["GPU"])
+    runners = {"torchscript": run_trace, "cast": run_cast, "onnx": onnx_session, "graph": reduced_session}
+    if served_on == "cpu":
+        return serving_device.Session(runners[runner](path), serving_device.CPU)
+    return serving_device.open_session(runner, path, runners[runner])
+
+
+def _batches(signature: Signature, settings: Settings, samples: int, on_gpu: bool) -> "list[np.ndarray]":
+    """The further batches in which an artifact that Triton serves is run. On a CPU they are smaller."""
     if settings["largest_batch"] is None:
         return []
-    if settings["runner"] == "tensorrt":
-        sizes = batch_check.batches_of(signature, 0)
+    if on_gpu:
+        sizes = batch_check.batches_of(signature, settings["largest_batch"])
         return batch_check.arrangements(samples, sizes, repeated=sizes)
     sizes = batch_check.batches_of(signature, min(settings["largest_batch"], batch_check.MAX_CPU_BATCH))
     return batch_check.arrangements(samples, sizes, repeated=[min(batch_check.TUNED, sizes[-1])])

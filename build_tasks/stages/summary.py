@@ -26,6 +26,7 @@ from build_tasks.verification.judged_artifacts import (
     judge,
     judged_artifacts,
     measured_file,
+    wilson_lower_bound,
 )
 from build_tasks.verification.metrics import MeasuredFile
 
@@ -153,7 +154,7 @@ def format_summary(summary: Summary, reference: str) -> str:
         f"{steps['crop_pct']}, mean {_format_channels(steps['mean'])}, std {_format_channels(steps['std'])}"
     )
     samples = f"{counts['count']} samples of {counts['source']}{repeated}, {preprocessing}{_confidence(summary)}"
-    return f"{format_table([*columns, 'gate result'], rows)}\n{samples}"
+    return f"{format_table([*columns, 'gate result'], rows)}\n{samples}{_gpus(summary)}"
 
 
 def _metric_cells(output: JudgedOutput) -> list[str]:
@@ -188,10 +189,14 @@ def _confidence(summary: Summary) -> str:
         for output in row["outputs"].values():
             if "top1" in output.get("agreement", {}):
                 count = output["samples"]
-                return (
-                    f"; {count} of {count} prove at least {gate.wilson_lower_bound(count, count):.0%} (95 % confidence)"
-                )
+                return f"; {count} of {count} prove at least {wilson_lower_bound(count, count):.0%} (95 % confidence)"
     return ""
+
+
+def _gpus(summary: Summary) -> str:
+    """The artifacts that were measured on a GPU, as text; empty if there are none."""
+    devices = {row["artifact"]: row["device"] for row in summary["artifacts"] if not row["device"].startswith("CPU")}
+    return "".join(f"; {artifact} on {device}" for artifact, device in devices.items())
 
 
 def _format_channels(values: list[float]) -> str:

@@ -53,7 +53,6 @@ SHARES = ("top1", "top5", "top1_drop", "top5_drop")
 MIN_DISTINCT_SAMPLES = 5  # fewer samples prove nothing
 MIN_SPREAD = 1e-3  # if an output differs between samples by less than this share, the comparison proves nothing
 OUTLIER_FACTOR = 4  # a single value may be wrong by OUTLIER_FACTOR x tolerance x the largest value of the output
-WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
 
 # By a missing key of the figures: the reason why a rule cannot be applied to an output.
 MISSING_FIGURES = {
@@ -102,6 +101,12 @@ def settings_of(model: Model, model_format: str, precision: str) -> Settings:
     }
 
 
+def arithmetic(output: OutputFigures, settings: Settings) -> str:
+    """Return the precision whose rounding the figures contain: that of the artifact, or TF32 for its fp32 on a GPU."""
+    precision: str = settings["precision"]
+    return output.get("arithmetic", precision) if precision == "fp32" else precision
+
+
 def limits(name: str, output: OutputFigures, settings: Settings) -> dict[str, float]:
     """Return the limits of an output by metric, in the order in which they are checked.
 
@@ -114,7 +119,7 @@ def limits(name: str, output: OutputFigures, settings: Settings) -> dict[str, fl
     - instead of that agreement, a loss of accuracy of at most one percentage point, if the class of every sample is
       known and the reference recognizes at least half of the samples.
     """
-    precision = settings["precision"]
+    precision = arithmetic(output, settings)
     overrides: dict[str, float] = {}
     for rule in settings["gate"]:
         if rule.get("output", name) == name:
@@ -160,7 +165,7 @@ def tie_tolerance(output_limits: dict[str, float], output: OutputFigures, settin
 
     It is the error that rounding may cause. For int8 and fp8 the margin of bf16 is used.
     """
-    if settings["precision"] in ROUNDOFF:
+    if arithmetic(output, settings) in ROUNDOFF:
         return output_limits["relative_l2"]
     return tolerance("bf16", output["sensitivity"])
 
@@ -254,7 +259,7 @@ def untestable_outputs(outputs: dict[str, OutputFigures], settings: Settings) ->
     for name, output in outputs.items():
         if "wrong" in output:
             continue
-        allowed = tolerance(settings["precision"], output["sensitivity"])
+        allowed = tolerance(arithmetic(output, settings), output["sensitivity"])
         if output["spread"] < MIN_SPREAD:
             reasons[name] = f"output {name} is the same for all samples (spread {output['spread']:.0e})"
         elif settings["precision"] in ROUNDOFF and output["spread"] < allowed:
@@ -282,7 +287,8 @@ def gate_error(measured: Measurements, settings: Settings, advice: str) -> str |
     an artifact fails only if an output could not be measured.
     """
     untestable = untestable_reason(measured, settings)
-    lenient = settings["random_weights"] and settings["precision"] != "fp32"
+    exact = all(arithmetic(output, settings) == "fp32" for output in measured["outputs"].values())
+    lenient = settings["random_weights"] and not exact
     failed = [
         failure for failure in failures(measured["outputs"], settings) if failure.metric == "wrong" or not lenient
     ]
@@ -297,18 +303,6 @@ def gate_error(measured: Measurements, settings: Settings, advice: str) -> str |
 
 def _format_names(failed: list[Failure]) -> str:
     return ", ".join(f"{failure.metric} of {failure.output}" for failure in failed)
-
-
-def wilson_lower_bound(hits: int, count: int) -> float:
-    """Return the lower bound of a true share from `hits` of `count`, with 95 % confidence, by Wilson's interval.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
-    """
-    z = WILSON_Z
-    share = hits / count
-    center = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (center - spread) / (1 + z * z / count)
 
 
 def nearest_limit(measured: Measurements, settings: Settings) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The artifacts of a model that the gate checks, and their figures with the gate result."""
 
+import math
 import os
 from typing import NamedTuple, TypedDict, cast
 
@@ -7,7 +8,9 @@ from build_tasks.runtime import hardware
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model
 from build_tasks.verification import gate
-from build_tasks.verification.metrics import Measurements, OutputFigures
+from build_tasks.verification.metrics import MeasuredFile, OutputFigures
+
+WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
 
 TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tensorrt": "plan"}
 
@@ -56,6 +59,7 @@ class ArtifactResult(TypedDict):
     reason: str | None  # why it is not "ok"
     samples: int
     distinct: int
+    device: str  # "CPU", or the name of the GPU
     outputs: dict[str, JudgedOutput]
 
 
@@ -80,7 +84,7 @@ def measured_file(model: Model, file: str) -> str:
     return model.artifact(f"{file}.measured.json")
 
 
-def judge(artifact: JudgedArtifact, measured: Measurements, rule: Settings) -> ArtifactResult:
+def judge(artifact: JudgedArtifact, measured: MeasuredFile, rule: Settings) -> ArtifactResult:
     """Return the figures of an artifact by output, their limits, and the result of the gate."""
     error = gate.gate_error(measured, rule, advice="")
     untestable = gate.untestable_reason(measured, rule)
@@ -93,6 +97,7 @@ def judge(artifact: JudgedArtifact, measured: Measurements, rule: Settings) -> A
         "reason": error or untestable,
         "samples": measured["samples"],
         "distinct": measured["distinct"],
+        "device": measured.get("device", "unknown"),  # a plan may have been measured by an older version
         "outputs": {name: _judge_output(name, output, rule) for name, output in measured["outputs"].items()},
     }
 
@@ -106,5 +111,17 @@ def _judge_output(name: str, output: OutputFigures, rule: Settings) -> JudgedOut
     for metric in ("top1", "top5"):
         if metric in values:
             hits, count = round(values[metric] * output["samples"]), output["samples"]
-            agreement[metric] = {"hits": hits, "of": count, "at_least": gate.wilson_lower_bound(hits, count)}
+            agreement[metric] = {"hits": hits, "of": count, "at_least": wilson_lower_bound(hits, count)}
     return cast(JudgedOutput, {**output, **values, "limits": limits, "agreement": agreement})
+
+
+def wilson_lower_bound(hits: int, count: int) -> float:
+    """Return the lower bound of a true share from `hits` of `count`, with 95 % confidence, by Wilson's interval.
+
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    z = WILSON_Z
+    share = hits / count
+    center = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (center - spread) / (1 + z * z / count)

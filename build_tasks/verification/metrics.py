@@ -64,6 +64,7 @@ class OutputFigures(TypedDict, total=False):
     top5_losses: list[str]  # names of samples whose class is not among the artifact's strongest five
     truth: TruthCounts
     worst_batch: BatchDifference  # for artifacts that were run in other batches, too
+    arithmetic: str  # "tf32" if the artifact's fp32 was computed with this rounding, on a GPU
 
 
 class Measurements(TypedDict):
@@ -80,6 +81,7 @@ class MeasuredFile(Measurements):
     model: str | None
     signature: str | None
     reference: str | None
+    device: str  # "CPU", or the name of the GPU
 
 
 def compare_outputs(
@@ -145,8 +147,7 @@ def compare_outputs(
         if name not in reference:
             outputs[name] = {"wrong": "the reference has no such output"}
     if truth and not any("truth" in output or "wrong" in output for output in outputs.values()):
-        shapes = ", ".join(f"{name} {list(values.shape[1:])}" for name, values in reference.items())
-        raise UserError(f"accuracy.truth: no output holds a score for each class; for one sample they are {shapes}")
+        raise UserError(f"accuracy.truth: no output of {', '.join(reference)} holds a score for each class")
     return outputs
 
 
@@ -220,7 +221,6 @@ def _class_figures(
         artifact: The classes of each sample by the artifact, strongest first: (samples, classes).
         expected: The same by the reference.
         margin: The margin of a class over another, from (sample, class, other class).
-        names: The names of the samples.
     """
     import numpy as np
 
@@ -245,9 +245,7 @@ def _class_figures(
 
 
 def _margin_of(values: "np.ndarray", classes: "np.ndarray | None") -> Callable[[int, int, int], float]:
-    """Return the function from (sample, class, other class) to the class's margin over the other.
-
-    The unit is the root mean square of the sample's values.
+    """Return the function from (sample, class, other class) to a margin, in root mean squares of the sample's values.
 
     Args:
         values: (samples, classes), of all classes or of the classes in `classes`.
@@ -276,8 +274,6 @@ def _count_truth(
         artifact: The classes of each sample by the artifact, strongest first: (samples, classes).
         expected: The same by the reference.
         width: The number of classes of the network. None if it is not known.
-        truth: The classes that samples show.
-        names: The names of the samples.
     Raises:
         UserError: If the network does not have one of the classes.
     """

@@ -446,10 +446,12 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     ("build: timing cache, deleted", lambda p: shutil.rmtree(p / "build/.timing"), [], []),
 ]  # fmt: skip
 
-# What a plan depends on besides its inputs. Engines of TensorRT-RTX and all earlier tasks do not depend on it.
+# What a plan depends on besides its inputs, and the figures of what a GPU serves. Engines of TensorRT-RTX and all
+# earlier tasks do not depend on it.
+OTHER_GPU = ["config:tiny_trt", "engine:tiny", "measure:tiny"]
 MACHINES: list[tuple[str, dict[str, str], list[str]]] = [
-    ("another GPU of the same kind", {"gpus": "NVIDIA RTX A6000, 8.6"}, ["config:tiny_trt", "engine:tiny"]),
-    ("another compute capability", {"gpus": "NVIDIA RTX A4000, 8.9"}, ["config:tiny_trt", "engine:tiny"]),
+    ("another GPU of the same kind", {"gpus": "NVIDIA RTX A6000, 8.6"}, OTHER_GPU),
+    ("another compute capability", {"gpus": "NVIDIA RTX A4000, 8.9"}, OTHER_GPU),
     ("another TensorRT", {"tensorrt": "11.2.1"}, ["config:tiny_trt", "engine:tiny"]),
     ("a second GPU", {"gpus": f"{fakes.GPU}; NVIDIA L4, 8.9"}, []),
 ]  # fmt: skip
@@ -488,7 +490,7 @@ def test_another_machine_compiles_plans_anew_and_nothing_before_them(
     engine_star: Project, copy_of: Callable[[Project], Project], gpu_or_version: dict[str, str], expected: list[str]
 ) -> None:
     project = copy_of(engine_star)
-    machine = fakes.machine(project.root.parent, torch=False, **gpu_or_version)
+    machine = fakes.machine(project.root.parent, torch=not without_torch(expected), **gpu_or_version)
     plan = project.plan(*ENGINE_TASKS, **machine)
     assert project.built(*ENGINE_TASKS, **machine).ran == expected
     assert_predicted(plan, expected)
@@ -507,11 +509,11 @@ def test_compute_capabilities_are_a_plan_each(engine_star: Project, copy_of: Cal
 
 def test_what_cuda_sees_first_is_the_gpu_of_a_plan(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(engine_star)
-    machine = fakes.machine(project.root.parent, torch=False, gpus=f"NVIDIA L4, 8.9; {fakes.GPU}")
+    machine = fakes.machine(project.root.parent, gpus=f"NVIDIA L4, 8.9; {fakes.GPU}")
     assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="1,0", **machine).ran == []
     assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="GPU-1a", **machine).ran == []
     run = project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="0", **machine)
-    assert run.ran == ["config:tiny_trt", "engine:tiny"]
+    assert run.ran == OTHER_GPU
     assert "GPU: NVIDIA RTX A4000 -> NVIDIA L4" in run.out
 
 

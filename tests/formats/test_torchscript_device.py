@@ -99,7 +99,8 @@ IDIOMS = {
     "nn.utils.rnn.pack_padded_sequence(f, (f.mean(2) < 99).sum(1).cpu(), batch_first=True, enforce_sorted=False)"
     ")[0], batch_first=True)[0].mean(1)",
     **{
-        f"packed sequence, {title}": f"nn.utils.rnn.pad_packed_sequence(RNNS['{rnn}'](nn.utils.rnn.pack_padded_sequence("
+        f"packed sequence, {title}": "nn.utils.rnn.pad_packed_sequence("
+        f"RNNS['{rnn}'](nn.utils.rnn.pack_padded_sequence("
         f"f, {lengths}, batch_first=True))[0], batch_first=True, total_length={total})[0].mean(1)[:, :8]"
         for title, rnn, lengths, total in (
             ("of an lstm", "two layers", "torch.full((n,), 9)", None),

@@ -13,7 +13,7 @@ from polygraphy.comparator import IterationResult
 
 from build_tasks.errors import UserError
 from build_tasks.spec.model import Model, Spec
-from build_tasks.verification import gate, metrics, reference_outputs
+from build_tasks.verification import gate, judged_artifacts, metrics, reference_outputs
 from build_tasks.verification.class_outputs import class_outputs
 from tests.support import tiny_network
 from tests.support.project import ROOT, TINY, Project, failure_line
@@ -393,10 +393,21 @@ def test_reduced_precision_with_random_weights_is_measured_and_not_refused() -> 
     assert "relative L2 error" in gate_error({**bad, "distinct": 1}, "fp16", allow_untestable=True), "bad is bad"
 
 
+def test_fp32_that_a_gpu_computed_in_tf32_has_the_limits_of_tf32() -> None:
+    on_gpu, bad = measured(off_by(2e-3)), measured(off_by(2e-2))
+    for figures in (on_gpu, bad):
+        figures["outputs"]["scores"]["arithmetic"] = "tf32"
+    assert gate_error(on_gpu, "fp32") == ""
+    assert "relative L2 error 2.0e-02, limit 1.0e-02" in gate_error(bad, "fp32")
+    assert "limit 1.0e-02" in gate_error(bad, "fp16"), "other precisions keep their own"
+    assert "limit 1.0e-04" in gate_error(measured(off_by(2e-3)), "fp32")
+    assert gate_error(bad, "fp32", random_weights=True) == "", "rounding may change them by any factor"
+
+
 def test_a_few_samples_prove_little() -> None:
-    assert gate.wilson_lower_bound(7, 7) == pytest.approx(0.721, abs=1e-3)
-    assert gate.wilson_lower_bound(1000, 1000) > 0.997
-    assert gate.wilson_lower_bound(950, 1000) == pytest.approx(0.937, abs=2e-3)
+    assert judged_artifacts.wilson_lower_bound(7, 7) == pytest.approx(0.721, abs=1e-3)
+    assert judged_artifacts.wilson_lower_bound(1000, 1000) > 0.997
+    assert judged_artifacts.wilson_lower_bound(950, 1000) == pytest.approx(0.937, abs=2e-3)
 
 
 # Builds with doit.

@@ -1,0 +1,112 @@
+"""TorchScript and ONNX files on the device that serves them: this machine's GPU, or its CPU.
+
+    triton.device, the GPU of this machine, PyTorch or ONNX Runtime with CUDA ─► device ─► session
+
+On a GPU, PyTorch computes convolutions in TF32, and ONNX Runtime matrix products, too. These are their defaults, which
+Triton's backends keep. So the files run in the same way here, and the gate applies the limits of TF32.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from build_tasks.errors import UserError, first_lines
+from build_tasks.formats.onnx_files import onnx_file
+from build_tasks.runtime import hardware
+from build_tasks.runtime.distributions import installed_version
+from build_tasks.tensors import INPUT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    RunBatch = Callable[[np.ndarray], list[np.ndarray]]
+
+CPU = "CPU"
+FIRST_TF32 = 8  # major compute capability
+
+# The distribution that runs a kind of artifact on a GPU. The package `onnxruntime` is for CPUs only.
+GPU_TOOLS = {"torchscript": "torch", "cast": "torch", "onnx": "onnxruntime-gpu"}
+
+
+class Session(NamedTuple):
+    """A loaded artifact."""
+
+    run: "RunBatch"
+    device: str  # CPU, or the name of the GPU
+    arithmetic: str | None = None  # "tf32": fp32 is computed with its rounding
+
+    @property
+    def on_gpu(self) -> bool:
+        return not self.device.startswith(CPU)
+
+
+def gpu_of(runner: str) -> hardware.Gpu | None:
+    """Return the GPU of this machine if what runs a kind of artifact can use it, else None.
+
+    Args:
+        runner: A key of GPU_TOOLS.
+    """
+    gpu, tool = hardware.gpu(), installed_version(GPU_TOOLS[runner])
+    return gpu if isinstance(gpu, hardware.Gpu) and tool is not None and not tool.endswith("+cpu") else None
+
+
+def host_fingerprint(runner: str, served_on: str) -> dict[str, str]:
+    """Return the device on which this machine runs a kind of artifact, for the fingerprint of its figures.
+
+    Args:
+        runner: A key of GPU_TOOLS.
+        served_on: triton.device.
+    """
+    gpu = gpu_of(runner)
+    assert gpu is not None  # elsewhere, a stage has no such fingerprint
+    return {"measured on": CPU if served_on == "cpu" else f"{gpu.name} ({gpu.compute_capability})"}
+
+
+def open_session(runner: str, path: str, run_on_cpu: "Callable[[str], RunBatch]") -> Session:
+    """Load an artifact on the GPU of this machine, or on its CPU if PyTorch or ONNX Runtime cannot use the GPU.
+
+    Args:
+        runner: A key of GPU_TOOLS.
+        path: The artifact.
+        run_on_cpu: Loads the artifact on the CPU.
+    """
+    gpu = gpu_of(runner)
+    run = gpu and (_run_onnx(path) if runner == "onnx" else _run_torchscript(path))
+    if gpu is None or run is None:
+        return Session(run_on_cpu(path), f"{CPU}, because CUDA does not work here")
+    has_tf32 = int(gpu.compute_capability.partition(".")[0]) >= FIRST_TF32
+    return Session(functools.partial(_run_on_gpu, run, gpu.name), gpu.name, "tf32" if has_tf32 else None)
+
+
+def _run_on_gpu(run: "RunBatch", gpu: str, batch: "np.ndarray") -> "list[np.ndarray]":
+    try:
+        return run(batch)
+    except UserError:
+        raise
+    except Exception as error:  # every library has its own
+        raise UserError(f"a batch of {len(batch)} fails on the {gpu}: {first_lines(error)}") from error
+
+
+def _run_torchscript(path: str) -> "RunBatch | None":
+    import torch
+
+    from build_tasks.formats import pytorch_network
+
+    if not torch.cuda.is_available():
+        return None
+    module = torch.jit.load(path, map_location="cuda")
+
+    def run(batch: "np.ndarray") -> "list[np.ndarray]":
+        return [answer.cpu().numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch).cuda())]
+
+    return run
+
+
+def _run_onnx(path: str) -> "RunBatch | None":
+    import onnxruntime
+
+    onnxruntime.preload_dlls()  # CUDA's libraries may be in Python packages
+    session = onnxruntime.InferenceSession(onnx_file(path), providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    if session.get_providers()[0] != "CUDAExecutionProvider":  # it has warned why, in the log of the stage
+        return None
+    return lambda batch: session.run(None, {INPUT: batch})
