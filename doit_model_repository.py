@@ -21,6 +21,7 @@ VERSION = (0, 2)  # of the distribution, without the patch; see require_installe
 COMMANDS = {
     "Plan": "doit_plugin.plan_command",
     "New": "doit_plugin.new_command",
+    "Adopt": "doit_plugin.adopt_command",
     "Report": "report.command",
 }  # class -> its module in build_tasks
 DOIT_COMMANDS = {command.__name__: command for command in DoitMain.DOIT_CMDS if command is not DoitRun}

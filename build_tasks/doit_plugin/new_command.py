@@ -131,31 +131,37 @@ def check_name(name: str) -> None:
         raise UserError(f"{MODELS}/{name} exists already")
 
 
-def write_model(name: str, text: str, copied: Mapping[str, str] = MappingProxyType({})) -> Model:
-    """Check the spec, write it into a scratch folder, and rename that to the model's folder.
-
-    Args:
-        text: The content of model.toml.
-        copied: Files and folders that are copied beside the spec: their path by their name in the model's folder.
-    """
+def write_model(name: str, text: str, files: Mapping[str, str] = MappingProxyType({})) -> Model:
+    """Check the spec and write the folder of its model; see write_folder."""
     from build_tasks.doit_plugin import reserved_names
-    from build_tasks.runtime import atomic_files
     from build_tasks.spec import loader
 
     model = loader.parse_new(name, text.encode(), reserved_names.RESERVED)
+    write_folder(name, text, files)
+    return model
+
+
+def write_folder(name: str, text: str, files: Mapping[str, str]) -> None:
+    """Write a checked spec into a scratch folder, and rename that to the model's folder.
+
+    Args:
+        text: The content of model.toml.
+        files: Files and folders that are copied beside the spec: their path by their name in the model's folder.
+    """
+    from build_tasks.runtime import atomic_files
+
     with atomic_files.scratch_dir() as scratch:
         folder = f"{scratch}/{name}"
         os.mkdir(folder)
         with open(f"{folder}/model.toml", "w", encoding="utf-8") as file:
             file.write(text)
-        for target, source in copied.items():
+        for target, source in files.items():
             os.makedirs(os.path.dirname(f"{folder}/{target}"), exist_ok=True)
             copy = shutil.copytree if os.path.isdir(source) else shutil.copyfile
             copy(source, f"{folder}/{target}")
         atomic_files.flush(folder)
         check_name(name)  # again, because a trial build takes a while
         atomic_files.replace(folder, f"{MODELS}/{name}")
-    return model
 
 
 def architecture_keys(

@@ -7,5 +7,5 @@ STAGES = (
     *("measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"),
     *("container", "layers", "compare", "bench", "check", "smoke", "serve", "sweep", "tritonserver", "upgrade"),
 )
-COMMANDS = (*(command.get_name() for command in DoitMain.DOIT_CMDS), "plan", "new", "report")
+COMMANDS = (*(command.get_name() for command in DoitMain.DOIT_CMDS), "plan", "new", "adopt", "report")
 RESERVED = (*STAGES, *COMMANDS)

@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from build_tasks.triton.platforms import TRITON_MODELS
+
 # Keys that many users set, by table, with an example where the schema has no default.
 OFTEN_SET: dict[str, dict[str, Any]] = {
     "": {"formats": None, "max_batch_size": None, "ensemble": "onnx", "labels": "labels.txt"},
@@ -50,6 +52,37 @@ def format_spec(description: str, keys: list[Key], excluded: Collection[str] = (
             value = properties[name]["default"] if often_set[name] is None else often_set[name]
             lines.append(_format_line(f"# {name}", value, properties[name]["description"]))
     return "\n".join(lines) + "\n"
+
+
+def format_document(description: str, document: dict[str, Any]) -> str:
+    """Return the text of a spec with all its keys, which is valid TOML. Tables inside tables stand in one line.
+
+    Args:
+        description: What the spec was made from, for the comment at its head.
+        document: The content, as tomllib returns it.
+    """
+    from build_tasks.spec.json_schema import SCHEMA_DIRECTIVE
+
+    lines = [SCHEMA_DIRECTIVE, f"# {description}. All keys: docs/reference/spec.md"]
+    lines += _format_table("", {key: value for key, value in document.items() if not _holds_tables(value)})
+    for name, value in document.items():
+        if _holds_tables(value):
+            for table in value if isinstance(value, list) else [value]:
+                lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]", *_format_table(name, table)]
+    return "\n".join(lines) + "\n"
+
+
+def _holds_tables(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value))
+
+
+def _format_table(name: str, table: dict[str, Any]) -> list[str]:
+    """Return the lines of a table. The tables of one format in [triton] get a header of their own."""
+    inner = {key: value for key, value in table.items() if name == "triton" and key in TRITON_MODELS}
+    lines = [f"{_format_key(key)} = {format_value(value)}" for key, value in table.items() if key not in inner]
+    for key, value in inner.items():
+        lines += ["", f"[{name}.{key}]", *_format_table("", value)]
+    return lines
 
 
 def _properties(full_schema: dict[str, Any], table: str) -> dict[str, Any]:

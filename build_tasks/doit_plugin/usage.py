@@ -9,6 +9,7 @@ Start here
   doit plan               what would run, why, and how long; builds nothing
   doit list               the models and the stages
   doit new NAME …         write the spec of a new model, models/NAME/model.toml
+  doit adopt PATH         bring in a model repository that exists already
   doit serve              serve model_repository/ with Triton, until Ctrl-C
 
 Build

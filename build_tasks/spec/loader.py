@@ -84,15 +84,24 @@ def parse_new(name: str, content: bytes, reserved: Iterable[str]) -> Model:
     Raises:
         UserError: With a line for every mistake in the new spec. Mistakes in other specs do not count.
     """
+    model = parse(name, content)
+    check_new(model, reserved)
+    return model
+
+
+def check_new(model: Model, reserved: Iterable[str]) -> None:
+    """Check that a model can be added to the existing ones.
+
+    Raises:
+        UserError: If its name, or that of one of its Triton models, is taken or not allowed.
+    """
     others = []
     for folder in _entries():
         with contextlib.suppress(UserError):
             others.append(read_model(folder))
-    model = parse(name, content)
     triton_models = {each.name: each.triton_models for each in [*others, model]}
-    if mistakes := list(validation.name_mistakes([name], triton_models, set(reserved))):
+    if mistakes := list(validation.name_mistakes([model.name], triton_models, set(reserved))):
         raise UserError(*mistakes)
-    return model
 
 
 def read_model(name: str, overrides: Overrides | None = None) -> Model:

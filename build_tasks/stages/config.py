@@ -60,9 +60,14 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
     Args:
         files: The artifacts that the Triton model is served from. Several files are plans for several GPUs.
     """
+    return stage(model, model_format, files).task(doc=f"config.pbtxt of {model.triton_name(model_format)}")
+
+
+def stage(model: Model, model_format: str, files: list[str]) -> Stage:
+    """The stage of a Triton model that is no ensemble. `doit adopt` reads its settings."""
     labels = {output: file for output, (file, _) in label_files(model.spec).items()} if model_format in FORMATS else {}
     views = client_dims(model.spec) if model_format in FORMATS else {}
-    stage = Stage(
+    return Stage(
         name=f"config:{model.triton_name(model_format)}",
         model=model,
         build=build,
@@ -85,7 +90,6 @@ def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
         modules=(__name__, *CONFIG_MODULES),
         in_process=True,
     )
-    return stage.task(doc=f"config.pbtxt of {model.triton_name(model_format)}")
 
 
 def settings_of(model: Model, model_format: str, **more: Any) -> Settings:

@@ -36,6 +36,7 @@ from build_tasks.triton.repository import (
     is_label_file,
     overwrite_error,
     provenance_parameters,
+    version_numbers,
 )
 
 if TYPE_CHECKING:
@@ -119,9 +120,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "spec": spec_digest(model, source_format),
             "keep_versions": keep_versions,
             "first_version": model.triton_keys.first_version,
-            "release": model.release
-            if keep_versions > 1
-            else None,  # the server's release must be able to load the older versions
+            "release": model.release if keep_versions > 1 else None,  # it must be able to load the older versions
             "specific": policy.get("specific", {}).get("versions", []) if policy else [],
             "provenance": model.triton_keys.provenance,
             "umask": umask,
@@ -285,7 +284,7 @@ def reusable_versions(settings: Settings, new: Provenance) -> tuple[dict[int, Pr
     whole model fail. Their files must not have changed since they were published.
     """
     folder = f"{REPOSITORY}/{settings['name']}"
-    numbers = [int(name) for name in os.listdir(folder) if name.isdecimal()] if os.path.isdir(folder) else []
+    numbers = version_numbers(settings["name"])
     reusable: dict[int, Provenance] = {}
     for number in sorted(numbers):
         provenance = read_provenance(f"{folder}/{number}")
