@@ -74,6 +74,10 @@ try:
     memory_budget.from_environment()
     limits.check_variables()
     repository_files.umask_from_environment()
+    if os.environ.get("BUILD_CACHE"):
+        from build_tasks.runtime import build_cache
+
+        build_cache.check_variables()
 except UserError as error:
     raise InvalidDodoFile(str(error)) from error  # doit shows it without a traceback and exits with 3
 

@@ -23,6 +23,8 @@ COMMANDS = {
     "New": "doit_plugin.new_command",
     "Adopt": "doit_plugin.adopt_command",
     "Report": "report.command",
+    "Cache": "doit_plugin.cache_command",
+    "Rebuild": "doit_plugin.rebuild_command",
 }  # class -> its module in build_tasks
 DOIT_COMMANDS = {command.__name__: command for command in DoitMain.DOIT_CMDS if command is not DoitRun}
 

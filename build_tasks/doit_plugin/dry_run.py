@@ -1,6 +1,7 @@
 """A dry run: the state of each task, and the reasons why it would run.
 
     tasks in the order of the chain ─► to run        something of its own has changed
+                                       to fetch      likewise, and the build cache has the result
                                        may run       if a task before it changes a file that it reads
                                        up to date, ignored, not for this machine (or a dependency is not)
 
@@ -8,7 +9,7 @@ If only the targets of a stage were changed, it builds the same bytes again, so 
 a stage changed, its result is not known before it runs. Often the result is the same, and no task after it runs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from build_tasks.doit_plugin.state import is_ignored
@@ -17,6 +18,7 @@ from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.fingerprint import NEVER_BUILT, BuildRecord
 from build_tasks.runtime.stage import Stage, stage_of
+from build_tasks.text_table import format_size
 
 LEFT_OUT = (TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY, TaskState.IGNORED)
 BY_COMMAND = "by the command `doit ignore`"
@@ -37,13 +39,14 @@ class Step(NamedTuple):
     stage: Stage | None
 
 
-def plan_steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> list[Step]:
+def plan_steps(tasks: dict[str, Any], names: Iterable[str], records: Any, with_cache: bool = False) -> list[Step]:
     """Return a step for each of the tasks and their dependencies, in the order of the chain.
 
     Args:
         tasks: doit's tasks, by name. Its TaskControl has added the dependencies that follow from their files.
         names: The tasks on the command line.
         records: doit's dep_manager.
+        with_cache: Whether to look the results of stages up in the build cache.
     """
     requested = requested_tasks(tasks, names)
     steps: dict[str, Step] = {}
@@ -62,6 +65,10 @@ def plan_steps(tasks: dict[str, Any], names: Iterable[str], records: Any) -> lis
             state, reasons, same_bytes = predict(task, tasks, records, outputs)
         stage = stage_of(task)
         values = records.get_values(name)
+        if with_cache and stage and state == TaskState.TO_RUN and (result := stage.cached_result(known(outputs))):
+            state, written = TaskState.TO_FETCH, {path: result.outputs[n].digest for n, path in stage.outputs.items()}
+            reasons.append(f"{format_size(result.size)}, {result.seconds:.1f} s where it was built")
+            outputs |= written
         if stage and state == TaskState.TO_RUN and (missing := stage.missing_requirements()):
             state, reasons = TaskState.UNSUPPORTED, [] if name in requested else outdated(reasons)
             reasons.append(f"lacks {missing}")
@@ -100,6 +107,15 @@ def predict(
         files = ", ".join(path.removeprefix(stage.model.artifact("")) for path in changing)
         return TaskState.MAY_RUN, [f"if {files} {'changes' if len(changing) == 1 else 'change'}"], False
     return TaskState.UP_TO_DATE, [], False
+
+
+def known(outputs: dict[str, str | None]) -> Callable[[str], str | None]:
+    """Return a function from a path to its digest after the tasks before, None if that cannot be predicted.
+
+    Args:
+        outputs: As in `predict`.
+    """
+    return lambda path: outputs[path] if path in outputs else digest(path)
 
 
 def stale_inputs(stage: Stage, values: BuildRecord, outputs: dict[str, str | None]) -> list[str]:

@@ -33,12 +33,12 @@ class Plan(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no t
     def _execute(self) -> int:
         control = TaskControl(self.task_list)
         control.process(self.sel_tasks)
-        plan = plan_steps(control.tasks, control.selected_tasks, self.dep_manager)
+        plan = plan_steps(control.tasks, control.selected_tasks, self.dep_manager, with_cache=True)
         self.outstream.write(format_outside_files(plan) + format_plan(plan))
         return 0
 
 
-LISTED = (TaskState.TO_RUN, TaskState.MAY_RUN, TaskState.UNSUPPORTED, TaskState.IGNORED)
+LISTED = (TaskState.TO_FETCH, TaskState.TO_RUN, TaskState.MAY_RUN, TaskState.UNSUPPORTED, TaskState.IGNORED)
 TIMED = (TaskState.TO_RUN, TaskState.MAY_RUN)
 
 
@@ -70,7 +70,7 @@ def format_plan(plan: list[Step]) -> str:
         text += f"{title} {seconds:>8}  {'; '.join(step.reasons)}".rstrip() + "\n"
     totals = [
         f"{len(group)} {state}{format_duration(group) if state in TIMED else ''}"
-        for state in (*TIMED, TaskState.UNSUPPORTED, TaskState.UP_TO_DATE)
+        for state in (TaskState.TO_FETCH, *TIMED, TaskState.UNSUPPORTED, TaskState.UP_TO_DATE)
         if (group := [step for step in plan if step.state == state])
     ]
     return printable(f"{text}{', '.join(totals) or 'nothing to do'}\n")

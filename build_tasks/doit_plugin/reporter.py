@@ -65,6 +65,7 @@ class Reporter:
         self.predicted = False  # whether worker.expected_stages holds only stages that may run
         self.width = 0
         self.prune_is_ignored = False
+        self.cache_line = ""  # what the run got from the build cache
         self.display = self.create_display()
 
     def create_display(self) -> display.NullDisplay:
@@ -118,7 +119,7 @@ class Reporter:
             return False
         values = self.records.get_values(task.name)
         reasons = [reason for check, _, _ in task.uptodate if not check(task, values) for reason in check.reasons]
-        if not reasons:
+        if not reasons or stage.cached_result():
             return False
         outdated = "" if reasons == [NEVER_BUILT] else f"outdated ({reasons[0]}), and "
         self.results[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED, reason=f"lacks {missing}")
@@ -150,8 +151,12 @@ class Reporter:
             self.save_state(task)
             seconds = task.values.get("seconds")
             notes = task.values.get("notes", {})
-            self.results[task.name] = run_results.TaskResult(TaskState.BUILT, seconds, notes=notes)
             text = ", ".join(f"{key}: {_format_note(value)}" for key, value in notes.items() if key != "table")
+            state = TaskState.BUILT
+            if fetched := task.values.get("fetched"):
+                state, text = TaskState.FETCHED, f"fetched ({seconds:.1f} s where it was built), {text}"
+                seconds = fetched["seconds"]
+            self.results[task.name] = run_results.TaskResult(state, seconds, notes=notes)
             line = f"✓ {self.title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {text}".rstrip()
             self.display.end(task.name)
             self.display.write(line)
@@ -219,6 +224,10 @@ class Reporter:
 
     def complete_run(self) -> None:
         self.display.close()
+        if os.environ.get("BUILD_CACHE"):
+            from build_tasks.runtime import build_cache
+
+            self.cache_line = build_cache.of_run().finish(wait=not self.aborted)
         noop_record.update(
             noop_cache,
             self.tasks,
@@ -241,7 +250,7 @@ class Reporter:
 
     def write_end(self) -> None:
         """Write the table of models, if anything was built or failed, and the number of tasks by state."""
-        if {TaskState.BUILT, TaskState.FAILED} & {result.state for result in self.results.values()}:
+        if {TaskState.BUILT, TaskState.FETCHED, TaskState.FAILED} & {result.state for result in self.results.values()}:
             others = (run_results.ModelRow(*row) for record in noop_cache.unchanged.values() for row in record.rows)
             models = [*run_results.model_rows(self.tasks, self.required, self.results), *others]
             if models:
@@ -258,6 +267,7 @@ class Reporter:
         return [
             format_counts(states),
             *([f"{TaskState.FAILED_DEPENDENCY}: {', '.join(skipped)}"] if skipped else []),
+            *([self.cache_line] if self.cache_line else []),
             *self.aborted,
         ]
 

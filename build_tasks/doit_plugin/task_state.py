@@ -8,10 +8,12 @@ class TaskState(StrEnum):
     """The state of one task, in a run (first group) or before it (second group); the others occur in both."""
 
     BUILT = "built"
+    FETCHED = "fetched"  # from the build cache, where another machine or checkout has put it
     FAILED = "failed"
     FAILED_DEPENDENCY = "skipped: a dependency failed"
     NOT_FINISHED = "not finished"  # the run was interrupted
 
+    TO_FETCH = "to fetch"  # the build cache has its result
     TO_RUN = "to run"
     MAY_RUN = "may run"  # it runs if a task before it changes a file that it reads
     NOT_BUILT = "not built"  # on the report page: to run or may run, and never built so far
@@ -23,7 +25,7 @@ class TaskState(StrEnum):
 
 
 NOTHING_TO_DO = frozenset({TaskState.UP_TO_DATE, TaskState.UNSUPPORTED, TaskState.UNSUPPORTED_DEPENDENCY})
-COUNTED = (TaskState.BUILT, TaskState.UP_TO_DATE, TaskState.UNSUPPORTED, TaskState.FAILED)
+COUNTED = (TaskState.BUILT, TaskState.FETCHED, TaskState.UP_TO_DATE, TaskState.UNSUPPORTED, TaskState.FAILED)
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

@@ -43,6 +43,10 @@ Change
   doit ignore TASK        leave a task out, until doit forget
   doit sweep              remove folders of removed models, and the trash
 
+Share (docs/how-to/build-cache.md)
+  doit cache              what the build cache BUILD_CACHE holds; prune, verify
+  doit rebuild NAME       build again without the cache, and compare every byte
+
 Of doit itself: dumpdb, reset-dep, strace, and tabcompletion for bash and zsh
 
 Options of the spec for one run: doit onnx:NAME --opset_version 17, see

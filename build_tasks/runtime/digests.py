@@ -136,6 +136,12 @@ class Digests:
             time.sleep(RACY_WINDOW_NS / 1e9)
             self._by_identity()[_identity(os.stat(target))] = digest
 
+    def learn(self, path: str, digest: str) -> None:
+        """Take over the digest of a file that this process has just written, hashing the bytes on the way."""
+        if os.path.getsize(path) > WORTH_A_PAUSE:
+            time.sleep(RACY_WINDOW_NS / 1e9)
+            self._by_identity()[_identity(os.stat(path))] = digest
+
     def _cached_digest(self, path: str, status: os.stat_result) -> tuple[str | None, list[str]]:
         """The cached digest of a file, and all paths that it is cached under; a file with several links has several."""
         cached, identity = self._load(), _identity(status)

@@ -42,7 +42,8 @@ class BuildRecord(TypedDict, total=False):
     tools: versions of distributions, and facts about this machine, by name.
     outputs, sizes: digest and number of bytes of each target, by path. A folder has no size.
     notes: figures and messages about the result, for the reporter and for the report.
-    seconds: the time that the stage took.
+    seconds: the time that the stage took, on the machine where it ran.
+    fetched: who built it, when, and the seconds of the transfer, if it came from the build cache.
     """
 
     inputs: dict[str, str]
@@ -54,6 +55,7 @@ class BuildRecord(TypedDict, total=False):
     sizes: dict[str, int]
     notes: dict[str, Any]
     seconds: float
+    fetched: dict[str, Any]
 
 
 # A record without one of these was written by another version of this project.

@@ -73,6 +73,18 @@ def _device(nvml: types.ModuleType) -> Any:
     return None
 
 
+def driver() -> str | None:
+    """The version of the GPU's driver, None if there is none. Call it after `gpu`, which opens NVML."""
+    try:
+        import pynvml as nvml
+
+        return str(nvml.nvmlSystemGetDriverVersion())
+    except (ModuleNotFoundError, OSError):
+        return None
+    except nvml.NVMLError:
+        return None
+
+
 def missing_requirements(capability: str | None = None) -> str | None:
     """The missing requirements to build and run a plan, with a way to get them; None if nothing is missing.
 

@@ -8,12 +8,11 @@ A stage module holds `task(model)`, which returns the doit task, and `build(inpu
 function that reads and writes files, and returns notes about the result.
 """
 
-import contextlib
 import math
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from doit.exceptions import BaseFail, TaskError, TaskFailed
@@ -26,6 +25,9 @@ from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.fingerprint import BuildRecord
 from build_tasks.spec.interface import largest_dims
 from build_tasks.spec.model import Model
+
+if TYPE_CHECKING:
+    from build_tasks.runtime.cache_entries import Action
 
 Paths = dict[str, str]
 Settings = dict[str, Any]
@@ -61,6 +63,9 @@ class Stage(msgspec.Struct, frozen=True):
             that lacks one is skipped with a message, unless it was requested by name.
         peak_batch: The largest batch that the stage computes. The memory that is reserved for its process depends on
             it; see memory_budget.py.
+        made_elsewhere: Whether the targets may come from the build cache where a requirement is missing. Those of a
+            plan may, if the spec names the kind of GPU.
+        names_model: Whether the targets contain the name of the model. Otherwise models share them in the build cache.
         host_fingerprint: Returns further facts about this machine that are part of the fingerprint, by name. It is
             called only if no requirement is missing.
         install: Moves a new file from the scratch folder to the path of its target.
@@ -81,6 +86,8 @@ class Stage(msgspec.Struct, frozen=True):
     in_process: bool = False
     peak_batch: int = 0
     missing_requirements: Callable[[], str | None] = nothing_missing
+    made_elsewhere: bool = True
+    names_model: bool = False
     host_fingerprint: Callable[[], dict[str, str]] = dict
     install: Callable[[str, str], None] = atomic_files.replace
     overwrite_error: Callable[[str], str | None] = may_be_replaced
@@ -161,14 +168,8 @@ class Stage(msgspec.Struct, frozen=True):
 
         Returns: The record for `changes` in later runs, or doit's failure with the reason.
         """
-        if missing := self.missing_requirements():
-            return TaskFailed(unsupported_message(missing))
         try:
-            with contextlib.nullcontext() if self.in_process else worker.reserve_memory(self.name, self.memory()):
-                started = time.perf_counter()
-                record = self._run()
-                record["seconds"] = round(time.perf_counter() - started, 3)
-                return record
+            return self._run()
         except UserError as error:
             return TaskFailed(str(error))
         except worker.CrashError as error:
@@ -185,6 +186,9 @@ class Stage(msgspec.Struct, frozen=True):
         return memory_budget.need(inputs, self.peak_batch, values)
 
     def _run(self) -> BuildRecord:
+        started = time.perf_counter()
+        if not (self.uses_cache and self.made_elsewhere):
+            self._require()
         for path in self.outputs.values():
             if error := self.overwrite_error(path):
                 raise UserError(error)
@@ -193,12 +197,10 @@ class Stage(msgspec.Struct, frozen=True):
         external = {name: path and digest(path) for name, path in self.external_inputs.items()}
         with atomic_files.scratch_dir() as folder, resources.explain_full_disk(BUILD, REPOSITORY):
             drafts = {name: f"{folder}/{os.path.basename(path)}" for name, path in self.outputs.items()}
-            present = {name: path for name, path in self.external_inputs.items() if path is not None}
-            arguments = ({**self.inputs, **present}, drafts, self.settings)
-            if self.in_process:
-                notes = self.build(*arguments)
-            else:
-                notes = worker.call(self.build, *arguments, log=log_of(self.model, self.name), task=self.name)
+            made = self._fetch(inputs, external, drafts)
+            if made is None:
+                made, waited = self._build(drafts)
+                started += waited
             for draft in drafts.values():
                 atomic_files.flush(draft)
             changed = [path for path, before in inputs.items() if digest(path) != before]
@@ -211,7 +213,8 @@ class Stage(msgspec.Struct, frozen=True):
                 self.install(drafts[name], path)
         for path in outputs:
             digest(path)  # the digest of the draft is cached from now on under the path of the target
-        return {
+        seconds = round(time.perf_counter() - started, 3)
+        record: BuildRecord = {
             "inputs": inputs,
             "modules": fingerprint.imported_digests(self.modules),
             "external_inputs": external,
@@ -219,8 +222,57 @@ class Stage(msgspec.Struct, frozen=True):
             "tools": self.tool_fingerprint(),
             "outputs": outputs,
             "sizes": {path: size for path, size in sizes.items() if size is not None},
-            "notes": notes,
+            "seconds": seconds,
         }
+        record.update(made)
+        if "fetched" in record:
+            record["fetched"]["seconds"] = seconds
+        elif self.uses_cache:
+            from build_tasks.runtime import cached_stage
+
+            cached_stage.store(self, record)
+        return record
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether the build cache may have the targets. A stage that takes milliseconds does not use it."""
+        return not self.in_process and bool(os.environ.get("BUILD_CACHE"))
+
+    def cached_result(self, content: Callable[[str], str | None] = digest) -> "Action | None":
+        """The result of this stage in the build cache, None if there is none that this machine may use.
+
+        Args:
+            content: Returns the digest of the file or folder at a path, None if it does not exist or is not known.
+        """
+        if not self.uses_cache:
+            return None
+        from build_tasks.runtime import cached_stage
+
+        return cached_stage.find(self, content)
+
+    def _fetch(self, inputs: dict[str, str], external: dict[str, str | None], drafts: Paths) -> BuildRecord | None:
+        if not self.uses_cache:
+            return None
+        from build_tasks.runtime import cached_stage
+
+        return cached_stage.fetch(self, inputs, external, drafts)
+
+    def _require(self) -> None:
+        if missing := self.missing_requirements():
+            raise UserError(unsupported_message(missing))
+
+    def _build(self, drafts: Paths) -> tuple[BuildRecord, float]:
+        """Build the drafts. Returns what the record holds about that, and the seconds that it waited for memory."""
+        self._require()
+        present = {name: path for name, path in self.external_inputs.items() if path is not None}
+        arguments = ({**self.inputs, **present}, drafts, self.settings)
+        if self.in_process:
+            return {"notes": self.build(*arguments)}, 0.0
+        before = time.perf_counter()
+        with worker.reserve_memory(self.name, self.memory()):
+            waited = time.perf_counter() - before
+            log = log_of(self.model, self.name)
+            return {"notes": worker.call(self.build, *arguments, log=log, task=self.name)}, waited
 
     def _digests_of_inputs(self) -> dict[str, str]:
         digests: dict[str, str] = {}

@@ -83,6 +83,7 @@ def task(model: Model) -> dict[str, Any]:
             *reduced_precision.source_modules(model, engine.precision),
         ),
         source_files=reduced_precision.user_source_files(model, engine.precision),
+        names_model=True,
     )
     doc = f"{lock_file.LOCK_FILE}: the fewest nodes to exclude from {engine.precision} so that the gate holds"
     task = stage.task(doc=doc, params=overrides.params("repair"))

@@ -94,6 +94,7 @@ def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) 
             *gate.GATE_MODULES,
         ),
         missing_requirements=missing_requirements,
+        names_model=True,
     )
 
 

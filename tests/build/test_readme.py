@@ -85,6 +85,10 @@ RUNS_IN = {
     "python build/efficientnet_lite0/clients/efficientnet_lite0_ensemble/http_client.py "
     "build_tasks/verification/photographs/coffee.jpg": "tests/serving/test_triton_server.py, with a smaller model",
     "doit bench:efficientnet_lite0": "tests/bench/test_bench.py, with a smaller model",
+    "doit cache": "tests/doit_plugin/test_cache_command.py, with a folder as the cache",
+    "doit cache verify": "likewise",
+    "doit cache prune --older 30d --size 50GB": "likewise",
+    "doit rebuild efficientnet_lite0": "likewise, with a smaller model",
     "pytest -m long": "by hand, it takes 10 minutes",
     "python tests/buildah.py": "by hand, as root; docs/how-to/docker.md shows what it prints",
     "pytest -n 0 -m gpu": "nowhere yet, as docs/limitations.md says",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from build_tasks.runtime import worker
 from build_tasks.triton.repository import GENERATED_MARK, PROVENANCE_FILE, PROVENANCE_KEYS
 
 if TYPE_CHECKING:
@@ -22,42 +23,51 @@ ROOT = Path(__file__).parent.parent.parent
 FOLDER = ("config.pbtxt", "1/model", "1/provenance.json")  # files of a target that is a folder
 
 
-def use_light_stages(project: "Project") -> None:
-    """Let all stages of a project be light ones."""
+def use_light_stages(project: "Project", processes: bool = False) -> None:
+    """Let all stages of a project be light ones.
+
+    Args:
+        processes: Whether those that have a process of their own keep it.
+    """
     with (project / "dodo.py").open("a", encoding="utf-8") as file:
         file.write(
             f"\nimport sys\n\nsys.path.append({str(ROOT)!r})\n"
-            "from tests.support.light_stages import replace_builds\n\nreplace_builds(globals())\n"
+            f"from tests.support.light_stages import replace_builds\n\nreplace_builds(globals(), {processes})\n"
         )
 
 
-def replace_builds(namespace: dict[str, Any]) -> None:
-    """Give all stages of a dodo.py's namespace a light `build`."""
+def replace_builds(namespace: dict[str, Any], processes: bool = False) -> None:
+    """Give all stages of a dodo.py's namespace a light `build`; see `use_light_stages`."""
+    worker.HEAVY_LIBRARIES.clear()
+    worker.STAGE_MODULES.clear()
     for name, creator in list(namespace.items()):
         if name.startswith("task_"):
-            namespace[name] = _with_light_builds(creator)
+            namespace[name] = _with_light_builds(creator, processes)
 
 
-def _with_light_builds(creator: Callable[[], Any]) -> Callable[[], Any]:
+def _with_light_builds(creator: Callable[[], Any], processes: bool) -> Callable[[], Any]:
     @functools.wraps(creator)
     def create() -> dict[str, Any] | Iterator[dict[str, Any]]:
         tasks = creator()
-        return _with_light_build(tasks) if isinstance(tasks, dict) else (_with_light_build(task) for task in tasks)
+        if isinstance(tasks, dict):
+            return _with_light_build(tasks, processes)
+        return (_with_light_build(task, processes) for task in tasks)
 
     return create
 
 
-def _with_light_build(task: dict[str, Any]) -> dict[str, Any]:
+def _with_light_build(task: dict[str, Any], processes: bool) -> dict[str, Any]:
     stage = task.get("meta", {}).get("stage")
     if stage is None:
         return task
-    stage = msgspec.structs.replace(stage, build=write_digests, in_process=True)
+    stage = msgspec.structs.replace(stage, build=write_digests, in_process=stage.in_process or not processes)
     return {**task, **stage.task(task["doc"], task["params"])}
 
 
 def write_digests(inputs: dict[str, str], outputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
     """The `build`: write a digest of all inputs and settings into every target."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    shared = {key: value for key, value in settings.items() if key != "model"}  # its name is in no target
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode())
     for name, path in sorted(inputs.items()):
         files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if Path(path).is_dir() else [Path(path)]
         digest.update(b"".join([name.encode(), *(file.read_bytes() for file in files)]))

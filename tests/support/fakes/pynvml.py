@@ -23,6 +23,10 @@ def nvmlInit() -> None:  # noqa: N802
         raise NVMLError("Driver/library version mismatch")
 
 
+def nvmlSystemGetDriverVersion() -> str:  # noqa: N802
+    return "580.65.06"
+
+
 def nvmlDeviceGetCount() -> int:  # noqa: N802
     return len(_devices())
 

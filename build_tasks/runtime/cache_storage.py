@@ -1,0 +1,223 @@
+"""The files of a build cache, behind any URL of fsspec. No access waits longer than its bytes explain.
+
+    BUILD_CACHE ─► fsspec: file://, s3://, gs://, az://, … ─► read, stream, write, find, remove
+                                                 └─► too slow, absent, refused ─► StorageError, one line
+
+A file appears complete or not at all. An object store does that by itself; in a folder, a rename moves the complete
+file to its path.
+"""
+
+import contextlib
+import datetime
+import posixpath
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from build_tasks.errors import first_lines, printable
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+
+PATIENCE = 5.0  # seconds that an access may take beyond the time for its bytes
+SLOWEST = 1e6  # bytes per second: a slower cache is given up
+CHUNK = 4 << 20  # bytes that are read and written at once
+BLOCK = 16 << 20  # bytes of one part of an upload to an object store
+# In these, an object that was closed appears whole, and a rename is a copy.
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
+DRAFTS = "drafts"  # the folder of incomplete files where there is a rename
+MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # names of a time in fsspec's listings
+
+
+class StorageError(Exception):
+    """The cache cannot be used. The text is the reason, in one line."""
+
+
+class EntryError(Exception):
+    """Raised by what takes or gives the bytes of a file. It is no failure of the storage."""
+
+
+class AbandonedError(EntryError):
+    """A file is not to be written after all."""
+
+
+class DamagedError(EntryError):
+    """A blob is not what its action says."""
+
+
+class Entry(NamedTuple):
+    """A file of the cache.
+
+    size: In bytes.
+    modified: Seconds since 1970; None if the storage does not tell.
+    """
+
+    size: int
+    modified: float | None
+
+
+class Storage:
+    """Files of a cache by their path below its URL.
+
+    Raises:
+        StorageError: If no library for the URL is installed, or if the URL is wrong.
+    """
+
+    def __init__(self, url: str):
+        try:
+            from fsspec.core import url_to_fs
+
+            # A listing that is kept would hide what other machines write.
+            self._files, root = url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise StorageError(f"{first_lines(error)} (pip install -r requirements-cache.txt)") from error
+        except Exception as error:  # the libraries have no common base class
+            raise StorageError(first_lines(error)) from error
+        self.url = printable(url)
+        self._root = root.rstrip("/")
+        protocols = self._files.protocol
+        self.renames = OBJECT_STORES.isdisjoint([protocols] if isinstance(protocols, str) else protocols)
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return the content of a small file.
+
+        Args:
+            limit: Bytes; no more than one byte beyond it is read.
+        Raises:
+            FileNotFoundError: If it does not exist.
+        """
+
+        def access(advance: Advance) -> bytes:
+            content: bytes = self._files.cat_file(self._path(path), start=0, end=limit + 1)
+            return content
+
+        return self._bounded(access)
+
+    def stream(self, path: str, size: int, sink: Callable[[bytes], object]) -> None:
+        """Pass the content of a file to `sink`, in chunks; at most one byte more than `size`.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+        """
+
+        def access(advance: Advance) -> None:
+            left = size + 1
+            with self._files.open(self._path(path), "rb", block_size=BLOCK, cache_type="readahead") as file:
+                while left and (chunk := file.read(min(CHUNK, left))):
+                    advance(len(chunk))
+                    sink(chunk)
+                    left -= len(chunk)
+
+        if size > CHUNK:
+            self._bounded(access)
+        else:  # one request instead of two
+            sink(self.read(path, size))
+
+    def write(self, path: str, chunks: Iterable[bytes]) -> None:
+        """Write a file from chunks. If they raise an exception, the file does not appear, or is removed again."""
+
+        def access(advance: Advance) -> None:
+            target = self._path(path)
+            draft = self._path(f"{DRAFTS}/{uuid.uuid4().hex}") if self.renames else target
+            if self.renames:
+                for folder in (posixpath.dirname(target), posixpath.dirname(draft)):
+                    self._files.makedirs(folder, exist_ok=True)
+            try:
+                with self._files.open(draft, "wb", block_size=BLOCK) as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+                        advance(len(chunk))
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._files.rm_file(draft)
+                raise
+            if self.renames:
+                self._files.mv(draft, target)
+
+        self._bounded(access)
+
+    def size(self, path: str) -> int | None:
+        """Return the bytes of a file, None if it does not exist."""
+
+        def access(advance: Advance) -> int | None:
+            try:
+                return int(self._files.info(self._path(path))["size"])
+            except FileNotFoundError:
+                return None
+
+        return self._bounded(access)
+
+    def find(self, folder: str) -> dict[str, Entry]:
+        """Return all files below a folder, by path."""
+
+        def access(advance: Advance) -> dict[str, Entry]:
+            try:
+                found = self._files.find(self._path(folder), detail=True)
+            except FileNotFoundError:
+                return {}
+            top = self._path("")
+            return {
+                name.removeprefix(top): Entry(int(info["size"] or 0), _modified(info)) for name, info in found.items()
+            }
+
+        # The time of a listing depends on the number of files, which nobody knows before.
+        return self._bounded(access, patience=60 * PATIENCE)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files. One that does not exist any more is no error: another machine may prune, too."""
+        for path in paths:
+
+            def access(advance: Advance, path: str = path) -> None:
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.rm_file(self._path(path))
+
+            self._bounded(access)
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _bounded(self, access: Callable[[Advance], T], patience: float = PATIENCE) -> T:
+        """Call `access` in a thread, and give it up if it is too slow. The thread then ends with its next chunk.
+
+        Libraries have time limits of their own, which are minutes long and repeated.
+        """
+        results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        moved, given_up = [0], threading.Event()
+
+        def advance(count: int) -> None:
+            if given_up.is_set():
+                raise TimeoutError
+            moved[0] += count
+
+        def work() -> None:
+            try:
+                results.put((access(advance), None))
+            except BaseException as error:
+                results.put((None, error))
+
+        threading.Thread(target=work, daemon=True, name="build cache").start()
+        begin = time.monotonic()
+        while (left := begin + patience + moved[0] / SLOWEST - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                value, error = results.get(timeout=left)
+                if isinstance(error, FileNotFoundError | EntryError):
+                    raise error
+                if error is not None:
+                    raise StorageError(f"{self.url}: {first_lines(error)}") from error
+                return value  # type: ignore[return-value]
+        given_up.set()
+        slow = f"slower than {SLOWEST / 1e6:g} MB/s" if moved[0] else f"no answer within {patience:g} s"
+        raise StorageError(f"{self.url}: {slow}")
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    value = next((info[key] for key in MODIFIED if info.get(key) is not None), None)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = datetime.datetime.fromisoformat(value)
+    if isinstance(value, datetime.datetime):
+        return value.timestamp()
+    return float(value) if isinstance(value, int | float) else None
