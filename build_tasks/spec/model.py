@@ -17,6 +17,7 @@ from build_tasks.spec.tables import (
     Accuracy,
     Architecture,
     Batch,
+    Card,
     Engine,
     Formats,
     Input,
@@ -63,6 +64,7 @@ class Spec(Table, kw_only=True):
     onnx: Onnx = field(default_factory=Onnx)
     engine: Engine = field(default_factory=Engine)
     accuracy: Accuracy = field(default_factory=Accuracy)
+    card: Card = field(default_factory=Card)
     triton: Annotated[
         dict[str, Any],
         Meta(description="How Triton serves the model. Fields of Triton's ModelConfig, and keys of this project."),
@@ -133,10 +135,7 @@ class Model(Struct, frozen=True):
         return f"{MODELS}/{self.name}/model.toml"
 
     def source(self, path: str) -> str:
-        """Return a path of the spec, which is relative to the model's folder, relative to the project.
-
-        validation.py has checked that the model may use it; see model_files.py.
-        """
+        """Return a path of the spec relative to the project. validation.py has checked that the model may use it."""
         return os.path.normpath(f"{MODELS}/{self.name}/{path}") if not os.path.isabs(path) else path
 
     def artifact(self, file: str) -> str:

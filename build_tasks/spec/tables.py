@@ -274,6 +274,15 @@ class Accuracy(Table):
     ] = False
 
 
+class Card(Table):
+    """What the model card in bom.cdx.json says about the model."""
+
+    license: Annotated[
+        Text | None, Meta(description="License of the weights, as an SPDX expression. Default: that of their package.")
+    ] = None
+    training_data: Annotated[Text | None, Meta(description="The data that the network was trained with.")] = None
+
+
 class TritonKeys(Table):
     """The keys of [triton] that are not fields of Triton's ModelConfig."""
 

@@ -3,8 +3,10 @@
     model_repository/<name>/config.pbtxt          with the provenance of each version, as parameters
                            /labels.txt
                            /preprocessing.json    how a client prepares an image
+                           /SHA256SUMS            the manifest: the digest of each file
                            /<version>/model.*
                                      /provenance.json
+                                     /bom.cdx.json    what is inside, if cyclonedx-python-lib is installed
 
 With triton.keep_versions = 1, the new folder replaces the old one in a single step. With more, the new version is added
 beside the others, which stay as they are.
@@ -14,12 +16,23 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from build_tasks.errors import UserError
+from build_tasks.formats import user_code
 from build_tasks.json_files import read_json, write_json
 from build_tasks.paths import REPOSITORY
+from build_tasks.provenance import bill_of_materials, statement
+from build_tasks.provenance.published_versions import (
+    copy_version,
+    format_versions,
+    next_version,
+    reusable_versions,
+    write_manifest,
+)
+from build_tasks.provenance.statement import Provenance, file_digests
 from build_tasks.runtime import atomic_files, repository_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -28,7 +41,7 @@ from build_tasks.spec.model import Model, table_settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import (
-    BYTECODE,
+    CONFIG_FILE,
     PROVENANCE_FILE,
     block_bytecode,
     bytecode_is_blocked,
@@ -36,13 +49,13 @@ from build_tasks.triton.repository import (
     is_label_file,
     overwrite_error,
     provenance_parameters,
-    version_numbers,
 )
+from build_tasks.verification import gate
 
 if TYPE_CHECKING:
     from build_tasks.tensors import Signature
-    from build_tasks.verification.gate import GateResult
 
+PACKAGE_NAME = re.compile("[a-z0-9][a-z0-9._-]*")  # a tool that is a Python package, and no fact about a GPU
 RECORD_KINDS = ("verdict", "signature", "tools")  # the JSON files about an artifact that publishing requires
 
 # The tables of the spec that change the bytes of an artifact, by format.
@@ -55,30 +68,24 @@ ARTIFACT_TABLES = {
 DATA_FOLDERS = (f"{model_config.WARM_UP_FOLDER}/", f"{model_config.INITIAL_STATE_FOLDER}/")  # of the model's folder
 
 PUBLISH_MODULES = (
+    "build_tasks.formats.user_code",
+    "build_tasks.provenance.bill_of_materials",
+    "build_tasks.provenance.published_versions",
+    "build_tasks.provenance.statement",
+    "build_tasks.provenance.verify_repository",
     "build_tasks.triton.model_config",
     "build_tasks.triton.platforms",
     "build_tasks.triton.release_table",
     "build_tasks.triton.releases",
     "build_tasks.triton.repository",
+    *gate.GATE_MODULES,
 )
-
-
-class Provenance(TypedDict):
-    """The content of <version>/provenance.json."""
-
-    build: str  # sha256 of the artifacts, separated by spaces
-    weights: str | None  # sha256
-    spec: str  # sha256 of the tables that change the bytes of the artifacts
-    tools: str  # "onnx 1.23.2, torch 2.14.1"
-    tensors: list[Any]  # tensors and properties of plans; must be equal in all versions that are served together
-    needs: dict[str, int]  # the server must support this opset and ir_version (ONNX only)
-    files: dict[str, str | None]  # sha256 of the files in the version's folder, by name
 
 
 class Records(TypedDict):
     """The JSON files about the artifacts of one Triton model, in the order of the artifacts."""
 
-    verdict: "list[GateResult]"
+    verdict: list[gate.GateResult]
     signature: "list[Signature]"
     tools: list[dict[str, str]]
 
@@ -99,6 +106,12 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
     policy = fields.get("version_policy", {})
     labels = [file for file, _ in label_files(model.spec).values()] if model_format != "preprocess" else []
     umask = repository_files.umask_from_environment()
+    gated = {} if model_format == "preprocess" else {
+        file: gate.settings_of(model, source_format, model.precision(source_format))
+        for file in model.files(source_format) if file in artifacts
+    }  # fmt: skip
+    weights, architecture = model.spec.weights, model.spec.architecture
+    runs_user_code = weights.converter is not None or architecture.network is not None
     stage = Stage(
         name=f"publish:{name}",
         model=model,
@@ -106,6 +119,9 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
         inputs={
             **{file: model.artifact(file) for file in artifacts},
             **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in RECORD_KINDS},
+            **{f"{file}.measured": model.artifact(f"{file}.measured.json") for file in gated},
+            **({name: model.artifact(name) for name in ("samples.json", "samples.txt")} if gated else {}),
+            **({path: path for path in user_code.python_files(model)} if runs_user_code else {}),
             "weights": model.weights,
             "config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt"),
             **({"preprocessing.json": model.artifact("preprocessing.json")} if model_format in FORMATS else {}),
@@ -118,6 +134,11 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "format": model_format,
             "files": artifacts,
             "spec": spec_digest(model, source_format),
+            "source": weights.source,
+            "code": statement.code_digest(),
+            "gate": gated,
+            "card": {**table_settings(model.spec.card), "architecture": architecture.timm or architecture.network},
+            "parameters": {"model": model.name, "format": model_format},
             "keep_versions": keep_versions,
             "first_version": model.triton_keys.first_version,
             "release": model.release if keep_versions > 1 else None,  # it must be able to load the older versions
@@ -125,7 +146,7 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
             "provenance": model.triton_keys.provenance,
             "umask": umask,
         },
-        tools=(),
+        tools=(bill_of_materials.LIBRARY,),
         modules=(__name__, *PUBLISH_MODULES),
         in_process=True,
         install=functools.partial(
@@ -160,34 +181,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         if name == "preprocessing.json" or is_label_file(name) or name.startswith(DATA_FOLDERS):
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
             repository_files.copy(path, f"{folder}/{name}")
-    new: Provenance = {
-        "build": " ".join(str(verdict["model"]) for verdict in verdicts),
-        "weights": digest(inputs["weights"]),
-        "spec": settings["spec"],
-        "tools": ", ".join(
-            sorted({f"{name} {version}" for tools in records["tools"] for name, version in tools.items()})
-        ),
-        "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plan_properties(settings, signatures)],
-        "needs": onnx_requirements(signatures[0]),
-        "files": {},
-    }
+    new = new_provenance(inputs, settings, records)
     versions, unusable = reusable_versions(settings, new)
     same = [version for version, provenance in versions.items() if provenance["build"] == new["build"]]
-    if several and same and max(same) == max(versions):
-        version = max(same)  # the newest version holds these artifacts already
-    else:
-        newest, first = max([*versions, *unusable, 0]), settings["first_version"]
-        version = max(newest + 1 if several else newest, first)
-        write_version(new, version, inputs, folder, settings)
+    # If the newest version holds these artifacts already, there is no new one.
+    version = None if several and same and max(same) == max(versions) else next_version(versions, unusable, settings)
+    if version is not None:
         versions[version] = new
     kept = sorted(versions)[-settings["keep_versions"] :]
-    for older in kept:
-        if not os.path.exists(f"{folder}/{older}"):
-            published = f"{REPOSITORY}/{settings['name']}/{older}"
-            if bytecode_is_blocked(published, settings["format"]):
-                os.symlink(os.path.abspath(published), f"{folder}/{older}")
-            else:
-                copy_version(published, f"{folder}/{older}", settings["format"])
     if missing := sorted(set(settings["specific"]) - set(kept)):
         raise UserError(
             f"triton.version_policy.specific: version {missing[0]} is not published, only {format_versions(kept)}"
@@ -196,6 +197,15 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if settings["provenance"]:
         with open(f"{folder}/config.pbtxt", "a", encoding="utf-8") as file:
             file.writelines(provenance_parameters(versions[version], version) for version in kept)
+    for number in kept:
+        published = f"{REPOSITORY}/{settings['name']}/{number}"
+        if number == version:
+            write_version(new, version, inputs, folder, settings)
+        elif bytecode_is_blocked(published, settings["format"]):
+            os.symlink(os.path.abspath(published), f"{folder}/{number}")
+        else:
+            copy_version(published, f"{folder}/{number}", settings["format"])
+    write_manifest(folder)
     notes = {"accuracy": "; ".join(sorted({verdict["status"] for verdict in verdicts}))}
     if option := releases.server_option(signatures):
         notes["server option"] = option
@@ -204,6 +214,41 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         if unusable:
             notes["dropped"] = f"{format_versions(unusable)}, because of other tensors or of changed files"
     return notes
+
+
+def new_provenance(inputs: Paths, settings: Settings, records: Records) -> Provenance:
+    """The provenance of a new version, without the digests of its files."""
+    signatures = records["signature"]
+    tools = {tool for each in records["tools"] for tool in each.items()}
+    gated = [
+        statement.gate_result(file, verdict["model"], read_json(inputs[f"{file}.measured"]), verdict["status"], rule)
+        for file, verdict in zip(settings["files"], records["verdict"], strict=True)
+        if (rule := settings["gate"].get(file))
+    ]
+    return {
+        "build": " ".join(str(verdict["model"]) for verdict in records["verdict"]),
+        "weights": digest(inputs["weights"]),
+        "source": settings["source"],
+        "spec": settings["spec"],
+        "code": {
+            "the project": settings["code"],
+            **{name: digest(path) or "" for name, path in inputs.items() if name == path},
+        },
+        "tools": ", ".join(sorted(f"{name} {version}" for name, version in tools)),
+        "packages": sorted([name, version] for name, version in tools if PACKAGE_NAME.fullmatch(name)),
+        "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plan_properties(settings, signatures)],
+        "needs": onnx_requirements(signatures[0]),
+        "parameters": settings["parameters"],
+        "gate": gated,
+        "samples": read_samples(inputs) if gated else {},
+        "files": {},
+    }
+
+
+def read_samples(inputs: Paths) -> dict[str, Any]:
+    """The digest of the samples that the gate used, and their names."""
+    with open(inputs["samples.txt"], encoding="utf-8") as file:
+        return {"sha256": digest(inputs["samples.json"]), "names": file.read().splitlines()}
 
 
 def read_records(inputs: Paths, settings: Settings) -> Records:
@@ -251,9 +296,9 @@ def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object
 def write_version(provenance: Provenance, version: int, inputs: Paths, folder: str, settings: Settings) -> None:
     """Write the folder of a version, and the digests of its files into its provenance.
 
-    The version of an ensemble holds its provenance only.
+    The version of an ensemble holds no artifact. Its provenance is that of its config.pbtxt.
     """
-    folder = f"{folder}/{version}"
+    config, folder = f"{folder}/{CONFIG_FILE}", f"{folder}/{version}"
     os.makedirs(folder)
     for artifact in settings["files"] if settings["format"] != "ensemble" else ():
         # Triton expects the name model.pt, also for model.fp16.pt.
@@ -265,55 +310,10 @@ def write_version(provenance: Provenance, version: int, inputs: Paths, folder: s
                 inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}"
             )
     provenance["files"] = file_digests(folder, remember=False)
-    write_json(f"{folder}/{PROVENANCE_FILE}", provenance)
+    if settings["format"] == "ensemble":
+        provenance["files"][CONFIG_FILE] = digest(config, remember=False) or ""
+    bom = f"{folder}/{bill_of_materials.BOM_FILE}"
+    if bill_of_materials.write_bom(bom, settings["name"], version, provenance, settings["card"]):
+        provenance["files"][bill_of_materials.BOM_FILE] = digest(bom, remember=False) or ""
+    write_json(f"{folder}/{PROVENANCE_FILE}", statement.to_statement(provenance))
     block_bytecode(folder, settings["format"])
-
-
-def copy_version(published: str, target: str, model_format: str) -> None:
-    """Copy the folder of a published version without bytecode."""
-    repository_files.copy(published, target)
-    atomic_files.remove_tree(f"{target}/{BYTECODE}")
-    block_bytecode(target, model_format)
-
-
-def reusable_versions(settings: Settings, new: Provenance) -> tuple[dict[int, Provenance], list[int]]:
-    """The published versions that can be served beside a new one, by number, and the numbers of the others.
-
-    One config.pbtxt describes all versions. So all must have the same tensors. Plans must also have the same file
-    names, profiles and TensorRT version. The server's release must be able to load them: a version that fails makes the
-    whole model fail. Their files must not have changed since they were published.
-    """
-    folder = f"{REPOSITORY}/{settings['name']}"
-    numbers = version_numbers(settings["name"])
-    reusable: dict[int, Provenance] = {}
-    for number in sorted(numbers):
-        provenance = read_provenance(f"{folder}/{number}")
-        needs, release = provenance and provenance["needs"], settings["release"]  # no release: no version is kept
-        if (
-            provenance is not None
-            and provenance["tensors"] == new["tensors"]
-            and provenance["files"] == file_digests(f"{folder}/{number}")
-            and not (needs and release and releases.load_error(release, "onnx", needs))
-        ):
-            reusable[number] = provenance
-    return reusable, sorted(set(numbers) - reusable.keys())
-
-
-def read_provenance(folder: str) -> Provenance | None:
-    """The provenance in the folder of a version, None if there is none or if it is incomplete."""
-    try:
-        value = read_json(f"{folder}/{PROVENANCE_FILE}")
-    except (OSError, ValueError):
-        return None
-    complete = isinstance(value, dict) and Provenance.__required_keys__ <= value.keys()
-    return value if complete else None
-
-
-def file_digests(folder: str, remember: bool = True) -> dict[str, str | None]:
-    """The sha256 of the files in the folder of a version, by name, without its provenance and without bytecode."""
-    names = {*os.listdir(folder)} - {PROVENANCE_FILE, BYTECODE}
-    return {name: digest(f"{folder}/{name}", remember) for name in sorted(names)}
-
-
-def format_versions(versions: list[int]) -> str:
-    return ", ".join(map(str, versions))

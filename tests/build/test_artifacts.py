@@ -1,5 +1,7 @@
 """What the stages write: artifacts run at every batch size, and contain nothing about the machine."""
 
+import hashlib
+import importlib
 import io
 import json
 import pickletools
@@ -12,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.support.project import TINY, Project
+from tests.support.project import TINY, VERSION_RECORDS, Project
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -66,18 +68,10 @@ def session(project: Project, path: str) -> onnxruntime.InferenceSession:
 
 
 def test_the_repository_holds_what_triton_expects(built_tiny: Project) -> None:
-    assert sorted(built_tiny.tree()) == [
-        "tiny/1/model.pt",
-        "tiny/1/provenance.json",
-        "tiny/config.pbtxt",
-        "tiny/labels.txt",
-        "tiny/preprocessing.json",
-        "tiny_onnx/1/model.onnx",
-        "tiny_onnx/1/provenance.json",
-        "tiny_onnx/config.pbtxt",
-        "tiny_onnx/labels.txt",
-        "tiny_onnx/preprocessing.json",
-    ]
+    around = ["SHA256SUMS", "config.pbtxt", "labels.txt", "preprocessing.json"]
+    for name, artifact in (("tiny", "model.pt"), ("tiny_onnx", "model.onnx")):
+        version = [f"1/{file}" for file in (artifact, *VERSION_RECORDS)]
+        assert sorted(built_tiny.tree(f"model_repository/{name}")) == sorted([*version, *around])
 
 
 def test_both_formats_agree_at_any_batch(built_tiny: Project) -> None:
@@ -205,12 +199,12 @@ def test_external_data_takes_the_form_of_a_folder(project: Project) -> None:
     project.edit("models/own/network.py", "nn.Conv2d(3, 5, 3)", larger)
     project.built()
     files = sorted(project.tree("model_repository/own_onnx/1"))
-    assert files == ["model.onnx/model.onnx", "model.onnx/model.onnx.data", "provenance.json"]
+    assert files == sorted(["model.onnx/model.onnx", "model.onnx/model.onnx.data", *VERSION_RECORDS])
     run = session(project, "model_repository/own_onnx/1/model.onnx/model.onnx")
     assert run.run(None, {"INPUT__0": np.zeros((2, 3, 16, 16), np.float32)})[0].shape == (2, 4)
     project.edit("models/own/model.toml", "external_data = true", "external_data = false")
     project.built()
-    assert sorted(project.tree("model_repository/own_onnx/1")) == ["model.onnx", "provenance.json"], (
+    assert sorted(project.tree("model_repository/own_onnx/1")) == sorted(["model.onnx", *VERSION_RECORDS]), (
         "a file replaces the folder"
     )
 
@@ -375,3 +369,40 @@ def test_a_trace_that_would_fail_on_a_gpu_is_refused_unless_it_is_served_on_cpus
     with (project / "models/own/model.toml").open("a") as spec:
         spec.write('\n[triton]\ndevice = "cpu"\n')
     project.built()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_onnx"])
+def test_the_provenance_is_a_statement_of_in_toto_about_the_published_files(built_tiny: Project, name: str) -> None:
+    folder = f"{built_tiny.root}/model_repository/{name}"
+    text = Path(f"{folder}/1/provenance.json").read_text()
+    statement = json.loads(text)
+    for subject in statement["subject"]:
+        content = Path(f"{folder}/1/{subject['name']}").read_bytes()
+        assert subject["digest"]["sha256"] == hashlib.sha256(content).hexdigest()
+    names = [entry["name"] for entry in statement["predicate"]["buildDefinition"]["resolvedDependencies"]]
+    assert {"weights", "spec", "code of the project", "samples", "torch"} <= {*names}
+    (result,) = statement["predicate"]["runDetails"]["byproducts"]
+    figures = result["annotations"]["outputs"]["OUTPUT__0"]["relative_l2"]
+    assert 0 <= figures["value"] <= figures["limit"]
+    assert str(built_tiny.root) not in text
+    statements = pytest.importorskip("in_toto_attestation.v1.statement")
+    parse = importlib.import_module("google.protobuf.json_format").Parse
+    statement_pb = importlib.import_module("in_toto_attestation.v1.statement_pb2").Statement()
+    statements.Statement.copy_from_pb(parse(text, statement_pb)).validate()
+    predicate = importlib.import_module("in_toto_attestation.predicates.provenance.v1.provenance_pb2").Provenance()
+    parse(json.dumps(statement["predicate"]), predicate)  # refuses unknown fields
+
+
+def test_the_bill_of_materials_is_valid(built_tiny: Project) -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    version = importlib.import_module("cyclonedx.schema").SchemaVersion.V1_6
+    text = (built_tiny / "model_repository/tiny_onnx/1/bom.cdx.json").read_text()
+    assert validation.JsonStrictValidator(version).validate_str(text) is None
+    bom = json.loads(text)
+    card = bom["metadata"]["component"]["modelCard"]
+    assert card["modelParameters"]["modelArchitecture"] == "test_efficientnet"
+    assert card["modelParameters"]["datasets"][0]["name"] == "unknown"
+    assert "relative_l2" in {metric["type"] for metric in card["quantitativeAnalysis"]["performanceMetrics"]}
+    licensed = {component["name"] for component in bom["components"] if "licenses" in component}
+    assert {"torch", "onnx"} <= licensed
+    assert "timestamp" not in bom["metadata"]

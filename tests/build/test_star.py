@@ -26,6 +26,7 @@ ACCURACY_ONNX = ["measure:tiny_onnx", "accuracy:tiny_onnx", "summary:tiny"]
 CLIENT = ["client:tiny", "client:tiny_onnx"]
 CONFIG = ["config:tiny", "config:tiny_onnx"]
 PUBLISH = ["publish:tiny", "publish:tiny_onnx"]
+PUBLISH_ALL = [*PUBLISH, "publish:other"]  # the statement names the code
 PREPROCESSED = ["reference:tiny", *MEASURE, *ACCURACY, *CLIENT, *PUBLISH]
 SERVED_ONNX = ["config:tiny_onnx", "client:tiny_onnx", "publish:tiny_onnx"]
 CAST = [f"{stage}:tiny" for stage in ("cast", "measure", "accuracy", "summary", "config", "client", "publish")]
@@ -174,7 +175,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
         rename("models/tiny/weights.safetensors", "models/tiny/w.safetensors"),
         spec("weights.safetensors", "w.safetensors"),
     ), ["weights:tiny", *PUBLISH]),  # with another provenance
-    ("a comment in the converter", append("models/tiny/convert.py"), ["weights:tiny"]),
+    ("a comment in the converter", append("models/tiny/convert.py"), ["weights:tiny", *PUBLISH]),
     ("what the converter does", lambda p: p.edit(
         "models/tiny/convert.py", "dict(state)", "{k: v * 2 if 'classifier' in k else v for k, v in state.items()}"
     ), [*NETWORK, *MEASURE, *ACCURACY, *PUBLISH]),
@@ -214,20 +215,20 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("torchscript.precision", key("torchscript", 'precision = "fp16"'), CAST),
     ("torchscript.memory_format", key("torchscript", 'memory_format = "channels_last"'), CAST),
     ("torchscript.precision, the default written out", key("torchscript", 'precision = "fp32"'), []),
-    ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), ACCURACY),
+    ("accuracy.gate", append(SPEC, "[[accuracy.gate]]\nrelative_l2 = 1e-3\n"), [*ACCURACY, *PUBLISH]),
     ("accuracy.gate of a format", append(SPEC, '[[accuracy.gate]]\nformat = "onnx"\ntop1 = 0.5\n'),
-     ["accuracy:tiny_onnx", "summary:tiny"]),
+     ["accuracy:tiny_onnx", "summary:tiny", "publish:tiny_onnx"]),
     ("accuracy.gate of a precision that is not built", append(
         SPEC, '[[accuracy.gate]]\nprecision = "int8"\ntop1 = 0.5\n'
     ), []),
     ("accuracy.truth", both(
         write("models/tiny/truth.csv", "chelsea.jpg,285\n"), key("accuracy", 'truth = "truth.csv"')
-    ), [*MEASURE, *ACCURACY]),
-    ("accuracy.allow_untestable", spec("allow_untestable = true", "allow_untestable = false"), ACCURACY),
+    ), [*MEASURE, *ACCURACY, *PUBLISH]),
+    ("accuracy.allow_untestable", spec("allow_untestable = true", "allow_untestable = false"), [*ACCURACY, *PUBLISH]),
     ("accuracy.samples, one more", lambda p: shutil.copy(
         ROOT / "build_tasks/verification/photographs/rocket.jpg", p / "models/tiny/samples"
-    ), ["reference:tiny", *MEASURE, *ACCURACY]),
-    ("accuracy.samples, another picture", other_picture, ["reference:tiny", *MEASURE, *ACCURACY]),
+    ), ["reference:tiny", *MEASURE, *ACCURACY, *PUBLISH]),
+    ("accuracy.samples, another picture", other_picture, ["reference:tiny", *MEASURE, *ACCURACY, *PUBLISH]),
     ("[triton]", append(SPEC, "[triton]\ninstance_group = [{ count = 2 }]\n"), [*CONFIG, *PUBLISH]),
     ("[triton] of one format", append(SPEC, "[triton.onnx]\ninstance_group = [{ count = 2 }]\n"),
      ["config:tiny_onnx", "publish:tiny_onnx"]),
@@ -238,6 +239,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("triton.release", append(SPEC, '[triton]\nrelease = "26.07"\n'), [*CONFIG, *PUBLISH]),
     ("triton.keep_versions", append(SPEC, "[triton]\nkeep_versions = 2\n"), [*CONFIG, *PUBLISH]),
     ("triton.provenance", append(SPEC, "[triton]\nprovenance = false\n"), PUBLISH),
+    ("card", append(SPEC, '[card]\nlicense = "MIT"\n'), PUBLISH),
     ("output", append(SPEC, "[output]\nsoftmax = true\n"),
      ["reference:tiny", "torchscript:tiny", "onnx:tiny", *MEASURE, *ACCURACY, *PUBLISH]),
     ("input.format", key("input", 'format = "uint8_nhwc"'),
@@ -249,37 +251,38 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["summary:tiny", "prune"]),
     ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
     # source modules
-    ("module stages.weights", module("stages.weights"), ["weights:tiny", "weights:other"]),
-    ("module stages.labels", module("stages.labels"), ["labels:tiny"]),
-    ("module stages.torchscript", module("stages.torchscript"), ["torchscript:tiny", "torchscript:other"]),
-    ("module stages.onnx", module("stages.onnx"), ["onnx:tiny"]),
-    ("module stages.measure", module("stages.measure"), [*MEASURE, "measure:other"]),
+    ("module stages.weights", module("stages.weights"), ["weights:tiny", "weights:other", *PUBLISH_ALL]),
+    ("module stages.labels", module("stages.labels"), ["labels:tiny", *PUBLISH_ALL]),
+    ("module stages.torchscript", module("stages.torchscript"), ["torchscript:tiny", "torchscript:other", *PUBLISH_ALL]),
+    ("module stages.onnx", module("stages.onnx"), ["onnx:tiny", *PUBLISH_ALL]),
+    ("module stages.measure", module("stages.measure"), [*MEASURE, "measure:other", *PUBLISH_ALL]),
     ("module runtime.threads", module("runtime.threads"), [
-        "reference:tiny", "reference:other", *MEASURE, "measure:other"
+        "reference:tiny", "reference:other", *MEASURE, "measure:other", *PUBLISH_ALL
     ]),
-    ("module verification.gate", module("verification.gate"), [*ACCURACY, "accuracy:other", "summary:other"]),
-    ("module stages.summary", module("stages.summary"), ["summary:tiny", "summary:other"]),
+    ("module verification.gate", module("verification.gate"), [*ACCURACY, "accuracy:other", "summary:other", *PUBLISH_ALL]),
+    ("module stages.summary", module("stages.summary"), ["summary:tiny", "summary:other", *PUBLISH_ALL]),
     ("modules stages.layers and stages.repair, which run on demand", both(
         module("stages.layers"), module("stages.repair")
-    ), []),
-    ("module stages.config", module("stages.config"), [*CONFIG, "config:other"]),
-    ("module stages.client", module("stages.client"), [*CLIENT, "client:other"]),
-    ("template of clients", append("build_tasks/stages/templates/client.py.j2"), [*CLIENT, "client:other"]),
-    ("module stages.publish", module("stages.publish"), [*PUBLISH, "publish:other"]),
-    ("module formats.onnx_export", module("formats.onnx_export"), ["onnx:tiny"]),
-    ("module formats.onnx_runtime", module("formats.onnx_runtime"), ["onnx:tiny", "measure:tiny_onnx"]),
+    ), PUBLISH_ALL),
+    ("module stages.config", module("stages.config"), [*CONFIG, "config:other", *PUBLISH_ALL]),
+    ("module stages.client", module("stages.client"), [*CLIENT, "client:other", *PUBLISH_ALL]),
+    ("template of clients", append("build_tasks/stages/templates/client.py.j2"), [*CLIENT, "client:other", *PUBLISH_ALL]),
+    ("module stages.publish", module("stages.publish"), PUBLISH_ALL),
+    ("module formats.onnx_export", module("formats.onnx_export"), ["onnx:tiny", *PUBLISH_ALL]),
+    ("module formats.onnx_runtime", module("formats.onnx_runtime"), ["onnx:tiny", "measure:tiny_onnx", *PUBLISH_ALL]),
     ("module formats.pytorch_network", module("formats.pytorch_network"), [
-        *NETWORK, "weights:other", "reference:other", "torchscript:other", "measure:tiny", "measure:other"
+        *NETWORK, "weights:other", "reference:other", "torchscript:other", "measure:tiny", "measure:other", *PUBLISH_ALL
     ]),
     ("module formats.torchscript_graph", module("formats.torchscript_graph"),
-     ["torchscript:tiny", "torchscript:other"]),
+     ["torchscript:tiny", "torchscript:other", *PUBLISH_ALL]),
     ("module verification.metrics", module("verification.metrics"),
-     [*MEASURE, *ACCURACY, "measure:other", "accuracy:other", "summary:other"]),
-    ("module triton.derived_config", module("triton.derived_config"), [*CONFIG, "config:other"]),
-    ("module triton.repository", module("triton.repository"), [*CONFIG, *PUBLISH, "config:other", "publish:other"]),
+     [*MEASURE, *ACCURACY, "measure:other", "accuracy:other", "summary:other", *PUBLISH_ALL]),
+    ("module triton.derived_config", module("triton.derived_config"), [*CONFIG, "config:other", *PUBLISH_ALL]),
+    ("module triton.repository", module("triton.repository"), [*CONFIG, "config:other", *PUBLISH_ALL]),
     ("modules that only decide how stages run", both(
         module("doit_plugin.reporter"), both(module("runtime.worker"), module("json_files"))
-    ), []),
+    ), PUBLISH_ALL),  # the statement names the code, also of what runs the stages
+    ("module report.charts", module("report.charts"), []),
     # tools
     ("version of onnxslim", fake_version("onnxslim"), ["onnx:tiny", "publish:tiny_onnx"]),
     ("version of tritonclient", fake_version("tritonclient"), [*CONFIG, "config:other"]),
@@ -430,8 +433,8 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     ("module formats.layer_errors", module("formats.layer_errors"), ["accuracy:tiny.fp16"], []),
     ("module formats.onnx_files, which compiles nothing anew", module("formats.onnx_files"),
      ["onnx:tiny", "measure:tiny_onnx", *converted("fp16")], []),
-    ("module formats.tensorrt", module("formats.tensorrt"), ENGINES, []),
-    ("module runtime.hardware", module("runtime.hardware"), ENGINES, []),
+    ("module formats.tensorrt", module("formats.tensorrt"), [*ENGINES, *PUBLISH], []),
+    ("module runtime.hardware", module("runtime.hardware"), [*ENGINES, *PUBLISH], []),
     ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny.fp16"], []),
     ("version of polygraphy", fake_version("polygraphy"),
      ["reference:tiny", *MEASURE, "measure:tiny.fp16", *ENGINES], []),

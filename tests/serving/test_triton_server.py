@@ -5,7 +5,6 @@ Python backend. The core checks, schedules, warms up and answers as any Triton s
 """
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from PIL import Image
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.errors import UserError
+from build_tasks.provenance.statement import read_provenance
 from build_tasks.serving import triton_server
 from build_tasks.serving.triton_client import Client
 from tests.support import specs_served, tiny_network
@@ -309,7 +309,9 @@ def test_the_oldest_version_goes_when_there_are_too_many(project_with: CopyOf) -
     builds = {key: parameters[key].string_value for key in parameters if key.endswith(".build")}
     assert set(builds) == {f"provenance.{version}.build" for version in (2, 3, 4)}
     assert len(set(builds.values())) == 3
-    assert json.loads((folder / "3/provenance.json").read_text())["build"] == builds["provenance.3.build"]
+    provenance = read_provenance(str(folder / "3"))
+    assert provenance is not None
+    assert provenance["build"] == builds["provenance.3.build"]
     assert project.built().ran == []
     (folder / "3/model.pt").write_bytes(b"damaged")
     assert "dropped: 3, because of other tensors or of changed files" in project.built().out

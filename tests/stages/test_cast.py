@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.formats import torchscript_graph
-from tests.support.project import TINY, Project, failure_line
+from tests.support.project import TINY, VERSION_RECORDS, Project, failure_line
 
 SPEC = TINY.replace(', "onnx"', "").replace('labels = "labels.txt"\n', "").replace("= 4", "= 3")
 SHAPE = "[input]\nshape = [3, 64, 64]\n"
@@ -186,7 +186,7 @@ def test_open_sizes_stay_open(built: tuple[Project, Any]) -> None:
 def test_the_published_file_has_the_name_that_triton_expects(built: tuple[Project, Any]) -> None:
     project, _ = built
     for name, file in (("on_gpu", "model.fp16.pt"), ("open", "model.bf16.pt"), ("plain", "model.pt")):
-        assert sorted(project.tree(f"model_repository/{name}/1")) == ["model.pt", "provenance.json"]
+        assert sorted(project.tree(f"model_repository/{name}/1")) == sorted(["model.pt", *VERSION_RECORDS])
         published = (project / f"model_repository/{name}/1/model.pt").read_bytes()
         assert published == (project / f"build/{name}/{file}").read_bytes()
 

@@ -18,7 +18,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build_tasks.runtime import hardware
 from tests.support import fakes, tiny_network
 from tests.support import project as project_support
-from tests.support.project import ROOT, TINY, Project, Run
+from tests.support.project import ROOT, TINY, VERSION_RECORDS, Project, Run
 
 RTX = "1.7.1.116"
 
@@ -554,6 +554,7 @@ for plan in {plans!r}:
     path = model.artifact(plan)
     verdict = {{"model": digest(path), "signature": digest(path + ".signature.json"), "status": "ok"}}
     json.dump(verdict, open(path + ".verdict.json", "w"))
+    json.dump({{"samples": 0, "reference": "", "outputs": {{}}}}, open(path + ".measured.json", "w"))
 stage = publish.task(model, "tensorrt", {plans!r})["meta"]["stage"]
 print(stage.build(stage.inputs, stage.outputs, stage.settings))
 """
@@ -590,8 +591,8 @@ def test_a_fleet_is_one_model_and_a_second_gpu_adds_its_plan(
 
     publish_by_hand(project, "net", ["model.sm86.plan", "model.sm90.plan"])
     published = sorted(project.tree("model_repository/net_trt"))
-    versions = ["1/model.sm86.plan", "1/model.sm90.plan", "1/provenance.json"]
-    assert published == [*versions, "config.pbtxt", "preprocessing.json"]
+    version = [f"1/{file}" for file in ("model.sm86.plan", "model.sm90.plan", *VERSION_RECORDS)]
+    assert published == sorted([*version, "SHA256SUMS", "config.pbtxt", "preprocessing.json"])
 
 
 def test_a_plan_requested_on_another_gpu_is_an_error(cpu_side: Project, copy_of: Callable[[Project], Project]) -> None:

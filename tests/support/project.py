@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 
 from build_tasks.runtime import worker
+from build_tasks.runtime.distributions import installed_version
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # more threads would slow down the other workers
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -57,6 +58,10 @@ timm = "test_resnet"
 [weights]
 source = "random://0"
 """
+
+
+# The records in the folder of each published version. Without its library there is no bill of materials.
+VERSION_RECORDS = ["bom.cdx.json"] * (installed_version("cyclonedx-python-lib") is not None) + ["provenance.json"]
 
 
 @dataclass
