@@ -115,7 +115,9 @@ class Signature(TypedDict):
     outputs: list[TensorSignature]
     PyTorch: NotRequired[str]  # TorchScript: the version that traced or cast the file
     device_error: NotRequired[str]  # TorchScript: why the file cannot run on a GPU
-    traced_away: NotRequired[str]  # TorchScript: the lines of the user's code whose decisions the trace cannot keep
+    traced_away: NotRequired[
+        str
+    ]  # TorchScript, ONNX: the lines of the user's code whose decisions the trace cannot keep
     opset: NotRequired[int]  # ONNX
     ir_version: NotRequired[int]  # ONNX
     profile: NotRequired[dict[str, ProfileShapes]]  # engines: by the name of each input with open dimensions

@@ -16,6 +16,7 @@ from build_tasks.formats.fp32_comparison import COMPARISON_MODULES, Comparison, 
 from build_tasks.formats.onnx_clean_up import CLEAN_UP_MODULES, CLEAN_UP_TOOLS, GraphRefusedError
 from build_tasks.formats.onnx_files import close_dimensions, onnx_file, opset, signature_tensors
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
+from build_tasks.formats.torchscript_trace import TRACED_AWAY
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
 from build_tasks.runtime.distributions import versions
@@ -196,7 +197,9 @@ def check_export(
     return largest
 
 
-def write_records(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None, why: str, clean_up: str) -> None:
+def write_records(
+    graph: "onnx.ModelProto", outputs: Paths, exporter: str | None, why: str, clean_up: str, constants: str = ""
+) -> None:
     """Write the files beside model.onnx: its signature, its export, and the versions of the tools.
 
     Args:
@@ -205,10 +208,15 @@ def write_records(graph: "onnx.ModelProto", outputs: Paths, exporter: str | None
         exporter: The exporter that wrote the graph. None if the source is an ONNX file.
         why: Why this exporter was used.
         clean_up: How the graph was cleaned up.
+        constants: The lines of the user's code whose decisions the graph leaves out.
     """
     versions_of_graph = {"opset": opset(graph), "ir_version": graph.ir_version}
     records = {
-        "signature": {**signature_tensors(graph), **versions_of_graph},
+        "signature": {
+            **signature_tensors(graph),
+            **versions_of_graph,
+            **({"traced_away": f"{constants} {TRACED_AWAY}"} if constants else {}),
+        },
         "export": {"exporter": exporter, "why": why, "clean_up": clean_up, **versions_of_graph},
         "tools": versions(TOOLS),
     }

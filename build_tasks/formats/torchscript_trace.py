@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
-from build_tasks.runtime.stage import Settings
+from build_tasks.runtime.stage import Notes, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ TRACE_MODULES = (
 
 TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
 MAX_LINES = 3  # of the user's code, in one message
+TRACED_AWAY = "turns a tensor into a Python value, which the trace keeps as a constant (write it with torch.where)"
 
 
 def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface: Settings, path: str) -> str:
@@ -85,3 +86,8 @@ def constant_lines(caught: "Iterable[warnings.WarningMessage]") -> str:
             lines.add((str(file.relative_to(root)), warning.lineno))
     first = ", ".join(f"{name}:{line}" for name, line in sorted(lines)[:MAX_LINES])
     return first + (f" and {len(lines) - MAX_LINES} more" if len(lines) > MAX_LINES else "")
+
+
+def traced_away_note(lines: str) -> Notes:
+    """Return the note for the line of a stage: where a trace leaves out a decision. Empty if it leaves out none."""
+    return {"traced away": f"{lines}, where a tensor becomes a Python value"} if lines else {}

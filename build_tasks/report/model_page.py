@@ -194,6 +194,8 @@ def gate_row(model: Model, artifact: judged_artifacts.JudgedArtifact) -> GateRow
         },
         error=error,
         limit=limit,
+        device=judged["device"],
+        traced_away=read_object(f"{model.artifact(artifact.file)}.signature.json").get("traced_away"),
     )
 
 

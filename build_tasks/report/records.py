@@ -93,6 +93,8 @@ class GateRow(Struct):
         tie_tolerances: For each output that is measured, how far two classes may be apart in a near tie.
         error: The relative L2 error that is nearest to its limit, formatted. None if an output has no figures.
         limit: The limit of that error, formatted.
+        device: "CPU", or the name of the GPU that ran it.
+        traced_away: The lines of the user's code whose decisions it leaves out. None if there are none.
     """
 
     artifact: str
@@ -103,6 +105,8 @@ class GateRow(Struct):
     tie_tolerances: dict[str, float]
     error: str | None
     limit: str | None
+    device: str
+    traced_away: str | None
 
 
 class ArtifactRow(Struct):

@@ -36,6 +36,7 @@ def task_of_graph(model: Model) -> dict[str, Any]:
 
 def _stage(model: Model, name: str, model_format: str, file: str, precision: str) -> Stage:
     reduced = model_format == "graph" and precision not in NATIVE_PRECISIONS
+    source = {"torchscript": file, "onnx": file, "graph": "model.onnx"}.get(model_format)  # what an export made
     return Stage(
         name=f"accuracy:{name}",
         model=model,
@@ -44,7 +45,7 @@ def _stage(model: Model, name: str, model_format: str, file: str, precision: str
             "measured": model.artifact(f"{file}.measured.json"),
             "reference": model.artifact("reference.json"),
             "model": model.artifact(file),
-            **({"signature": model.artifact(f"{file}.signature.json")} if model_format == "torchscript" else {}),
+            **({"signature": model.artifact(f"{source}.signature.json")} if source else {}),
             **(layer_errors.inputs_of(model, precision) if reduced else {}),
         },
         outputs={"verdict": model.artifact(f"{file}.verdict.json")},

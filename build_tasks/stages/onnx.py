@@ -25,7 +25,8 @@ from build_tasks.formats.onnx_clean_up import USUAL, GraphRefusedError, clean_up
 from build_tasks.formats.onnx_export import EXPORT_MODULES, TOOLS, check_export, export, write_records
 from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
 from build_tasks.formats.onnx_import import IMPORT_MODULES, set_batch_and_size
-from build_tasks.formats.torchscript_trace import TRACE_MODULES, save_trace
+from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_AWAY, save_trace, traced_away_note
+from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model, table_settings
@@ -43,7 +44,9 @@ def task(model: Model) -> dict[str, Any]:
 def stage(model: Model) -> Stage:
     """The stage that makes model.onnx. `doit new` runs it without doit."""
     from_onnx = model.spec.from_onnx
-    trace = {"model": model.artifact("model.pt")} if "torchscript" in model.spec.formats else {}
+    trace: Paths = {}
+    if "torchscript" in model.spec.formats and not from_onnx:
+        trace = {"model": model.artifact("model.pt"), "trace_signature": model.artifact("model.pt.signature.json")}
     return Stage(
         name=f"onnx:{model.name}",
         model=model,
@@ -96,13 +99,19 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         names, choice = ["torchscript", "dynamo"], "first choice"
         if inputs["weights"].endswith(".pt2"):  # what torch.export has written, which the dynamo exporter begins with
             names.reverse()
+    constants = ""  # the lines whose decisions the trace leaves out
     with tempfile.TemporaryDirectory(dir=os.path.dirname(outputs["model"])) as folder:
 
         @functools.cache
         def source(exporter: str) -> torch.nn.Module:
+            nonlocal constants
             if exporter == "dynamo":
                 return module
-            path = inputs["model"] if "model" in inputs else _trace(inputs, shape, settings, folder)
+            if "model" in inputs:
+                path = inputs["model"]
+                constants = read_json(inputs["trace_signature"]).get("traced_away", "").removesuffix(f" {TRACED_AWAY}")
+            else:
+                path, constants = _trace(inputs, shape, settings, folder)
             trace: torch.nn.Module = torch.jit.load(path)
             return trace
 
@@ -115,23 +124,23 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
                 automatic = {**settings, "opset": "auto"}
                 found = _first_right_graph(names, source, shape, automatic, folder, check, {})
                 text += f"; onnx.opset = {opset(found.graph)} would do" if found else ""
-            raise UserError(text)
+            raise UserError(f"{constants} {TRACED_AWAY}; {text}" if constants else text)
     save_onnx(found.graph, outputs["model"], settings["external_data"])
     why = "; ".join(f"because {other} {reason}" for other, reason in refusals.items()) or choice
-    write_records(found.graph, outputs, found.exporter, why, found.clean_up)
-    notes = _notes(found.graph, found.clean_up)
+    constants = constants if found.exporter == "torchscript" else ""
+    write_records(found.graph, outputs, found.exporter, why, found.clean_up, constants)
+    notes = {**_notes(found.graph, found.clean_up), **traced_away_note(constants)}
     return {"exporter": f"{found.exporter}, {why}", "opset": opset(found.graph), **notes, "error": found.error}
 
 
-def _trace(inputs: Paths, shape: tuple[int, int, int], settings: Settings, folder: str) -> str:
-    """Trace the network as the stage `torchscript` does, and return the path of the file."""
+def _trace(inputs: Paths, shape: tuple[int, int, int], settings: Settings, folder: str) -> tuple[str, str]:
+    """Trace the network as the stage `torchscript` does, and return the path of the file and what it leaves out."""
     path = f"{folder}/model.pt"
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     try:
-        save_trace(module, shape, settings["interface"], path)
+        return path, save_trace(module, shape, settings["interface"], path)
     except UserError as error:
         raise GraphRefusedError(f"has no trace: {error}") from error
-    return path
 
 
 def _first_right_graph(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import fp32_comparison, pytorch_network
-from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_BATCH, save_trace
+from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_AWAY, TRACED_BATCH, save_trace, traced_away_note
 from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 TOOLS = ("torch", "timm")
-TRACED_AWAY = "turns a tensor into a Python value, which the trace keeps as a constant (write it with torch.where)"
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -92,8 +91,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         signature["traced_away"] = f"{constants} {TRACED_AWAY}"
     for name, record in (("signature", signature), ("tools", versions(TOOLS))):
         write_json(outputs[name], record)
-    notes = {"traced away": f"{constants}, where a tensor becomes a Python value"} if constants else {}
-    return {"error": max(errors.values()), "batches": sorted({batch for batch, *_ in errors}), **notes}
+    batches = sorted({batch for batch, *_ in errors})
+    return {"error": max(errors.values()), "batches": batches, **traced_away_note(constants)}
 
 
 def check(

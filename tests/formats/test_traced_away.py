@@ -12,8 +12,8 @@ LINE = 13  # of the body in the network
 TIMM = 'formats = ["torchscript"]\n[architecture]\ntimm = "{}"\n[weights]\nsource = "random://1"\n'
 
 
-def add(project: Project, name: str, body: str) -> None:
-    folder = tiny_network.add(project, name, body=body, formats='"torchscript"')
+def add(project: Project, name: str, body: str, formats: str = '"torchscript"') -> None:
+    folder = tiny_network.add(project, name, body=body, formats=formats)
     with (folder / "model.toml").open("a") as spec:
         spec.write('\n[accuracy]\nsamples = "samples.npz"\n')
     noise = np.random.default_rng(1).standard_normal((8, 3, 16, 16)).astype(np.float32)
@@ -21,16 +21,29 @@ def add(project: Project, name: str, body: str) -> None:
 
 
 def test_the_gate_names_the_branch_that_the_trace_leaves_out(project: Project) -> None:
-    add(project, "branch", "if float(x.abs().max()) > 50: x = x * x")
-    run = project.doit()
+    add(project, "branch", "if float(x.abs().max()) > 50: x = x * x", formats='"torchscript", "onnx"')
+    run = project.doit("-c")
     assert run.code == 1, run.out
-    line = next(line for line in run.out.splitlines() if "traced away" in line)
-    assert line.startswith("✓ torchscript")
-    assert f"traced away: models/branch/network.py:{LINE}" in line
-    message = failure_line(run, "accuracy:branch")
-    assert f"models/branch/network.py:{LINE} turns a tensor into a Python value" in message.partition("output ")[0]
-    assert "accuracy.gate" not in message
-    assert len(message) <= 300
+    lines = [line for line in run.out.splitlines() if "traced away" in line]
+    assert [line.split()[:2] for line in lines] == [["✓", "torchscript"], ["✓", "onnx"]]
+    assert all(f"traced away: models/branch/network.py:{LINE}" in line for line in lines)
+    for name in ("accuracy:branch", "accuracy:branch_onnx"):
+        message = failure_line(run, name)
+        assert f"models/branch/network.py:{LINE} turns a tensor into a Python value" in message.partition("output ")[0]
+        assert "accuracy.gate" not in message
+        assert len(message) <= 300
+    project.doit("report")
+    page = (project / "build/report.html").read_text()
+    for title in ("TorchScript", "ONNX"):
+        assert f"{title}: models/branch/network.py:{LINE} turns a tensor into a Python value" in page
+
+
+def test_onnx_without_torchscript_names_the_branch_too(project: Project) -> None:
+    add(project, "alone", "if float(x.abs().max()) > 50: x = x * x", formats='"onnx"')
+    assert f"traced away: models/alone/network.py:{LINE}" in project.built("onnx:alone").out
+    project.edit("models/alone/network.py", "if float(x.abs().max()) > 50", "if x.shape[0] > 2")
+    message = failure_line(project.doit("onnx:alone"), "onnx:alone")
+    assert f"models/alone/network.py:{LINE} turns a tensor into a Python value" in message.partition("exporter")[0]
 
 
 def test_the_check_of_the_trace_names_the_branch(project: Project) -> None:
