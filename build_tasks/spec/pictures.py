@@ -26,7 +26,7 @@ def colors_of(color: str | Sequence[str] | None, files: Sequence[str] | None, ch
     """
     count = len(files or [""])
     if color is None:
-        color = "gray" if files else DEFAULT_COLORS.get(channels, ())
+        color = "gray" if count > 1 else DEFAULT_COLORS.get(channels, ())
     colors = [color] * count if isinstance(color, str) else list(color)
     return colors if len(colors) == count and sum(CHANNELS[each] for each in colors) == channels else []
 

@@ -14,6 +14,7 @@ samples are one sequence: the first request starts it, and the last one ends it.
 import functools
 import os
 import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.json_files import read_json
@@ -64,7 +65,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     first: Signature = read_json(inputs["first"])
     last: Signature = read_json(inputs["last"])
     (tensor,) = first["inputs"]
-    colors = read_json(inputs["preprocessing"]).get("color", ["rgb"])
+    preprocessing = read_json(inputs["preprocessing"])
+    colors, files = preprocessing.get("color", ["rgb"]), preprocessing.get("files", [])
     folder = outputs["folder"]
     os.makedirs(folder)
     if tensor["name"] == IMAGE:
@@ -78,7 +80,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if "labels" in inputs:
         shutil.copyfile(inputs["labels"], f"{folder}/labels.txt")
     for protocol in PORTS:
-        text = render(protocol, settings, tensor, last["outputs"], sends, len(colors), labels="labels" in inputs)
+        text = render(protocol, settings, tensor, last["outputs"], sends, files, labels="labels" in inputs)
         with open(f"{folder}/{protocol}_client.py", "w", encoding="utf-8") as file:
             file.write(text)
     return {"clients": ", ".join(PORTS)}
@@ -90,7 +92,7 @@ def render(
     tensor: TensorSignature,
     outputs: list[TensorSignature],
     sends: str,
-    pictures: int = 1,
+    files: Sequence[str] = (),
     *,
     labels: bool,
 ) -> str:
@@ -101,7 +103,7 @@ def render(
         tensor: The input of the model.
         outputs: The outputs of the model, which determine the lines that the client prints.
         sends: "encoded images", "preprocessed images" or "an array".
-        pictures: The number of images that one sample has.
+        files: The endings of the image files of one sample. None: a sample is one file.
         labels: Whether labels.txt is beside the client.
     """
     shows = "tensors"
@@ -109,7 +111,7 @@ def render(
         shows = "ranked classes"
     elif sends != "an array" and len(outputs) == 1 and len(outputs[0]["shape"]) == 2:
         shows = "classes"
-    images = "image.jpg ..." if pictures == 1 else f"image.1.png ... image.{pictures}.png ..."
+    images, pictures = " ".join(f"image{ending}" for ending in files or [".jpg"]), len(files or [""])
     with open(TEMPLATE, encoding="utf-8") as file:
         template = compile_template(file.read())
     return template.render(
@@ -118,7 +120,7 @@ def render(
         port=PORTS[protocol],
         sends=sends,
         source="a batch" if sends == "an array" else "images",
-        example=f"batch.npy  # {tensor['dtype']}, {tensor['shape']}" if sends == "an array" else images,
+        example=f"batch.npy  # {tensor['dtype']}, {tensor['shape']}" if sends == "an array" else f"{images} ...",
         pictures=pictures,
         each="path" if pictures == 1 else "paths",
         samples="sys.argv[1:]" if pictures == 1 else "samples",

@@ -44,10 +44,16 @@ def clients() -> list[str]:
     kinds = [(sends, image) for sends, images in INPUTS.items() for image in images]
     return [
         client.render(
-            protocol, {"name": "tiny", "top_k": top_k, "sequences": sequences}, image, outputs, sends, labels=labels
+            protocol,
+            {"name": "tiny", "top_k": top_k, "sequences": sequences},
+            image,
+            outputs,
+            sends,
+            files,
+            labels=labels,
         )
-        for protocol, (sends, image), (outputs, top_k), labels, sequences in itertools.product(
-            client.PORTS, kinds, OUTPUTS, (False, True), (False, True)
+        for protocol, (sends, image), (outputs, top_k), labels, sequences, files in itertools.product(
+            client.PORTS, kinds, OUTPUTS, (False, True), (False, True), ((), ("_a.png", "_b.png"))
         )
     ]
 
