@@ -208,11 +208,11 @@ def mark_refused(tasks: list[TaskRow], failure: str | None, file: str) -> None:
 
 def mark_waiting(tasks: list[TaskRow], dependencies: dict[str, set[str]]) -> None:
     """Mark the tasks that are not up to date and depend on a failed one, directly or through others."""
-    causes = {task.task: task.task for task in tasks if task.failure}
+    failed_ancestors = {task.task: task.task for task in tasks if task.failure}
     for task in tasks:  # a task comes after those that it depends on
-        found = sorted(causes[name] for name in dependencies[task.task] if name in causes)
+        found = sorted(failed_ancestors[name] for name in dependencies[task.task] if name in failed_ancestors)
         if found and task.state in (TaskState.NOT_BUILT, TaskState.TO_RUN, TaskState.MAY_RUN):
-            task.waits_for = causes[task.task] = found[0]
+            task.waits_for = failed_ancestors[task.task] = found[0]
             task.reasons = [f"depends on {found[0]}, which failed"]
 
 

@@ -25,7 +25,7 @@ from build_tasks.spec.model import Model
 from build_tasks.tensors import OUTPUT
 from build_tasks.text_table import format_table
 from build_tasks.triton.repository import published_models
-from build_tasks.verification import accuracy_samples, batch_check, gate, metrics, reference_outputs
+from build_tasks.verification import accuracy_samples, batch_check, gate, judged_artifacts, metrics, reference_outputs
 from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.tolerance import relative_error
 
@@ -223,7 +223,7 @@ def apply_gate(model: Model, model_format: str, measured: metrics.Measurements) 
     if reason := gate.gate_error(measured, settings, ""):
         raise UserError(reason)
     error, limit = gate.nearest_limit(measured, settings)
-    return Accuracy(error, limit, top_1=str(metrics.key_figures(measured).get("top-1", "-")))
+    return Accuracy(error, limit, top_1=judged_artifacts.format_top1(measured, settings) or "-")
 
 
 def _arithmetic(model: Model, model_format: str) -> str | None:

@@ -16,7 +16,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, log_of
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import NATIVE_PRECISIONS, QUANTIZED_PRECISIONS
-from build_tasks.verification import gate, metrics
+from build_tasks.verification import gate, judged_artifacts, metrics
 
 
 def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
@@ -55,7 +55,12 @@ def _stage(model: Model, name: str, model_format: str, file: str, precision: str
             "log": log_of(model, f"accuracy:{name}"),
         },
         tools=(),
-        modules=(__name__, *gate.GATE_MODULES, *(layer_errors.LAYER_MODULES if reduced else ())),
+        modules=(
+            __name__,
+            "build_tasks.verification.judged_artifacts",
+            *gate.GATE_MODULES,
+            *(layer_errors.LAYER_MODULES if reduced else ()),
+        ),
         in_process=True,
     )
 
@@ -76,7 +81,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     verdict: gate.GateResult = {"model": measured["model"], "signature": measured["signature"], "status": status}
     write_json(outputs["verdict"], verdict)
     largest, limit = gate.nearest_limit(measured, settings)
-    return {"accuracy": status, "error": f"{largest}, limit {limit}"}
+    top1 = judged_artifacts.format_top1(measured, settings)
+    return {"accuracy": status, "error": f"{largest}, limit {limit}", **({"top-1": top1} if top1 else {})}
 
 
 def advice(settings: Settings) -> str:

@@ -102,6 +102,19 @@ def judge(artifact: JudgedArtifact, measured: MeasuredFile, rule: Settings) -> A
     }
 
 
+def format_top1(measured: Measurements, rule: Settings) -> str | None:
+    """Return how many samples keep their class, "7 of 7, with 2 near ties"; None if no output has classes.
+
+    In a near tie the artifact prefers a class that is as good as the reference's own. It is no change for the gate.
+    """
+    for name, output in measured["outputs"].items():
+        if agreement := _judge_output(name, output, rule).get("agreement", {}).get("top1"):
+            ties = agreement["hits"] - output["samples"] + len(output["top1_changes"])
+            note = f", with {ties} near tie{'s' if ties > 1 else ''}" if ties else ""
+            return f"{agreement['hits']} of {agreement['of']}{note}"
+    return None
+
+
 def _judge_output(name: str, output: OutputFigures, rule: Settings) -> JudgedOutput:
     if "wrong" in output:
         return {"wrong": output["wrong"]}

@@ -173,6 +173,21 @@ def test_a_class_that_changes_is_refused_unless_it_was_a_tie(precision: str) -> 
             assert "worst at 5.jpg: class 1 for 0, which leads by " in message
 
 
+def test_the_same_count_of_samples_stands_everywhere() -> None:
+    """The gate, the comparison and the line of a task count a near tie as no change."""
+    expected = SCORES.copy()
+    expected[:3, 0] = 20.0
+    expected[:3, 1] = [20.0 - 1e-5, 20.0 - 1e-5, 10.0]  # two near ties, and a real change
+    found = expected.copy()
+    found[:3, 1] = 20.1
+    figures, rules = measured(found, expected), settings("fp32", {"relative_l2": 0.1})
+    assert judged_artifacts.format_top1(figures, rules) == "19 of 20, with 2 near ties"
+    artifact = judged_artifacts.JudgedArtifact("onnx", "fp32", "model.onnx")
+    agreement = judged_artifacts.judge(artifact, figures, rules)["outputs"]["scores"]["agreement"]["top1"]
+    assert (agreement["hits"], agreement["of"]) == (19, 20)
+    assert metrics.key_figures(figures).keys() == {"error"}
+
+
 def test_int8_may_change_the_class_of_one_sample_in_a_hundred() -> None:
     for count, agrees in ((200, True), (50, False)):
         expected = RANDOM.standard_normal((count, 10)).astype(np.float32)
