@@ -21,7 +21,7 @@ from build_tasks.runtime import atomic_files, hardware, resources, worker
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import log_of
 from build_tasks.spec.model import Model
-from build_tasks.text_table import format_table
+from build_tasks.text_table import format_table, wrap
 
 ONNX_RUNTIME = ("onnxruntime", "onnxruntime-gpu")
 TOOLS = ("torch", *ONNX_RUNTIME, *hardware.TENSORRT, *hardware.TENSORRT_RTX)
@@ -131,15 +131,19 @@ def write_results(model: Model, runs: list[Run], run: Run) -> list[str]:
     return names
 
 
-def format_run(run: Run, last: Run | None) -> str:
-    """The run as text: a table of its points, the machine, the tools, the points left out, and the proposals."""
+def format_run(run: Run, last: Run | None, width: int | None = None) -> str:
+    """The run as text: a table of its points, the machine, the tools, the points left out, and the proposals.
+
+    Args:
+        width: Characters of a line, None for any number.
+    """
     rows = []
     for point in run.points:
         ratios = ["-" if value is None else f"{value:.2f}" for value in (point.vs_trace, point.vs_last)]
         latencies = [f"{value:.2f} ms" for value in (point.p50_ms, point.p99_ms)]
         throughput = f"{point.images_per_s:.1f}"
         rows.append([point.model_format, point.batch, point.concurrency, *latencies, throughput, *ratios])
-    lines = [format_table(COLUMNS, rows), format_machine(run)]
+    lines = [format_table(COLUMNS, rows, width=width), wrap(format_machine(run), width)]
     if last:
         changed = [
             f"{tool} {last.tools.get(tool)} -> {run.tools.get(tool)}"
@@ -147,7 +151,7 @@ def format_run(run: Run, last: Run | None) -> str:
             if last.tools.get(tool) != run.tools.get(tool)
         ]
         lines.append(f"the last run: {last.date}{', with ' + ', '.join(changed) if changed else ''}")
-    lines += [f"– {reason}" for reason in run.left_out]
+    lines += [wrap(f"– {reason}", width) for reason in run.left_out]
     for model_format, proposal in run.proposals.items():
         lines += ["", *(proposal.lines or [f"# {model_format}"]), *(f"# {reason}" for reason in proposal.reasons)]
     return "\n".join(lines)

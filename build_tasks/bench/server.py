@@ -33,8 +33,9 @@ def measure(model: Model, options: Options) -> Run:
     Raises:
         UserError: If no server answers.
     """
-    from build_tasks.serving.triton_client import Client
+    from build_tasks.serving.triton_client import Client, require_server
 
+    require_server("HTTP", options.url)
     client = Client("HTTP", options.url)
     version = nvidia_tools.perf_analyzer_version(model.release)
     if version is None:

@@ -9,6 +9,7 @@ It runs only on demand, and every time: earlier figures may not be true any more
 
 import contextlib
 import math
+import sys
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from build_tasks.bench.records import TRACE, Options, read_runs
 from build_tasks.errors import UserError, with_suggestion
 from build_tasks.runtime import atomic_files, hardware
 from build_tasks.spec.model import Model
+from build_tasks.text_table import terminal_width
 
 DEFAULT_BATCHES = (1, 8, 32, 128)  # batches below max_batch_size of the spec; max_batch_size is added
 DEFAULT_INSTANCES = (1, 2, 4)  # on a CPU, at most the number of cores
@@ -79,7 +81,7 @@ def bench(
         files = results.write_results(model, [*(each for each in runs if each is not last), run], run)
     except UserError as error:
         return TaskFailed(str(error))
-    print(results.format_run(run, last), flush=True)
+    print(results.format_run(run, last, terminal_width(sys.stdout)), flush=True)
     if run.failed:
         return TaskFailed(f"not everything could be measured: {'; '.join(run.failed)}")
     best = max(run.points, key=lambda point: point.images_per_s)

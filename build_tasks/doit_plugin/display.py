@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from build_tasks.errors import message_line, printable
 from build_tasks.runtime.progress import Progress
+from build_tasks.text_table import terminal_width, wrap
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBars
     from rich.progress import TaskID
 
-LOG_INTERVAL = 10  # seconds between two lines on the progress of one stage, in a log
+LOG_INTERVAL = 10  # seconds until the first line on a running stage, in a log; each pause is twice the one before
+MAX_LOG_INTERVAL = 120  # seconds
 BAR_WIDTH = 12  # characters
 REFRESHES = 8  # number of refreshes per second
 NEARLY = (
@@ -42,6 +44,12 @@ class RunningStage(NamedTuple):
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
+
+    @property
+    def time(self) -> str:
+        """The duration so far, and the one of the run before: "   1.2 s of 5.8 s"."""
+        before = "" if self.last_seconds is None else f" of {self.last_seconds:.1f} s"
+        return f"{self.seconds:6.1f} s{before}"
 
 
 class Phase(NamedTuple):
@@ -111,8 +119,10 @@ class LogDisplay(NullDisplay):
         self.out = out
         self.running: dict[str, RunningStage] = {}
         self.phases: dict[str, Phase] = {}
-        self.logged: dict[str, float] = {}  # time.monotonic() at the last line of each task
-        self.lock = threading.Lock()
+        self.due: dict[str, float] = {}  # the duration of each stage, in seconds, at which its next line is written
+        self.lock = threading.RLock()  # the lines come from several threads
+        self.closed = threading.Event()
+        self.watcher: threading.Thread | None = None
 
     def write(self, line: str, failure: bool = False) -> None:
         with self.lock:
@@ -125,21 +135,37 @@ class LogDisplay(NullDisplay):
             self.out.flush()
 
     def begin(self, task: str, title: str, last_seconds: float | None, reason: str) -> None:
-        self.running[task] = RunningStage(title, time.monotonic(), last_seconds)
         before = "" if last_seconds is None else f", {last_seconds:.1f} s last time"
         self.write(f"  {title} ...{f'{before};' if before and reason else before}{f' {reason}' if reason else ''}")
+        with self.lock:
+            self.running[task] = RunningStage(title, time.monotonic(), last_seconds)
+            self.due[task] = LOG_INTERVAL
+            if self.watcher is None:
+                self.watcher = threading.Thread(target=self._watch, daemon=True)
+                self.watcher.start()
 
     def update(self, task: str, progress: Progress) -> None:
-        stage, now = self.running.get(task), time.monotonic()
-        self.phases[task] = next_phase(self.phases.get(task), progress)
-        if stage and now - self.logged.setdefault(task, now) >= LOG_INTERVAL:
-            self.logged[task] = now
-            self.write(f"  {stage.title} {stage.seconds:6.1f} s  {format_progress(self.phases[task])}")
+        with self.lock:
+            self.phases[task] = next_phase(self.phases.get(task), progress)
 
     def end(self, task: str) -> None:
-        self.running.pop(task, None)
-        self.phases.pop(task, None)
-        self.logged.pop(task, None)
+        with self.lock:
+            for known in (self.running, self.phases, self.due):
+                known.pop(task, None)
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def _watch(self) -> None:
+        """Write a line on each stage that takes long. A stage need not report any progress for that."""
+        while not self.closed.wait(LOG_INTERVAL / 10):
+            with self.lock:
+                for task, stage in self.running.items():
+                    if stage.seconds >= self.due[task]:
+                        self.due[task] += min(self.due[task], MAX_LOG_INTERVAL)
+                        phase = self.phases.get(task)
+                        detail = format_progress(phase) if phase else "runs"
+                        self.write(f"  {stage.title} {stage.seconds:6.1f} s  {detail}")
 
 
 class LiveDisplay(NullDisplay):
@@ -157,7 +183,7 @@ class LiveDisplay(NullDisplay):
         self.bars: ProgressBars | None = None
 
     def write(self, line: str, failure: bool = False) -> None:
-        line = printable(line)
+        line = wrap(printable(line), terminal_width(self.out))
         if self.live is None and line[:1] not in MARKS:
             self.out.write(f"{line}\n")  # without rich, so that a run with nothing to do does not import it
             self.out.flush()
@@ -178,12 +204,12 @@ class LiveDisplay(NullDisplay):
             if self.live is None:
                 self._start()
         with self.lock:
+            title = title.rstrip()  # the columns are aligned here in another way
             self.running[task] = RunningStage(title, time.monotonic(), last_seconds)
             if reason:
                 self.phases[task] = next_phase(None, Progress(reason))
             if self.bars:
-                before = "" if last_seconds is None else f" (last time {last_seconds:.1f} s)"
-                self.bar_ids[task] = self.bars.add_task(title, total=1, before=before, seconds=0.0, detail="")
+                self.bar_ids[task] = self.bars.add_task(title, total=1, time="", detail="")
 
     def update(self, task: str, progress: Progress) -> None:
         with self.lock:
@@ -209,14 +235,16 @@ class LiveDisplay(NullDisplay):
         from rich.live import Live
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as ProgressBars
+        from rich.table import Column
 
         console = self._console()
         if self.bars is None:
+            whole = Column(no_wrap=True)  # of a line that is too long, the details are cut
             self.bars = ProgressBars(
-                SpinnerColumn("line" if console.options.ascii_only else "dots", style="cyan"),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(BAR_WIDTH, complete_style="green", finished_style="green"),
-                TextColumn("{task.fields[seconds]:6.1f} s{task.fields[before]}", style="cyan", markup=False),
+                SpinnerColumn("line" if console.options.ascii_only else "dots", style="cyan", table_column=whole),
+                TextColumn("{task.description}", markup=False, table_column=whole),
+                BarColumn(BAR_WIDTH, complete_style="green", finished_style="green", table_column=whole),
+                TextColumn("{task.fields[time]}", style="cyan", markup=False, table_column=whole),
                 TextColumn("{task.fields[detail]}", style="dim", markup=False),
                 console=console,
                 auto_refresh=False,
@@ -235,21 +263,32 @@ class LiveDisplay(NullDisplay):
         from rich.text import Text
 
         assert self.bars is not None
+        width = self.bars.console.width
         with self.lock:
+            titles = max((len(stage.title) for stage in self.running.values()), default=0)
             for task, stage in self.running.items():
                 phase, done, total = self.phases.get(task), stage.seconds, stage.last_seconds
                 if phase and phase.progress.total:
                     done, total = phase.progress.done, phase.progress.total
-                detail = format_progress(phase) if phase else ""
+                room = width - titles - BAR_WIDTH - len(stage.time) - 5  # the spinner, and gaps
+                detail = shorten(format_progress(phase), room) if phase else ""
                 self.bars.update(
                     self.bar_ids[task],
                     completed=min(done / total, NEARLY) if total else 0,
                     total=1,
-                    seconds=stage.seconds,
+                    time=stage.time,
                     detail=detail,
                 )
             table = self.bars.make_tasks_table(self.bars.tasks)
         return Group(table, Text(self.totals(), style="dim"))
+
+
+def shorten(text: str, room: int) -> str:
+    """Return the beginning of a text that fits into a number of characters, cut between words."""
+    if len(text) <= room:
+        return text
+    beginning = text[: max(room - 1, 0)].rpartition(" ")[0]
+    return f"{beginning} …" if beginning else ""
 
 
 def format_progress(phase: Phase) -> str:

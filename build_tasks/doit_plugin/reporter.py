@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 from doit.exceptions import BaseFail, InvalidDodoFile, TaskFailed, UnmetDependency
 from doit.globals import Globals
 
+from build_tasks import text_table
 from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, task_graph
 from build_tasks.doit_plugin.noop_cache import PRUNE, noop_cache
 from build_tasks.doit_plugin.state import StateManager, is_ignored
@@ -34,11 +34,12 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.fingerprint import NEVER_BUILT
 from build_tasks.runtime.stage import stage_of, unsupported_message
 
-MAX_WIDTH = 160  # characters of a reason, which `doit info` shows in full, and of a table in a log
+MAX_WIDTH = 160  # characters of a reason, which `doit info` shows in full
 SAVE_INTERVAL = 0.1  # seconds between two saves of doit's records after short tasks
 OTHER_RUN_COMMAND = (
     "this project needs its own command `doit run` with SQLite records: run `pip install -r requirements.txt`"
 )
+UNCOUNTED = (TaskState.UNSUPPORTED_DEPENDENCY, TaskState.IGNORED)  # `doit plan` leaves them out of its totals, too
 PREDICTION_LIMIT = 200  # tasks; to predict more takes longer than to import libraries that are not needed
 
 
@@ -63,6 +64,7 @@ class Reporter:
         self.aborted: list[str] = []
         self.saved = 0.0  # time.monotonic() when doit's records were last written
         self.predicted = False  # whether worker.expected_stages holds only stages that may run
+        self.expected: set[str] | None = None  # the tasks that are counted; None before they are known
         self.width = 0
         self.prune_is_ignored = False
         self.cache_line = ""  # what the run got from the build cache
@@ -86,14 +88,17 @@ class Reporter:
         self.prune_is_ignored = is_ignored(self.records, tasks[PRUNE])
         self.records.observer = self
         worker.listener = self.on_message
+        progress.listener = self.display.write
         atexit.register(self.display.close)  # restores the cursor of the terminal in every case
 
     def before_stale_task(self, task: Any) -> None:
         """Before the first stage that needs a process, predict which other stages may follow it."""
         if not self.predicted and (stage := stage_of(task)) and not stage.in_process:
             self.predicted = True
+            self.expected = {name for name in self.required if self.tasks[name].actions}
             if len(self.required) <= PREDICTION_LIMIT:
                 steps = dry_run.plan_steps(self.tasks, self.selected, self.records)
+                self.expected = {step.task for step in steps if step.state not in UNCOUNTED}
                 may_run = [step for step in steps if step.state in (TaskState.TO_RUN, TaskState.MAY_RUN)]
                 worker.expected_stages = {step.task.partition(":")[0] for step in may_run}
 
@@ -105,12 +110,12 @@ class Reporter:
             self.display.update(task, message)
 
     def format_totals(self) -> str:
-        """Return the line with the totals of the run, for a terminal."""
-        count = sum(bool(self.tasks[name].actions) for name in self.required)
-        done = sum(
-            bool(self.tasks[name].actions) for name in list(self.results)
-        )  # a copy, because another thread adds to it
-        return f"{done} of {count} tasks done"
+        """Return the line with the totals of the run, for a terminal. `doit plan` counts the same tasks."""
+        if self.expected is None:
+            return ""
+        cached = sum(sum(record.counts.values()) for record in noop_cache.unchanged.values())
+        done = sum(name in self.expected for name in list(self.results))  # a copy: another thread adds to it
+        return f"{cached + done} of {cached + len(self.expected)} tasks done"
 
     def skip_unsupported(self, task: Any) -> bool:
         """Return whether this machine cannot build a stage that is outdated and was not requested by name."""
@@ -178,7 +183,10 @@ class Reporter:
     def write_notes_table(self, task: Any, notes: dict[str, Any]) -> None:
         """Write the table of a stage that was requested by name, whether it was built in this run or before."""
         if "table" in notes and not self.selected.isdisjoint((task.name, task.subtask_of)):
-            self.display.write_table(notes["table"])
+            table = notes["table"]  # text, or a text_table.Table that was saved as JSON
+            is_text = isinstance(table, str)
+            width = text_table.terminal_width(self.out)
+            self.display.write_table(table if is_text else text_table.Table(*table).format(width))
 
     def add_failure(self, task: Any, fail: BaseFail) -> None:
         if not task.actions:  # a group, whose tasks report for themselves
@@ -254,8 +262,10 @@ class Reporter:
             others = (run_results.ModelRow(*row) for record in noop_cache.unchanged.values() for row in record.rows)
             models = [*run_results.model_rows(self.tasks, self.required, self.results), *others]
             if models:
-                width = shutil.get_terminal_size().columns if self.out.isatty() else MAX_WIDTH
-                self.display.write_table(run_results.format_table(sorted(models, key=lambda row: row.model), width))
+                rows = sorted(models, key=lambda row: row.model)
+                self.display.write_table(run_results.format_table(rows, text_table.terminal_width(self.out)))
+            if line := run_results.next_commands(self.results):
+                self.display.write(line)
         for line in self.summary_lines():
             self.display.write(line)
 

@@ -1,12 +1,12 @@
 """The result of a run: for each task, and for each requested model and format, as a table and as JSON."""
 
-import textwrap
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from build_tasks import text_table
 from build_tasks.doit_plugin.task_graph import required_tasks
 from build_tasks.doit_plugin.task_state import TaskState
+from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import atomic_files
 from build_tasks.runtime.stage import Stage, stage_of
 
@@ -113,11 +113,11 @@ def format_accuracy(chain: list[str], results: dict[str, TaskResult]) -> str | N
     return None
 
 
-def format_table(models: list[ModelRow], width: int) -> str:
+def format_table(models: list[ModelRow], width: int | None) -> str:
     """Return the table at the end of a run.
 
     Args:
-        width: Characters in a line. Long reasons are cut.
+        width: Characters in a line, None for any number.
     """
     lines = []
     for row in models:
@@ -125,11 +125,14 @@ def format_table(models: list[ModelRow], width: int) -> str:
         reason = row.reason.partition("\n")[0]
         state = f"{row.state}: {reason}" if reason else row.state
         lines.append([row.name, row.format, size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
-    widths = [max(map(len, column)) for column in list(zip(*[COLUMNS, *lines], strict=True))[:-1]]
-    room = max(width - sum(widths) - 3 * len(widths) - 2, 20)
-    for line in lines:
-        line[-1] = textwrap.shorten(line[-1], room, placeholder=" …")
-    return text_table.format_table(COLUMNS, lines, left=("format", "state"))
+    return text_table.format_table(COLUMNS, lines, left=("format", "state"), width=width)
+
+
+def next_commands(results: dict[str, TaskResult]) -> str | None:
+    """Return the line that says where the models are, and what to type next; None if no model was published."""
+    if not any(name.startswith("publish:") and result.state == TaskState.BUILT for name, result in results.items()):
+        return None
+    return f"the models are in {REPOSITORY}/; `doit serve` serves them, `doit report` shows all figures"
 
 
 def as_data(models: list[ModelRow], results: dict[str, TaskResult]) -> dict[str, Any]:

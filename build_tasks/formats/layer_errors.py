@@ -13,7 +13,7 @@ from build_tasks.formats.onnx_runtime import ONNX_MODULES, emulate_on_cpu, sessi
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
 from build_tasks.tensors import INPUT
-from build_tasks.text_table import format_table
+from build_tasks.text_table import Table
 from build_tasks.verification.tolerance import ROUNDOFF
 
 if TYPE_CHECKING:
@@ -197,16 +197,17 @@ def first_jump(report: LayerReport) -> str | None:
     return None
 
 
-def format_layers(layers: list[LayerError]) -> str:
-    """Format the layers with the largest errors as a table."""
+def layers_table(layers: list[LayerError]) -> Table:
+    """The layers with the largest errors as a table."""
     rows = [
         (layer["node"], layer["operator"], layer["place"], _format_error(layer["error"]),
          _format_error(layer["before"]),
          f"{layer['largest']:.3g}")
         for layer in layers[:MAX_ROWS]
     ]  # fmt: skip
-    more = f"\n… and {len(layers) - MAX_ROWS} more with smaller errors" if len(layers) > MAX_ROWS else ""
-    return format_table(("node", "operator", "place", "error after it", "before it", "largest value"), rows) + more
+    more = f"… and {len(layers) - MAX_ROWS} more with smaller errors" if len(layers) > MAX_ROWS else ""
+    columns = ("node", "operator", "place", "error after it", "before it", "largest value")
+    return Table(columns, rows, left=("operator",), below=more)
 
 
 def inputs_of(model: Model, precision: str) -> Paths:

@@ -14,10 +14,11 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 
 from build_tasks.paths import BUILD, TRANSIT
-from build_tasks.runtime import sqlite_files
+from build_tasks.runtime import progress, sqlite_files
 from build_tasks.runtime.digests import digest
 
 try:
@@ -29,6 +30,8 @@ SCRATCH = f"{BUILD}/.scratch"
 # These files say that a folder was generated here. Where a folder cannot disappear in one step, they are removed last:
 # if a kill interrupts the removal, the next run recognizes the rest of the folder.
 MARK_FILES = ("config.pbtxt", "provenance.json")
+
+WAIT_SECONDS = 1.0  # for a lock, before a line says so
 
 # From this size on, a copy may be a hard link. To copy a smaller file takes milliseconds, and people edit small files.
 LINKED_FROM = 32 << 20  # bytes
@@ -89,7 +92,7 @@ def _sweep(parent: str, prefix: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str, wait: bool = True) -> Iterator[None]:
-    """Context manager that holds the lock of a folder.
+    """Context manager that holds the lock of a folder. A line says so if it waits for longer than WAIT_SECONDS.
 
     Raises:
         OSError: If another process holds it and `wait` is False.
@@ -99,10 +102,26 @@ def locked(folder: str, wait: bool = True) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _lock(descriptor, folder, wait)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: str, wait: bool) -> None:
+    """Take the lock of an open folder. Other threads and processes hold it for milliseconds, or for a whole engine."""
+    silent_until, pause = time.monotonic() + WAIT_SECONDS, 0.001
+    while time.monotonic() < silent_until:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not wait:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    progress.emit(f"  waiting for another process, which has locked {folder}/")
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def size(path: str) -> int | None:

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -38,9 +39,21 @@ def ignore(task: str, message: Message) -> None:
     """The listener of messages before there is a reporter: does nothing."""
 
 
+def ignore_line(line: str) -> None:
+    """The listener of lines before there is a reporter: does nothing."""
+
+
+listener: Callable[[str], None] = ignore_line  # takes the lines that doit's own process emits
+
+
 def emit(message: Message) -> None:
-    """Send a message from a stage's process to doit. Progress that follows another within MIN_INTERVAL is dropped."""
+    """Send a message from a stage's process to doit. Progress that follows another within MIN_INTERVAL is dropped.
+
+    In doit's own process, a line goes to `listener`.
+    """
     global _last_sent
+    if _connection is None and isinstance(message, str):
+        listener(message)
     with _lock, contextlib.suppress(OSError):  # doit may have ended; this process will end, too
         now = time.monotonic()
         if _connection is None or (isinstance(message, Progress) and now - _last_sent < MIN_INTERVAL):

@@ -10,6 +10,7 @@ The exit code is 1 if a model is not loaded, is of another build, or does not pa
 
 import contextlib
 import functools
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doit.exceptions import TaskFailed
@@ -20,10 +21,10 @@ from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.serving import sample_requests, triton_server
 from build_tasks.serving.check import DECODER_TOLERANCE, ServedModel, served_models
-from build_tasks.serving.triton_client import PROTOCOLS, Client
+from build_tasks.serving.triton_client import PROTOCOLS, Client, require_server
 from build_tasks.spec.model import Model
 from build_tasks.tensors import OUTPUT
-from build_tasks.text_table import format_table
+from build_tasks.text_table import format_table, terminal_width
 from build_tasks.triton.repository import published_models
 from build_tasks.verification import accuracy_samples, batch_check, gate, judged_artifacts, metrics, reference_outputs
 from build_tasks.verification.class_outputs import class_outputs
@@ -93,21 +94,24 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
     G_LOGGER.module_severity = {"": G_LOGGER.CRITICAL}
     rows: list[SmokeRow] = []
     failures = []
+    count = f"{len(selected)} model{'s' if len(selected) > 1 else ''}"
     for protocol in PROTOCOLS:
+        print(f"  sending the samples to {count} over {protocol}, at {urls[protocol]}", flush=True)
         try:
+            require_server(protocol, urls[protocol])  # one message is enough
             client = Client(protocol, urls[protocol])
-            client.ready(selected[0].name)  # if no server answers, one message is enough
         except UserError as error:
             return TaskFailed(str(error))
         with contextlib.closing(client):
             for served in selected:
+                print(f"  {served.name} ...", flush=True)
                 try:
                     rows.append(smoke_model(client, served))
                 except UserError as error:
                     rows.append(SmokeRow(served.name, protocol, result="failed"))
                     failures.append(f"{served.name} ({protocol}): {error}")
     rows.sort(key=lambda row: row.model)
-    print(format_table(COLUMNS, rows), flush=True)
+    print(format_table(COLUMNS, rows, left=("result",), width=terminal_width(sys.stdout)), flush=True)
     return TaskFailed("; ".join(failures)) if failures else None
 
 

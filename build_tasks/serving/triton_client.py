@@ -1,5 +1,6 @@
 """Requests to a running Triton server over HTTP and gRPC, by Triton's own client library."""
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 PROTOCOLS = ("HTTP", "gRPC")
 
 CONNECTION_TIMEOUT = 10.0  # seconds, of HTTP
-NETWORK_TIMEOUT = 600.0  # seconds until an HTTP request must be answered
+NETWORK_TIMEOUT = 600.0  # seconds until a request must be answered
+PROBE_TIMEOUT = 10.0  # seconds until a server must say whether it is live
 
 # The header that carries the key of a server's restricted protocols. Triton adds the prefix for gRPC.
 KEY_NAME = "doit-key"
@@ -34,7 +36,7 @@ class Client:
     Args:
         protocol: One of PROTOCOLS.
         url: host:port of that protocol.
-        timeout: Seconds for an answer over HTTP.
+        timeout: Seconds for an answer.
         key: Key of the restricted protocols, which loading a model needs; empty for a server that restricts none.
     """
 
@@ -49,6 +51,8 @@ class Client:
         is_http = protocol == "HTTP"
         timeouts = {"network_timeout": timeout, "connection_timeout": CONNECTION_TIMEOUT} if is_http else {}
         self.client: Any = self.library.InferenceServerClient(url, **timeouts)
+        self.timeout = timeout
+        self.call_options = {} if is_http else {"client_timeout": timeout}
         self.as_json = {} if is_http else {"as_json": True}
 
     def close(self) -> None:
@@ -57,6 +61,12 @@ class Client:
         Otherwise Python does that when it collects garbage. In another thread, gevent then fails over HTTP.
         """
         self.client.close()
+
+    def _timeout_error(self) -> UserError:
+        return UserError(
+            f"{self.url} does not answer {self.protocol} within {self.timeout:g} s; is it Triton's port, and is the "
+            "server overloaded?"
+        )
 
     def live(self) -> bool:
         """Whether the server answers, and is live."""
@@ -121,6 +131,8 @@ class Client:
         try:
             return self._send(method, *arguments, **named)
         except InferenceServerException as error:
+            if "DEADLINE_EXCEEDED" in str(error.status()):
+                raise self._timeout_error() from error
             raise UserError(f"{self.protocol}: {error.message() or first_lines(error)}") from error
 
     def _send(self, method: str, *arguments: Any, **named: Any) -> Any:
@@ -133,7 +145,9 @@ class Client:
         from http.client import HTTPException
 
         try:
-            return getattr(self.client, method)(*arguments, **named)
+            return getattr(self.client, method)(*arguments, **named, **self.call_options)
+        except TimeoutError as error:
+            raise self._timeout_error() from error
         except (OSError, HTTPException) as error:  # HTTPException: the server ended while it answered
             raise UserError(
                 f"nothing answers {self.protocol} at {self.url} ({error}); `doit serve` starts a server"
@@ -145,3 +159,12 @@ def cast_to_input_type(batch: "np.ndarray", triton_type: str) -> "np.ndarray":
     from tritonclient.utils import triton_to_np_dtype
 
     return batch if triton_type == "BYTES" else batch.astype(triton_to_np_dtype(triton_type))
+
+
+def require_server(protocol: str, url: str) -> None:
+    """Raise UserError if no server answers, before anything is sent that may take long.
+
+    A program that accepts connections and never answers is found within PROBE_TIMEOUT.
+    """
+    with contextlib.closing(Client(protocol, url, timeout=PROBE_TIMEOUT)) as client:
+        client.server_version()

@@ -119,5 +119,5 @@ def layers_message(inputs: Paths, settings: Settings) -> str:
 def print_layers(inputs: Paths, precision: str) -> str | None:
     """Print the errors after the nodes of a graph, and return where the error begins."""
     report = layer_errors.compare_layers(inputs["model.onnx"], inputs["graph"], inputs["samples"], precision)
-    print(layer_errors.format_layers(report["layers"]))
+    print(layer_errors.layers_table(report["layers"]).format())
     return layer_errors.first_jump(report)

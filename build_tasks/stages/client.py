@@ -123,7 +123,7 @@ def render(
         example=f"batch.npy  # {tensor['dtype']}, {tensor['shape']}" if sends == "an array" else f"{images} ...",
         pictures=pictures,
         each="path" if pictures == 1 else "paths",
-        samples="sys.argv[1:]" if pictures == 1 else "samples",
+        samples="arguments.files" if pictures == 1 else "samples",
         tensor=tensor,
         dtype=DTYPES.get(tensor["dtype"], tensor["dtype"].upper()),
         shows=shows,

@@ -8,7 +8,7 @@ It runs on demand (`doit layers:NAME`). The accuracy stage computes the same err
 
 from typing import Any
 
-from build_tasks.formats.layer_errors import LAYER_MODULES, compare_layers, first_jump, format_layers, inputs_of
+from build_tasks.formats.layer_errors import LAYER_MODULES, compare_layers, first_jump, inputs_of, layers_table
 from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
@@ -37,5 +37,5 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {
         "nodes": f"{len(report['layers'])} compared, {report['not_compared']} not",
         "first": first_jump(report) or "no jump",
-        "table": format_layers(report["layers"]),
+        "table": layers_table(report["layers"]),
     }

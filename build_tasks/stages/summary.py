@@ -17,7 +17,7 @@ from build_tasks.runtime.distributions import installed_version
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
-from build_tasks.text_table import format_table
+from build_tasks.text_table import Table
 from build_tasks.verification import accuracy_samples, gate
 from build_tasks.verification.judged_artifacts import (
     ArtifactResult,
@@ -122,10 +122,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     }
     write_json(outputs["json"], summary)
     draw(summary, outputs["picture"], settings["reference"])
-    return {"picture": os.path.basename(outputs["picture"]), "table": format_summary(summary, settings["reference"])}
+    return {"picture": os.path.basename(outputs["picture"]), "table": summary_table(summary, settings["reference"])}
 
 
-def format_summary(summary: Summary, reference: str) -> str:
+def summary_table(summary: Summary, reference: str) -> Table:
     """The summary as a table, with a line about the samples and the preprocessing.
 
     Args:
@@ -155,7 +155,7 @@ def format_summary(summary: Summary, reference: str) -> str:
         f"{steps['crop_pct']}, mean {_format_channels(steps['mean'])}, std {_format_channels(steps['std'])}"
     )
     samples = f"{counts['count']} samples of {counts['source']}{repeated}, {preprocessing}{_confidence(summary)}"
-    return f"{format_table([*columns, 'gate result'], rows)}\n{samples}{_gpus(summary)}"
+    return Table([*columns, "gate result"], rows, left=("gate result",), below=f"{samples}{_gpus(summary)}")
 
 
 def _metric_cells(output: JudgedOutput) -> list[str]:

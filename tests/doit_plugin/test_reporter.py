@@ -1,14 +1,22 @@
 """The output of a run, on a terminal, in a log, and as JSON."""
 
+import fcntl
+import io
 import json
+import os
 import re
+import shlex
 import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from build_tasks.doit_plugin import display
 from tests.support import tiny_network
-from tests.support.project import DOIT, OTHER, Project, Run
+from tests.support.project import DOIT, OTHER, ROOT, Project, Run
 
 TIME = re.compile(r"\d\d:\d\d:\d\d ")
 ROW = re.compile(r"^ (\S+) +(torchscript|onnx|tensorrt|rtx) +(\S+ [kM]?B|-) +(.+?) +(\S+) s +(.+)$", re.MULTILINE)
@@ -115,7 +123,7 @@ def test_a_terminal_shows_what_runs_and_for_how_long(tiny: Project) -> None:
     (tiny / "build/tiny/weights.safetensors").unlink()
     again = tiny.terminal("weights:tiny")
     shown = plain(again)
-    assert re.search(r"weights +tiny.* \d+\.\d s \(last time \d+\.\d s\)", shown)
+    assert re.search(r"weights +tiny.* \d+\.\d s of \d+\.\d s", shown)
     assert "build/tiny/weights.safetensors: missing" in shown
     assert "0 of 1 tasks done" in shown
     assert re.search(r"✓ weights +tiny +\d+\.\d s  weights: weights\.safetensors", shown)
@@ -130,6 +138,80 @@ def test_two_stages_at_once_share_the_terminal(tiny: Project) -> None:
     assert re.search(r"weights +tiny[^\n]*\n[^\n]*weights +other[^\n]*\n[^\n]*0 of 2 tasks done", plain(shown)) or (
         re.search(r"weights +other[^\n]*\n[^\n]*weights +tiny[^\n]*\n[^\n]*0 of 2 tasks done", plain(shown))
     )
+
+
+def test_a_narrow_terminal_breaks_lines_between_words(mixed: tuple[Project, Run]) -> None:
+    root, _ = mixed
+    shown = plain(root.terminal("bad", "good", COLUMNS="80", CUDA_VISIBLE_DEVICES="")).replace("\n\n", "\n")
+    lines = [line for line in shown.splitlines() if "tasks done" not in line and not re.search(r"\d+\.\d s of", line)]
+    assert [line for line in lines if len(line) > 80] == []
+    reason = next(index for index, line in enumerate(lines) if line.startswith("✗ accuracy"))
+    assert lines[reason + 1].startswith("    ")
+    words = re.sub(r"\s+", " ", shown)
+    assert "if that is accurate enough for you, allow it by an [[accuracy.gate]]" in words
+    assert re.search(r"lacks TensorRT 10 or newer .the package tensorrt. and an NVIDIA GPU", words)
+
+
+def test_without_colors_an_empty_bar_is_empty(tmp_path: Path) -> None:
+    """A bar without a length last time, and one at half of it."""
+    program = (
+        "import sys, time; from build_tasks.doit_plugin import display; d = display.create(sys.stdout, lambda: '')\n"
+        "d.begin('a', 'no bar', None, ''); d.begin('b', 'half', 100.0, '')\n"
+        "d.running['b'] = d.running['b']._replace(started=time.monotonic() - 50); time.sleep(0.4); d.close()"
+    )
+    command = shlex.join([sys.executable, "-c", program])
+    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
+    run = subprocess.run(["script", "-qec", command, str(tmp_path / "typescript")], env=environment, cwd=ROOT,
+                         stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+    lines = plain(run.stdout).splitlines()
+    assert {line.count("━") for line in lines if "no bar" in line} == {0}
+    assert 6 in {line.count("━") for line in lines if "half" in line}
+
+
+def test_a_log_hears_of_a_stage_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most stages report no progress while they trace or export."""
+    monkeypatch.setattr(display, "LOG_INTERVAL", 0.2)
+    out = io.StringIO()
+    log = display.LogDisplay(out)
+    log.begin("onnx:tiny", "onnx  tiny", 1.5, "")
+    time.sleep(0.9)
+    log.end("onnx:tiny")
+    log.close()
+    begin, *lines = out.getvalue().splitlines()
+    assert begin.endswith("  onnx  tiny ..., 1.5 s last time")
+    assert 1 <= len(lines) <= 3, "each pause is twice the one before"
+    assert all(re.fullmatch(r"\S+   onnx  tiny +0\.\d s  runs", line) for line in lines)
+
+
+def test_plan_and_the_line_of_a_terminal_count_the_same_tasks(mixed: tuple[Project, Run]) -> None:
+    root, _ = mixed
+    (root / "build/good/model.onnx").unlink()
+    plan = root.built("plan", "good", CUDA_VISIBLE_DEVICES="").out.splitlines()[-1]
+    count = sum(int(number) for number in re.findall(r"(?:^|, )(\d+) (?:to run|may run|not|up)", plan))
+    shown = plain(root.terminal("good", CUDA_VISIBLE_DEVICES=""))
+    assert {int(number) for number in re.findall(r"of (\d+) tasks done", shown)} == {count}
+
+
+def test_the_end_says_where_the_models_are(mixed: tuple[Project, Run]) -> None:
+    _, run = mixed
+    line = "the models are in model_repository/; `doit serve` serves them, `doit report` shows all figures"
+    assert run.out.count(line) == 1
+
+
+def test_waiting_for_a_lock_is_not_silent(tiny: Project) -> None:
+    folder = tiny / "build/.scratch"
+    folder.mkdir(parents=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with tiny.start("weights:tiny") as process:
+        seen = []
+        for line in process.stdout or ():
+            seen.append(line)
+            if "waiting for another process, which has locked build/.scratch/" in line:
+                os.close(descriptor)
+    assert process.returncode == 0
+    assert [line for line in seen if "waiting" in line][1:] == []
+    assert seen[-1].endswith("1 built\n")
 
 
 def test_a_terminal_with_nothing_to_do_gets_a_line(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:

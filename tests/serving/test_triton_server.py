@@ -6,7 +6,9 @@ Python backend. The core checks, schedules, warms up and answers as any Triton s
 
 import io
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +24,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.errors import UserError
 from build_tasks.provenance.statement import read_provenance
-from build_tasks.serving import triton_server
+from build_tasks.serving import triton_client, triton_server
 from build_tasks.serving.triton_client import Client
 from tests.support import specs_served, tiny_network
 from tests.support.project import ROOT, Project
@@ -352,7 +354,7 @@ def test_smoke_judges_a_running_server_by_the_gate(project_with: CopyOf, serving
         assert server.load(name) is None
     code, out = smoke(project, server)
     assert code == 0, out
-    rows = [line.split() for line in out.splitlines() if line.strip().startswith("pictures")]
+    rows = [line.split() for line in out.splitlines() if re.match(" pictures.* ms ", line)]
     assert sorted((row[0], row[1], row[-1]) for row in rows) == [
         (name, protocol, "ok")
         for name in ("pictures_ensemble", "pictures_onnx", "pictures_preprocess")
@@ -384,6 +386,16 @@ def test_smoke_detects_a_build_that_is_not_the_newest(project_with: CopyOf, serv
     code, out = smoke(project, server, "--model", "plain")
     assert code == 1
     assert "plain (HTTP): the server has not loaded it" in out
+
+
+@pytest.mark.parametrize("protocol", triton_client.PROTOCOLS)
+def test_a_program_that_never_answers_is_no_server(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections, as a hung server or another program does."""
+    monkeypatch.setattr(triton_client, "PROBE_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"^{url} does not answer {protocol} within 0\.5 s; is it Triton's port"):
+            triton_client.require_server(protocol, url)
 
 
 def test_smoke_without_a_server_says_how_to_start_one(project_with: CopyOf) -> None:

@@ -6,13 +6,16 @@ import http.server
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from build_tasks.stages import client
 from build_tasks.tensors import TensorSignature
@@ -131,3 +134,36 @@ def test_a_client_says_in_a_line_which_picture_is_refused(tmp_path: Path, sends:
     assert run.returncode == 1
     where = "[400] picture 1 of 1" if sends == "encoded images" else "a.png"
     assert run.stdout + run.stderr == f"{where}: expected a picture in JPEG or PNG, found another content\n"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sends"), [("http", "encoded images"), ("grpc", "preprocessed images"), ("http", "an array")]
+)
+def test_a_client_says_in_a_line_what_is_wrong(tmp_path: Path, sends: str, protocol: str) -> None:
+    tiny = {"name": "tiny", "top_k": None, "sequences": False}
+    (tmp_path / "client.py").write_text(client.render(protocol, tiny, INPUTS[sends][0], SCORES, sends, labels=False))
+    (tmp_path / "preprocessing.py").write_bytes(Path(preprocessing.__file__).read_bytes())
+    settings = {"format": "fp32_nchw", "input_size": [3, 64, 64], "crop_pct": 1.0, "crop_mode": "center"}
+    settings |= {"interpolation": "bicubic", "mean": [0.5], "std": [0.5]}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(settings))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.zeros((2, 1, 28, 28), np.float32))
+    existing = "a.npy" if sends == "an array" else "a.png"
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "client.py", *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return ended.returncode, ended.stdout.strip()
+
+    code, text = run("--help")
+    assert code == 0
+    assert "host:port of the server" in text
+    code, text = run()
+    assert code == 2
+    assert "the following arguments are required" in text.splitlines()[-1]
+    code, text = run("nothing.npy" if sends == "an array" else "nothing.png")
+    assert code == 1
+    assert re.fullmatch(r"nothing\.(png|npy): .*No such file or directory.*", text)
+    code, text = run("--url", "127.0.0.1:9", existing)
+    assert code == 1
+    assert re.fullmatch(r".*127\.0\.0\.1:9.*refused.*", text)
