@@ -39,4 +39,4 @@ def update(results: Mapping[str, TaskResult]) -> None:
 
 
 def ended_well(result: TaskResult) -> bool:
-    return result.state in (TaskState.BUILT, TaskState.UP_TO_DATE)
+    return result.state in (TaskState.BUILT, TaskState.FETCHED, TaskState.UP_TO_DATE)

@@ -23,7 +23,7 @@ from doit.exceptions import BaseFail, InvalidDodoFile, TaskFailed, UnmetDependen
 from doit.globals import Globals
 
 from build_tasks import text_table
-from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, task_graph
+from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, task_graph, task_lines
 from build_tasks.doit_plugin.noop_cache import PRUNE, noop_cache
 from build_tasks.doit_plugin.state import StateManager, is_ignored
 from build_tasks.doit_plugin.state_file import StateError
@@ -31,10 +31,8 @@ from build_tasks.doit_plugin.task_state import TaskState, format_counts
 from build_tasks.paths import FAILURES
 from build_tasks.runtime import progress, worker
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.fingerprint import NEVER_BUILT
 from build_tasks.runtime.stage import stage_of, unsupported_message
 
-MAX_WIDTH = 160  # characters of a reason, which `doit info` shows in full
 SAVE_INTERVAL = 0.1  # seconds between two saves of doit's records after short tasks
 OTHER_RUN_COMMAND = (
     "this project needs its own command `doit run` with SQLite records: run `pip install -r requirements.txt`"
@@ -126,7 +124,7 @@ class Reporter:
         reasons = [reason for check, _, _ in task.uptodate if not check(task, values) for reason in check.reasons]
         if not reasons or stage.cached_result():
             return False
-        outdated = "" if reasons == [NEVER_BUILT] else f"outdated ({reasons[0]}), and "
+        outdated = "" if reasons == [task_lines.NEVER_BUILT] else f"outdated ({reasons[0]}), and "
         self.results[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED, reason=f"lacks {missing}")
         self.messages[task.name] = f"– {self.title(task)} {outdated}{unsupported_message(missing)}"
         self.display.write(self.messages[task.name])
@@ -146,7 +144,7 @@ class Reporter:
             return
         if stage_of(task):
             last = self.records.get_values(task.name).get("seconds")
-            self.display.begin(task.name, self.title(task), last, _stale_reason(task))
+            self.display.begin(task.name, self.title(task), last, task_lines.stale_reason(task))
         else:  # because its commands may write to the terminal
             self.display.pause()
             self.display.write(f"  {self.title(task).rstrip()} ...")
@@ -156,7 +154,7 @@ class Reporter:
             self.save_state(task)
             seconds = task.values.get("seconds")
             notes = task.values.get("notes", {})
-            text = ", ".join(f"{key}: {_format_note(value)}" for key, value in notes.items() if key != "table")
+            text = task_lines.format_notes(notes)
             state = TaskState.BUILT
             if fetched := task.values.get("fetched"):
                 state, text = TaskState.FETCHED, f"fetched ({seconds:.1f} s where it was built), {text}"
@@ -313,18 +311,3 @@ class Json(Reporter):
         models = run_results.model_rows(self.tasks, self.required, self.results)
         data = {**run_results.as_data(models, self.results), "aborted": self.aborted}
         self.out.write(json.dumps(data, indent=1) + "\n")
-
-
-def _stale_reason(task: Any) -> str:
-    """Return why a task runs again: the first difference of its fingerprint."""
-    reasons = [reason for check, _, _ in task.uptodate for reason in getattr(check, "reasons", [])]
-    if not reasons or reasons == [NEVER_BUILT]:
-        return ""
-    first = reasons[0] if len(reasons[0]) <= MAX_WIDTH else f"{reasons[0][:MAX_WIDTH]} …"
-    return first + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
-
-
-def _format_note(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_format_note, value))
-    return f"{value:.1e}" if isinstance(value, float) else str(value)

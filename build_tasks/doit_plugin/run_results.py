@@ -130,7 +130,8 @@ def format_table(models: list[ModelRow], width: int | None) -> str:
 
 def next_commands(results: dict[str, TaskResult]) -> str | None:
     """Return the line that says where the models are, and what to type next; None if no model was published."""
-    if not any(name.startswith("publish:") and result.state == TaskState.BUILT for name, result in results.items()):
+    new = (TaskState.BUILT, TaskState.FETCHED)
+    if not any(name.startswith("publish:") and result.state in new for name, result in results.items()):
         return None
     return f"the models are in {REPOSITORY}/; `doit serve` serves them, `doit report` shows all figures"
 

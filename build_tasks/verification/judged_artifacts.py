@@ -8,7 +8,7 @@ from build_tasks.runtime import hardware
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model
 from build_tasks.verification import gate
-from build_tasks.verification.metrics import MeasuredFile, OutputFigures
+from build_tasks.verification.metrics import MeasuredFile, Measurements, OutputFigures
 
 WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
 
@@ -110,8 +110,8 @@ def format_top1(measured: Measurements, rule: Settings) -> str | None:
     for name, output in measured["outputs"].items():
         if agreement := _judge_output(name, output, rule).get("agreement", {}).get("top1"):
             ties = agreement["hits"] - output["samples"] + len(output["top1_changes"])
-            note = f", with {ties} near tie{'s' if ties > 1 else ''}" if ties else ""
-            return f"{agreement['hits']} of {agreement['of']}{note}"
+            suffix = f", with {ties} near tie{'s' if ties > 1 else ''}" if ties else ""
+            return f"{agreement['hits']} of {agreement['of']}{suffix}"
     return None
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -183,7 +183,9 @@ def test_the_same_count_of_samples_stands_everywhere() -> None:
     figures, rules = measured(found, expected), settings("fp32", {"relative_l2": 0.1})
     assert judged_artifacts.format_top1(figures, rules) == "19 of 20, with 2 near ties"
     artifact = judged_artifacts.JudgedArtifact("onnx", "fp32", "model.onnx")
-    agreement = judged_artifacts.judge(artifact, figures, rules)["outputs"]["scores"]["agreement"]["top1"]
+    agreement = judged_artifacts.judge(artifact, cast(metrics.MeasuredFile, figures), rules)["outputs"]["scores"][
+        "agreement"
+    ]["top1"]
     assert (agreement["hits"], agreement["of"]) == (19, 20)
     assert metrics.key_figures(figures).keys() == {"error"}
 
