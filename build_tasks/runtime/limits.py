@@ -47,6 +47,22 @@ def check_variables() -> None:
         limit(variable)
 
 
+def check_unpacked(path: str, size: int, what: str) -> None:
+    """Raise UserError if something has unpacked to more bytes than it may.
+
+    Args:
+        path: The file with which the size was reached.
+        size: Bytes.
+        what: What has this size.
+    """
+    allowed = limit(UNPACKED_SIZE)
+    if size > allowed * 1e9:
+        raise UserError(
+            f"{path}: {what} have {size / 1e9:,.2f} GB, more than the {allowed:g} GB that {UNPACKED_SIZE} "
+            f"allows; {ADVICE}"
+        )
+
+
 def check_archive(path: str) -> None:
     """Raise UserError if a file is a zip archive that unpacks to more than it may.
 

@@ -8,6 +8,7 @@ PixelValue = Annotated[float, Meta(ge=-1e6, le=1e6)]
 PositivePixelValue = Annotated[float, Meta(gt=0, le=1e6)]
 FileEnding = Annotated[str, Meta(min_length=1)]
 ColorName = Literal["gray", "rgb", "bgr", "rgba", "bgra"]
+NAMES = ("color", "files", "scale", "mean", "std", "interpolation", "crop_pct", "crop_mode", "fill")
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}  # of a picture of each color
 
 Color = Annotated[

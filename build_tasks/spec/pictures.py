@@ -6,9 +6,13 @@ color = ["rgb", "gray"]
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from build_tasks.spec.picture_keys import CHANNELS
 from build_tasks.spec.tables import Input
+
+if TYPE_CHECKING:
+    from build_tasks.spec.tensor_tables import TensorInput
 
 Mistake = tuple[str, str, str]  # key, what was expected, what was found
 
@@ -47,27 +51,65 @@ def mistakes(table: Input, in_chans: object) -> Iterator[Mistake]:
             yield "input.shape", f"{channels} channels, as architecture.arguments.in_chans says", repr(table.shape)
             return
         channels = first
-    yield from _color_mistakes(table, channels)
+    yield from key_mistakes(table, "input", channels)
+
+
+def key_mistakes(table: "Input | TensorInput", key: str, channels: int | None) -> Iterator[Mistake]:
+    """Yield the keys of a picture that contradict each other.
+
+    Args:
+        key: The table's key in the spec.
+        channels: Channels of the input, None if they are unknown.
+    """
+    for name in ("mean", "std"):
+        values = getattr(table, name)
+        if values is not None and (not values or (channels and len(values) not in (1, channels))):
+            expected = f"{channels} values, one for each channel" if channels else "a value for each channel"
+            yield f"{key}.{name}", expected, repr(values)
+    yield from _scale_mistakes(table, key)
+    yield from _color_mistakes(table, key, channels)
     if table.crop_mode == "letterbox":
         if table.crop_pct not in (None, 1):
-            yield "input.crop_pct", "nothing, since letterbox keeps the whole picture", repr(table.crop_pct)
+            yield f"{key}.crop_pct", "nothing, since letterbox keeps the whole picture", repr(table.crop_pct)
     elif table.fill is not None:
-        yield "input.fill", 'nothing, since it is only for crop_mode = "letterbox"', repr(table.fill)
+        yield f"{key}.fill", 'nothing, since it is only for crop_mode = "letterbox"', repr(table.fill)
 
 
-def _color_mistakes(table: Input, channels: int | None) -> Iterator[Mistake]:
+def _color_mistakes(table: "Input | TensorInput", key: str, channels: int | None) -> Iterator[Mistake]:
     files = table.files or []
     for index, ending in enumerate(files):
         if any(ending.endswith(other) for other in (*files[:index], *files[index + 1 :])):
-            yield f"input.files[{index}]", "an ending of one file of each sample, and of no other", repr(ending)
+            yield f"{key}.files[{index}]", "an ending of one file of each sample, and of no other", repr(ending)
             return
     count = len(files or [""])
     if isinstance(table.color, list) and len(table.color) != count:
-        expected = (
-            f"{count} colors, one for each of input.files" if files else "one color, since there is no input.files"
-        )
-        yield "input.color", expected, repr(table.color)
+        one = f"one color, since there is no {key}.files"
+        yield f"{key}.color", f"{count} colors, one for each of {key}.files" if files else one, repr(table.color)
     elif channels and (table.color or files) and not colors_of(table.color, files, channels):
         counts = ", ".join(f"{color} {count}" for color, count in CHANNELS.items())
         found = repr(table.color) if table.color else f"{count} gray pictures"
-        yield "input.color", f"channels in the number that the input has, {channels} ({counts})", found
+        yield f"{key}.color", f"channels in the number that the input has, {channels} ({counts})", found
+
+
+def _scale_mistakes(table: "Input | TensorInput", key: str) -> Iterator[Mistake]:
+    """Yield a mean and a standard deviation for pixels of the other scale, with the values that are probably meant.
+
+    The mean of pixels from 0 to 1 is at most 1. A standard deviation is a divisor, which may be 2 for values from -1 to
+    1. A mean for 0 to 255 beside a std of 1 says that the network takes differences of bytes.
+    """
+    mean, std = table.mean or [], table.std or []
+    if table.scale != 1:
+        for name, values in (("mean", mean), ("std", std)):
+            if values and 0 < max(values) < 1:
+                scaled = [round(value * 255, 3) for value in values]
+                yield f"{key}.{name}", f"a value for pixels from 0 to 255, probably {scaled}", f"{values}, for 0 to 1"
+        return
+    bytes_mean, bytes_std = any(abs(value) > 1 for value in mean), any(value > 2 for value in std)
+    for name, values, is_wrong in (
+        ("mean", mean, bytes_mean),
+        ("std", std, bytes_std or (bytes_mean and bool(std) and set(std) == {1.0})),
+    ):
+        if is_wrong:
+            scaled = [float(f"{value / 255:.4g}") for value in values]
+            expected = f"a value for pixels from 0 to 1, probably {scaled}"
+            yield f"{key}.{name}", expected, f"{values}, for 0 to 255, which need {key}.scale = 255"

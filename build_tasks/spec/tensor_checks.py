@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator
 
 from build_tasks.errors import listed, with_suggestion
+from build_tasks.spec import pictures
 from build_tasks.spec.interface import dimensions_of, inputs_of, interface_of, label_files
 from build_tasks.spec.model import Spec
+from build_tasks.spec.picture_keys import NAMES
 from build_tasks.spec.tables import Input, Output
 from build_tasks.spec.tensor_tables import TensorInput
 from build_tasks.spec.value_checks import Mistake
@@ -56,6 +58,7 @@ def _input_mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistak
         yield f"{key}.dtype", "another type, since only ONNX files have strings", repr(table.dtype)
     if table.layout and len(table.shape) != 3:
         yield f"{key}.layout", "nothing, or a shape of three dimensions", f"{table.layout!r}, {table.shape}"
+    yield from _picture_mistakes(key, table)
     if table.dims:
         from build_tasks.triton.derived_tensors import reshape_mistake
 
@@ -69,6 +72,25 @@ def _input_mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistak
     if table.batch_dimension and spec.from_onnx:
         yield f"{key}.batch_dimension", "0, since an ONNX file is used as it is", repr(table.batch_dimension)
     yield from _range_mistakes(key, table)
+
+
+def _picture_mistakes(key: str, table: TensorInput) -> Iterator[Mistake]:
+    """Yield keys of pictures that the input does not have, or that contradict each other."""
+    stated = [name for name in NAMES if getattr(table, name) not in (None, 1)]
+    if not table.layout:
+        for name in stated:
+            yield f"{key}.{name}", 'nothing, since it is for pictures (layout = "nchw" or "nhwc")', "a value"
+        return
+    if table.dtype == "uint8":
+        for name in {"mean", "std", "scale"} & {*stated}:
+            yield f"{key}.{name}", "nothing, since a uint8 input takes pixels as they are", repr(getattr(table, name))
+    elif table.dtype not in ("float32", "float16", "float64"):
+        yield f"{key}.dtype", "uint8 or a type of floats, since layout says that it is a picture", repr(table.dtype)
+    channels = table.shape[0 if table.layout == "nchw" else -1] if len(table.shape) == 3 else 0
+    if isinstance(channels, str):
+        yield f"{key}.layout", "a fixed number of channels", f"{table.layout!r}, {table.shape}"
+        return
+    yield from pictures.key_mistakes(table, key, channels)
 
 
 def _range_mistakes(key: str, table: TensorInput) -> Iterator[Mistake]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
+from build_tasks.spec.picture_keys import Color, CropMode, CropShare, Files, Fill, Interpolation, Mean, Scale, Std
 from build_tasks.spec.tables import Table, Text
 
 # Triton's types except BF16, which NumPy and Triton's clients lack.
@@ -36,7 +37,10 @@ class TensorInput(Table, kw_only=True):
     ] = None
     layout: Annotated[
         Literal["nchw", "nhwc"] | None,
-        Meta(description="For a picture: whether its channels are the first or the last dimension."),
+        Meta(
+            description="Whether the channels of a picture are the first or the last dimension. The keys from color to "
+            "fill are for pictures, and for the samples alone: clients send pixels as they say."
+        ),
     ] = None
     low: Annotated[Number | None, Meta(description="Smallest value of random samples.")] = None
     high: Annotated[
@@ -50,6 +54,15 @@ class TensorInput(Table, kw_only=True):
     batch_dimension: Annotated[
         int, Meta(ge=0, le=15, description="Dimension of the batch in the network. Clients send it first.")
     ] = 0
+    color: Color = None
+    files: Files = None
+    scale: Scale = 1
+    mean: Mean = None
+    std: Std = None
+    interpolation: Interpolation = None
+    crop_pct: CropShare = None
+    crop_mode: CropMode = None
+    fill: Fill = None
 
 
 class Dimension(Table, kw_only=True):

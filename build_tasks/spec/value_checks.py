@@ -55,13 +55,6 @@ def mistakes(model: Model) -> Iterator[Mistake]:
     }.items():
         if isinstance(table, dict):  # the protobuf checks all other fields
             yield from _not_finite(table.get("parameters"), f"{key}.parameters")
-    channels = spec.input.shape[0] if spec.input.shape else None
-    for key in ("mean", "std"):
-        values = getattr(spec.input, key)
-        if values is not None and (not values or (channels and len(values) not in (1, channels))):
-            expected = f"{channels} values, one for each channel" if channels else "a value for each channel"
-            yield f"input.{key}", expected, repr(values)
-    yield from _scale_mistakes(spec)
     yield from _size_mistakes(spec)
     for index, pattern in enumerate(spec.engine.keep_fp32):
         try:
@@ -69,30 +62,6 @@ def mistakes(model: Model) -> Iterator[Mistake]:
         except (re.error, RecursionError, OverflowError) as error:
             expected = "a type of operator, or a regular expression for names of nodes"
             yield f"engine.keep_fp32[{index}]", expected, f"{pattern!r} ({error})"
-
-
-def _scale_mistakes(spec: Spec) -> Iterator[Mistake]:
-    """Yield a mean and a standard deviation for pixels of the other scale, with the values that are probably meant.
-
-    The mean of pixels from 0 to 1 is at most 1. A standard deviation is a divisor, which may be 2 for values from -1 to
-    1. A mean for 0 to 255 beside a std of 1 says that the network takes differences of bytes.
-    """
-    mean, std = spec.input.mean or [], spec.input.std or []
-    if spec.input.scale != 1:
-        for key, values in (("mean", mean), ("std", std)):
-            if values and 0 < max(values) < 1:
-                scaled = [round(value * 255, 3) for value in values]
-                yield f"input.{key}", f"a value for pixels from 0 to 255, probably {scaled}", f"{values}, for 0 to 1"
-        return
-    bytes_mean, bytes_std = any(abs(value) > 1 for value in mean), any(value > 2 for value in std)
-    for key, values, is_wrong in (
-        ("mean", mean, bytes_mean),
-        ("std", std, bytes_std or (bytes_mean and bool(std) and set(std) == {1.0})),
-    ):
-        if is_wrong:
-            scaled = [float(f"{value / 255:.4g}") for value in values]
-            expected = f"a value for pixels from 0 to 1, probably {scaled}"
-            yield f"input.{key}", expected, f"{values}, for 0 to 255, which need input.scale = 255"
 
 
 def _size_mistakes(spec: Spec) -> Iterator[Mistake]:

@@ -68,7 +68,7 @@ def test_the_short_form_is_one_picture() -> None:
     assert (found["outputs"], found["normalization"]) == ([], None)
     found = interface(tensors('[input]\nformat = "uint8_nhwc"\nshape = [1, 8, 9]\nmean = [0.5]'))
     assert found["inputs"] == [{**PICTURE, "name": "INPUT__0", "dtype": "uint8", "shape": [8, 9, 1], "layout": "nhwc"}]
-    assert found["normalization"] == {"shape": [1, 8, 9], "mean": [0.5], "std": None}
+    assert found["normalization"] == {"shape": [1, 8, 9], "mean": [0.5], "std": None, "scale": 1}
     assert interface(tensors(""))["inputs"][0]["shape"] is None  # only timm knows it
 
 

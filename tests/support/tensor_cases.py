@@ -20,13 +20,22 @@ def one(line: str, formats: str = '["torchscript", "onnx"]') -> str:
     return tensors(f"[[inputs]]\nshape = [2]\n{line}\n", formats)
 
 
+def picture(lines: str) -> str:
+    return tensors(f'[[inputs]]\nshape = [3, 8, 8]\nlayout = "nchw"\n{lines}\n')
+
+
 def length(lines: str) -> str:
     return tensors(f"{IDS}[dimensions.length]\n{lines}\n")
 
 
 NO_PICTURE = "expected nothing, since it prepares the picture of [input], and this spec has [[inputs]], found 'onnx'"
 ONE_OUTPUT = "output: expected nothing, since there are several [[outputs]], found [output]"
-INPUT_KEYS = "name, dtype, shape, layout, low, high, values, batch_dimension"
+INPUT_KEYS = (
+    "name, dtype, shape, dims, layout, low, high, values, batch_dimension, color, files, scale, mean, std, "
+    "interpolation, crop_pct, … (docs/reference/spec.md)"
+)
+COLORS = "gray 1, rgb 3, bgr 3, rgba 4, bgra 4"
+PICTURES = 'expected nothing, since it is for pictures (layout = "nchw" or "nhwc"), found a value'
 PLACE = "outputs[{}].name: expected the number {} behind __, its place, found {!r}"
 IDENTIFIER = "expected a name of letters, digits and _, which an argument of Python can have (formats)"
 
@@ -69,6 +78,39 @@ MISTAKES = [
     (
         tensors(TWO.format(first='name = "INPUT__1"', second="")),
         "inputs[1].name: expected another name than that of inputs[0], found 'INPUT__1'",
+    ),
+    # Pictures
+    *(
+        (one(f"{key} = {value}"), f"inputs[0].{key}: {PICTURES}")
+        for key, value in {
+            "color": '"bgr"',
+            "files": '["a"]',
+            "scale": 255,
+            "mean": [0.5],
+            "std": [0.5],
+            "crop_pct": 0.5,
+            "fill": 0,
+            "interpolation": '"nearest"',
+            "crop_mode": '"squash"',
+        }.items()
+    ),
+    (
+        picture('color = "gray"'),
+        f"inputs[0].color: expected channels in the number that the input has, 3 ({COLORS}), found 'gray'",
+    ),
+    (picture("mean = [0.5, 0.5]"), "inputs[0].mean: expected 3 values, one for each channel, found [0.5, 0.5]"),
+    (
+        picture("std = [58.0]"),
+        "inputs[0].std: expected a value for pixels from 0 to 1, probably [0.2275], found [58.0], for 0 to 255, "
+        "which need inputs[0].scale = 255",
+    ),
+    (
+        picture('dtype = "uint8"\nscale = 255'),
+        "inputs[0].scale: expected nothing, since a uint8 input takes pixels as they are, found 255",
+    ),
+    (
+        picture('dtype = "int64"'),
+        "inputs[0].dtype: expected uint8 or a type of floats, since layout says that it is a picture, found 'int64'",
     ),
     (one('layout = "nchw"'), "inputs[0].layout: expected nothing, or a shape of three dimensions, found 'nchw', [2]"),
     (one("batch_dimension = 2"), "inputs[0].batch_dimension: expected at most 1, the last dimension, found 2"),
@@ -135,7 +177,7 @@ MISTAKES = [
     # [[outputs]]
     (
         one("[[outputs]]\nindex = 1"),
-        "outputs[0]: expected one of name, key, classes, labels, batch_dimension, found 'index'",
+        "outputs[0]: expected one of name, key, classes, labels, dims, batch_dimension, found 'index'",
     ),
     (one("[[outputs]]\nkey = -1"), "outputs[0].key: expected int >= 0, found -1"),
     (one('[[outputs]]\nkey = ""'), "outputs[0].key: expected str of length >= 1, found ''"),
