@@ -130,9 +130,9 @@ def chain(model: Model) -> Iterator[str]:
     if needs_onnx(model):
         yield f"onnx:{model.name}"
     graph = model.graph_name(model.spec.engine.precision)
-    if model.converted:
-        yield from [f"repair:{model.name}"] if model.spec.engine.repair else []
-        yield f"precision:{graph}"
+    if model.converted and model.spec.engine.repair:
+        yield f"repair:{model.name}"
+    yield from (f"precision:{model.graph_name(p)}" for p in model.reduced_precisions)
     if model.graph_gated_separately:
         yield from (f"{stage}:{graph}" for stage in ("measure", "accuracy"))
     if "rtx" in model.spec.formats:
@@ -199,7 +199,11 @@ def task_repair() -> Tasks:
 
 def task_precision() -> Tasks:
     """Cast or quantize -> model.<precision>.onnx"""
-    yield from (precision.task(model, p) for model in MODELS if model.spec.has_engine for p in REDUCED_PRECISIONS)
+    for model in MODELS:
+        yield from (
+            precision.task(model, p)
+            for p in (REDUCED_PRECISIONS if model.spec.has_engine else model.reduced_precisions)
+        )
 
 
 def task_engine() -> Tasks:
@@ -216,7 +220,7 @@ def task_measure() -> Tasks:
     """Compare the outputs of each artifact with the reference -> model.*.measured.json"""
     for model in MODELS:
         separate = {model.spec.engine.precision} if model.graph_gated_separately else set()
-        precisions = separate | set(REDUCED_PRECISIONS if model.spec.has_engine else ())
+        precisions = separate | set(REDUCED_PRECISIONS if model.spec.has_engine else ()) - {model.precision("onnx")}
         yield from (measure.task_of_graph(model, p) for p in sorted(precisions))
     yield from (
         measure.task(model, model_format, file) for model, model_format in SERVED for file in model.files(model_format)

@@ -25,7 +25,7 @@ CPU = "CPU"
 FIRST_TF32 = 8  # major compute capability
 
 # The distribution that runs a kind of artifact on a GPU. The package `onnxruntime` is for CPUs only.
-GPU_TOOLS = {"torchscript": "torch", "cast": "torch", "onnx": "onnxruntime-gpu"}
+GPU_TOOLS = {"torchscript": "torch", "cast": "torch", "onnx": "onnxruntime-gpu", "graph": "onnxruntime-gpu"}
 
 
 class Session(NamedTuple):
@@ -71,7 +71,7 @@ def open_session(runner: str, path: str, run_on_cpu: "Callable[[str], RunBatch]"
         run_on_cpu: Loads the artifact on the CPU.
     """
     gpu = gpu_of(runner)
-    run = gpu and (_run_onnx(path) if runner == "onnx" else _run_torchscript(path))
+    run = gpu and (_run_torchscript(path) if GPU_TOOLS[runner] == "torch" else _run_onnx(path))
     if gpu is None or run is None:
         return Session(run_on_cpu(path), f"{CPU}, because CUDA does not work here")
     has_tf32 = int(gpu.compute_capability.partition(".")[0]) >= FIRST_TF32

@@ -224,12 +224,14 @@ class Model(Struct, frozen=True):
         """Return the precision of the artifact that is served in a format."""
         if model_format == "torchscript":
             return str(self.torchscript.precision)
-        return self.spec.engine.precision if model_format == "tensorrt" else "fp32"
+        return self.spec.engine.precision if model_format == "tensorrt" else self.spec.onnx.precision
 
     def files(self, model_format: str) -> list[str]:
         """Return the artifacts that are served together as one Triton model."""
         if model_format == "tensorrt":
             return list(self.plans)
+        if model_format == "onnx":
+            return [self.graph_file(self.spec.onnx.precision)]
         cast = model_format == "torchscript" and self.is_cast
         return [f"model.{self.torchscript.precision}.pt" if cast else FORMATS[model_format].file]
 
@@ -262,7 +264,14 @@ class Model(Struct, frozen=True):
     @property
     def graph_gated_separately(self) -> bool:
         """Whether engines are compiled from a graph that is not served, so that the gate checks it separately."""
-        return self.spec.has_engine and (self.converted or "onnx" not in self.spec.formats)
+        return self.spec.has_engine and not ("onnx" in self.spec.formats and self.files("onnx") == [self.graph])
+
+    @property
+    def reduced_precisions(self) -> list[str]:
+        """The precisions of the graphs of reduced precision that are compiled or served."""
+        compiled = {self.spec.engine.precision} if self.converted else set()
+        served = {self.spec.onnx.precision} if "onnx" in self.spec.formats else set()
+        return sorted((compiled | served).difference(NATIVE_PRECISIONS))
 
     @property
     def triton_keys(self) -> TritonKeys:

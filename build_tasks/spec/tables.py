@@ -129,6 +129,10 @@ class TorchScript(Table):
 class Onnx(Table):
     """The export to ONNX."""
 
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        Meta(description="Precision of the graph that Triton serves. Inputs and outputs stay fp32."),
+    ] = "fp32"
     exporter: Annotated[
         Literal["auto", "torchscript", "dynamo"],
         Meta(description="Exporter of torch. auto tries torchscript first and dynamo if it fails."),

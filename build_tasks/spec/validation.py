@@ -12,13 +12,11 @@ from msgspec import Struct, ValidationError, convert
 
 from build_tasks.errors import listed, with_suggestion
 from build_tasks.paths import MODELS
-from build_tasks.spec import pictures, source_checks, value_checks
+from build_tasks.spec import pictures, precision_checks, source_checks, value_checks
 from build_tasks.spec.model import Model, Spec, table_settings
 from build_tasks.spec.overrides import Overrides
 from build_tasks.spec.tables import (
     DEVICES,
-    NATIVE_PRECISIONS,
-    QUANTIZED_PRECISIONS,
     RELEASE,
     Architecture,
     Input,
@@ -109,7 +107,7 @@ def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     yield from _gate_mistakes(model)
     if len(set(spec.formats)) != len(spec.formats):
         yield "formats", "each format once", repr(spec.formats)
-    yield from _engine_mistakes(spec, overrides)
+    yield from precision_checks.mistakes(model, overrides)
 
 
 def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
@@ -231,34 +229,6 @@ def _gate_mistakes(model: Model) -> Iterator[Mistake]:
         if accuracy.truth is None and not {"top1_drop", "top5_drop"}.isdisjoint(keys):
             expected = f"the classes of the samples, since gate[{index}] limits the loss of accuracy"
             yield "accuracy.truth", expected, "nothing"
-
-
-def _engine_mistakes(spec: Spec, overrides: Overrides) -> Iterator[Mistake]:
-    engine, precision = spec.engine, spec.engine.precision
-    smallest, best, largest = spec.profile
-    if not smallest <= best <= largest:
-        yield "engine", "min_batch_size <= opt_batch_size <= max_batch_size", f"{smallest}, {best}, {largest}"
-    if not spec.onnx.dynamic_axes:
-        for key in ("min_batch_size", "opt_batch_size", "max_batch_size"):
-            if ("onnx", "dynamic_axes") in overrides and ("engine", key) not in overrides:
-                continue  # a batch that an option fixes for one run also replaces the profile of the spec
-            if getattr(engine, key) not in (None, spec.onnx.batch_size):
-                expected = f"{spec.onnx.batch_size}, the batch that onnx.dynamic_axes = false fixes"
-                yield f"engine.{key}", expected, repr(getattr(engine, key))
-    if precision != "fp16" and not engine.keep_io_types:
-        expected = "true, since only fp16 engines can have inputs and outputs in their own precision"
-        yield "engine.keep_io_types", expected, "false"
-    if precision in NATIVE_PRECISIONS and engine.keep_fp32:
-        yield "engine.keep_fp32", f"nothing, since all nodes of a {precision} graph are fp32", repr(engine.keep_fp32)
-    if engine.calibration is not None and precision not in QUANTIZED_PRECISIONS:
-        yield "engine.calibration", f"nothing, since {precision} needs no calibration", repr(engine.calibration)
-    if precision in NATIVE_PRECISIONS and engine.repair:
-        yield "engine.repair", f"false, since all nodes of a {precision} graph are fp32", "true"
-    if engine.strip_plan and "tensorrt" in spec.formats:
-        yield "engine.strip_plan", "false, since Triton cannot refit a plan without weights", "true"
-    for key in ("compute_capabilities", "rtx_compute_capabilities"):
-        if len(set(getattr(engine, key))) != len(getattr(engine, key)):
-            yield f"engine.{key}", "each compute capability once", repr(getattr(engine, key))
 
 
 def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:

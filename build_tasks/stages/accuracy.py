@@ -35,7 +35,7 @@ def task_of_graph(model: Model) -> dict[str, Any]:
 
 
 def _stage(model: Model, name: str, model_format: str, file: str, precision: str) -> Stage:
-    reduced = model_format == "graph" and precision not in NATIVE_PRECISIONS
+    reduced = model_format in ("graph", "onnx") and precision not in NATIVE_PRECISIONS
     source = {"torchscript": file, "onnx": file, "graph": "model.onnx"}.get(model_format)  # what an export made
     return Stage(
         name=f"accuracy:{name}",
@@ -88,11 +88,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 def advice(settings: Settings) -> str:
     """The end of the message about a refused artifact: the remedies that the user can try."""
     precision, model_format, model = settings["precision"], settings["format"], settings["model"]
-    by_format = precision == "fp32" or model_format == "torchscript"
+    by_format = precision == "fp32" or model_format in ("torchscript", "onnx")
     key = f'format = "{model_format}"' if by_format else f'precision = "{precision}"'
     rule = f"an [[accuracy.gate]] with {key}"
     if precision != "fp32" and model_format == "torchscript":
         return f"; try another torchscript.precision (fp32 serves model.pt itself), or {rule}"
+    if precision != "fp32" and model_format == "onnx":
+        return f"; try another onnx.precision (fp32 serves model.onnx itself), nodes in engine.keep_fp32, or {rule}"
     if precision in NATIVE_PRECISIONS or model_format == "tensorrt":
         return f"; if that is accurate enough for you, allow it by {rule}"
     calibrate = "more images in engine.calibration, " if precision in QUANTIZED_PRECISIONS else ""

@@ -31,7 +31,7 @@ RUNNERS = {
     "torchscript": ("torch", "polygraphy"),
     "cast": ("torch", "polygraphy"),
     "onnx": ("onnxruntime", "onnxruntime-gpu", "polygraphy"),
-    "graph": ("onnx", "onnx-graphsurgeon", "onnxruntime", "polygraphy"),
+    "graph": ("onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu", "polygraphy"),
     "tensorrt": ("polygraphy",),
 }
 
@@ -40,7 +40,7 @@ RUNNER_MODULES = {
     "torchscript": ("build_tasks.formats.serving_device", *NETWORK_MODULES),
     "cast": ("build_tasks.formats.serving_device", "build_tasks.formats.torchscript_graph", *NETWORK_MODULES),
     "onnx": ("build_tasks.formats.serving_device", *ONNX_MODULES),
-    "graph": ONNX_MODULES,
+    "graph": ("build_tasks.formats.serving_device", *ONNX_MODULES),
     "tensorrt": ("build_tasks.formats.tensorrt",),
 }
 
@@ -48,6 +48,7 @@ RUNNER_MODULES = {
 def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
     """The doit task of an artifact that Triton serves."""
     runner = "cast" if model_format == "torchscript" and model.is_cast else model_format
+    runner = "graph" if runner == "onnx" and file != "model.onnx" else runner
     name = model.artifact_task_name(model_format, file)
     stage = _stage(model, name, runner, file, model.spec.max_batch_size)
     return stage.task(doc=f"{file} against {model.reference} on the accuracy samples")
@@ -68,7 +69,8 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
         largest_batch: The largest batch that is served; None for an artifact that is not served.
     """
     is_plan, served_on = runner == "tensorrt", model.triton_keys.device
-    may_use_gpu = largest_batch is not None and not is_plan and serving_device.gpu_of(runner) is not None
+    is_served = largest_batch is not None and not is_plan
+    may_use_gpu = is_served and "bf16" not in file and serving_device.gpu_of(runner) is not None
     truth = model.spec.accuracy.truth
     truth_inputs = {
         **({"truth": model.source(truth)} if truth and truth != accuracy_samples.FOLDERS else {}),

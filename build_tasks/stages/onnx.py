@@ -61,7 +61,7 @@ def stage(model: Model) -> Stage:
         peak_batch=max(model.spec.max_batch_size, model.spec.onnx.batch_size),
         settings={
             **pytorch_network.settings_of(model),
-            **table_settings(model.spec.onnx),
+            **{key: value for key, value in table_settings(model.spec.onnx).items() if key != "precision"},
             "interface": pytorch_network.interface_of(model),
             "shape": model.spec.input.shape,
             "sizes": model.spec.sizes,

@@ -1,4 +1,4 @@
-"""precision: model.onnx -> model.<precision>.onnx, the graph that engines are compiled from, and its signature
+"""precision: model.onnx -> model.<precision>.onnx, the graph that engines are compiled from or that Triton serves
 
     fp16, bf16   AutoCast casts all nodes, except the nodes in engine.keep_fp32 and in the lock file
     int8, fp8    Q/DQ pairs with scales from the calibration samples; nodes that are not quantized are cast to fp16
@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 from build_tasks.formats.lock_file import LOCK_FILE, locked_nodes
-from build_tasks.formats.onnx_files import onnx_file, save_onnx, signature_tensors
+from build_tasks.formats.onnx_files import onnx_file, opset, save_onnx, signature_tensors
 from build_tasks.formats.reduced_precision import (
     CALIBRATION_SAMPLES,
     calibration_samples,
@@ -27,10 +27,13 @@ from build_tasks.formats.reduced_precision import (
     tools_of,
     user_source_files,
 )
-from build_tasks.json_files import write_json
+from build_tasks.json_files import read_json, write_json
+from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import QUANTIZED_PRECISIONS
+
+CONVERTERS = ("nvidia-modelopt", "onnx", "onnx-graphsurgeon", "onnxruntime")
 
 
 def task(model: Model, precision: str) -> dict[str, Any]:
@@ -42,15 +45,24 @@ def task(model: Model, precision: str) -> dict[str, Any]:
         name=f"precision:{model.graph_name(precision)}",
         model=model,
         build=build,
-        inputs={**inputs_of(model, precision), **locks},
-        outputs={"model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")},
+        inputs={
+            **inputs_of(model, precision),
+            **locks,
+            "signature": model.artifact("model.onnx.signature.json"),
+            "tools": model.artifact("model.onnx.tools.json"),
+        },
+        outputs={
+            "model": model.artifact(file),
+            "signature": model.artifact(f"{file}.signature.json"),
+            "tools": model.artifact(f"{file}.tools.json"),
+        },
         peak_batch=CALIBRATION_SAMPLES if precision in QUANTIZED_PRECISIONS else 1,
         settings=settings_of(model, precision),
         tools=tools_of(model, precision),
         modules=(__name__, "build_tasks.formats.lock_file", *source_modules(model, precision)),
         source_files=user_source_files(model, precision),
     )
-    task = stage.task(doc=f"{file}, which engines are compiled from")
+    task = stage.task(doc=f"{file}, which engines are compiled from or Triton serves")
     if repaired and lock not in task["file_dep"]:
         task["file_dep"].append(lock)  # Stage.task leaves it out while it does not exist; doit must run repair first
     return task
@@ -65,7 +77,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         source, calibration_samples(inputs, settings), settings, excluded, os.path.dirname(outputs["model"])
     )
     save_onnx(graph, outputs["model"], settings["external_data"])
-    write_json(outputs["signature"], signature_tensors(graph))
+    write_json(
+        outputs["signature"],
+        {
+            **read_json(inputs["signature"]),  # with the branches that a trace leaves out
+            **signature_tensors(graph),
+            "opset": opset(graph),
+            "ir_version": graph.ir_version,
+        },
+    )
+    write_json(outputs["tools"], {**read_json(inputs["tools"]), **versions(CONVERTERS)})
     operators = [node.op_type for node in graph.graph.node]
     added = "QuantizeLinear" if settings["precision"] in QUANTIZED_PRECISIONS else "Cast"
     return {

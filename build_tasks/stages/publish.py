@@ -301,8 +301,8 @@ def write_version(provenance: Provenance, version: int, inputs: Paths, folder: s
     config, folder = f"{folder}/{CONFIG_FILE}", f"{folder}/{version}"
     os.makedirs(folder)
     for artifact in settings["files"] if settings["format"] != "ensemble" else ():
-        # Triton expects the name model.pt, also for model.fp16.pt.
-        name = FORMATS["torchscript"].file if settings["format"] == "torchscript" else artifact
+        # Triton expects model.pt and model.onnx, also for model.fp16.pt. The config has the names of plans.
+        name = FORMATS[settings["format"]].file if settings["format"] in ("torchscript", "onnx") else artifact
         if settings["format"] == "preprocess":  # a folder
             repository_files.copy(inputs[artifact], folder)
         else:

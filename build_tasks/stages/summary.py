@@ -55,7 +55,8 @@ def task(model: Model) -> dict[str, Any]:
 
 def task_of_precisions(model: Model) -> dict[str, Any]:
     artifacts = [artifact for artifact in judged_artifacts(model) if artifact.format in ("torchscript", "onnx")]
-    artifacts += [JudgedArtifact("graph", precision, model.graph_file(precision)) for precision in REDUCED_PRECISIONS]
+    others = [precision for precision in REDUCED_PRECISIONS if precision != model.precision("onnx")]
+    artifacts += [JudgedArtifact("graph", precision, model.graph_file(precision)) for precision in others]
     stage = _stage(model, "compare", "precisions", artifacts)
     return stage.task(doc=f"precisions.json and precisions.svg: the accuracy of {', '.join(REDUCED_PRECISIONS)} graphs")
 

@@ -132,7 +132,7 @@ def _expected_precision(release: str, name: str, value: str) -> str | None:
     if not has_flags and (name.startswith("int8_") or (name == "precision_mode" and value in ("FP16", "BF16", "INT8"))):
         return (
             f"{'FP32' if name == 'precision_mode' else 'nothing'}, since TensorRT 11 of Triton {release} takes the "
-            f"precision from the graph alone; the format tensorrt, with engine.precision, compiles such a graph"
+            f"precision from the graph alone, which onnx.precision sets"
         )
     if name == "precision_mode" and value == "BF16" and release < BF16_MODE_SINCE:
         return f"FP32, FP16 or INT8, since Triton {release} does not know BF16 ({BF16_MODE_SINCE} and newer do)"

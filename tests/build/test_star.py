@@ -208,6 +208,8 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("input.scale", key("input", "scale = 255"), PREPROCESSED),
     ("input.files", key("input", 'files = [".jpg"]'), PREPROCESSED),
     ("onnx.opset", key("onnx", "opset = 16"), ["onnx:tiny", *ACCURACY_ONNX, *SERVED_ONNX]),
+    ("onnx.precision", key("onnx", 'precision = "fp16"'),
+     ["precision:tiny.fp16", *ACCURACY_ONNX, *SERVED_ONNX]),
     ("onnx.exporter, the one that had won", key("onnx", 'exporter = "torchscript"'),
      ["onnx:tiny", "publish:tiny_onnx"]),
     ("onnx.exporter, the other", key("onnx", 'exporter = "dynamo"\nopset = 18'),
