@@ -92,6 +92,9 @@ def describe(name: str, existing: ExistingModel, inputs: list[FileTensor], outpu
 def _batch(existing: ExistingModel, tensors: list[FileTensor]) -> dict[str, Any]:
     """Return the keys about the batch."""
     largest = existing.config.max_batch_size
+    for tensor in existing.config.input:
+        if tensor.allow_ragged_batch:
+            raise UserError(f"input.{tensor.name}.allow_ragged_batch: no key of a spec says that")
     if largest > 0:
         return {"max_batch_size": largest}
     first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}

@@ -75,7 +75,11 @@ def write_digests(inputs: dict[str, str], outputs: dict[str, str], settings: dic
         for target in [Path(path, file) for file in FOLDER] if name == "folder" else [Path(path)]:
             target.parent.mkdir(parents=True, exist_ok=True)
             spec = f"models/{inputs['config'].split('/')[1]}/model.toml" if "config" in inputs else ""
-            mark = f"{GENERATED_MARK} {settings['name']}, from {spec}\n" if target.name == "config.pbtxt" else ""
+            mark = (
+                f"{GENERATED_MARK} {settings['name']}, from {spec}, for Triton 26.08\n"
+                if target.name == "config.pbtxt"
+                else ""
+            )
             text = f"{mark}{target.name} {digest.hexdigest()}\n"
             if target.name == PROVENANCE_FILE:
                 text = json.dumps({**dict.fromkeys(PROVENANCE_KEYS, ""), "build": digest.hexdigest()}, sort_keys=True)
