@@ -13,9 +13,10 @@ import os
 import re
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.paths import BUILD, MODELS
@@ -32,6 +33,7 @@ ATTEMPTS = 4  # number of attempts of a download; each pause between them is one
 MAX_TIMER = 1e8  # seconds; the system's timers take no more than some 1e9
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
+HUB_TIMEOUT = 10.0  # seconds for each part of an answer of the Hugging Face hub
 MAX_REASON = 200  # characters of a server's or a library's reason in a message
 RETRIED_CLIENT_ERRORS = (408, 429)  # request timeout, too many requests
 
@@ -191,15 +193,34 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
             check_size(int(max(self.n, self.total or 0)))
             progress.emit(progress.Progress(os.path.basename(file), self.n, self.total, "B"))
 
-    def refuse_http(request: Any) -> None:
+    unanswered: Counter[str] = Counter()
+
+    def check_request(request: Any) -> None:
         """Called before every request of the client, also before one that follows a redirect."""
         if constants.ENDPOINT.startswith("https:") and request.url.scheme != "https":
             raise OSError(
                 f"the hub redirects from https to {request.url.scheme}://{request.url.host}, which is not secure"
             )
 
+        # The client waits a minute, six times, for a hub that accepts connections and never answers.
+        limits = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {key: min(each or HUB_TIMEOUT, HUB_TIMEOUT) for key, each in limits.items()}
+        unanswered[str(request.url)] += 1
+        count = unanswered[str(request.url)]
+        if count > ATTEMPTS:
+            raise OSError(f"{request.url.host} accepts connections and does not answer within {HUB_TIMEOUT:g} s")
+        again = f", request {count} of {ATTEMPTS}" if count > 1 else ""
+        progress.emit(progress.Progress(f"waiting for {request.url.host}{again}"))
+
+    def forget_requests(response: Any) -> None:
+        unanswered.clear()
+
     client = get_session()
-    client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], refuse_http]}
+    hooks = client.event_hooks
+    client.event_hooks = {
+        "request": [*hooks["request"], check_request],
+        "response": [*hooks["response"], forget_requests],
+    }
     try:
         return hf_hub_download(repository, file, revision=revision, tqdm_class=ProgressBar)
     except LocalEntryNotFoundError as error:  # its own text is general, its cause gives the reason
@@ -254,9 +275,13 @@ class HashingDownloader:
     def __init__(self, query: str, sha256: str | None):
         self.query = query
         self.sha256 = sha256
+        self.attempts = 0
 
     def __call__(self, url: str, output_file: str, shelf: Any) -> None:
         computed, done, name = hashlib.sha256(), 0, os.path.basename(url)
+        self.attempts += 1
+        again = f", attempt {self.attempts} of {ATTEMPTS}" if self.attempts > 1 else ""
+        progress.emit(progress.Progress(f"waiting for {urlsplit(url).hostname}{again}"))
         with (
             secure_session() as session,
             session.get(f"{url}{self.query}", stream=True, timeout=TIMEOUT_SECONDS) as response,

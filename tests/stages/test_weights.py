@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +23,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from build_tasks.runtime import limits
-from tests.support.project import Project, Run, add_tiny
+from tests.support.project import ROOT, Project, Run, add_tiny
 
 SPEC = """\
 [architecture]
@@ -642,6 +644,27 @@ def test_if_the_hub_fails_the_line_says_where_to_put_the_file(
 def test_the_line_has_the_reason_of_the_hub(hub: WeightsRun) -> None:
     assert "404" in hub.failure("missing")
     assert "Entry Not Found" in hub.failure("entry")
+
+
+def test_a_hub_that_never_answers_is_given_up_and_not_waited_for_in_silence(tmp_path: Path) -> None:
+    """It accepts connections. The hub's client would wait for six minutes."""
+    program = (
+        "from build_tasks.errors import UserError; from build_tasks.formats import weight_sources\n"
+        "weight_sources.HUB_TIMEOUT, weight_sources.ATTEMPTS = 0.2, 2\n"
+        "weight_sources.progress.emit = lambda message: print(message.what)\n"
+        "try: weight_sources.fetch('tiny', 'hf://owner/model/model.safetensors', '', None)\n"
+        "except UserError as error: print(error)"
+    )
+    with socket.create_server(("127.0.0.1", 0), backlog=20) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", program]
+        run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert "waiting for 127.0.0.1, request 2 of 2\n" in run.stdout
+    line = (
+        r"hf://owner/model/model\.safetensors cannot be fetched \(127\.0\.0\.1 accepts connections and does not answer"
+    )
+    assert re.search(rf"{line} within 0\.2 s\); put the file at", run.stdout)
 
 
 @pytest.mark.parametrize("source", ["{}/slow/model.safetensors", "hf://slow/repository/model.safetensors"])
