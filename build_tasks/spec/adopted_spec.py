@@ -148,6 +148,8 @@ def _client_dims(tensors: Any, name: str, words: list[str], first: int) -> dict[
     tensor = next((tensor for tensor in tensors if tensor.name == name and tensor.reshape.shape), None)
     if tensor is None:  # a reshape to [] follows from the artifact
         return {}
+    if tensor.reshape.shape[0] == 1:  # a batch of 1, which clients may leave out
+        first = 0
     open_words = iter(words)
     return {"dims": [next(open_words, "open") if dim == -1 else dim for dim in tensor.dims[first:]]}
 

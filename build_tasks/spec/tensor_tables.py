@@ -33,7 +33,10 @@ class TensorInput(Table, kw_only=True):
     ]
     dims: Annotated[
         Annotated[list[Length | Word], Meta(min_length=1)] | None,
-        Meta(description="Shape that clients send in the place of shape: as many values, between the same words."),
+        Meta(
+            description="Shape that clients send in the place of shape: as many values, between the same words. "
+            "With a fixed batch of 1 it is all that they send."
+        ),
     ] = None
     layout: Annotated[
         Literal["nchw", "nhwc"] | None,

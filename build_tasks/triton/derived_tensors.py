@@ -140,7 +140,7 @@ def _reshape(tensor: Any, dims: list[int], view: ClientView, batched: bool) -> I
     """Set the dims that clients see, and the reshape to those of the network."""
     # One value per sample: Triton requires a dimension, which this reshape removes.
     seen = view.dims or dims or [1]
-    if view.dims and not batched:
+    if view.dims and not batched and dims[:1] != [1]:  # clients need not send a batch that is always 1
         seen = [*dims[:1], *view.dims]
     tensor.dims.extend(seen)
     if seen == dims:

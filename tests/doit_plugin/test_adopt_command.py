@@ -23,6 +23,7 @@ PLAN = "a plan belongs to one type of GPU and one TensorRT, and is compiled anew
 DIFFERENT: dict[str, Rows] = {
     "labels_of_second": [("output.classes.label_filename", "labels.txt", "labels.classes.txt")],
     "other_file": [("default_model_filename", "resnet.onnx", "model.onnx")],
+    "quick_start": [("output.fc6_1.label_filename", "densenet_labels.txt", "labels.txt")],
     "specific_versions": [
         ("version_policy.specific.versions", "[1, 3]", ""),
         ("version_policy.latest.num_versions", "", "1"),
