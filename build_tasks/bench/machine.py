@@ -6,7 +6,7 @@
 A process holds one format: it does not share memory or threads with another format, and a crash loses one format.
 """
 
-from build_tasks.bench import nvidia_tools, results, workload
+from build_tasks.bench import duration, nvidia_tools, results, workload
 from build_tasks.bench.records import TRACE, TRTEXEC, Options, Run, Timing
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
@@ -16,8 +16,6 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings, log_of
 from build_tasks.spec.model import Model
-
-LOADING_SECONDS = 3  # assumed time to load one format, for the estimate of the duration
 
 
 def formats_of(model: Model) -> list[str]:
@@ -74,8 +72,20 @@ def measure(model: Model, options: Options) -> Run:
             sweeps.append(Sweep(model_format, batches, options.concurrency, options.seconds))
         else:
             run.left_out.append(f"{model_format}: it takes none of the batches {', '.join(map(str, options.batches))}")
-    results.log_estimate(model, sweeps, LOADING_SECONDS * len(sweeps))
     task = f"bench:{model.name}"
+
+    def pace_of(sweep: Sweep) -> duration.Pace | None:
+        """None if the format cannot be loaded, which its own measurement will report."""
+        paths, settings = input_paths(model, sweep.model_format), settings_of(model, sweep.model_format)
+        log = log_of(model, f"{task}.{sweep.model_format}")
+        try:
+            pace: duration.Pace = worker.call(duration.pace_of_artifact, paths, sweep, settings, log=log, task=task)
+        except (UserError, worker.CrashError):
+            return None
+        return pace
+
+    if sweeps:
+        results.log_line(model, duration.format_estimate(sweeps, options, pace_of))
     for sweep in sweeps:
         model_format = sweep.model_format
         paths = input_paths(model, model_format)

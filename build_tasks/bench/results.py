@@ -9,13 +9,11 @@ machine are compared. If its tools have changed since, a line says so.
 
 import contextlib
 import time
-from collections.abc import Sequence
 
 import msgspec
 
-from build_tasks.bench import charts, recommendation, workload
+from build_tasks.bench import charts, recommendation
 from build_tasks.bench.records import TRACE, Machine, Point, Proposal, Run, write_runs
-from build_tasks.bench.workload import Sweep
 from build_tasks.errors import UserError
 from build_tasks.runtime import atomic_files, hardware, resources, worker
 from build_tasks.runtime.distributions import versions
@@ -58,21 +56,6 @@ def now() -> str:
 def log_line(model: Model, line: str) -> None:
     """Print a line while the benchmark runs."""
     worker.listener(f"bench:{model.name}", line)
-
-
-def log_estimate(model: Model, sweeps: Sequence[Sweep], loading: float = 0) -> None:
-    """Print how long the benchmark will take.
-
-    Args:
-        loading: Seconds to load all formats.
-    """
-    count = sum(len(sweep.batches) * len(sweep.concurrency) for sweep in sweeps)
-    if not count:
-        return
-    seconds = sweeps[0].seconds
-    total = count * seconds * (1 + workload.WARM_UP_SHARE) + loading
-    estimate = f"about {total:.0f} s, and longer if a batch takes long"
-    log_line(model, f"  {count} points, {seconds:g} s each, and a warm-up: {estimate}")
 
 
 def compare(run: Run, last: Run | None) -> Run:

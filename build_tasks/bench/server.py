@@ -6,11 +6,12 @@ Concurrency is the number of requests at a time. The number of instances that sh
 batches that they form, depend on the server's configuration.
 """
 
+import functools
 from typing import NamedTuple
 
-from build_tasks.bench import nvidia_tools, workload
+from build_tasks.bench import duration, nvidia_tools, workload
 from build_tasks.bench.records import Options, Run, Timing
-from build_tasks.bench.results import log_estimate, log_line, now, this_machine
+from build_tasks.bench.results import log_line, now, this_machine
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import artifacts
@@ -33,6 +34,7 @@ def measure(model: Model, options: Options) -> Run:
     Raises:
         UserError: If no server answers.
     """
+    from build_tasks.serving.sample_requests import takes_sequences
     from build_tasks.serving.triton_client import Client, require_server
 
     require_server("HTTP", options.url)
@@ -55,7 +57,10 @@ def measure(model: Model, options: Options) -> Run:
         if not client.ready(name):
             run.left_out.append(f"{model_format}: {name} is not loaded at {options.url}")
             continue
-        max_batch_size = int(client.config(name).get("max_batch_size", 0))
+        config = client.config(name)
+        max_batch_size = int(config.get("max_batch_size", 0))
+        if takes_sequences(client, config):
+            max_batch_size = min(max_batch_size, 1)  # Triton refuses requests of several samples there
         batch_of_dims = 0 if max_batch_size else signature_of(model, model_format)["inputs"][0]["shape"][0]
         if batches := [b for b in options.batches if (b <= max_batch_size if max_batch_size else b == batch_of_dims)]:
             sweep = Sweep(model_format, batches, options.concurrency, options.seconds)
@@ -63,7 +68,9 @@ def measure(model: Model, options: Options) -> Run:
         else:
             limit = f"at most {max_batch_size}" if max_batch_size else f"{batch_of_dims}"
             run.left_out.append(f"{model_format}: {name} takes {limit} images, and none of {options.batches}")
-    log_estimate(model, [each.sweep for each in sweeps])
+    if sweeps:
+        pace_of = functools.partial(measure_pace, model, options.url)
+        log_line(model, duration.format_estimate([each.sweep for each in sweeps], options, pace_of))
     for sweep, max_batch_size in sweeps:
         try:
             if version:
@@ -77,6 +84,18 @@ def measure(model: Model, options: Options) -> Run:
         run.failed.extend(f"{sweep.model_format}: {reason}" for reason in measurement.failed)
         run.measured[sweep.model_format] = Timing(measurement.timed_by)
     return run
+
+
+def measure_pace(model: Model, url: str, sweep: Sweep) -> duration.Pace | None:
+    """The pace of a model of the server; None if it does not answer, which its own measurement will report."""
+    samples, name = {"samples": model.artifact("samples.json")}, model.triton_name(sweep.model_format)
+    task = f"bench:{model.name}"
+    log = log_of(model, f"{task}.{sweep.model_format}")
+    try:
+        pace: duration.Pace = worker.call(duration.pace_of_server, samples, sweep, url, name, log=log, task=task)
+    except (UserError, worker.CrashError):
+        return None
+    return pace
 
 
 def measure_with_client(model: Model, sweep: Sweep, url: str) -> Measurement:

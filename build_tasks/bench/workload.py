@@ -6,6 +6,7 @@ On this machine an instance is a copy of the artifact, as in an instance group. 
 share of the cores on a CPU (see instances.py). For a running server it is a client connection.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ def measure_artifact(inputs: Paths, sweep: Sweep, settings: Settings) -> Measure
     Args:
         settings: device (as in [triton]), cores; for the plain trace the settings of its network.
     """
-    samples = _read_samples(inputs)
+    samples = read_samples(inputs)
     points: list[Point] = []
     failed: list[str] = []
     for concurrency in sweep.concurrency:
@@ -73,24 +74,28 @@ def measure_server(inputs: Paths, sweep: Sweep, url: str, model: str) -> Measure
         url: host:port of HTTP.
         model: The model's name on the server.
     """
-    from build_tasks.serving.triton_client import Client, cast_to_input_type
-
-    samples = _read_samples(inputs)
-
-    def instance(batch: "np.ndarray") -> Request:
-        client = Client("HTTP", url)
-        tensors = client.tensors(model)
-        images = cast_to_input_type(batch, tensors.input_type)
-        return wall_clock_request(lambda: client.infer(model, tensors, images))
-
+    samples = read_samples(inputs)
     points: list[Point] = []
     failed: list[str] = []
     for concurrency in sweep.concurrency:
-        failed += _measure_batches([instance] * concurrency, samples, sweep, None, points, UserError)
+        instances = [functools.partial(server_request, url, model)] * concurrency
+        failed += _measure_batches(instances, samples, sweep, None, points, UserError)
     return Measurement(points, failed, "Triton's client for Python")
 
 
-def _read_samples(inputs: Paths) -> "np.ndarray":
+def server_request(url: str, model: str, batch: "np.ndarray") -> Request:
+    """A request to a model of a running server, with a client of its own. It is a sequence if the model wants that."""
+    from build_tasks.serving.sample_requests import new_sequence, takes_sequences
+    from build_tasks.serving.triton_client import Client, cast_to_input_type
+
+    client = Client("HTTP", url)
+    tensors, sequences = client.tensors(model), takes_sequences(client, client.config(model))
+    images = cast_to_input_type(batch, tensors.input_type)
+    return wall_clock_request(lambda: client.infer(model, tensors, images, new_sequence() if sequences else 0))
+
+
+def read_samples(inputs: Paths) -> "np.ndarray":
+    """The accuracy samples."""
     from polygraphy.json import load_json
 
     samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]

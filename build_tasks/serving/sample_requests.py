@@ -4,7 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.serving.triton_client import Client, Tensors, cast_to_input_type
 from build_tasks.verification import batch_check, reference_outputs
@@ -39,7 +39,7 @@ def send_batch(
         batch: The batch.
         sequences: Whether each request is a sequence of its own.
     """
-    sequence = secrets.randbelow(2**31) + 1 if sequences else 0
+    sequence = new_sequence() if sequences else 0
     version, outputs = client.infer(name, tensors, cast_to_input_type(batch, tensors.input_type), sequence)
     versions.add(version)
     expected = list(reference.outputs.values())
@@ -47,6 +47,21 @@ def send_batch(
         output[:, 0] if index < len(expected) and expected[index].ndim == 1 and output.shape[1:] == (1,) else output
         for index, output in enumerate(outputs)
     ]
+
+
+def new_sequence() -> int:
+    """A correlation ID that no other client uses."""
+    return secrets.randbelow(2**31) + 1
+
+
+def takes_sequences(client: Client, config: dict[str, Any]) -> bool:
+    """Whether a model, or a step of an ensemble, wants a correlation ID with every request.
+
+    Args:
+        config: The ModelConfig that the server uses for the model.
+    """
+    steps = config.get("ensemble_scheduling", {}).get("step", ())
+    return any("sequence_batching" in each for each in (config, *(client.config(step["model_name"]) for step in steps)))
 
 
 def largest_request(samples: "np.ndarray", max_batch_size: int) -> int:

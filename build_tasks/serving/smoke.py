@@ -135,15 +135,14 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     if encoded is not None:
         reference.samples = encoded
     versions: set[str] = set()
-    send = functools.partial(
-        sample_requests.send_batch, name, tensors, reference, versions, sequences="sequence_batching" in config
-    )
+    sequences = sample_requests.takes_sequences(client, config)
+    send = functools.partial(sample_requests.send_batch, name, tensors, reference, versions, sequences=sequences)
     run = functools.partial(send, client)
 
     import statistics
 
     max_batch_size = int(config.get("max_batch_size", 0))
-    sizes = (1, 1) if "sequence_batching" in config else batch_limits(model, model_format, max_batch_size)
+    sizes = (1, 1) if sequences else batch_limits(model, model_format, max_batch_size)
     if model_format == "preprocess":
         (images,) = reference_outputs.run_in_batches(run, reference.samples, *sizes)
         accuracy = compare_with_timm(images, preprocessed)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from build_tasks.bench import nvidia_tools, recommendation, results
+from build_tasks.bench import duration, nvidia_tools, recommendation, results
 from build_tasks.bench.records import Point, Proposal, read_runs
+from build_tasks.bench.workload import Sweep
 from build_tasks.errors import UserError
 from build_tasks.runtime import hardware
 from build_tasks.serving import triton_server
@@ -52,7 +53,11 @@ def loads(run: dict[str, Any]) -> list[tuple[str, int, int]]:
 
 def test_every_format_is_measured_beside_the_plain_trace_and_the_last_run(built: Project) -> None:
     first = built.built("bench:net", *SHORT)
-    assert "12 points, 0.05 s each, and a warm-up: about 10 s" in first.out
+    said = re.search(r"12 points, at least 0.05 s each, and a warm-up: about (\d+) s", first.out)
+    took = re.search(r"✓ bench +net +([\d.]+) s", first.out)
+    assert said
+    assert took
+    assert float(took[1]) / 3 - 1 < int(said[1]) < float(took[1]) * 3 + 1, "a factor of two, and noise"
     (run,) = read_bench_json(built)
     expected = [(f, b, n) for f in ("trace", "torchscript", "onnx") for n in (1, 2) for b in (1, 3)]
     assert loads(run) == expected
@@ -78,6 +83,18 @@ def test_every_format_is_measured_beside_the_plain_trace_and_the_last_run(built:
         assert now["vs_last"] == pytest.approx(ratio, rel=1e-2, abs=1e-3)  # it has three decimals
     assert f"the last run: {run['date']}\n" in second.out
     assert (built / "models/net/model.toml").read_text() == spec, "the spec is not changed"
+
+
+@pytest.mark.parametrize(
+    ("per_image", "seconds"),
+    [
+        (1e-3, 2 * (1 + 2 * 2.5)),  # the measuring time decides
+        (0.2, 2 + (0.6 + 2) + (4.8 + 4.8) + (1.2 + 2) + (9.6 + 9.6)),  # three batches, however long they take
+    ],
+)
+def test_the_duration_follows_from_the_time_of_one_batch(per_image: float, seconds: float) -> None:
+    sweep = Sweep("onnx", batches=[1, 8], concurrency=[1, 2], seconds=2)
+    assert duration.seconds_of(sweep, duration.Pace(loading=1, per_image=per_image)) == pytest.approx(seconds)
 
 
 def test_a_run_of_another_machine_is_kept_and_not_compared(built: Project) -> None:

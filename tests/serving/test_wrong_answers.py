@@ -49,6 +49,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
         folder = tiny_network.add(project, name, body=body, formats='"torchscript", "onnx"')
         network = (folder / "network.py").read_text()
         assert "argmax" in network
+    folder = tiny_network.add(project, "steps", formats='"onnx"')
+    spec = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(f'ensemble = "onnx"\n{spec}\n[triton.onnx]\nsequence_batching = {{}}\n')
     project.built()
     project.built("tritonserver")
     return project
@@ -66,17 +69,19 @@ def serving(
             shutil.copytree(ROOT / triton_core.STUBS, stubs)
             path = stubs / "onnxruntime/model.py"
             text = path.read_text()
-            text += "\n\ndef changed(outputs, batches):" + FAULTS[fault]
-            answer = "return [self.respond(request) for request in requests]"
+            text += "\n\nimport numpy as np\n\n\ndef changed(outputs, batches):" + FAULTS[fault]
+            answer = "[response for part in self.batches.split(requests) for response in self.respond(part)]"
             assert answer in text
             path.write_text(
                 text.replace(
-                    answer,
+                    f"return {answer}",
                     "import time\n"
                     "        time.sleep(0.02)  # other requests arrive meanwhile\n"
-                    "        answers = [self.respond(request).output_tensors()[0].as_numpy() for request in requests]\n"
+                    f"        responses = {answer}\n"
+                    "        answers = [response.output_tensors()[0].as_numpy() for response in responses]\n"
+                    "        name = self.batches.outputs[0]\n"
                     "        return [\n"
-                    "            pb_utils.InferenceResponse([pb_utils.Tensor(self.outputs[0], np.array(output))])\n"
+                    "            pb_utils.InferenceResponse([pb_utils.Tensor(name, np.array(output))])\n"
                     "            for output in changed(answers, len(requests))\n"
                     "        ]",
                 )
@@ -134,8 +139,14 @@ def test_a_backend_that_is_wrong_in_one_way_is_refused(
 def test_what_is_right_passes(built: Project, serving: Callable[[str], triton_server.Server]) -> None:
     """Also one value per sample, which Triton serves as (batch, 1), and models with sequences, one request each."""
     server = serving("none")
-    for name in ("plain_onnx", "best", "best_onnx", "sequences_onnx"):
+    for name in ("plain_onnx", "best", "best_onnx", "sequences_onnx", "steps_ensemble"):
         assert server.load(name) is None
         run = smoke(built, server, name)
         assert run.code == 0, run.out
         assert len([line for line in run.out.splitlines() if line.split()[:1] == [name] and "ok" in line]) == 2
+    options = ("--formats", "onnx", "--seconds", "0.1", "--batches", "1,2", "--concurrency", "2")
+    run = built.doit("bench:sequences", "--url", server.http, *options)
+    assert run.code == 0, run.out
+    assert "onnx         batch   1 x 2" in run.out, "Triton refuses several samples in a request of a sequence"
+    run = built.doit("bench:sequences", "--url", server.http, *options[:-3], "2", *options[-2:])
+    assert "sequences_onnx takes at most 1 images, and none of [2]" in run.out
