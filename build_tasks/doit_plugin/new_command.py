@@ -96,12 +96,14 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
         from build_tasks.runtime import atomic_files
         from build_tasks.spec import loader
 
+        show(f"trying the network in {file}: some seconds")
         with atomic_files.scratch_dir() as scratch:
             create_text = new_from_file.onnx_spec if options["from_onnx"] else new_from_file.torch_spec
             text, source = create_text(name, file, scratch)
             target = split_source(loader.parse(name, text.encode()).spec.weights.source)[1]
             return write_model(name, text, {target: source}), []
     architecture, weights = options["architecture"], options["weights"]
+    show(f"looking up {architecture} in timm: some seconds")
     pretrained = pretrained_config(architecture)
     if split_source(weights)[0] != "file" or not os.path.isfile(weights):
         return write_model(name, format_spec(*architecture_keys(name, architecture, pretrained, weights))), []
@@ -114,6 +116,13 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     text = format_spec(description, [*keys, *new_from_checkpoint.checkpoint_keys(facts)])
     found = new_from_checkpoint.found_lines(weights, facts, pretrained.num_classes if pretrained else 1000)
     return write_model(name, text, new_from_checkpoint.copied_files(weights)), found
+
+
+def show(line: str) -> None:
+    """Write a line to a terminal at once, before libraries are imported or a file is read."""
+    if sys.stdout.isatty():
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def check_name(name: str) -> None:

@@ -70,6 +70,8 @@ def test_an_architecture_comes_with_its_own_preprocessing_weights_and_labels(pro
         },
         **{table: {} for table in ("onnx", "engine", "accuracy", "triton")},
     }
+    shown = project.terminal("new", "b4", "--architecture", "efficientnet_b4").splitlines()
+    assert shown[:2] == ["looking up efficientnet_b4 in timm: some seconds", "wrote models/b4/model.toml"]
     text = (project / "models/b3/model.toml").read_text()
     assert "timm tests it at 320 x 320" in text
     assert "put the file at models/b3/model.safetensors" in text
