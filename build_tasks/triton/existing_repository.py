@@ -24,7 +24,6 @@ FORMAT_OF = {
 OTHERS = {
     "python": "a Python model is code, and no artifact that is built",
     "dali": "a pipeline of DALI is code, and no artifact that is built",
-    "ensemble": "an ensemble connects other models",
     "torch_aoti": "a package of AOTInductor is compiled for one machine: adopt the network by its torch.export file",
 }
 
@@ -140,7 +139,8 @@ def _format(config: Any, folder: str, versions: list[int]) -> tuple[str, str]:
             return "", OTHERS["python"] if "model.py" in files else "neither platform nor backend, and no known file"
         return found[0], ""
     if config.HasField("ensemble_scheduling"):
-        kind = "ensemble"
+        steps = ", ".join(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
+        return "", f"an ensemble connects other models: {steps}"
     if kind not in FORMAT_OF:
         return "", OTHERS.get(kind, f"its backend is {kind}; what can be built is ONNX, TorchScript and TensorRT")
     if config.model_transaction_policy.decoupled:

@@ -36,7 +36,7 @@ LEFT_ALONE = {
     "python_model": "a Python model is code, and no artifact that is built",
     "ragged": "input.values.allow_ragged_batch: no key of a spec says that",
     "several_profiles": PLAN + "named_tensors, which has the same tensors; add tensorrt to the formats of its spec",
-    "three_steps": "an ensemble connects other models",
+    "three_steps": "an ensemble connects other models: decode, named_tensors, words",
 }
 
 
