@@ -63,6 +63,12 @@ def describe(name: str, existing: ExistingModel, inputs: list[FileTensor], outpu
         UserError: If no spec can describe the model.
     """
     config, model_format = existing.config, existing.model_format
+    for kind, declared, found in (("input", config.input, inputs), ("output", config.output, outputs)):
+        names = [tensor.name for tensor in found]
+        if unknown := [tensor.name for tensor in declared if tensor.name not in names]:
+            raise UserError(
+                f"{kind}: the file has no {unknown[0]!r}, only {', '.join(names)}; Triton refuses the config"
+            )
     document: dict[str, Any] = {"formats": [model_format], **_batch(existing, [*inputs, *outputs])}
     document["weights"] = {"source": FORMATS[model_format].file}
     document |= _tensors(config, inputs, outputs)
@@ -72,10 +78,13 @@ def describe(name: str, existing: ExistingModel, inputs: list[FileTensor], outpu
         document["triton"][model_format]["max_batch_size"] = 0
     files = {FORMATS[model_format].file: existing.artifact}
     for index, output in enumerate(config.output):
-        if output.label_filename:
-            files[output.label_filename] = f"{existing.folder}/{output.label_filename}"
+        file = output.label_filename
+        if file and os.path.basename(file) == file and os.path.isfile(f"{existing.folder}/{file}"):
+            files[file] = f"{existing.folder}/{file}"
             holder = document if index == 0 else _named(document["outputs"], output.name)
-            holder["labels"] = output.label_filename
+            holder["labels"] = file
+        elif file:
+            remarks.append((f"output.{output.name}.label_filename", f"there is no file {file!r} in {existing.folder}/"))
     for folder in ("warmup", "initial_state"):
         path = f"{existing.folder}/{folder}"
         names = sorted(os.listdir(path)) if os.path.isdir(path) else []

@@ -31,7 +31,8 @@ def _scalar(field: Any, value: Any) -> Any:
     if field.message_type is not None:
         return to_fields(value)
     if field.enum_type is not None:
-        return field.enum_type.values_by_number[value].name
+        known = field.enum_type.values_by_number.get(value)
+        return known.name if known else value  # a number that the enum does not have, which its checks refuse
     return value
 
 

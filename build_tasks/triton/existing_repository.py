@@ -93,6 +93,8 @@ def read_model(folder: str) -> ExistingModel:
     if reason:
         return left_alone._replace(reason=reason)
     file = config.default_model_filename or FORMATS[model_format].file
+    if os.path.basename(file) != file:
+        return left_alone._replace(reason=f"default_model_filename: expected the name of a file, found {file!r}")
     served = [version for version in _served(config, versions) if os.path.exists(f"{folder}/{version}/{file}")]
     if not served:
         return left_alone._replace(reason=f"no version that Triton serves has a {file}")
@@ -115,7 +117,7 @@ def read_config(path: str) -> Any:
             raise UserError(f"{CONFIG_FILE}: expected at most {MAX_CONFIG} bytes, found a larger file")
         with open(path, encoding="utf-8") as file:
             text_format.Parse(file.read(), message)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+    except (OSError, ValueError, text_format.ParseError) as error:  # ValueError: not UTF-8, or a number out of range
         raise UserError(f"{CONFIG_FILE} cannot be read: {first_lines(error)}") from error
     return message
 
@@ -131,6 +133,9 @@ def _versions(folder: str) -> list[int]:
 
 def _format(config: Any, folder: str, versions: list[int]) -> tuple[str, str]:
     """Return the format of a model, or why it is left alone."""
+    if config.HasField("ensemble_scheduling"):
+        steps = ", ".join(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
+        return "", f"an ensemble connects other models: {steps}"
     kind = config.platform or config.backend
     if not kind:  # Triton finds it from the name of the file
         files = {name for version in versions for name in os.listdir(f"{folder}/{version}")}
@@ -138,9 +143,6 @@ def _format(config: Any, folder: str, versions: list[int]) -> tuple[str, str]:
         if len(found) != 1:
             return "", OTHERS["python"] if "model.py" in files else "neither platform nor backend, and no known file"
         return found[0], ""
-    if config.HasField("ensemble_scheduling"):
-        steps = ", ".join(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
-        return "", f"an ensemble connects other models: {steps}"
     if kind not in FORMAT_OF:
         return "", OTHERS.get(kind, f"its backend is {kind}; what can be built is ONNX, TorchScript and TensorRT")
     if config.model_transaction_policy.decoupled:

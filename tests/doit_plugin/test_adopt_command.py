@@ -152,6 +152,17 @@ def test_a_warm_up_that_triton_would_skip_is_left_out(doit_adopt: Doit, tmp_path
     assert warm_up["name"] == "zeros"
 
 
+def test_a_file_of_labels_outside_the_model_is_not_copied(doit_adopt: Doit, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "repository", "named_tensors")
+    (folder / "labels.txt").rename(tmp_path / "repository/labels.txt")
+    config = folder / "config.pbtxt"
+    config.write_text(config.read_text().replace('"labels.txt"', '"../labels.txt"'))
+    code, out = doit_adopt("repository", "--write")
+    assert code == 0
+    assert "not in a spec: output.logits.label_filename: there is no file '../labels.txt'" in " ".join(out.split())
+    assert sorted(os.listdir("models/named_tensors")) == ["model.onnx", "model.toml"]
+
+
 def test_names_that_doit_or_a_spec_cannot_have(doit_adopt: Doit, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "repository", "from_the_file")
     shutil.copytree(folder, tmp_path / "repository/onnx")
@@ -176,7 +187,9 @@ ONNX = 'platform: "onnxruntime_onnx"'
         ('platform: "torch_aoti"', "a package of AOTInductor is compiled for one machine"),
         (f"{ONNX} version_policy {{ specific {{ versions: 7 }} }}", "no version that Triton serves has a model.onnx"),
         (f"{ONNX} model_transaction_policy {{ decoupled: true }}", "a decoupled model answers a request with"),
+        (f'{ONNX} output {{ name: "z" }}', "output: the file has no 'z', only y; Triton refuses the config"),
         (f"{ONNX} unknown: 3", "config.pbtxt cannot be read: 1:30 : Message type"),
+        (f'{ONNX} default_model_filename: "../../secret"', "expected the name of a file, found '../../secret'"),
         (f'{ONNX} default_model_filename: "text.onnx"', "text.onnx cannot be read as ONNX"),
         ('platform: "pytorch_libtorch"', "no version that Triton serves has a model.pt"),
     ],
