@@ -25,6 +25,9 @@ COMMANDS = {
     "Report": "report.command",
     "Cache": "doit_plugin.cache_command",
     "Rebuild": "doit_plugin.rebuild_command",
+    "Verify": "delivery.verify_command",
+    "Sign": "delivery.sign_command",
+    "Push": "delivery.push_command",
 }  # class -> its module in build_tasks
 DOIT_COMMANDS = {command.__name__: command for command in DoitMain.DOIT_CMDS if command is not DoitRun}
 

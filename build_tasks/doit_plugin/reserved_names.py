@@ -7,6 +7,6 @@ STAGES = (
     *("measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"),
     *("container", "layers", "compare", "bench", "check", "smoke", "serve", "sweep", "tritonserver", "upgrade"),
 )
-OWN_COMMANDS = ("plan", "new", "adopt", "report", "cache", "rebuild")
+OWN_COMMANDS = ("plan", "new", "adopt", "report", "cache", "rebuild", "verify", "sign", "push")
 COMMANDS = (*(command.get_name() for command in DoitMain.DOIT_CMDS), *OWN_COMMANDS)
 RESERVED = (*STAGES, *COMMANDS)

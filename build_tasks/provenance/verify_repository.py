@@ -12,7 +12,6 @@ signature `model.sig` shows who published a model, see docs/how-to/prove.md.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -21,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 MANIFEST = "SHA256SUMS"
 SIGNATURE = "model.sig"
@@ -29,6 +27,7 @@ UNLISTED = (MANIFEST, SIGNATURE)  # the files of a model's folder that the manif
 LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # as coreutils writes them
 SHA256 = re.compile("[0-9a-f]{64}")
+NOT_READ = "0" * 64  # in place of the digest of a file that was not read
 CHUNK_BYTES = 1 << 20
 NO_MANIFEST = f"no {MANIFEST}, so nothing in this folder is proven"
 
@@ -201,6 +200,8 @@ def read_files(paths: Iterable[str]) -> dict[str, str]:
 
     Several files are read at once. A file with several names (hard links) is read once.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     identities: dict[tuple[int, int], list[str]] = {}
     results: dict[str, str] = {}
     total = 0
@@ -250,7 +251,7 @@ def check(folder: str, models: Iterable[str], digests: Mapping[str, str]) -> dic
             problems[model] = ["a link, not a folder" if os.path.islink(path) else "there is no such folder"]
             continue
         files, others = list_files(path)
-        found = {name: digests.get(f"{path}/{name}", "new") for name in files}
+        found = {name: digests.get(f"{path}/{name}", NOT_READ) for name in files}
         try:
             problems[model] = compare(read_manifest(path), {**found, **others})
         except ValueError as error:
@@ -274,6 +275,8 @@ def printable(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    import argparse
+
     parser = argparse.ArgumentParser(
         description="Check every byte of a model repository against the manifests that its models were published with.",
         epilog="Exit code: 0 if all is as it was published, 1 if not, 2 for a mistake on the command line.",

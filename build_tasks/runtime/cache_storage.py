@@ -121,7 +121,7 @@ class Storage:
 
         def access(advance: Advance) -> None:
             target = self._path(path)
-            draft = self._path(f"{DRAFTS}/{uuid.uuid4().hex}") if self.renames else target
+            draft = self._path(self.draft(path)) if self.renames else target
             if self.renames:
                 for folder in (posixpath.dirname(target), posixpath.dirname(draft)):
                     self._files.makedirs(folder, exist_ok=True)
@@ -175,6 +175,10 @@ class Storage:
                     self._files.rm_file(self._path(path))
 
             self._bounded(access)
+
+    def draft(self, path: str) -> str:
+        """Return the path of an incomplete file, where a rename moves it to `path` later."""
+        return f"{DRAFTS}/{uuid.uuid4().hex}"
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"

@@ -17,7 +17,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import quote
 
 from doit.dependency import FileChangedChecker
@@ -142,6 +142,15 @@ class Digests:
             time.sleep(RACY_WINDOW_NS / 1e9)
             self._by_identity()[_identity(os.stat(path))] = digest
 
+    def forget(self, paths: list[str]) -> None:
+        """Drop the cached digests of these files, under all their names: their content is not what they tell."""
+        identities = {_identity(os.stat(path)) for path in paths if os.path.exists(path)}
+        names = [name for name, (identity, _) in self._load().items() if name in paths or identity in identities]
+        rows = [(name,) for name in names]
+        self._access(lambda table: table.executemany("delete from digests where path = ?", rows).close())
+        with self._lock:
+            self._cached = self._digests = None
+
     def _cached_digest(self, path: str, status: os.stat_result) -> tuple[str | None, list[str]]:
         """The cached digest of a file, and all paths that it is cached under; a file with several links has several."""
         cached, identity = self._load(), _identity(status)
@@ -154,10 +163,8 @@ class Digests:
         return self._digests
 
     def _folder(self, path: str, remember: bool) -> str:
-        listing = hashlib.sha256()
-        for name in sorted(os.listdir(path)):  # bytecode too: Python runs it in place of a source file
-            listing.update(f"{name}\0{self(os.path.join(path, name), remember)}\0".encode())
-        return listing.hexdigest()
+        # Bytecode too: Python runs it in place of a source file.
+        return folder_digest((name, self(os.path.join(path, name), remember)) for name in os.listdir(path))
 
     def _read(self, path: str, remember: bool) -> str:
         with open(path, "rb") as file:
@@ -239,6 +246,14 @@ class Digests:
                 table.execute("insert or replace into digests values (?, ?, ?)", (path, *cached))
         table.execute("commit")
         self._unsaved.clear()
+
+
+def folder_digest(entries: Iterable[tuple[str, str | None]]) -> str:
+    """The sha256 of a folder, in hex: of the names and digests of its entries."""
+    listing = hashlib.sha256()
+    for name, value in sorted(entries):
+        listing.update(f"{name}\0{value}\0".encode())
+    return listing.hexdigest()
 
 
 def _identity(status: os.stat_result) -> str:

@@ -24,7 +24,7 @@ from build_tasks.errors import UserError
 from build_tasks.formats import user_code
 from build_tasks.json_files import read_json, write_json
 from build_tasks.paths import REPOSITORY
-from build_tasks.provenance import bill_of_materials, statement
+from build_tasks.provenance import bill_of_materials, signature, statement
 from build_tasks.provenance.published_versions import (
     copy_version,
     format_versions,
@@ -32,6 +32,7 @@ from build_tasks.provenance.published_versions import (
     reusable_versions,
     write_manifest,
 )
+from build_tasks.provenance.signature import Identity
 from build_tasks.provenance.statement import Provenance, file_digests
 from build_tasks.runtime import atomic_files, repository_files
 from build_tasks.runtime.digests import digest
@@ -71,6 +72,7 @@ PUBLISH_MODULES = (
     "build_tasks.formats.user_code",
     "build_tasks.provenance.bill_of_materials",
     "build_tasks.provenance.published_versions",
+    "build_tasks.provenance.signature",
     "build_tasks.provenance.statement",
     "build_tasks.provenance.verify_repository",
     "build_tasks.triton.model_config",
@@ -110,12 +112,13 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
         file: gate.settings_of(model, source_format, model.precision(source_format))
         for file in model.files(source_format) if file in artifacts
     }  # fmt: skip
+    signer = signature.from_environment()  # no setting: a signature does not change what is published
     weights, architecture = model.spec.weights, model.spec.architecture
     runs_user_code = weights.converter is not None or architecture.network is not None
     stage = Stage(
         name=f"publish:{name}",
         model=model,
-        build=build,
+        build=functools.partial(build, signer=signer) if signer else build,
         inputs={
             **{file: model.artifact(file) for file in artifacts},
             **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in RECORD_KINDS},
@@ -172,7 +175,7 @@ def spec_digest(model: Model, model_format: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+def build(inputs: Paths, outputs: Paths, settings: Settings, signer: Identity | None = None) -> Notes:
     records = read_records(inputs, settings)
     verdicts, signatures = records["verdict"], records["signature"]
     folder, several = outputs["folder"], settings["keep_versions"] > 1
@@ -201,11 +204,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         published = f"{REPOSITORY}/{settings['name']}/{number}"
         if number == version:
             write_version(new, version, inputs, folder, settings)
-        elif bytecode_is_blocked(published, settings["format"]):
+        elif not signer and bytecode_is_blocked(published, settings["format"]):
             os.symlink(os.path.abspath(published), f"{folder}/{number}")
         else:
             copy_version(published, f"{folder}/{number}", settings["format"])
     write_manifest(folder)
+    if signer:
+        signature.sign(folder, signer, f"{folder}/{signature.SIGNATURE}")
     notes = {"accuracy": "; ".join(sorted({verdict["status"] for verdict in verdicts}))}
     if option := releases.server_option(signatures):
         notes["server option"] = option
