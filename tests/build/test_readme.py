@@ -78,7 +78,6 @@ RUNS_IN = {
     "python -m build_tasks.spec.json_schema > models/model.schema.json": "tests/spec/test_json_schema.py",
     "python -m build_tasks.spec.json_schema --markdown > docs/reference/spec.md": "tests/spec/test_json_schema.py",
     "python -m tests.support.vocabulary": "by hand, after a rename",
-    "tritonserver --model-repository=model_repository": "`doit serve` starts it so",
     "doit tritonserver && doit serve": "its halves: above, and below",
     "doit serve": "below",
     "doit smoke --url localhost:8000": "below",
