@@ -11,9 +11,8 @@
                            client    check, smoke, serve
 
 On demand: layers (the error after each node), repair (the nodes that must stay in fp32), compare (the accuracy of every
-precision), bench (latency and throughput).
-
-One task per stage and model. `doit list` shows them, `doit NAME` builds one model, `doit STAGE:NAME` one stage.
+precision), bench (latency and throughput). One task per stage and model: `doit list` shows them, `doit NAME` builds one
+model, `doit STAGE:NAME` one stage.
 """
 
 import atexit
@@ -26,14 +25,17 @@ from doit.exceptions import InvalidDodoFile
 
 from build_tasks.doit_plugin.noop_cache import noop_cache
 from build_tasks.doit_plugin.reporter import Reporter
+from build_tasks.doit_plugin.required_models import load_required
 from build_tasks.doit_plugin.reserved_names import RESERVED
 from build_tasks.doit_plugin.state import require_doit, require_installed_commands
 from build_tasks.errors import UserError
 from build_tasks.formats import artifacts
+from build_tasks.formats.ensemble_steps import models_of_steps, steps_of, take_sequences
 from build_tasks.paths import BUILD, STATE_DB
 from build_tasks.runtime import limits, memory_budget, repository_files, resources
 from build_tasks.runtime.digests import ContentChecker, digest
 from build_tasks.spec import overrides
+from build_tasks.spec.ensemble_tables import python_folders
 from build_tasks.spec.interface import label_files
 from build_tasks.spec.loader import load
 from build_tasks.spec.model import Model
@@ -44,6 +46,7 @@ from build_tasks.stages import (
     client,
     config,
     engine,
+    ensemble,
     labels,
     measure,
     onnx,
@@ -51,6 +54,7 @@ from build_tasks.stages import (
     preprocess,
     prune,
     publish,
+    python_model,
     reference,
     repair,
     summary,
@@ -71,6 +75,7 @@ require_installed_commands()
 
 try:
     MODELS = load(reserved=RESERVED, overrides=overrides.from_command_line(), unchanged=noop_cache.triton_models)
+    MODELS += load_required(noop_cache, {name for model in MODELS for name in models_of_steps(model)})
     memory_budget.from_environment()
     limits.check_variables()
     repository_files.umask_from_environment()
@@ -144,8 +149,10 @@ def chain(model: Model) -> Iterator[str]:
         for file in model.files(model_format):
             yield from (f"{stage}:{model.artifact_task_name(model_format, file)}" for stage in ("measure", "accuracy"))
         yield from publishing_tasks(model, model_format)
-    if model.ensemble_parts:
-        yield f"preprocess:{model.name}"
+    yield from [f"preprocess:{model.name}"] if "preprocess" in model.ensemble_parts else []
+    for name in map(model.python_name, python_folders(model.steps)):
+        yield from (f"python_model:{name}", f"publish:{name}")
+    yield from [f"ensemble:{model.name}"] if model.steps else []
     for model_format in model.ensemble_parts:
         yield from publishing_tasks(model, model_format)
     yield f"summary:{model.name}"
@@ -168,8 +175,7 @@ def task_weights() -> Tasks:
 
 def task_labels() -> Tasks:
     """Write the names of the classes -> labels.txt"""
-    for model in MODELS:
-        yield from labels.tasks(model)
+    yield from (task for model in MODELS for task in labels.tasks(model))
 
 
 def task_reference() -> Tasks:
@@ -242,14 +248,24 @@ def task_summary() -> Tasks:
 
 def task_preprocess() -> Tasks:
     """Write the Python model that preprocesses encoded images, for an ensemble"""
-    yield from (preprocess.task(model) for model in ENSEMBLES)
+    yield from (preprocess.task(model) for model in ENSEMBLES if "preprocess" in model.ensemble_parts)
+
+
+def task_python_model() -> Tasks:
+    """Check and copy the Python models of the user, for an ensemble"""
+    yield from (task for model in ENSEMBLES for task in python_model.tasks(model))
+
+
+def task_ensemble() -> Tasks:
+    """Run the steps of an ensemble of one's own, end to end -> model.ensemble.measured.json"""
+    yield from (ensemble.task(model, steps_of(model, MODELS)) for model in ENSEMBLES if model.steps)
 
 
 def task_config() -> Tasks:
     """Derive config.pbtxt from the artifact and [triton] of the spec"""
     for model, model_format in ALL:
         if model_format == "ensemble":
-            yield config.ensemble_task(model, artifacts.artifacts_of(model, model_format))
+            yield config.ensemble_task(model, steps_of(model, MODELS))
         else:
             yield config.task(model, model_format, artifacts.artifacts_of(model, model_format))
 
@@ -257,21 +273,22 @@ def task_config() -> Tasks:
 def task_client() -> Tasks:
     """Write example clients, over HTTP and gRPC"""
     for model, model_format in ALL:
-        if model_format != "preprocess":
-            step = model.spec.ensemble if model_format == "ensemble" else None
-            parts = [*model.ensemble_parts, step] if step else [model_format]
-            sequences = model_config.takes_sequences(model.config_fields, parts)
+        if model_format == "ensemble":
+            sequences = take_sequences(steps_of(model, MODELS))
+            yield client.task(model, model_format, ["model.ensemble"], sequences=sequences)
+        elif model_format != "preprocess":
+            sequences = model_config.takes_sequences(model.config_fields, [model_format])
             yield client.task(model, model_format, artifacts.artifacts_of(model, model_format), sequences=sequences)
 
 
 def task_publish() -> Tasks:
     """Put artifact, config.pbtxt and labels into model_repository/"""
     for model, model_format in ALL:
-        task = publish.task(model, model_format, artifacts.artifacts_of(model, model_format))
-        if model_format == "ensemble":  # it is served together with its steps
-            steps = ("preprocess", *filter(None, [model.spec.ensemble]))
-            task["task_dep"] = [f"publish:{model.triton_name(step)}" for step in steps]
-        yield task
+        if model_format == "ensemble":
+            yield publish.ensemble_task(model, steps_of(model, MODELS))
+        else:
+            yield publish.task(model, model_format, artifacts.artifacts_of(model, model_format))
+    yield from (task for model in ENSEMBLES for task in publish.python_tasks(model))
 
 
 def task_prune() -> dict[str, Any]:

@@ -174,7 +174,7 @@ def build_without_doit(folder: Path) -> None:
     """
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    from build_tasks.formats import artifacts
+    from build_tasks.formats import artifacts, ensemble_steps
     from build_tasks.runtime import resources, threads
     from build_tasks.spec.loader import load
     from build_tasks.stages import (
@@ -221,13 +221,15 @@ def build_without_doit(folder: Path) -> None:
         work(publish.task(model, model_format, files))
     work(preprocess.task(model))
     for model_format in model.ensemble_parts:
-        files = artifacts.artifacts_of(model, model_format)
         if model_format == "preprocess":
+            files = artifacts.artifacts_of(model, model_format)
             work(config.task(model, model_format, files))
+            work(publish.task(model, model_format, files))
         else:
-            work(config.ensemble_task(model, files))
-            work(client.task(model, model_format, files))
-        work(publish.task(model, model_format, files))
+            steps = ensemble_steps.steps_of(model, [model])
+            work(config.ensemble_task(model, steps))
+            work(client.task(model, model_format, ["model.ensemble"]))
+            work(publish.ensemble_task(model, steps))
     work(summary.task(model))
 
 

@@ -8,6 +8,7 @@ from build_tasks.doit_plugin import noop_cache, run_results, task_graph
 from build_tasks.doit_plugin.folder_listing import MAX_PATHS
 from build_tasks.doit_plugin.noop_cache import NoopCache, Record, StatSignature
 from build_tasks.doit_plugin.task_state import NOTHING_TO_DO, TaskState
+from build_tasks.formats.ensemble_steps import models_of_steps
 from build_tasks.paths import BUILD
 from build_tasks.runtime import hardware
 from build_tasks.runtime.digests import digest
@@ -72,6 +73,8 @@ def _record(
     chain = [task for task in task_graph.required_tasks(tasks, [name]) if tasks[task].actions]
     states = [results[task].state if task in results else None for task in chain]
     stages = [stage for task in chain if (stage := stage_of(tasks[task]))]
+    if any(models_of_steps(stage.model) for stage in stages):
+        return None  # what the steps of other models need may change although this model does not
     if not set(states) <= NOTHING_TO_DO or len(stages) != len(chain) or not row_digests.keys() >= {*chain, name}:
         return None
     folder, folder_signatures, build_folder = before

@@ -4,7 +4,18 @@ from doit.doit_cmd import DoitMain
 
 STAGES = (
     *("weights", "labels", "reference", "torchscript", "cast", "onnx", "repair", "precision", "engine", "rtx"),
-    *("measure", "accuracy", "summary", "preprocess", "config", "client", "publish", "prune"),
+    *(
+        "measure",
+        "accuracy",
+        "summary",
+        "preprocess",
+        "python_model",
+        "ensemble",
+        "config",
+        "client",
+        "publish",
+        "prune",
+    ),
     *("container", "layers", "compare", "bench", "check", "smoke", "serve", "sweep", "tritonserver", "upgrade"),
 )
 OWN_COMMANDS = ("plan", "new", "adopt", "report", "cache", "rebuild", "verify", "sign", "push")

@@ -7,22 +7,13 @@ from build_tasks.runtime import hardware
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
 from build_tasks.tensors import Signature
-from build_tasks.triton.platforms import ENSEMBLE_MODELS
 
 PREPROCESS_FOLDER = "preprocess"  # the folder in a version of <model>_preprocess
 
 
 def artifacts_of(model: Model, model_format: str) -> list[str]:
-    """Return the artifacts of a Triton model that exist, or that this machine can build.
-
-    Those of the ensemble are the artifacts of its steps.
-    """
-    if model_format not in ENSEMBLE_MODELS:
-        return present_artifacts(model, model_format)
-    step = model.spec.ensemble
-    if model_format == "ensemble" and step:
-        return [PREPROCESS_FOLDER, *present_artifacts(model, step)]
-    return [PREPROCESS_FOLDER]
+    """Return the artifacts of a Triton model that exist, or that this machine can build; see also ensemble_steps.py."""
+    return [PREPROCESS_FOLDER] if model_format == "preprocess" else present_artifacts(model, model_format)
 
 
 def present_artifacts(model: Model, model_format: str) -> list[str]:

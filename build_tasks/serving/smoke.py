@@ -22,6 +22,7 @@ from build_tasks.paths import REPOSITORY
 from build_tasks.serving import sample_requests, triton_server
 from build_tasks.serving.check import DECODER_TOLERANCE, ServedModel, served_models
 from build_tasks.serving.triton_client import PROTOCOLS, Client, require_server
+from build_tasks.spec.ensemble_tables import short_form
 from build_tasks.spec.model import Model
 from build_tasks.tensors import OUTPUT
 from build_tasks.text_table import format_table, terminal_width
@@ -214,7 +215,7 @@ def apply_gate(model: Model, model_format: str, measured: metrics.Measurements) 
     Raises:
         UserError: If they do not pass the gate.
     """
-    gate_format = model.spec.ensemble if model_format == "ensemble" else model_format
+    gate_format = short_form(model.spec.ensemble) if model_format == "ensemble" else model_format
     assert gate_format is not None
     settings = gate.settings_of(model, gate_format, model.precision(gate_format))
     # accuracy.truth is not read here, so that the limits of a drop in true classes do not apply.

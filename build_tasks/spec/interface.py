@@ -129,9 +129,9 @@ def client_dims(spec: "Spec") -> dict[str, Shape]:
 
     They concern config.pbtxt and clients only, so that they are no part of the interface of artifacts.
     """
-    inputs = zip(inputs_of(spec), spec.inputs, strict=False)
-    outputs = ((_output(index, table), table) for index, table in enumerate(spec.outputs))
-    return {each["name"]: [*table.dims] for each, table in (*inputs, *outputs) if table.dims}
+    dims = [(each["name"], table.dims) for each, table in zip(inputs_of(spec), spec.inputs, strict=False)]
+    dims += [(_output(index, table)["name"], table.dims) for index, table in enumerate(spec.outputs)]
+    return {name: [*shape] for name, shape in dims if shape}
 
 
 def label_files(spec: "Spec") -> dict[str, tuple[str, str]]:

@@ -11,7 +11,7 @@ from msgspec import ValidationError, convert
 
 from build_tasks.errors import UserError
 from build_tasks.paths import MODELS, has_spec
-from build_tasks.spec import model_files, validation, value_checks
+from build_tasks.spec import ensemble_checks, model_files, validation, value_checks
 from build_tasks.spec.model import Model, Spec
 from build_tasks.spec.overrides import Overrides
 
@@ -50,6 +50,8 @@ def load(
             mistakes += str(error).split("\n")
     triton_models = {**unchanged, **{model.name: model.triton_models for model in models}}
     mistakes += validation.name_mistakes(folders, triton_models, set(reserved))
+    if not mistakes:  # a step may name a model whose spec could not be read
+        mistakes += ensemble_checks.unknown_steps(models, triton_models)
     if mistakes:
         raise UserError(*mistakes)
     return models
@@ -101,6 +103,8 @@ def check_new(model: Model, reserved: Iterable[str]) -> None:
             others.append(read_model(folder))
     triton_models = {each.name: each.triton_models for each in [*others, model]}
     if mistakes := list(validation.name_mistakes([model.name], triton_models, set(reserved))):
+        raise UserError(*mistakes)
+    if mistakes := list(ensemble_checks.unknown_steps([model], triton_models)):
         raise UserError(*mistakes)
 
 

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, field, to_builtins
 from msgspec.structs import replace
 
 from build_tasks.paths import BUILD, MODELS
+from build_tasks.spec.ensemble_tables import Ensemble, EnsembleStep, ensemble_parts, own_steps, python_folders
 from build_tasks.spec.tables import (
     ENGINES,
     NATIVE_PRECISIONS,
@@ -54,7 +55,7 @@ class Spec(Table, kw_only=True):
     )
     max_batch_size: Annotated[Batch, Meta(description="Largest batch that is served and checked.")] = 32
     ensemble: Annotated[
-        Literal["torchscript", "onnx", "tensorrt"] | None,
+        Literal["torchscript", "onnx", "tensorrt"] | Ensemble | None,
         Meta(description="Also serve this format as an ensemble, which takes encoded pictures and prepares them."),
     ] = None
     labels: Annotated[
@@ -183,8 +184,17 @@ class Model(Struct, frozen=True):
 
     @property
     def ensemble_parts(self) -> list[str]:
-        """The Triton models that an ensemble adds: its preprocessing and the ensemble itself."""
-        return list(ENSEMBLE_MODELS) if self.spec.ensemble else []
+        """The Triton models that an ensemble adds: itself, and its preprocessing if there is such a step."""
+        return ensemble_parts(self.spec.ensemble, {part: self.triton_name(part) for part in ENSEMBLE_MODELS})
+
+    @property
+    def steps(self) -> list[EnsembleStep]:
+        """The steps of an ensemble of one's own; empty without one."""
+        return own_steps(self.spec.ensemble)
+
+    def python_name(self, folder: str) -> str:
+        """Return the name of the Triton model of a folder with a Python model."""
+        return f"{self.name}_{folder}"
 
     @property
     def plans(self) -> dict[str, str | None]:
@@ -199,7 +209,8 @@ class Model(Struct, frozen=True):
             **dict.fromkeys(self.served_formats, "format"),
             **dict.fromkeys(self.ensemble_parts, "ensemble part"),
         }
-        return {self.triton_name(model_format): f"{kind} {model_format}" for model_format, kind in formats.items()}
+        names = {self.triton_name(model_format): f"{kind} {model_format}" for model_format, kind in formats.items()}
+        return names | {self.python_name(each): f"Python model {each}" for each in python_folders(self.steps)}
 
     @property
     def torchscript(self) -> TorchScript:

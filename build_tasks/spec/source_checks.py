@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from build_tasks.errors import UNSAFE, UserError, with_suggestion
 from build_tasks.spec import model_files
+from build_tasks.spec.ensemble_tables import Ensemble, python_folders
 from build_tasks.spec.model import Model, Spec, split_source
 from build_tasks.spec.model_files import SpecPath
 from build_tasks.spec.value_checks import Mistake
@@ -129,6 +130,10 @@ def spec_paths(model: Model) -> Iterator[SpecPath]:
             yield SpecPath(key, path, is_data=False)
     if spec.accuracy.truth is not None and spec.accuracy.truth != FOLDERS:
         yield SpecPath("accuracy.truth", spec.accuracy.truth, is_data=False)
+    for folder in python_folders(model.steps):
+        yield SpecPath("ensemble.steps", folder, is_data=False, is_folder=True)
+    if isinstance(spec.ensemble, Ensemble) and spec.ensemble.samples:
+        yield SpecPath("ensemble.samples", spec.ensemble.samples, is_data=True)
     functions = {"architecture.network": spec.architecture.network, "weights.converter": spec.weights.converter}
     for key, function in functions.items():
         if function is not None:

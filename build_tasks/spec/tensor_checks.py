@@ -41,7 +41,7 @@ def mistakes(spec: Spec) -> Iterator[Mistake]:
         yield "outputs", "names that differ in more than : and /, for the files of their labels", ", ".join(files)
     if spec.outputs and spec.output != Output() and len(spec.outputs) > 1:
         yield "output", "nothing, since there are several [[outputs]]", "[output]"
-    if spec.inputs and spec.ensemble:
+    if spec.inputs and isinstance(spec.ensemble, str):
         yield (
             "ensemble",
             "nothing, since it prepares the picture of [input], and this spec has [[inputs]]",

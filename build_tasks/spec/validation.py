@@ -12,7 +12,7 @@ from msgspec import Struct, ValidationError, convert
 
 from build_tasks.errors import listed, with_suggestion
 from build_tasks.paths import MODELS
-from build_tasks.spec import pictures, precision_checks, source_checks, value_checks
+from build_tasks.spec import ensemble_checks, pictures, precision_checks, source_checks, value_checks
 from build_tasks.spec.model import Model, Spec, table_settings
 from build_tasks.spec.overrides import Overrides
 from build_tasks.spec.tables import (
@@ -177,7 +177,7 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     if "warm_up" in spec.triton and (keys.device != "gpu" or "torchscript" not in spec.formats):
         expected = 'nothing, since it needs the format torchscript and triton.device = "gpu"'
         yield "triton.warm_up", expected, repr(keys.warm_up)
-    yield from _ensemble_mistakes(model, overrides)
+    yield from ensemble_checks.mistakes(model, overrides)
     # [triton] is written for every run, so a batch size that an option sets for one run is not compared with it.
     if model.config_fields and isinstance(keys.release, str) and not overrides:
         from build_tasks.spec.serving_facts import facts_of
@@ -185,23 +185,6 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
 
         for key, expected, found in model_config_checks.mistakes(facts_of(model)):
             yield f"triton.{key}".rstrip("."), expected, found
-
-
-def _ensemble_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
-    spec, key = model.spec, "ensemble"
-    if spec.ensemble is None:
-        return
-    if spec.ensemble not in spec.formats:
-        formats = ", ".join(model.served_formats)
-        expected = f"one of the served formats, {formats}" if formats else "nothing, since no format is served"
-        yield key, expected, repr(spec.ensemble)
-    elif model.largest_batch(spec.ensemble) == 0 and not overrides:
-        yield key, "a format with an open batch (onnx.dynamic_axes = true)", repr(spec.ensemble)
-    elif spec.ensemble == "tensorrt" and not spec.engine.keep_io_types and not overrides:
-        yield key, "engine.keep_io_types = true, since the ensemble prepares pictures in fp32", "false"
-    elif spec.input.shape and not pictures.colors_of(spec.input.color, spec.input.files, spec.input.shape[0]):
-        expected = "nothing, since pictures have 1, 3 or 4 channels (or set input.files)"
-        yield key, expected, f"input.shape = {spec.input.shape}"
 
 
 def _size_mistakes(table: Input) -> Iterator[Mistake]:

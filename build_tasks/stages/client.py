@@ -37,7 +37,7 @@ def task(model: Model, model_format: str, files: list[str], *, sequences: bool =
     """The doit task of one Triton model.
 
     Args:
-        files: The artifacts that the Triton model is served from; for the ensemble, the artifacts of its steps.
+        files: The artifacts that the Triton model is served from; for the ensemble, the file that never exists.
         sequences: Whether requests belong to sequences.
     """
     name = model.triton_name(model_format)

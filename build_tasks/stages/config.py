@@ -1,7 +1,7 @@
 """config: the artifact's signature, and [triton] of the spec -> model.*.config.pbtxt
 
     signature, labels.txt, [triton] ─► ModelConfig ─► model.onnx.config.pbtxt, for example
-    config.pbtxt of both steps ──────► ModelConfig ─► model.ensemble.config.pbtxt
+    config.pbtxt of all steps ───────► ModelConfig ─► model.ensemble.config.pbtxt
 
 Names, dtypes, dims and the largest batch are those of the file that Triton serves. The spec may set every other field
 of Triton's ModelConfig (see triton/model_config.py); triton/derived_config.py has the defaults.
@@ -12,14 +12,15 @@ from typing import Any
 import msgspec
 
 from build_tasks.errors import UserError
-from build_tasks.json_files import read_json
+from build_tasks.formats.ensemble_steps import Step, last_network, wanted_outputs, wiring_of
+from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.interface import client_dims, label_files
 from build_tasks.spec.model import Model
 from build_tasks.tensors import signature_dims
+from build_tasks.triton import ensemble_graph, releases
 from build_tasks.triton import model_config as triton_config
-from build_tasks.triton import releases
 from build_tasks.triton.derived_config import (
     ConfigSettings,
     InputLayout,
@@ -29,7 +30,7 @@ from build_tasks.triton.derived_config import (
     spec_fields,
     to_text,
 )
-from build_tasks.triton.derived_tensors import ClientView
+from build_tasks.triton.derived_tensors import ClientView, signature_of
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line, release_mark
 
@@ -147,27 +148,30 @@ def write_config(config: Any, sources: list[str], path: str, options: ConfigSett
         file.write(to_text(config))
 
 
-def ensemble_task(model: Model, files: list[str]) -> dict[str, Any]:
-    """The doit task of the ensemble.
-
-    Args:
-        files: The artifacts of its two steps.
-    """
-    second = model.spec.ensemble
-    assert second is not None
+def ensemble_task(model: Model, steps: list[Step]) -> dict[str, Any]:
+    """The doit task of the ensemble."""
+    files = {key: path for step in steps for key, path in step.artifacts.items()}
     stage = Stage(
         name=f"config:{model.triton_name('ensemble')}",
         model=model,
         build=build_ensemble,
         inputs={
-            **{file: model.artifact(f"{file}.signature.json") for file in files},
-            "first": model.artifact(f"{TRITON_MODELS['preprocess'].file}.config.pbtxt"),
-            "second": model.artifact(f"{TRITON_MODELS[second].file}.config.pbtxt"),
+            **{key: f"{path}.signature.json" for key, path in files.items()},
+            **{f"{step.name}/config.pbtxt": step.config for step in steps},
         },
-        outputs={"config": model.artifact(f"{TRITON_MODELS['ensemble'].file}.config.pbtxt")},
-        settings=settings_of(model, "ensemble", files=files),
+        outputs={
+            "config": model.artifact(f"{TRITON_MODELS['ensemble'].file}.config.pbtxt"),
+            "signature": model.artifact(f"{TRITON_MODELS['ensemble'].file}.signature.json"),
+        },
+        settings={
+            **settings_of(model, "ensemble", files=list(files)),
+            "steps": msgspec.to_builtins(wiring_of(steps)),
+            "outputs": wanted_outputs(model),
+            "own": [step.name for step in steps if step.model.name == model.name],
+            "network": network.name if (network := last_network(steps)) else None,
+        },
         tools=("tritonclient",),
-        modules=(__name__, *CONFIG_MODULES),
+        modules=(__name__, "build_tasks.triton.ensemble_graph", *CONFIG_MODULES),
         in_process=True,
     )
     return stage.task(doc=f"config.pbtxt of {model.triton_name('ensemble')}")
@@ -177,36 +181,37 @@ def build_ensemble(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from google.protobuf import text_format
 
     options = msgspec.convert(settings, ConfigSettings)
-    first, second = triton_config.to_message({}), triton_config.to_message({})
-    for path, parsed in ((inputs["first"], first), (inputs["second"], second)):
-        with open(path, encoding="utf-8") as file:
-            text_format.Parse(file.read(), parsed)
+    steps = msgspec.convert(settings["steps"], list[ensemble_graph.Wiring])
+    configs = []
+    for step in steps:
+        with open(inputs[f"{step.name}/config.pbtxt"], encoding="utf-8") as file:
+            configs.append(text_format.Parse(file.read(), triton_config.to_message({})))
+    graph = ensemble_graph.connect(steps, configs, settings["outputs"], options.max_batch_size, options.spec)
     ensemble = triton_config.to_message({"name": options.name, "platform": TRITON_MODELS["ensemble"].platform})
-    for output, taken in zip(first.output, second.input, strict=True):
-        sizes_fit = all(a == b or b == -1 for a, b in zip(output.dims, taken.dims, strict=False))
-        if output.data_type != taken.data_type or len(output.dims) != len(taken.dims) or not sizes_fit:
-            raise UserError(
-                f"{options.spec}: ensemble: {second.name} takes {_format_tensor(taken)}, but {first.name} makes "
-                f"{_format_tensor(output)} of an image"
-            )
-    ensemble.max_batch_size = min(options.max_batch_size, first.max_batch_size, second.max_batch_size)
-    ensemble.input.extend(first.input)
-    ensemble.output.extend(second.output)
-    for part in (first, second):
+    ensemble.max_batch_size = graph.max_batch_size
+    for tensors, field in ((graph.inputs, ensemble.input), (graph.outputs, ensemble.output)):
+        for name, tensor in tensors.items():
+            added = field.add()
+            added.CopyFrom(tensor)
+            added.name = name
+            added.ClearField("reshape")  # the step itself reshapes
+    makers = {name: steps[index].name for index in graph.order for name in graph.maps[index][1].values()}
+    for output in ensemble.output:
+        if makers[output.name] not in settings["own"]:  # the labels of another model are not in this folder
+            output.ClearField("label_filename")
+    for index in graph.order:
         # -1 is the newest version. The protobuf's default, 0, would be version 0.
-        step = ensemble.ensemble_scheduling.step.add(model_name=part.name, model_version=-1)
-        for tensors, names in ((part.input, step.input_map), (part.output, step.output_map)):
-            for tensor in tensors:
-                names[tensor.name] = tensor.name
-    if limit := inflight_limit(ensemble, second, options.release):
+        part = ensemble.ensemble_scheduling.step.add(model_name=steps[index].name, model_version=-1)
+        for names, field in zip(graph.maps[index], (part.input_map, part.output_map), strict=True):
+            field.update(names)
+    network = next((config for config in configs if config.name == settings["network"]), configs[-1])
+    if limit := inflight_limit(ensemble, network, options.release):
         ensemble.ensemble_scheduling.max_inflight_requests = limit
     ensemble.MergeFrom(triton_config.to_message(spec_fields(options)))
     # A 0 of the spec, no limit, is the default of the protobuf, which MergeFrom does not take over.
     if options.triton.get("ensemble_scheduling", {}).get(triton_config.IN_FLIGHT) == 0:
         ensemble.ensemble_scheduling.max_inflight_requests = 0
     write_config(ensemble, [inputs[name] for name in options.files], outputs["config"], options)
-    return {"max_batch_size": ensemble.max_batch_size, "steps": f"{first.name}, {second.name}"}
-
-
-def _format_tensor(tensor: Any) -> str:
-    return f"{triton_config.protobuf().DataType.Name(tensor.data_type)} {list(tensor.dims)}"
+    write_json(outputs["signature"], signature_of(ensemble))
+    order = ", ".join(steps[index].name for index in graph.order)
+    return {"max_batch_size": ensemble.max_batch_size, "steps": order}

@@ -16,15 +16,16 @@ import functools
 import hashlib
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import user_code
-from build_tasks.json_files import read_json, write_json
+from build_tasks.formats.ensemble_steps import PYTHON, Step, last_network, python_artifact
+from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.provenance import bill_of_materials, signature, statement
+from build_tasks.provenance.new_version import Records, new_provenance, write_version
 from build_tasks.provenance.published_versions import (
     copy_version,
     format_versions,
@@ -33,18 +34,15 @@ from build_tasks.provenance.published_versions import (
     write_manifest,
 )
 from build_tasks.provenance.signature import Identity
-from build_tasks.provenance.statement import Provenance, file_digests
 from build_tasks.runtime import atomic_files, repository_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.ensemble_tables import python_folders, short_form
 from build_tasks.spec.interface import label_files
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import (
-    CONFIG_FILE,
-    PROVENANCE_FILE,
-    block_bytecode,
     bytecode_is_blocked,
     header_line,
     is_label_file,
@@ -53,10 +51,6 @@ from build_tasks.triton.repository import (
 )
 from build_tasks.verification import gate
 
-if TYPE_CHECKING:
-    from build_tasks.tensors import Signature
-
-PACKAGE_NAME = re.compile("[a-z0-9][a-z0-9._-]*")  # a tool that is a Python package, and no fact about a GPU
 RECORD_KINDS = ("verdict", "signature", "tools")  # the JSON files about an artifact that publishing requires
 
 # The tables of the spec that change the bytes of an artifact, by format.
@@ -64,13 +58,18 @@ ARTIFACT_TABLES = {
     "torchscript": ("architecture", "weights", "input", "output", "torchscript"),
     "onnx": ("architecture", "weights", "input", "output", "onnx"),
     "tensorrt": ("architecture", "weights", "input", "output", "onnx", "engine"),
+    "ensemble": ("ensemble",),  # without a network
+    PYTHON: (),
 }
+
+TENSOR_TABLES = ("inputs", "dimensions", "outputs")  # of every network, where the spec has them
 
 DATA_FOLDERS = (f"{model_config.WARM_UP_FOLDER}/", f"{model_config.INITIAL_STATE_FOLDER}/")  # of the model's folder
 
 PUBLISH_MODULES = (
     "build_tasks.formats.user_code",
     "build_tasks.provenance.bill_of_materials",
+    "build_tasks.provenance.new_version",
     "build_tasks.provenance.published_versions",
     "build_tasks.provenance.signature",
     "build_tasks.provenance.statement",
@@ -84,34 +83,79 @@ PUBLISH_MODULES = (
 )
 
 
-class Records(TypedDict):
-    """The JSON files about the artifacts of one Triton model, in the order of the artifacts."""
-
-    verdict: list[gate.GateResult]
-    signature: "list[Signature]"
-    tools: list[dict[str, str]]
-
-
 def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any]:
+    """The doit task of one Triton model that is no ensemble.
+
+    Args:
+        artifacts: The files that the Triton model is served from. More than one file: TensorRT plans, one for each GPU
+            type.
+    """
+    network = model_format  # a preprocessing model follows from the network of its ensemble
+    if model_format not in FORMATS:
+        network = short_form(model.spec.ensemble) or next(iter(model.served_formats), "onnx")
+    config = model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")
+    paths = {file: model.artifact(file) for file in artifacts}
+    gated = gate_settings(model, model_format, artifacts) if model_format in FORMATS else {}
+    return _task(
+        model, model.triton_name(model_format), model_format, paths, config, spec_digest(model, network), gated
+    )
+
+
+def ensemble_task(model: Model, steps: list[Step]) -> dict[str, Any]:
+    """The doit task of the ensemble. It is served together with its steps."""
+    network = last_network(steps)
+    of_spec = spec_digest(network.model, network.kind) if network else spec_digest(model, "ensemble")
+    paths = {key: path for step in steps for key, path in step.artifacts.items()}
+    config = model.artifact(f"{TRITON_MODELS['ensemble'].file}.config.pbtxt")
+    own = [step for step in steps if step.kind in FORMATS and step.model.name == model.name]
+    gated = {key: rule for step in own for key, rule in gate_settings(model, step.kind, step.artifacts).items()}
+    measured = {"measured": f"{config.removesuffix('config.pbtxt')}measured.json"} if model.steps else {}
+    task = _task(model, model.triton_name("ensemble"), "ensemble", paths, config, of_spec, gated, measured)
+    task["task_dep"] = [f"publish:{step.name}" for step in steps]
+    return task
+
+
+def python_tasks(model: Model) -> Iterator[dict[str, Any]]:
+    """Yield the doit tasks of the Python models of the user that are steps of an ensemble."""
+    for folder in python_folders(model.steps):
+        path, name = model.artifact(python_artifact(folder)), model.python_name(folder)
+        paths, config = {python_artifact(folder): path}, f"{path}.config.pbtxt"
+        yield _task(model, name, "preprocess", paths, config, spec_digest(model, PYTHON), {})
+
+
+def gate_settings(model: Model, model_format: str, files: Iterable[str]) -> dict[str, Settings]:
+    """The settings of the gate for each artifact of a format."""
+    settings = gate.settings_of(model, model_format, model.precision(model_format))
+    return {file: settings for file in model.files(model_format) if file in files}
+
+
+def _task(
+    model: Model,
+    name: str,
+    model_format: str,
+    artifacts: dict[str, str],
+    config: str,
+    digest_of_spec: str,
+    gated: dict[str, Settings],
+    files: Paths | None = None,
+) -> dict[str, Any]:
     """The doit task of one Triton model.
 
     Args:
-        artifacts: The files that the Triton model is served from; for the ensemble, the artifacts of its steps.
-            More than one file: TensorRT plans, one for each GPU type.
+        artifacts: The paths of what it is served from, by name; of an ensemble, those of all its steps.
+        config: The path of its config.pbtxt in build/.
+        digest_of_spec: The digest of the tables that its artifacts depend on.
+        gated: The settings of the gate for those artifacts of this model that have figures.
+        files: Further files that must exist before it is published.
     """
-    name = model.triton_name(model_format)
-    source_format = model_format if model_format in FORMATS else model.spec.ensemble
-    assert source_format is not None
     # An ensemble has one version: only its steps have versions.
     keep_versions = 1 if model_format == "ensemble" else model.triton_keys.keep_versions
-    fields = model_config.fields_of_format(model.config_fields, model_format)
+    # The config.pbtxt of a Python model of the user is the user's, so that [triton] does not concern it.
+    named = name == model.triton_name(model_format)
+    fields = model_config.fields_of_format(model.config_fields, model_format) if named else {}
     policy = fields.get("version_policy", {})
     labels = [file for file, _ in label_files(model.spec).values()] if model_format != "preprocess" else []
     umask = repository_files.umask_from_environment()
-    gated = {} if model_format == "preprocess" else {
-        file: gate.settings_of(model, source_format, model.precision(source_format))
-        for file in model.files(source_format) if file in artifacts
-    }  # fmt: skip
     signer = signature.from_environment()  # no setting: a signature does not change what is published
     weights, architecture = model.spec.weights, model.spec.architecture
     runs_user_code = weights.converter is not None or architecture.network is not None
@@ -120,13 +164,14 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
         model=model,
         build=functools.partial(build, signer=signer) if signer else build,
         inputs={
-            **{file: model.artifact(file) for file in artifacts},
-            **{f"{file}.{kind}": model.artifact(f"{file}.{kind}.json") for file in artifacts for kind in RECORD_KINDS},
+            **artifacts,
+            **{f"{key}.{kind}": f"{path}.{kind}.json" for key, path in artifacts.items() for kind in RECORD_KINDS},
             **{f"{file}.measured": model.artifact(f"{file}.measured.json") for file in gated},
             **({name: model.artifact(name) for name in ("samples.json", "samples.txt")} if gated else {}),
             **({path: path for path in user_code.python_files(model)} if runs_user_code else {}),
             "weights": model.weights,
-            "config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt"),
+            "config": config,
+            **(files or {}),
             **({"preprocessing.json": model.artifact("preprocessing.json")} if model_format in FORMATS else {}),
             **{file: model.artifact(file) for file in labels},
             **{file: model.source(file) for file in model_config.config_files(fields)},
@@ -135,8 +180,8 @@ def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any
         settings={
             "name": name,
             "format": model_format,
-            "files": artifacts,
-            "spec": spec_digest(model, source_format),
+            "files": list(artifacts),
+            "spec": digest_of_spec,
             "source": weights.source,
             "code": statement.code_digest(),
             "gate": gated,
@@ -171,7 +216,11 @@ def folder_overwrite_error(folder: str) -> str | None:
 def spec_digest(model: Model, model_format: str) -> str:
     """The sha256 of the tables that change the bytes of an artifact, without comments, accuracy limits and [triton]."""
     tables = table_settings(model.spec) | {"torchscript": table_settings(model.torchscript)}
-    text = json.dumps({table: tables[table] for table in ARTIFACT_TABLES[model_format]}, sort_keys=True)
+    names = [
+        *ARTIFACT_TABLES[model_format],
+        *(name for name in TENSOR_TABLES if tables[name] and model_format in FORMATS),
+    ]
+    text = json.dumps({table: tables[table] for table in names}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -221,41 +270,6 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, signer: Identity | 
     return notes
 
 
-def new_provenance(inputs: Paths, settings: Settings, records: Records) -> Provenance:
-    """The provenance of a new version, without the digests of its files."""
-    signatures = records["signature"]
-    tools = {tool for each in records["tools"] for tool in each.items()}
-    gated = [
-        statement.gate_result(file, verdict["model"], read_json(inputs[f"{file}.measured"]), verdict["status"], rule)
-        for file, verdict in zip(settings["files"], records["verdict"], strict=True)
-        if (rule := settings["gate"].get(file))
-    ]
-    return {
-        "build": " ".join(str(verdict["model"]) for verdict in records["verdict"]),
-        "weights": digest(inputs["weights"]),
-        "source": settings["source"],
-        "spec": settings["spec"],
-        "code": {
-            "the project": settings["code"],
-            **{name: digest(path) or "" for name, path in inputs.items() if name == path},
-        },
-        "tools": ", ".join(sorted(f"{name} {version}" for name, version in tools)),
-        "packages": sorted([name, version] for name, version in tools if PACKAGE_NAME.fullmatch(name)),
-        "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plan_properties(settings, signatures)],
-        "needs": onnx_requirements(signatures[0]),
-        "parameters": settings["parameters"],
-        "gate": gated,
-        "samples": read_samples(inputs) if gated else {},
-        "files": {},
-    }
-
-
-def read_samples(inputs: Paths) -> dict[str, Any]:
-    """The digest of the samples that the gate used, and their names."""
-    with open(inputs["samples.txt"], encoding="utf-8") as file:
-        return {"sha256": digest(inputs["samples.json"]), "names": file.read().splitlines()}
-
-
 def read_records(inputs: Paths, settings: Settings) -> Records:
     """The records about the artifacts.
 
@@ -279,46 +293,3 @@ def read_records(inputs: Paths, settings: Settings) -> Records:
         described = ", ".join(inputs[artifact] for artifact in settings["files"])
         raise UserError(f"{inputs['config']} describes another file than {described}; nothing was published")
     return records
-
-
-def onnx_requirements(signature: "Signature") -> dict[str, int]:
-    """The opset and the IR version that a server must support to load an ONNX file; empty for other formats."""
-    return {"opset": signature["opset"], "ir_version": signature["ir_version"]} if "opset" in signature else {}
-
-
-def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object]]) -> list[Any]:
-    """The properties of plans that must be equal in all versions of a model: one row for each file."""
-    if settings["format"] != "tensorrt":
-        return []
-    keys = ("profile", "TensorRT", "version_compatible")
-    rows = [
-        [file, *(signature.get(key) for key in keys)]
-        for file, signature in zip(settings["files"], signatures, strict=True)
-    ]
-    return sorted(rows)  # lists, not tuples, because they are compared with lists that were read from JSON
-
-
-def write_version(provenance: Provenance, version: int, inputs: Paths, folder: str, settings: Settings) -> None:
-    """Write the folder of a version, and the digests of its files into its provenance.
-
-    The version of an ensemble holds no artifact. Its provenance is that of its config.pbtxt.
-    """
-    config, folder = f"{folder}/{CONFIG_FILE}", f"{folder}/{version}"
-    os.makedirs(folder)
-    for artifact in settings["files"] if settings["format"] != "ensemble" else ():
-        # Triton expects model.pt and model.onnx, also for model.fp16.pt. The config has the names of plans.
-        name = FORMATS[settings["format"]].file if settings["format"] in ("torchscript", "onnx") else artifact
-        if settings["format"] == "preprocess":  # a folder
-            repository_files.copy(inputs[artifact], folder)
-        else:
-            repository_files.copy(
-                inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}"
-            )
-    provenance["files"] = file_digests(folder, remember=False)
-    if settings["format"] == "ensemble":
-        provenance["files"][CONFIG_FILE] = digest(config, remember=False) or ""
-    bom = f"{folder}/{bill_of_materials.BOM_FILE}"
-    if bill_of_materials.write_bom(bom, settings["name"], version, provenance, settings["card"]):
-        provenance["files"][bill_of_materials.BOM_FILE] = digest(bom, remember=False) or ""
-    write_json(f"{folder}/{PROVENANCE_FILE}", statement.to_statement(provenance))
-    block_bytecode(folder, settings["format"])

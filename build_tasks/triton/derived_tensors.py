@@ -185,3 +185,17 @@ def _hidden_tensor(tensor: TensorSignature, filled: TritonTensor, batched: bool)
         len(dims) == len(filled.dims) and all(a in (b, -1) for a, b in zip(dims, filled.dims, strict=True))
     ):
         yield key, f"dims {dims}, those of {tensor['name']}", repr(filled.dims)
+
+
+def signature_of(config: Any) -> Signature:
+    """Return the inputs and outputs of a ModelConfig as a signature, in the shapes that clients see."""
+    batch = [-1] if config.max_batch_size else []
+    names = {enum("DataType", name): dtype for dtype, name in reversed(DTYPES.items())}
+    inputs, outputs = (
+        [
+            TensorSignature(name=tensor.name, dtype=names[tensor.data_type], shape=[*batch, *tensor.dims])
+            for tensor in tensors
+        ]
+        for tensors in (config.input, config.output)
+    )
+    return {"inputs": inputs, "outputs": outputs}

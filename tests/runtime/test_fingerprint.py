@@ -40,6 +40,11 @@ RUN_ONLY = {
     "runtime.worker": "how a stage runs, not what it builds",
     "spec.model_files": "lists files, whose paths and contents are recorded",
     "spec.source_checks": "which specs are refused; a refused one has no stages",
+    "spec.interface": "settings reach `build` as plain data, and are recorded by value",
+    "spec.ensemble_tables": "settings reach `build` as plain data, and are recorded by value",
+    "formats.artifacts": "names of files, which are part of every recorded path",
+    "formats.ensemble_steps": "which steps an ensemble has, which reach `build` as plain data",
+    "spec.loader": "reads specs, from which settings reach `build` as plain data",
     "spec.model": "settings reach `build` as plain data, and are recorded by value",
     "spec.tables": "settings reach `build` as plain data, and are recorded by value",
     "spec.overrides": "settings reach `build` as plain data, and are recorded by value",
@@ -96,6 +101,10 @@ def own_calibration(stage: Stage) -> bool:
     return stage.settings["calibration"] is not None
 
 
+def is_ensemble(stage: Stage) -> bool:
+    return "steps" in stage.settings
+
+
 UNUSED = [
     Unused("formats.pytorch_network", "formats.onnx_files", from_onnx, "the network is an ONNX file"),
     Unused("formats.pytorch_network", "formats.onnx_runtime", from_onnx, "the network is an ONNX file"),
@@ -125,7 +134,8 @@ UNUSED = [
     ),
     Unused("formats.onnx_export", "runtime.threads", never, "the cores of a check, whose answers are not recorded"),
     Unused("formats.tensorrt", "formats.onnx_files", never, "finds the graph, whose content is an input"),
-    Unused("stages.preprocess", "formats.artifacts", never, "the name of a folder, which is part of recorded paths"),
+    Unused("stages.config", "triton.ensemble_graph", is_ensemble, "there are no steps"),
+    Unused("stages.ensemble", "formats.tensorrt", never, "runs the artifact of a step, where it has a GPU"),
 ]
 
 SPECS = {
@@ -164,6 +174,20 @@ SPECS = {
         [weights]
         source = "network.pt"
         """,
+    "own_ensemble": """\
+        formats = ["onnx"]
+        [architecture]
+        timm = "test_efficientnet"
+        [weights]
+        source = "random://0"
+        [[ensemble.steps]]
+        model = "own_ensemble_preprocess"
+        [[ensemble.steps]]
+        model = "own_ensemble_onnx"
+        [[ensemble.steps]]
+        python = "best"
+        inputs = { SCORES = "OUTPUT__0" }
+        """,
     "from_onnx": """\
         formats = ["onnx", "tensorrt"]
         ensemble = "tensorrt"
@@ -194,7 +218,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Stage]:
     project = Project(tmp_path_factory.mktemp("stages") / "project")
     for name, spec in SPECS.items():
         folder = project.model(name, spec, network_py=NETWORK.replace("{body}", ""), convert_py="", truth_csv="")
-        for file in ("weights.safetensors", "network.onnx", "samples/1.jpg"):
+        for file in ("weights.safetensors", "network.onnx", "samples/1.jpg", "best/model.py", "best/config.pbtxt"):
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).touch()
     subprocess.run([sys.executable, "-c", LIST_STAGES], cwd=project.root, check=True)

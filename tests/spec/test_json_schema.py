@@ -109,7 +109,7 @@ def test_the_schema_accepts_valid_specs(text: str) -> None:
         ("provenance = 'no'", "$.triton.provenance"),
         ("platform = 'onnxruntime_onnx'", "$.triton"),
         ("max_batch_size = 8", "$.triton"),
-        ("onnx = { max_batch_size = 0 }", "$.triton.onnx.max_batch_size"),
+        ("onnx = { max_batch_size = -1 }", "$.triton.onnx.max_batch_size"),
         ("onnx = { release = '26.08' }", "$.triton.onnx"),
         ("pytorch = {}", "$.triton"),
     ],

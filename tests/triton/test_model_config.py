@@ -13,9 +13,11 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from build_tasks.errors import UserError
+from build_tasks.formats.ensemble_steps import steps_of
+from build_tasks.provenance import new_version
 from build_tasks.spec.loader import load
 from build_tasks.spec.model import Model
-from build_tasks.stages import config, publish
+from build_tasks.stages import config
 from build_tasks.triton import release_table, releases
 from build_tasks.triton.platforms import TRITON_MODELS
 from tests.support.project import ROOT
@@ -336,8 +338,9 @@ WRONG = [
         "ensemble: expected a format with an open batch (onnx.dynamic_axes = true), found 'onnx'",
     ),
     (
-        spec("[input]\nshape = [1, 28, 28]", ENSEMBLE),
-        "ensemble: expected nothing, since pictures have 3 channels, found input.shape = [1, 28, 28]",
+        spec("[input]\nshape = [2, 28, 28]", ENSEMBLE),
+        "ensemble: expected nothing, since pictures have 1, 3 or 4 channels (or set input.files), found input.shape = "
+        "[2, 28, 28]",
     ),
     (
         spec("[triton.ensemble]\ninstance_group = [{ count = 2 }]", ENSEMBLE),
@@ -520,7 +523,7 @@ def test_an_ensemble_limits_the_requests_that_wait_in_memory(release: str, lines
     }
     Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
     first = config.task(model, "preprocess", ["preprocess"])
-    both = [task["meta"]["stage"] for task in (first, config.ensemble_task(model, ["preprocess", "model.onnx"]))]
+    both = [task["meta"]["stage"] for task in (first, config.ensemble_task(model, steps_of(model, [model])))]
     for stage in both:
         stage.build(stage.inputs, stage.outputs, stage.settings)
     parsed = text_format.Parse(Path(both[1].outputs["config"]).read_text(), ModelConfig())
@@ -748,12 +751,12 @@ def test_an_ensemble_accepts_no_larger_batch_than_its_steps() -> None:
     Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
     first = config.task(model, "preprocess", ["preprocess"])["meta"]["stage"]
     first.build(first.inputs, first.outputs, first.settings)
-    whole = config.ensemble_task(model, ["preprocess", "model.onnx"])["meta"]["stage"]
+    whole = config.ensemble_task(model, steps_of(model, [model]))["meta"]["stage"]
     assert whole.build(whole.inputs, whole.outputs, whole.settings)["max_batch_size"] == 2
     pictures["outputs"][0]["dtype"] = "uint8"
     Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
     first.build(first.inputs, first.outputs, first.settings)
-    message = r"m_onnx takes TYPE_FP32 \[3, 160, 160\], but m_preprocess makes TYPE_UINT8 \[3, 160, 160\] of an image"
+    message = r"m_onnx takes TYPE_FP32 \[3, 160, 160\], but m_preprocess makes TYPE_UINT8 \[3, 160, 160\]"
     with pytest.raises(UserError, match=message):
         whole.build(whole.inputs, whole.outputs, whole.settings)
 
@@ -767,8 +770,8 @@ def test_a_batch_that_an_option_fixes_for_one_run_contradicts_nothing() -> None:
 
 def test_plans_of_another_profile_or_tensorrt_are_no_versions_of_one_model() -> None:
     settings = {"format": "tensorrt", "files": ["model.sm90.plan", "model.sm86.plan"]}
-    properties = publish.plan_properties(settings, [plan(8), plan(8)])
+    properties = new_version.plan_properties(settings, [plan(8), plan(8)])
     assert json.loads(json.dumps(properties)) == properties, "JSON reads the same value"
-    assert properties != publish.plan_properties(settings, [plan(8), plan(4)])
-    assert properties != publish.plan_properties(settings, [plan(8, "11.3.0.99"), plan(8)])
-    assert publish.plan_properties({"format": "onnx", "files": ["model.onnx"]}, [tensors()]) == []
+    assert properties != new_version.plan_properties(settings, [plan(8), plan(4)])
+    assert properties != new_version.plan_properties(settings, [plan(8, "11.3.0.99"), plan(8)])
+    assert new_version.plan_properties({"format": "onnx", "files": ["model.onnx"]}, [tensors()]) == []

@@ -1,0 +1,74 @@
+"""Mistakes in the key `ensemble` and in the table [ensemble], as far as specs show them.
+
+Names, types and dims of tensors, and cycles, show only with the configurations of the steps: see formats/ensembles.py.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+
+from build_tasks.errors import with_suggestion
+from build_tasks.paths import MODELS
+from build_tasks.spec import pictures
+from build_tasks.spec.ensemble_tables import Ensemble
+from build_tasks.spec.model import Model
+from build_tasks.spec.overrides import Overrides
+from build_tasks.spec.value_checks import Mistake
+
+PYTHON_FILES = ("config.pbtxt", "model.py")  # that the folder of a Python model must hold
+
+
+def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
+    """Yield the mistakes that the spec of a model alone shows."""
+    spec, key = model.spec, "ensemble"
+    if isinstance(spec.ensemble, Ensemble):
+        yield from _step_mistakes(model, spec.ensemble)
+    elif spec.ensemble is None:
+        return
+    elif spec.ensemble not in spec.formats:
+        formats = ", ".join(model.served_formats)
+        expected = f"one of the served formats, {formats}" if formats else "nothing, since no format is served"
+        yield key, expected, repr(spec.ensemble)
+    elif model.largest_batch(spec.ensemble) == 0 and not overrides:
+        yield key, "a format with an open batch (onnx.dynamic_axes = true)", repr(spec.ensemble)
+    elif spec.ensemble == "tensorrt" and not spec.engine.keep_io_types and not overrides:
+        yield key, "engine.keep_io_types = true, since the ensemble prepares pictures in fp32", "false"
+    elif spec.input.shape and not pictures.colors_of(spec.input.color, spec.input.files, spec.input.shape[0]):
+        expected = "nothing, since pictures have 1, 3 or 4 channels (or set input.files)"
+        yield key, expected, f"input.shape = {spec.input.shape}"
+
+
+def _step_mistakes(model: Model, ensemble: Ensemble) -> Iterator[Mistake]:
+    made: dict[str, str] = {}
+    for index, step in enumerate(ensemble.steps):
+        key = f"ensemble.steps[{index}]"
+        if (step.model is None) == (step.python is None):
+            yield key, "either `model` or `python`", "neither" if step.model is None else "both"
+        elif step.model == model.triton_name("ensemble"):
+            yield f"{key}.model", "another model than the ensemble itself", repr(step.model)
+        elif step.model == model.triton_name("preprocess") and model.spec.inputs:
+            yield f"{key}.model", "no preprocessing, since [[inputs]] describes no picture", repr(step.model)
+        if step.python is not None:
+            for name in PYTHON_FILES:
+                if not os.path.isfile(f"{MODELS}/{model.name}/{step.python}/{name}"):
+                    yield f"{key}.python", f"a folder with {' and '.join(PYTHON_FILES)}", f"no {step.python}/{name}"
+                    break
+        for output, tensor in step.outputs.items():
+            if tensor in made:
+                yield f"{key}.outputs.{output}", f"another name than that of {made[tensor]}", repr(tensor)
+            made[tensor] = f"steps[{index}].outputs.{output}"
+
+
+def unknown_steps(models: list[Model], triton_models: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield a line for each step that names no model of Triton's, or an ensemble.
+
+    Args:
+        triton_models: Model.triton_models, by model, of all specs.
+    """
+    known = {name: description for each in triton_models.values() for name, description in each.items()}
+    served = [name for name, description in known.items() if not description.endswith("part ensemble")]
+    for model in models:
+        for index, step in enumerate(model.steps):
+            if step.model is not None and step.model not in served:
+                found = f"the ensemble {step.model!r}" if step.model in known else with_suggestion(step.model, served)
+                key = f"{model.file}: ensemble.steps[{index}].model"
+                yield f"{key}: expected a model of Triton's that a spec describes, found {found}"

@@ -1,0 +1,276 @@
+"""ensemble: an ensemble of one's own steps, end to end -> model.ensemble.measured.json
+
+    samples ─┬► artifacts and Python models, step by step ──────────────► outputs ─┐
+             ├► PyTorch networks and the same Python models ────────────► outputs ─┼► figures ─► gate
+             └► the same, each network's inputs perturbed by one ulp ───► outputs ─┘
+
+Python models run as they are, without a server. samples and reference are kept for `doit smoke`, which sends them to
+the ensemble of a running server. The default gate is that of the lowest precision among the steps.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from build_tasks.errors import UserError
+from build_tasks.formats import pytorch_network
+from build_tasks.formats.ensemble_steps import PYTHON, Step, wanted_outputs, wiring_of
+from build_tasks.formats.onnx_runtime import ONNX_MODULES
+from build_tasks.json_files import read_json, write_json
+from build_tasks.runtime.digests import digest
+from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.ensemble_tables import Ensemble
+from build_tasks.spec.model import Model
+from build_tasks.tensors import IMAGE, Signature
+from build_tasks.triton import ensemble_graph
+from build_tasks.triton import model_config as triton_config
+from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
+from build_tasks.verification import accuracy_samples, gate, metrics
+from build_tasks.verification.ensemble_samples import save_samples
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Feed = dict[str, "np.ndarray"]
+Run = Callable[[Feed], Feed]
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")  # from the most to the least exact
+SAMPLES = 16  # at most so many are sent through the steps
+
+
+def task(model: Model, steps: list[Step]) -> dict[str, Any]:
+    """The doit task of an ensemble of one's own."""
+    name = TRITON_MODELS["ensemble"].file
+    networks = [step for step in steps if step.kind in FORMATS]
+    precision = max((step.model.precision(step.kind) for step in networks), key=PRECISIONS.index, default="fp32")
+    own_samples = model.spec.ensemble.samples if isinstance(model.spec.ensemble, Ensemble) else None
+    pictures = {path for step in steps if step.kind == "preprocess" for path in _pictures(step.model)}
+    stage = Stage(
+        name=f"ensemble:{model.name}",
+        model=model,
+        build=build,
+        inputs={
+            **{f"{step.name}/config.pbtxt": step.config for step in steps},
+            **{f"{step.name}/artifact": next(iter(step.artifacts.values())) for step in steps},
+            **{f"{step.name}/signature": f"{next(iter(step.artifacts.values()))}.signature.json" for step in networks},
+            **{f"{step.name}/weights": step.model.weights for step in networks},
+            **{f"{step.name}/samples": step.model.artifact("samples.json") for step in networks},
+            **({"samples": model.source(own_samples)} if own_samples else {}),
+            **{path: path for path in sorted(pictures)},
+        },
+        outputs={
+            "measured": model.artifact(f"{name}.measured.json"),
+            "samples": model.artifact(f"{name}.samples.json"),
+            "names": model.artifact(f"{name}.samples.txt"),
+            "reference": model.artifact(f"{name}.reference.json"),
+        },
+        settings={
+            "spec": model.file,
+            "steps": msgspec.to_builtins(wiring_of(steps)),
+            "kinds": {step.name: step.kind for step in steps},
+            "networks": {step.name: _network_settings(step.model) for step in networks},
+            "models": {step.name: step.model.name for step in steps},
+            "outputs": wanted_outputs(model),
+            "max_batch_size": model.largest_batch("ensemble"),
+            "gate": gate.settings_of(model, "ensemble", precision),
+        },
+        tools=("torch", "timm", "onnxruntime", "polygraphy", "numpy", "pillow"),
+        modules=(
+            __name__,
+            "build_tasks.formats.python_backend",
+            "build_tasks.triton.platforms",
+            "build_tasks.triton.ensemble_graph",
+            "build_tasks.triton.model_config",
+            "build_tasks.verification.accuracy_samples",
+            "build_tasks.verification.ensemble_samples",
+            "build_tasks.verification.tolerance",
+            *gate.GATE_MODULES,
+            *dict.fromkeys(ONNX_MODULES),
+            *{module: None for step in networks for module in pytorch_network.source_modules(step.model)},
+        ),
+        source_files=tuple(path for step in networks for path in pytorch_network.user_source_files(step.model)),
+    )
+    return stage.task(doc=f"{model.triton_name('ensemble')} end to end, against its steps in PyTorch")
+
+
+def _pictures(model: Model) -> list[str]:
+    samples = model.spec.accuracy.samples
+    source = model.source(samples) if samples else accuracy_samples.SHIPPED_PHOTOGRAPHS
+    return [] if source.endswith(accuracy_samples.TENSOR_SUFFIXES) else accuracy_samples.sample_files(source)
+
+
+def _network_settings(model: Model) -> Settings:
+    return {**pytorch_network.settings_of(model), "interface": pytorch_network.interface_of(model)}
+
+
+def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import numpy as np
+    from google.protobuf import text_format
+    from polygraphy.comparator import IterationResult, RunResults
+
+    steps = msgspec.convert(settings["steps"], list[ensemble_graph.Wiring])
+    configs = []
+    for step in steps:
+        with open(inputs[f"{step.name}/config.pbtxt"], encoding="utf-8") as file:
+            configs.append(text_format.Parse(file.read(), triton_config.to_message({})))
+    graph = ensemble_graph.connect(steps, configs, settings["outputs"], settings["max_batch_size"], settings["spec"])
+    if not graph.max_batch_size:
+        raise UserError(f"{settings['spec']}: ensemble: expected steps with an open batch, found a fixed one")
+    feed = read_samples(inputs, settings, steps, graph)
+    count = min(SAMPLES, *(len(array) for array in feed.values()))
+    feed = {name: array[:count] for name, array in feed.items()}
+    pythons = {
+        step.name: _python_model(inputs, settings, step.name, config)
+        for step, config in zip(steps, configs, strict=True)
+        if settings["kinds"][step.name] not in FORMATS
+    }
+    run = functools.partial(run_steps, graph, steps, feed)
+    found = run({step.name: pythons.get(step.name) or _artifact(inputs, settings, step.name) for step in steps})
+    networks = {step.name: _reference(inputs, settings, step.name) for step in steps if step.name not in pythons}
+    expected = run(pythons | networks)
+    moved = run(pythons | {name: _perturbed(network) for name, network in networks.items()})
+    names = [f"sample {index + 1}" for index in range(count)]
+    numbers = [name for name, array in expected.items() if array.dtype.kind in "fiub"]
+    artifact, reference, perturbed = (
+        IterationResult({name: each[name] for name in numbers}) for each in (found, expected, moved)
+    )
+    figures = metrics.compare_outputs(artifact, reference, perturbed, names)
+    measured: metrics.Measurements = {"samples": count, "distinct": count, "outputs": figures}
+    write_json(outputs["measured"], {**measured, "reference": digest(inputs[f"{steps[0].name}/config.pbtxt"])})
+    save_samples(feed, outputs["samples"])
+    results = RunResults()
+    for runner, each in (("pytorch-fp32", expected), ("pytorch-fp32, inputs perturbed by one ulp", moved)):
+        results.add([each], runner_name=runner)
+    results.save(outputs["reference"])
+    with open(outputs["names"], "w", encoding="utf-8") as file:
+        file.writelines(f"{name}\n" for name in names)
+    if reason := gate.gate_error(measured, settings["gate"], "; see docs/how-to/ensembles.md"):
+        raise UserError(f"the ensemble differs from its steps in PyTorch: {reason}")
+    texts = {
+        f"equal {name}": f"{int(np.all(found[name] == array, axis=tuple(range(1, array.ndim))).sum())} of {count}"
+        for name, array in expected.items()
+        if name not in numbers
+    }
+    return {**metrics.key_figures(measured), **texts, "Python models": ", ".join(pythons) or "none"}
+
+
+def read_samples(
+    inputs: Paths, settings: Settings, steps: list[ensemble_graph.Wiring], graph: ensemble_graph.Graph
+) -> Feed:
+    """Return the samples for each input of the ensemble, arrays (samples, …).
+
+    Raises:
+        UserError: If there are none for an input.
+    """
+    import numpy as np
+    from polygraphy.json import load_json
+
+    own: Feed = {}
+    if "samples" in inputs:
+        with np.load(inputs["samples"], allow_pickle=False) as arrays:
+            own = {name: array.astype(object) if array.dtype.kind in "SU" else array for name, array in arrays.items()}
+    feed: Feed = {}
+    for tensor in graph.inputs:
+        if tensor in own:
+            feed[tensor] = own[tensor]
+            continue
+        for step, (input_map, _) in zip(steps, graph.maps, strict=True):
+            for name in [name for name, taken in input_map.items() if taken == tensor]:
+                kind = settings["kinds"][step.name]
+                if kind in FORMATS:
+                    feed[tensor] = load_json(inputs[f"{step.name}/samples"])[0][name]
+                elif kind == "preprocess" and name == IMAGE:
+                    from build_tasks.spec.loader import read_model
+
+                    encoded = accuracy_samples.read_encoded(read_model(settings["models"][step.name]))
+                    if encoded is not None:
+                        feed[tensor] = encoded
+        if tensor not in feed:
+            expected = f"an .npz with the array {tensor!r}, since no step that takes it has samples"
+            raise UserError(f"{settings['spec']}: ensemble.samples: expected {expected}, found nothing")
+    return feed
+
+
+def run_steps(
+    graph: ensemble_graph.Graph, steps: list[ensemble_graph.Wiring], feed: Feed, runs: dict[str, Run]
+) -> Feed:
+    """Return the outputs of an ensemble for all samples. The steps run in batches, as large as they take."""
+    import numpy as np
+
+    count = len(next(iter(feed.values())))
+    parts = []
+    for start in range(0, count, graph.max_batch_size):
+        tensors = {name: array[start : start + graph.max_batch_size] for name, array in feed.items()}
+        for index in graph.order:
+            input_map, output_map = graph.maps[index]
+            answer = runs[steps[index].name]({name: tensors[tensor] for name, tensor in input_map.items()})
+            tensors |= {tensor: answer[name] for name, tensor in output_map.items()}
+        parts.append(tensors)
+    return {name: np.concatenate([part[name] for part in parts]) for name in graph.outputs}
+
+
+def _python_model(inputs: Paths, settings: Settings, name: str, config: Any) -> Run:
+    from build_tasks.formats.python_backend import PythonModel
+
+    folder = name.removeprefix(f"{settings['models'][name]}_")
+    path = f"models/{settings['models'][name]}/{folder}/model.py" if settings["kinds"][name] == PYTHON else name
+    return PythonModel(inputs[f"{name}/artifact"], config, path)
+
+
+def _artifact(inputs: Paths, settings: Settings, name: str) -> Run:
+    """Return the artifact of a network as a function by the names of its tensors.
+
+    Raises:
+        UserError: If this machine cannot run it.
+    """
+    signature: Signature = read_json(inputs[f"{name}/signature"])
+    path, kind = inputs[f"{name}/artifact"], settings["kinds"][name]
+    outputs = [tensor["name"] for tensor in signature["outputs"]]
+    if kind == "onnx":
+        import onnxruntime
+
+        from build_tasks.formats.onnx_runtime import onnx_file
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # sums in another order would differ in their last bits
+        session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
+        return lambda feed: dict(zip(outputs, session.run(outputs, feed), strict=True))
+    if kind == "torchscript":
+        import torch
+
+        module = torch.jit.load(path)
+        return functools.partial(_run_module, module, [tensor["name"] for tensor in signature["inputs"]], outputs)
+    from build_tasks.formats import tensorrt
+
+    engine = tensorrt.engine_session(path, signature)
+    return lambda feed: dict(zip(outputs, engine(next(iter(feed.values()))), strict=True))
+
+
+def _run_module(module: Any, inputs: list[str], outputs: list[str], feed: Feed) -> Feed:
+    import torch
+
+    with torch.inference_mode():
+        answer = module(*(torch.from_numpy(feed[name]) for name in inputs))
+    tensors = [answer] if isinstance(answer, torch.Tensor) else answer
+    return {name: tensor.numpy() for name, tensor in zip(outputs, tensors, strict=True)}
+
+
+def _reference(inputs: Paths, settings: Settings, name: str) -> Run:
+    """Return the network of a step in PyTorch as such a function; for an ONNX file, the file itself."""
+    network = settings["networks"][name]
+    signature: Signature = read_json(inputs[f"{name}/signature"])
+    module = pytorch_network.wrap_for_serving(
+        pytorch_network.create_network(network, inputs[f"{name}/weights"]), network["interface"]
+    )
+    inputs_of, outputs_of = ([tensor["name"] for tensor in signature[kind]] for kind in ("inputs", "outputs"))
+    return functools.partial(_run_module, module, inputs_of, outputs_of)
+
+
+def _perturbed(network: Run) -> Run:
+    """Return a network whose floating-point inputs are perturbed by one ulp."""
+    from build_tasks.verification.tolerance import perturb_one_ulp
+
+    return lambda feed: network(
+        {name: perturb_one_ulp(array) if array.dtype.kind == "f" else array for name, array in feed.items()}
+    )

@@ -1,0 +1,160 @@
+"""The graph of an ensemble: how the tensors of its steps are connected, and what Triton would refuse.
+
+Sources of the rules: ValidateEnsembleConfig and ValidateTensorMapping in the core's ensemble_utils.cc.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from build_tasks.errors import UserError, listed, with_suggestion
+from build_tasks.triton.model_config import protobuf
+
+
+class Wiring(Struct, frozen=True):
+    """A step as far as the ensemble's config.pbtxt depends on the spec. It is plain data for a fingerprint."""
+
+    name: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+class Graph(NamedTuple):
+    """The connected steps of an ensemble.
+
+    Attributes:
+        order: The steps, so that each comes after those whose outputs it takes.
+        inputs: By name in the ensemble: the tensor of the step's ModelConfig that takes it.
+        outputs: By name in the ensemble: the tensor of the step's ModelConfig that makes it.
+        maps: For each step in `order`, its input_map and its output_map.
+        max_batch_size: The largest batch that all steps take.
+    """
+
+    order: list[int]
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    maps: list[tuple[dict[str, str], dict[str, str]]]
+    max_batch_size: int
+
+
+def connect(
+    steps: Sequence[Wiring], configs: Sequence[Any], requested: Sequence[str], largest: int, spec: str
+) -> Graph:
+    """Connect the steps of an ensemble by the names of their tensors.
+
+    Args:
+        steps: The steps.
+        configs: Their ModelConfigs.
+        requested: The tensors that clients get; empty: all that no step takes.
+        largest: The largest batch that the spec allows.
+        spec: The path of the spec, for messages.
+
+    Raises:
+        UserError: If names, types, dims or batches do not fit, or if the steps form a cycle.
+    """
+    made: dict[str, tuple[int, Any]] = {}
+    taken: dict[str, list[tuple[int, Any]]] = {}
+    maps = []
+    for index, (step, config) in enumerate(zip(steps, configs, strict=True)):
+        key = f"{spec}: ensemble.steps[{index}]"
+        if config.model_transaction_policy.decoupled:
+            raise UserError(f"{key}: expected a model that answers each request once, found {step.name}, decoupled")
+        input_map = _map(f"{key}.inputs", step.inputs, config.input, step.name)
+        output_map = _map(f"{key}.outputs", step.outputs, config.output, step.name)
+        maps.append((input_map, output_map))
+        tensors = {tensor.name: tensor for tensor in (*config.input, *config.output)}
+        for name, tensor in output_map.items():
+            if tensor in made:
+                other = steps[made[tensor][0]].name
+                raise UserError(f"{key}.outputs.{name}: expected a name that {other} does not make, found {tensor!r}")
+            made[tensor] = index, tensors[name]
+        for name, tensor in input_map.items():
+            taken.setdefault(tensor, []).append((index, tensors[name]))
+    for tensor, takers in taken.items():
+        first = made.get(tensor, takers[0])
+        for taker in takers:
+            _compare(first, taker, steps, configs, f"{spec}: ensemble", made=tensor in made)
+    needs = [{made[tensor][0] for tensor in input_map.values() if tensor in made} for input_map, _ in maps]
+    order = _order(needs, steps, spec)
+    inputs = {tensor: takers[0][1] for tensor, takers in taken.items() if tensor not in made}
+    if not inputs:
+        raise UserError(f"{spec}: ensemble: expected a tensor that clients send, found steps that make all they take")
+    for name in requested:
+        if name not in made:
+            raise UserError(
+                f"{spec}: ensemble.outputs: expected tensors of the steps, found {with_suggestion(name, made)}"
+            )
+    outputs = {name: made[name][1] for name in requested or [name for name in made if name not in taken]}
+    batches = [config.max_batch_size for config in configs]
+    return Graph(order, inputs, outputs, maps, _largest_batch(batches, steps, largest, spec))
+
+
+def _map(key: str, names: Mapping[str, str], tensors: Sequence[Any], model: str) -> dict[str, str]:
+    """Return the map of a step from its tensors to those of the ensemble."""
+    known = [tensor.name for tensor in tensors]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{key}: expected tensors of {model}, {listed(known)}, found {with_suggestion(name, known)}"
+            )
+    return {name: names.get(name, name) for name in known}
+
+
+def _compare(
+    first: tuple[int, Any],
+    second: tuple[int, Any],
+    steps: Sequence[Wiring],
+    configs: Sequence[Any],
+    key: str,
+    made: bool,
+) -> None:
+    """Compare the type and dims of a tensor as two steps have them. An open dimension fits every length.
+
+    Raises:
+        UserError: If they do not fit.
+    """
+    (one, a), (two, b) = first, second
+    full = [([-1] if configs[step].max_batch_size else []) + [*tensor.dims] for step, tensor in (first, second)]
+    fits = len(full[0]) == len(full[1]) and all(-1 in pair or pair[0] == pair[1] for pair in zip(*full, strict=True))
+    if a.data_type != b.data_type or not fits:
+        verb = "makes" if made else "takes"
+        raise UserError(
+            f"{key}: {steps[two].name} takes {format_tensor(b)}, but {steps[one].name} {verb} {format_tensor(a)}"
+        )
+
+
+def format_tensor(tensor: Any) -> str:
+    """Return the type and the dims of a tensor of a ModelConfig."""
+    return f"{protobuf().DataType.Name(tensor.data_type)} {list(tensor.dims)}"
+
+
+def _order(needs: Sequence[set[int]], steps: Sequence[Wiring], spec: str) -> list[int]:
+    """Return the steps in an order in which each comes after those that it needs.
+
+    Raises:
+        UserError: If they form a cycle.
+    """
+    order: list[int] = []
+    while len(order) < len(needs):
+        ready = [index for index, needed in enumerate(needs) if index not in order and needed <= set(order)]
+        if not ready:
+            cycle = [steps[index].name for index in range(len(needs)) if index not in order]
+            raise UserError(f"{spec}: ensemble.steps: expected steps without a cycle, found one among {listed(cycle)}")
+        order += ready
+    return order
+
+
+def _largest_batch(batches: Sequence[int], steps: Sequence[Wiring], largest: int, spec: str) -> int:
+    """Return the max_batch_size of an ensemble: 0 if none of its steps batches.
+
+    Raises:
+        UserError: If some steps batch and others do not. Triton allows that for dims that contain the batch, which it
+            compares only when a request comes.
+    """
+    if not all(batches) and any(batches):
+        without = next(step.name for step, batch in zip(steps, batches, strict=True) if not batch)
+        raise UserError(
+            f"{spec}: ensemble.steps: expected steps that all batch, or none, found {without} with max_batch_size 0"
+        )
+    return min(largest, *batches) if all(batches) else 0
