@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from build_tasks.paths import REPOSITORY
 from build_tasks.provenance.statement import Provenance, file_digests, read_provenance
-from build_tasks.provenance.verify_repository import MANIFEST, format_manifest
+from build_tasks.provenance.verify_repository import MANIFEST, UNLISTED, format_manifest
 from build_tasks.runtime import atomic_files, repository_files
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Settings
@@ -56,7 +56,8 @@ def copy_version(published: str, target: str, model_format: str) -> None:
 def write_manifest(folder: str) -> None:
     """Write the manifest of a model's folder. The versions that stay are links in a draft."""
     paths = [f"{parent}/{name}" for parent, _, names in os.walk(folder, followlinks=True) for name in names]
-    digests = {os.path.relpath(path, folder): digest(path, remember=False) or "" for path in paths}
+    names = {os.path.relpath(path, folder): path for path in paths}
+    digests = {name: digest(path, remember=False) or "" for name, path in names.items() if name not in UNLISTED}
     with open(f"{folder}/{MANIFEST}", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(format_manifest(digests))
 

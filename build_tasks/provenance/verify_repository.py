@@ -76,7 +76,11 @@ def read_manifest(folder: str) -> dict[str, str]:
         if not stat.S_ISREG(os.lstat(path).st_mode):  # to open a FIFO waits
             raise ValueError(f"{MANIFEST} is not a file")
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return parse_manifest(file.read())
+            text = file.read()
+        digests = parse_manifest(text)
+        if text != format_manifest(digests):
+            raise ValueError("it is not as publishing writes it")
+        return digests
     except FileNotFoundError:
         raise ValueError(NO_MANIFEST) from None
     except OSError as error:
