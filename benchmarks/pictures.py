@@ -1,6 +1,10 @@
 """How much faster an ensemble's Python model prepares a batch of pictures in threads than one picture after the other.
 
     doit tritonserver && python benchmarks/pictures.py
+    doit tritonserver efficientnet_lite0 && python benchmarks/pictures.py --model efficientnet_lite0
+
+The second form compares the ensemble of a published model, which gets pictures, with its ONNX model, which gets tensors
+that are ready, in the stub for ONNX Runtime.
 
 One client sends batches to Triton's core from PyPI. Two models take turns, so that other work on the machine slows
 both: the published one, and a copy of it with one thread. Their answers must be equal in every bit. The benchmark
@@ -66,13 +70,46 @@ def measure(client: Client, batch: np.ndarray, requests: int) -> dict[str, float
     return {name: len(batch) / statistics.median(times) for name, times in seconds.items()}
 
 
+def compare_with_onnx(name: str, requests: int) -> None:
+    """Print the pictures per second of the parts of an ensemble and of the whole, in turns."""
+    from polygraphy.json import load_json
+
+    photographs = [path.read_bytes() for path in PHOTOGRAPHS]
+    prepared = load_json(f"build/{name}/samples.json")[0]["INPUT__0"]
+    models = [f"{name}_{part}" for part in ("onnx", "preprocess", "ensemble")]
+    with triton_server.start("core", "24.10", triton_server.free_ports(), "build/server.log", stubs=True) as server:
+        for model in models:
+            if reason := server.load(model):
+                raise SystemExit(reason)
+        client = Client("HTTP", server.http)
+        tensors = {model: client.tensors(model) for model in models}
+        for size in (1, 8, 32):
+            pictures = np.array([[photographs[index % len(photographs)]] for index in range(size)], object)
+            seconds: dict[str, list[float]] = {model: [] for model in models}
+            for _ in range(requests):
+                for model, times in seconds.items():
+                    batch = prepared[np.arange(size) % len(prepared)] if model == models[0] else pictures
+                    start = time.perf_counter()
+                    client.infer(model, tensors[model], batch)
+                    times.append(time.perf_counter() - start)
+            rates = {model: size / statistics.median(times) for model, times in seconds.items()}
+            text = ", ".join(f"{model} {rate:.1f}" for model, rate in rates.items())
+            print(f"batch {size:2}: pictures/s of {text}; ensemble/onnx {rates[models[2]] / rates[models[0]]:.2f}")
+        client.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=30, help="requests of each batch to each model")
+    parser.add_argument("--model", help='a published model with ensemble = "onnx", to compare with its ONNX model')
     arguments = parser.parse_args()
     os.chdir(ROOT)
     if not triton_core.installed():
         raise SystemExit(f"there is no {triton_core.CORE}; `doit tritonserver` fetches it")
+    if arguments.model:
+        print(f"{len(os.sched_getaffinity(0))} cores")
+        compare_with_onnx(arguments.model, arguments.requests)
+        return
     core = os.path.abspath(triton_core.CORE)
     photographs = [path.read_bytes() for path in PHOTOGRAPHS]
     with tempfile.TemporaryDirectory() as folder:

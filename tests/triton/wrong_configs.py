@@ -8,13 +8,15 @@
     never loads  it does not load the model; where the warm-up of a Python model fails, it hangs or ends
     ends         the server ends
 
-`source` is "core" for Triton's core of release 24.10, which tests/serving/test_core.py runs, or the file of a
+`python -m tests.triton.wrong_configs` prints the table. `source` is "core" for Triton's core of release 24.10, which tests/serving/test_core.py runs, or the file of a
 backend or of a later core that was read: no backend but the Python one is in the core from PyPI.
 """
 
 # ruff: noqa: E501  (one configuration a line)
 
 from typing import NamedTuple
+
+from build_tasks.text_table import format_table
 
 CORE = "core"
 LIBTORCH = "pytorch_backend: src/pt/model_state.cc"
@@ -257,3 +259,13 @@ WRONG_CONFIGS = [
     Wrong("ragged batches", "torchscript", "batch_output = [{ target_name = ['S'], source_input = ['INPUT__0'] }]", "ignored",
           "PyTorch's backend does not read it", LIBTORCH),
 ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(
+        format_table(
+            ("kind", "format", "below [triton.<format>]", "Triton", "source", "we say"),
+            [(w.kind, w.model_format, " ".join(w.lines.split()), w.triton, w.source, w.ours) for w in WRONG_CONFIGS],
+            left=("format", "below [triton.<format>]", "Triton", "source", "we say"),
+        )
+    )
