@@ -3,6 +3,7 @@
 network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new tensors follow the input's device ─► saved
 """
 
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ TRACE_MODULES = (
 )
 
 TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
+VALUES = re.compile("to a (Python|NumPy) ")  # the words of PyTorch's warning
 MAX_LINES = 3  # of the user's code, in one message
 TRACED_AWAY = "turns a tensor into a Python value, which the trace keeps as a constant (write it with torch.where)"
 
@@ -80,7 +82,7 @@ def constant_lines(caught: "Iterable[warnings.WarningMessage]") -> str:
     lines = set()
     for warning in caught:
         file = Path(warning.filename).resolve()
-        if not issubclass(warning.category, torch.jit.TracerWarning) or "to a Python" not in str(warning.message):
+        if not issubclass(warning.category, torch.jit.TracerWarning) or not VALUES.search(str(warning.message)):
             continue
         if file.is_relative_to(root) and not {"site-packages", "build_tasks"}.intersection(file.parts):
             lines.add((str(file.relative_to(root)), warning.lineno))
