@@ -41,7 +41,7 @@ input {{ name: "IMAGE" data_type: TYPE_STRING dims: 1 }}
 output {{ name: "INPUT__0" data_type: TYPE_FP32 dims: [3, 288, 288] }}
 instance_group {{ kind: KIND_CPU count: 2 }}
 """
-TENSORS = Tensors("IMAGE", "BYTES", ["INPUT__0"])
+TENSORS = Tensors({"IMAGE": "BYTES"}, ["INPUT__0"])
 
 
 def write_model(name: str, threads: str) -> None:
@@ -63,7 +63,7 @@ def measure(client: Client, batch: np.ndarray, requests: int) -> dict[str, float
     for _ in range(requests):
         for name, times in seconds.items():
             start = time.perf_counter()
-            _, (answers[name],) = client.infer(name, TENSORS, batch)
+            _, (answers[name],) = client.infer(name, TENSORS, {"IMAGE": batch})
             times.append(time.perf_counter() - start)
     if not np.array_equal(answers["threads"], answers["one_thread"]):
         raise SystemExit("the answers differ")

@@ -1,7 +1,10 @@
 """Names, layouts and signatures of the tensors that all formats have in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The PyTorch backend's convention. It is the default in all formats, so that a client only changes the name of the
 # model. Source: the server's docs, user_guide/model_configuration.md, "Inputs and Outputs".
@@ -132,6 +135,28 @@ def layout_dims(shape: Sequence[int], input_format: str) -> list[int]:
     """(channels, height, width) in the order of input.format."""
     channels, *size = shape
     return [*size, channels] if input_format == "uint8_nhwc" else [channels, *size]
+
+
+Feed = dict[str, "np.ndarray"]  # a batch of every input, by name
+
+
+def batch_of(feed: Feed) -> int:
+    """Return the number of samples in a feed."""
+    return len(next(iter(feed.values())))
+
+
+def take(feed: Feed, samples: "np.ndarray | slice | list[int]") -> Feed:
+    """Return the samples of a feed with these indices, as arrays that are contiguous in memory."""
+    import numpy as np
+
+    return {name: np.ascontiguousarray(array[samples]) for name, array in feed.items()}
+
+
+def resize(feed: Feed, size: int) -> Feed:
+    """Return a feed of a number of samples: the first ones, or all with repeats."""
+    import numpy as np
+
+    return take(feed, np.arange(size) % batch_of(feed))
 
 
 def tuned_lengths(dimensions: Mapping[str, Range]) -> dict[str, int]:

@@ -14,11 +14,12 @@ from build_tasks.bench.workload import (
     WARM_UP_REQUESTS,
     WARM_UP_SHARE,
     Sweep,
+    cast_samples,
     read_samples,
-    resize_batch,
     server_request,
 )
 from build_tasks.runtime.stage import Paths, Settings
+from build_tasks.tensors import batch_of, resize
 
 
 class Pace(NamedTuple):
@@ -32,14 +33,14 @@ def pace_of_artifact(inputs: Paths, sweep: Sweep, settings: Settings) -> Pace:
     """Return the pace of a format on this machine, with all cores. Call this in a child process."""
     started, samples = time.perf_counter(), read_samples(inputs)
     loaded = LOADERS[sweep.model_format](inputs, settings, settings["cores"], 1)
-    batch = resize_batch(samples.astype(loaded.dtype or samples.dtype), sweep.batches[0])
-    return _pace(started, loaded.instances[0](batch), len(batch))
+    batch = resize(cast_samples(samples, loaded.dtypes), sweep.batches[0])
+    return _pace(started, loaded.instances[0](batch), batch_of(batch))
 
 
 def pace_of_server(inputs: Paths, sweep: Sweep, url: str, model: str) -> Pace:
     """Return the pace of a model of a running server. Call this in a child process."""
-    started, batch = time.perf_counter(), resize_batch(read_samples(inputs), sweep.batches[0])
-    return _pace(started, server_request(url, model, batch), len(batch))
+    started, batch = time.perf_counter(), resize(read_samples(inputs), sweep.batches[0])
+    return _pace(started, server_request(url, model, batch), batch_of(batch))
 
 
 def _pace(started: float, request: Request, images: int) -> Pace:

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from build_tasks.formats.artifacts import read_signature
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime.stage import Paths, Settings
-from build_tasks.tensors import INPUT
+from build_tasks.tensors import Feed
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 CUDA_EVENTS, WALL_CLOCK = "CUDA events", "wall clock"
 
 Request = Callable[[], float]  # runs one batch and returns the seconds that it took
-Instance = Callable[["np.ndarray"], Request]  # prepares requests of a batch, in the thread that then runs them
+Instance = Callable[[Feed], Request]  # prepares requests of a batch, in the thread that then runs them
 
 
 class Loaded(NamedTuple):
@@ -33,19 +32,19 @@ class Loaded(NamedTuple):
     Args:
         device: "cpu" or "cuda".
         timed_by: CUDA_EVENTS or WALL_CLOCK.
-        dtype: NumPy's type of the input; None for the type of the samples.
+        dtypes: NumPy's type of each input, by its name, in their order.
     """
 
     instances: list[Instance]
     device: str
     timed_by: str
-    dtype: str | None
+    dtypes: dict[str, str]
 
 
 def load_torchscript(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
     """Copies of model.pt."""
     with open(inputs["model"], "rb") as file:
-        return _load_modules(file.read(), settings, threads, count)
+        return _load_modules(file.read(), inputs, settings, threads, count)
 
 
 def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -53,30 +52,33 @@ def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> L
     import torch
 
     from build_tasks.formats import pytorch_network
-    from build_tasks.stages.torchscript import TRACED_BATCH
+    from build_tasks.formats.example_inputs import example_inputs
+    from build_tasks.formats.serving_interface import resolve_interface, wrap_for_serving
+    from build_tasks.formats.torchscript_trace import TRACED_BATCH
 
     network = pytorch_network.create_network(settings["network"], inputs["weights"])
-    module = pytorch_network.wrap_for_serving(network, settings["interface"])
-    shape = pytorch_network.input_shape(network, settings["shape"])
-    example = pytorch_network.example_input(shape, TRACED_BATCH, settings["interface"]["format"])
+    interface = resolve_interface(network, settings["interface"])
+    module = wrap_for_serving(network, interface)
+    example = tuple(example_inputs(interface, TRACED_BATCH))
     with torch.no_grad():
-        module(example)  # values that a network computes only once must not become part of the trace
+        module(*example)  # values that a network computes only once must not become part of the trace
         traced = torch.jit.trace(module, example, check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
-    return _load_modules(buffer.getvalue(), settings, threads, count)
+    return _load_modules(buffer.getvalue(), inputs, settings, threads, count)
 
 
-def _load_modules(data: bytes, settings: Settings, threads: int, count: int) -> Loaded:
+def _load_modules(data: bytes, inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
     """Copies of a TorchScript module; on the GPU if PyTorch sees one and [triton] allows it."""
     import torch
 
     device = "cuda" if settings["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+    dtypes = _input_dtypes(inputs)
 
     def instance(module: "torch.jit.ScriptModule") -> Instance:
-        def prepare(batch: "np.ndarray") -> Request:
+        def prepare(feed: Feed) -> Request:
             torch.set_num_threads(threads)  # each thread has an OpenMP team of its own
-            example = torch.from_numpy(batch).to(device)
+            example = [torch.from_numpy(feed[name]).to(device) for name in dtypes]
             if device == "cpu":
                 return wall_clock_request(lambda: run(module, example))
             stream = torch.cuda.Stream()
@@ -95,13 +97,13 @@ def _load_modules(data: bytes, settings: Settings, threads: int, count: int) -> 
 
         return prepare
 
-    def run(module: "torch.jit.ScriptModule", example: "torch.Tensor") -> None:
+    def run(module: "torch.jit.ScriptModule", example: "list[torch.Tensor]") -> None:
         with torch.inference_mode():
-            module(example)
+            module(*example)
 
     copies = [torch.jit.load(io.BytesIO(data), map_location=device).eval() for _ in range(count)]
     timed_by = WALL_CLOCK if device == "cpu" else CUDA_EVENTS
-    return Loaded([instance(module) for module in copies], device, timed_by, dtype=None)
+    return Loaded([instance(module) for module in copies], device, timed_by, dtypes)
 
 
 def load_onnx(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -121,11 +123,12 @@ def load_onnx(inputs: Paths, settings: Settings, threads: int, count: int) -> Lo
         providers = [*([cuda] if on_gpu else []), "CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(onnx_file(inputs["model"]), options, providers=providers)
 
-        def prepare(batch: "np.ndarray") -> Request:
+        def prepare(feed: Feed) -> Request:
             if not on_gpu:
-                return wall_clock_request(lambda: session.run(None, {INPUT: batch}))
+                return wall_clock_request(lambda: session.run(None, feed))
             binding = session.io_binding()
-            binding.bind_ortvalue_input(INPUT, onnxruntime.OrtValue.ortvalue_from_numpy(batch, "cuda", 0))
+            for name, array in feed.items():
+                binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
             for output in session.get_outputs():
                 binding.bind_output(output.name, "cuda")
             return wall_clock_request(lambda: session.run_with_iobinding(binding))
@@ -133,7 +136,7 @@ def load_onnx(inputs: Paths, settings: Settings, threads: int, count: int) -> Lo
         return prepare
 
     device = "cuda" if on_gpu else "cpu"
-    return Loaded([instance() for _ in range(count)], device, WALL_CLOCK, _input_dtype(inputs))
+    return Loaded([instance() for _ in range(count)], device, WALL_CLOCK, _input_dtypes(inputs))
 
 
 def load_plan(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -158,12 +161,11 @@ def _load_contexts(inputs: Paths, count: int, rtx: bool) -> Loaded:
     from build_tasks.formats.tensorrt_context import ExecutionContext
 
     instances: list[Instance] = [ExecutionContext(inputs["model"]).prepare_request for _ in range(count)]
-    return Loaded(instances, "cuda", CUDA_EVENTS, _input_dtype(inputs))
+    return Loaded(instances, "cuda", CUDA_EVENTS, _input_dtypes(inputs))
 
 
-def _input_dtype(inputs: Paths) -> str:
-    dtype: str = read_signature(inputs)["inputs"][0]["dtype"]
-    return dtype
+def _input_dtypes(inputs: Paths) -> dict[str, str]:
+    return {tensor["name"]: tensor["dtype"] for tensor in read_signature(inputs)["inputs"]}
 
 
 def wall_clock_request(run: Callable[[], object]) -> Request:

@@ -15,6 +15,7 @@ from build_tasks.runtime import hardware, worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings, log_of
+from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
 
 
@@ -112,8 +113,7 @@ def settings_of(model: Model, model_format: str) -> Settings:
     if model_format == TRACE:
         settings |= {
             "network": pytorch_network.settings_of(model),
-            "interface": pytorch_network.interface_of(model),
-            "shape": model.spec.input.shape,
+            "interface": interface_of(model.spec),
         }
     return settings
 
@@ -135,9 +135,9 @@ def measure_with_trtexec(model: Model, paths: Paths, sweep: Sweep, run: Run) -> 
     has_open_dims = bool(artifacts.read_signature(paths).get("profile"))
     for concurrency in sweep.concurrency:
         for batch in sweep.batches:
-            shape = [batch, *nvidia_tools.input_shape(model)] if has_open_dims else None
+            shapes = nvidia_tools.input_shapes(model, batch) if has_open_dims else {}
             try:
-                point = nvidia_tools.trtexec_point(paths["model"], shape, batch, concurrency, sweep.seconds)
+                point = nvidia_tools.trtexec_point(paths["model"], shapes, batch, concurrency, sweep.seconds)
             except UserError as error:
                 run.failed.append(str(error))
                 return

@@ -12,13 +12,11 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from build_tasks.bench.records import TRTEXEC, Point
 from build_tasks.errors import UserError
-from build_tasks.json_files import read_json
 from build_tasks.spec.model import Model
-from build_tasks.tensors import INPUT, layout_dims
 
 # Without a lower bound, pip installs an empty placeholder, 0.1.0, on a system whose C library is older.
 INSTALL_HINT = (
@@ -35,9 +33,12 @@ NO_REQUEST_MESSAGES = (
 TOOL_TIMEOUT = 600  # seconds
 
 
-def input_shape(model: Model) -> list[int]:
-    """The shape of one input, without the batch."""
-    return layout_dims(read_json(model.artifact("preprocessing.json"))["input_size"], model.spec.input.format)
+def input_shapes(model: Model, batch: int) -> dict[str, list[int]]:
+    """The shape of a batch of each input, by name: that of the samples."""
+    from polygraphy.json import load_json
+
+    feed = load_json(model.artifact("samples.json"))[0]
+    return {name: [batch, *array.shape[1:]] for name, array in feed.items()}
 
 
 def run_tool(command: list[str]) -> str:
@@ -86,7 +87,7 @@ def perf_analyzer_point(
     concurrency: int,
     seconds: float,
     folder: str,
-    shape: Sequence[int] | None,
+    shapes: Mapping[str, Sequence[int]],
     *,
     batched: bool,
 ) -> Point:
@@ -97,14 +98,15 @@ def perf_analyzer_point(
         url: host:port of HTTP.
         batch: Images in a request.
         folder: For temporary files.
-        shape: Of the input as its config has it, if that has open dimensions.
+        shapes: Of the inputs as the config has them, if it has open dimensions.
         batched: Whether the server batches the model. If not, the batch is the first of its dims.
     Raises:
         UserError: If perf_analyzer fails.
     """
     command = ["perf_analyzer", "-m", model, "-u", url, "-i", "http", "-b", str(batch if batched else 1)]
     command += ["--concurrency-range", str(concurrency)]
-    command += ["--shape", f"{INPUT}:{','.join(map(str, shape))}"] if shape else []
+    for name, shape in shapes.items():
+        command += ["--shape", f"{name}:{','.join(map(str, shape))}"]
     # The first requests at a batch size are the warm-up. Their latency gives the length of a window.
     warm_up = measure_longer([*command, "--request-count"], 3 * concurrency, f"{folder}/first.csv")
     window_s = max(seconds / WINDOWS, MIN_REQUESTS_PER_WINDOW * float(warm_up["p99 latency"]) / 1e6)
@@ -160,17 +162,18 @@ def has_trtexec() -> bool:
     return shutil.which("trtexec") is not None
 
 
-def trtexec_point(path: str, shape: Sequence[int] | None, batch: int, streams: int, seconds: float) -> Point:
+def trtexec_point(path: str, shapes: Mapping[str, Sequence[int]], batch: int, streams: int, seconds: float) -> Point:
     """Measure a plan on `streams` streams.
 
     Args:
-        shape: Of the input with its batch, if the plan has open dimensions.
+        shapes: Of the inputs with their batch, if the plan has open dimensions.
     Raises:
         UserError: If trtexec fails.
     """
     command = ["trtexec", f"--loadEngine={path}", f"--infStreams={streams}", "--noDataTransfers", "--percentile=99"]
     command += [f"--warmUp={round(seconds * 250)}", f"--duration={max(1, round(seconds))}"]
-    command += [f"--shapes={INPUT}:{'x'.join(map(str, shape))}"] if shape else []
+    texts = [f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+    command += [f"--shapes={','.join(texts)}"] if texts else []
     return parse_trtexec(run_tool(command), batch, streams)
 
 

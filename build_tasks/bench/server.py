@@ -116,12 +116,13 @@ def measure_with_client(model: Model, sweep: Sweep, url: str) -> Measurement:
 def measure_with_perf_analyzer(model: Model, sweep: Sweep, url: str, max_batch_size: int) -> Measurement:
     """Measure a model of the server with perf_analyzer. Of one concurrency, batches after a failure are not tried."""
     name, points, failed = model.triton_name(sweep.model_format), [], []
-    has_open_dims = -1 in signature_of(model, sweep.model_format)["inputs"][0]["shape"][1:]
-    one_input = nvidia_tools.input_shape(model) if has_open_dims else None
+    has_open_dims = any(-1 in each["shape"][1:] for each in signature_of(model, sweep.model_format)["inputs"])
     with atomic_files.scratch_dir() as folder:
         for concurrency in sweep.concurrency:
             for batch in sweep.batches:
-                shape = one_input and (one_input if max_batch_size else [batch, *one_input])
+                shapes = nvidia_tools.input_shapes(model, batch) if has_open_dims else {}
+                if max_batch_size:
+                    shapes = {input_name: shape[1:] for input_name, shape in shapes.items()}
                 try:
                     point = nvidia_tools.perf_analyzer_point(
                         sweep.model_format,
@@ -131,7 +132,7 @@ def measure_with_perf_analyzer(model: Model, sweep: Sweep, url: str, max_batch_s
                         concurrency,
                         sweep.seconds,
                         folder,
-                        shape,
+                        shapes,
                         batched=max_batch_size > 0,
                     )
                 except UserError as error:

@@ -9,8 +9,8 @@ share of the cores on a CPU (see instances.py). For a running server it is a cli
 import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,10 +19,7 @@ from build_tasks.bench.records import Point
 from build_tasks.errors import UserError, first_lines
 from build_tasks.runtime import progress
 from build_tasks.runtime.stage import Paths, Settings
-from build_tasks.tensors import INPUT
-
-if TYPE_CHECKING:
-    import numpy as np
+from build_tasks.tensors import Feed, batch_of, resize
 
 # TorchScript's profiling executor compiles at the first two requests of a shape; the third is as fast as the hundredth.
 WARM_UP_REQUESTS = 3  # minimum number of warm-up requests per instance and batch size
@@ -60,7 +57,7 @@ def measure_artifact(inputs: Paths, sweep: Sweep, settings: Settings) -> Measure
     for concurrency in sweep.concurrency:
         threads = max(settings["cores"] // concurrency, 1)
         loaded = LOADERS[sweep.model_format](inputs, settings, threads, concurrency)
-        typed_samples = samples.astype(loaded.dtype or samples.dtype)
+        typed_samples = cast_samples(samples, loaded.dtypes)
         threads_of_point = threads if loaded.device == "cpu" else None
         # Every library raises another exception if memory is short or a kernel is missing.
         failed += _measure_batches(loaded.instances, typed_samples, sweep, threads_of_point, points, Exception)
@@ -83,28 +80,32 @@ def measure_server(inputs: Paths, sweep: Sweep, url: str, model: str) -> Measure
     return Measurement(points, failed, "Triton's client for Python")
 
 
-def server_request(url: str, model: str, batch: "np.ndarray") -> Request:
+def server_request(url: str, model: str, feed: Feed) -> Request:
     """A request to a model of a running server, with a client of its own. It is a sequence if the model wants that."""
     from build_tasks.serving.sample_requests import new_sequence, takes_sequences
-    from build_tasks.serving.triton_client import Client, cast_to_input_type
+    from build_tasks.serving.triton_client import Client, cast_to_input_types
 
     client = Client("HTTP", url)
     tensors, sequences = client.tensors(model), takes_sequences(client, client.config(model))
-    images = cast_to_input_type(batch, tensors.input_type)
-    return wall_clock_request(lambda: client.infer(model, tensors, images, new_sequence() if sequences else 0))
+    arrays = cast_to_input_types(feed, tensors)
+    return wall_clock_request(lambda: client.infer(model, tensors, arrays, new_sequence() if sequences else 0))
 
 
-def read_samples(inputs: Paths) -> "np.ndarray":
+def read_samples(inputs: Paths) -> Feed:
     """The accuracy samples."""
     from polygraphy.json import load_json
 
-    samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
-    return samples
+    return dict(load_json(inputs["samples"])[0])
+
+
+def cast_samples(samples: Feed, dtypes: Mapping[str, str]) -> Feed:
+    """The samples in the types of an artifact's inputs, by name."""
+    return {name: samples[name].astype(dtype) for name, dtype in dtypes.items()}
 
 
 def _measure_batches(
     instances: Sequence[Instance],
-    samples: "np.ndarray",
+    samples: Feed,
     sweep: Sweep,
     threads: int | None,
     points: list[Point],
@@ -119,7 +120,7 @@ def _measure_batches(
     """
     for batch in sweep.batches:
         try:
-            latencies, images_per_s = run_load(instances, resize_batch(samples, batch), sweep.seconds)
+            latencies, images_per_s = run_load(instances, resize(samples, batch), sweep.seconds)
         except expected_error as error:
             return [f"batch {batch} x {len(instances)}: {first_lines(error)}"]
         point = make_point(sweep.model_format, batch, len(instances), threads, latencies, images_per_s)
@@ -128,15 +129,7 @@ def _measure_batches(
     return []
 
 
-def resize_batch(samples: "np.ndarray", batch: int) -> "np.ndarray":
-    """The samples, repeated or cut to the size of the batch."""
-    import numpy as np
-
-    filled: np.ndarray = samples[np.arange(batch) % len(samples)]
-    return filled
-
-
-def run_load(instances: Sequence[Instance], batch: "np.ndarray", seconds: float) -> tuple[list[float], float]:
+def run_load(instances: Sequence[Instance], feed: Feed, seconds: float) -> tuple[list[float], float]:
     """Send a batch again and again with every instance, each in a thread, for some seconds after a warm-up.
 
     Returns: The latencies in seconds, and the throughput in images per second. It is the sum of the instances'
@@ -148,7 +141,7 @@ def run_load(instances: Sequence[Instance], batch: "np.ndarray", seconds: float)
 
     def send_requests(instance: Instance) -> tuple[list[float], float]:
         try:
-            request = instance(batch)
+            request = instance(feed)
             for _ in repeat_request(request, seconds * WARM_UP_SHARE, WARM_UP_REQUESTS):
                 pass
             barrier.wait()
@@ -164,7 +157,7 @@ def run_load(instances: Sequence[Instance], batch: "np.ndarray", seconds: float)
     with ThreadPoolExecutor(len(instances)) as pool:
         results = list(pool.map(send_requests, instances))
     requests_per_s = sum(len(latencies) / elapsed for latencies, elapsed in results)
-    return [latency for latencies, _ in results for latency in latencies], requests_per_s * len(batch)
+    return [latency for latencies, _ in results for latency in latencies], requests_per_s * batch_of(feed)
 
 
 def repeat_request(request: Request, seconds: float, min_requests: int) -> Iterator[float]:

@@ -13,19 +13,26 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import pytorch_network
-from build_tasks.runtime.stage import Settings
-from build_tasks.verification.tolerance import float_outputs, perturb_one_ulp, relative_error
+from build_tasks.formats.example_inputs import Lengths, example_inputs
+from build_tasks.formats.perturbation import exact_inputs, perturbed
+from build_tasks.formats.serving_interface import forward
+from build_tasks.tensors import Interface, dims_at
+from build_tasks.verification.tolerance import float_outputs, relative_error
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
+    Inputs = list[Any]  # a tensor for each input, in their order; an array of NumPy for strings
     Outputs = list[np.ndarray]
 
-COMPARISON_MODULES = ("build_tasks.formats.fp32_comparison", "build_tasks.verification.tolerance")
+COMPARISON_MODULES = (
+    "build_tasks.formats.fp32_comparison",
+    "build_tasks.formats.perturbation",
+    "build_tasks.verification.tolerance",
+)
 PHOTOGRAPHS = ("build_tasks/verification/photographs/coffee.jpg",)
-SAMPLES = ("coffee.jpg", "noise")  # few, because fp64 is slow on a CPU
+SAMPLES = ("coffee.jpg", "noise")  # of a picture; few, because fp64 is slow on a CPU
+RANDOM_SAMPLES = ("random sample 0", "random sample 1")  # of other inputs
 DRAWS = 2  # runs of the network with perturbed inputs
 
 # Measured by tests/formats/test_fp32_comparison.py; see docs/explanation/accuracy.md.
@@ -34,8 +41,6 @@ SMALLEST_LIMIT = 3e-5  # a mean over a million values differs by 1e-5 between li
 # The largest error of the network over the change of its outputs for perturbed inputs: above it, the run in fp64 is not
 # credible.
 CREDIBLE_RATIO = 100
-
-Shape = tuple[int, int, int]
 
 
 class InaccurateError(Exception):
@@ -47,32 +52,33 @@ class Comparison:
 
     Args:
         module: The network, with the interface of the spec.
-        settings: The settings of the stage: `interface` is used.
+        interface: The interface, resolved.
     """
 
-    def __init__(self, module: Any, settings: Settings):
+    def __init__(self, module: Any, interface: Interface):
         self.module = module
-        self.interface = settings["interface"]
-        self.expected: dict[Shape, Any] = {}  # what _samples returns, by shape
+        self.interface = interface
+        self.samples = SAMPLES if takes_picture(interface) else RANDOM_SAMPLES
+        self.expected: dict[tuple[int, ...], Any] = {}  # what _samples returns, by the lengths of open dimensions
 
-    def batch(self, shape: Shape, size: int) -> "torch.Tensor":
+    def batch(self, lengths: Lengths, size: int) -> "Inputs":
         """Return a batch of this size, of the samples in the order of _sample_of_slot."""
-        samples, _, _ = self._samples(shape)
-        return samples[[_sample_of_slot(slot) for slot in range(size)]]
+        samples, _, _ = self._samples(lengths)
+        return [each[[_sample_of_slot(slot) for slot in range(size)]] for each in samples]
 
-    def check(self, run: "Callable[[torch.Tensor], Outputs]", shape: Shape, size: int) -> float:
+    def check(self, run: "Callable[[Inputs], Outputs]", lengths: Lengths, size: int) -> float:
         """Return the largest relative error of an artifact's outputs for a batch.
 
         Args:
-            run: The artifact, as a function from a batch to its outputs.
-            shape: (channels, height, width) of one input.
-            size: The number of inputs.
+            run: The artifact, as a function from a batch of its inputs to its outputs.
+            lengths: The lengths of open dimensions.
+            size: The number of samples in the batch.
         Raises:
             InaccurateError: If the error of a sample is above its limit.
             UserError: If the network itself has no certain answer.
         """
-        batch = self.batch(shape, size)
-        _, exact, limits = self._samples(shape)
+        batch = self.batch(lengths, size)
+        _, exact, limits = self._samples(lengths)
         found = float_outputs(run(batch))
         own = float_outputs(_forward(self.module, batch))
         if [output.shape for output in found] != [output.shape for output in own]:
@@ -87,39 +93,34 @@ class Comparison:
                 error = relative_error(output[row].astype(expected.dtype), expected)
                 if not error <= limit:
                     slot = f", input {row} of the batch" if size > 1 else ""
-                    raise InaccurateError(f"by {error:.1e} on {SAMPLES[sample]}{slot} (limit {limit:.0e})")
+                    raise InaccurateError(f"by {error:.1e} on {self.samples[sample]}{slot} (limit {limit:.0e})")
                 largest = max(largest, error)
         return largest
 
-    def _samples(self, shape: Shape) -> "tuple[torch.Tensor, list[Outputs], list[list[float]]]":
-        """The samples of a size, and for each of them the expected outputs and the limits of the outputs."""
-        if shape not in self.expected:
-            samples = _load_samples(self.module, shape, self.interface["format"])
-            self.expected[shape] = (samples, *self._expect(samples))
-        samples, exact, limits = self.expected[shape]
+    def _samples(self, lengths: Lengths) -> "tuple[Inputs, list[Outputs], list[list[float]]]":
+        """The samples at these lengths, and for each of them the expected outputs and the limits of the outputs."""
+        key = tuple(lengths.values())
+        if key not in self.expected:
+            samples = _load_samples(self.module, self.interface, lengths)
+            self.expected[key] = (samples, *self._expect(samples))
+        samples, exact, limits = self.expected[key]
         return samples, exact, limits
 
-    def _expect(self, samples: "torch.Tensor") -> "tuple[list[Outputs], list[list[float]]]":
+    def _expect(self, samples: "Inputs") -> "tuple[list[Outputs], list[list[float]]]":
         import numpy as np
-        import torch
 
-        inputs = samples
-        if self.interface["format"] == "uint8_nhwc":  # a byte has no ulp, so that the normalized floats are perturbed
-            inputs = pytorch_network.normalize_input(self.module, samples, self.interface)
-        own = float_outputs(_forward(self.module, inputs))
-        again = float_outputs(_forward(self.module, inputs))
+        own = float_outputs(_forward(self.module, samples))
+        again = float_outputs(_forward(self.module, samples))
         if max(relative_error(one[0], other[0]) for one, other in zip(again, own, strict=True)) > SMALLEST_LIMIT:
             raise UserError(
-                f"the network answers with other values when the same {SAMPLES[0]} comes again: "
+                f"the network answers with other values when the same {self.samples[0]} comes again: "
                 "does its forward use random numbers?"
             )
-        draws = [
-            float_outputs(_forward(self.module, torch.from_numpy(perturb_one_ulp(inputs.numpy(), seed))))
-            for seed in range(DRAWS)
-        ]
+        inputs = exact_inputs(self.module, samples, self.interface)
+        draws = [float_outputs(_forward(*perturbed(self.module, inputs, seed))) for seed in range(DRAWS)]
         doubled = _forward_in_fp64(self.module, inputs)
         exact, limits = [], []
-        for row in range(len(samples)):
+        for row in range(len(samples[0])):
             outputs, bounds = [], []
             for index, output in enumerate(own):
                 value = output[row].astype(np.float64)
@@ -144,38 +145,53 @@ def _sample_of_slot(slot: int) -> int:
     return slot.bit_count() % len(SAMPLES)
 
 
-def _load_samples(module: Any, shape: Shape, input_format: str) -> "torch.Tensor":
-    """The photographs and the noise, with the preprocessing that the architecture has by itself.
+def takes_picture(interface: Interface) -> bool:
+    """Return whether the only input is a picture."""
+    return len(interface["inputs"]) == 1 and interface["inputs"][0]["layout"] is not None
 
-    Networks for another number of channels get the mean of the colors in each channel.
+
+def _load_samples(module: Any, interface: Interface, lengths: Lengths) -> "Inputs":
+    """The photographs and noise for a picture, otherwise random samples.
+
+    Photographs have the preprocessing that the architecture has by itself. Networks for another number of channels get
+    the mean of the colors in each channel.
     """
     import torch
     from PIL import Image
     from timm.data import resolve_data_config
 
+    if not takes_picture(interface):
+        return example_inputs(interface, len(RANDOM_SAMPLES), lengths)
+    (tensor,) = interface["inputs"]
+    dims, of_bytes = dims_at(tensor["shape"] or [], lengths), tensor["dtype"] == "uint8"
+    channels, height, width = dims if tensor["layout"] == "nchw" else (dims[2], dims[0], dims[1])
     pictures = []
     for path in PHOTOGRAPHS:
         with Image.open(path) as image:
-            pictures.append(image.convert("RGB").resize((shape[2], shape[1]), Image.Resampling.BICUBIC))
+            pictures.append(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
     pixels = torch.stack([torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in pictures])
-    pixels = pixels.reshape(len(pictures), shape[1], shape[2], 3)
-    if shape[0] != 3:
-        pixels = pixels.float().mean(3, keepdim=True).round().to(torch.uint8).expand(-1, -1, -1, shape[0])
-    noise = pytorch_network.example_input(shape, 1, input_format)
-    if input_format == "uint8_nhwc":
-        return torch.cat([pixels, noise])
+    pixels = pixels.reshape(len(pictures), height, width, 3)
+    if channels != 3:
+        pixels = pixels.float().mean(3, keepdim=True).round().to(torch.uint8).expand(-1, -1, -1, channels)
+    (noise,) = example_inputs(interface, 1, lengths)
+    if of_bytes:
+        pixels = pixels if tensor["layout"] == "nhwc" else pixels.permute(0, 3, 1, 2)
+        return [torch.cat([pixels, noise])]
     config = resolve_data_config(model=module)
     mean, std = (torch.tensor(config[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
-    if len(mean) != shape[0]:
+    if len(mean) != channels:
         mean, std = mean.mean(), std.mean()
-    return torch.cat([(pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std, noise]).contiguous()
+    normalized = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    if tensor["layout"] == "nhwc":
+        normalized = normalized.permute(0, 2, 3, 1)
+    return [torch.cat([normalized.to(noise.dtype), noise]).contiguous()]
 
 
-def _forward(module: Any, batch: "torch.Tensor") -> "Outputs":
-    return [output.numpy() for output in pytorch_network.forward(module, batch)]
+def _forward(module: Any, inputs: "Inputs") -> "Outputs":
+    return [output.numpy() for output in forward(module, inputs)]
 
 
-def _forward_in_fp64(module: Any, batch: "torch.Tensor") -> "Outputs | None":
+def _forward_in_fp64(module: Any, inputs: "Inputs") -> "Outputs | None":
     """The outputs of the network with all its arithmetic in fp64, None if it cannot run so."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -195,7 +211,7 @@ def _forward_in_fp64(module: Any, batch: "torch.Tensor") -> "Outputs | None":
     try:
         doubled = copy.deepcopy(module).double()
         with torch.jit.optimized_execution(False), Fp64():
-            outputs = pytorch_network.forward(doubled, batch.double())
+            outputs = forward(doubled, [widen(each) for each in inputs])
     except Exception as error:  # the network's own code, which may refuse fp64 in any way
         print(f"the network does not run in fp64: {error}")
         return None

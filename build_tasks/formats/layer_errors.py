@@ -12,7 +12,7 @@ from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, emulate_on_cpu, session_without_optimizations
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
-from build_tasks.tensors import INPUT
+from build_tasks.tensors import Feed, batch_of, take
 from build_tasks.text_table import Table
 from build_tasks.verification.tolerance import ROUNDOFF
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    RunTensors = Callable[[np.ndarray], dict[str, np.ndarray]]  # from a batch to tensors by name
+    RunTensors = Callable[[Feed], dict[str, np.ndarray]]  # from a batch to tensors by name
 
 # The modules of the project that affect the errors of layers, for the fingerprint of the stages that compute them.
 LAYER_MODULES = (
@@ -79,7 +79,7 @@ def compare_layers(source: str, reduced: str, samples: str, precision: str) -> L
         for exact, rounded in zip(node.output, low_nodes[node.name].output, strict=False)
     }
     runs = run_with_outputs(fp32, sorted(tensors)), run_with_outputs(low, sorted({*tensors.values()}))
-    batch: np.ndarray = load_json(samples)[0][INPUT][:MAX_SAMPLES]
+    batch = take(load_json(samples)[0], slice(MAX_SAMPLES))
     errors, largest = tensor_errors(*runs, tensors, batch, fixed_batch=_batch_of(fp32))
     carried = carried_errors(fp32, outputs, errors)
     infinite = not all(map(math.isfinite, errors.values()))  # then only an infinite error can be the first jump
@@ -108,7 +108,7 @@ def compare_layers(source: str, reduced: str, samples: str, precision: str) -> L
     layers.sort(key=lambda layer: (-math.inf if layer["error"] is None else -layer["error"], layer["place"]))
     return {
         "precision": precision,
-        "samples": len(batch),
+        "samples": batch_of(batch),
         "not_compared": len(nodes) - len(layers),
         "first_jump": jump,
         "layers": layers,
@@ -116,7 +116,7 @@ def compare_layers(source: str, reduced: str, samples: str, precision: str) -> L
 
 
 def tensor_errors(
-    run_exact: "RunTensors", run_rounded: "RunTensors", tensors: dict[str, str], batch: "np.ndarray", fixed_batch: int
+    run_exact: "RunTensors", run_rounded: "RunTensors", tensors: dict[str, str], batch: Feed, fixed_batch: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the relative L2 error over all samples, and the largest absolute value in fp32, of each float tensor.
 
@@ -132,8 +132,8 @@ def tensor_errors(
     squares: dict[str, float] = {}  # sum of the squared differences
     norms: dict[str, float] = {}  # sum of the squared values
     largest: dict[str, float] = {}
-    for sample in batch:
-        repeated = np.stack([sample] * fixed_batch)
+    for index in range(batch_of(batch)):
+        repeated = take(batch, [index] * fixed_batch)
         expected, found = run_exact(repeated), run_rounded(repeated)
         for name, low_name in tensors.items():
             if not np.issubdtype(expected[name].dtype, np.floating):
@@ -177,7 +177,7 @@ def run_with_outputs(graph: "onnx.ModelProto", tensors: list[str]) -> "RunTensor
     runnable = emulate_on_cpu(graph)
     del runnable.graph.value_info[:]  # modelopt's may contradict the graph
     session = session_without_optimizations(ModifyOutputs(runnable, outputs=tensors)())
-    return lambda batch: dict(zip(tensors, session(batch), strict=True))
+    return lambda feed: dict(zip(tensors, session(feed), strict=True))
 
 
 def _finite_or_none(error: float) -> float | None:

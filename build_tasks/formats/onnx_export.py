@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
+from build_tasks.formats.example_inputs import cases_to_check, example_inputs, format_case
 from build_tasks.formats.fp32_comparison import COMPARISON_MODULES, Comparison, InaccurateError
 from build_tasks.formats.onnx_clean_up import CLEAN_UP_MODULES, CLEAN_UP_TOOLS, GraphRefusedError
 from build_tasks.formats.onnx_files import close_dimensions, onnx_file, opset, signature_tensors
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
+from build_tasks.formats.serving_interface import INTERFACE_MODULES, open_axes, open_output_axes
 from build_tasks.formats.torchscript_trace import TRACED_AWAY
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings
-from build_tasks.tensors import INPUT, OUTPUT
+from build_tasks.tensors import BATCH, Interface, tuned_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,7 @@ EXPORT_MODULES = (
     "build_tasks.formats.onnx_export",
     *CLEAN_UP_MODULES,
     *COMPARISON_MODULES,
+    *INTERFACE_MODULES,
     *pytorch_network.NETWORK_MODULES,
     *ONNX_MODULES,
 )
@@ -44,14 +47,15 @@ LOWEST_AUTO_OPSET = {"torchscript": 17, "dynamo": 18}
 
 
 def export(
-    exporter: str, source: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings, folder: str
+    exporter: str, source: "torch.nn.Module", names: list[str], interface: Interface, settings: Settings, folder: str
 ) -> "onnx.ModelProto":
     """Export a network and return the graph as torch writes it.
 
     Args:
         exporter: "torchscript" or "dynamo".
         source: The loaded model.pt for the first, the network for the second.
-        shape: (channels, height, width) of one input.
+        names: The names of the outputs.
+        interface: The interface of the spec, resolved.
         settings: The settings of the onnx stage. With opset = "auto", the opset is the lowest from
             LOWEST_AUTO_OPSET on that the exporter can write.
         folder: A folder for the file.
@@ -59,11 +63,11 @@ def export(
         GraphRefusedError: If the exporter fails, or cannot write the opset.
     """
     if settings["opset"] != "auto":
-        return _export_at(settings["opset"], exporter, source, shape, settings, folder)
+        return _export_at(settings["opset"], exporter, source, names, interface, settings, folder)
     opset_version, highest = LOWEST_AUTO_OPSET[exporter], settings["max_opset"]
     while True:
         try:
-            return _export_at(opset_version, exporter, source, shape, settings, folder)
+            return _export_at(opset_version, exporter, source, names, interface, settings, folder)
         except GraphRefusedError as error:
             needed = _needed_opset(error)
             if needed is None or not opset_version < needed <= highest:
@@ -88,7 +92,8 @@ def _export_at(
     opset_version: int,
     exporter: str,
     source: "torch.nn.Module",
-    shape: tuple[int, int, int],
+    names: list[str],
+    interface: Interface,
     settings: Settings,
     folder: str,
 ) -> "onnx.ModelProto":
@@ -97,46 +102,49 @@ def _export_at(
 
     if opset_version > MAX_OPSET[exporter]:
         raise GraphRefusedError(f"writes opset {MAX_OPSET[exporter]} at most")
-    input_format = settings["interface"]["format"]
-    batch = pytorch_network.example_input(shape, settings["batch_size"], input_format)
     try:
-        axes_of_outputs = pytorch_network.size_dependent_axes(source, shape, settings["sizes"], input_format)
+        axes_of_outputs = open_output_axes(source, interface)
     except Exception as error:  # a trace may refuse the batch, or answer with another one
         raise GraphRefusedError(f"cannot begin: {root_cause(error)}") from error
-    height, width = pytorch_network.spatial_axes(input_format)
-    names = [OUTPUT.format(index) for index in range(len(axes_of_outputs))]
+    inputs = {each["name"]: open_axes(each["shape"] or []) for each in interface["inputs"]}
     arguments: dict[str, Any] = {
         "opset_version": opset_version,
-        "input_names": [INPUT],
+        "input_names": [*inputs],
         "output_names": names,
     }
+    batch, lengths = settings["batch_size"], tuned_lengths(interface["dimensions"])
     if exporter == "dynamo":
         arguments |= {"dynamo": True, "external_data": True, "verbose": False}
-        dimensions = {}
-        if settings["dynamic_axes"]:
-            # torch.export fixes a dimension of size one, also if it is declared as open.
-            batch = pytorch_network.example_input(shape, max(2, settings["batch_size"]), input_format)
-            dimensions[0] = torch.export.Dim("batch")
-        if settings["sizes"]:
-            (min_height, min_width), (max_height, max_width) = settings["sizes"]
-            dimensions[height] = torch.export.Dim("height", min=min_height, max=max_height)
-            dimensions[width] = torch.export.Dim("width", min=min_width, max=max_width)
-        if dimensions:
-            arguments["dynamic_shapes"] = (dimensions,)
+        # torch.export fixes a dimension of size one, also if it is declared as open.
+        batch = max(2, batch) if settings["dynamic_axes"] else batch
+        lengths = {
+            word: max(length, min(2, bounds["max"]))
+            for (word, length), bounds in zip(lengths.items(), interface["dimensions"].values(), strict=True)
+        }
+        words = {
+            word: torch.export.Dim(word, min=bounds["min"], max=bounds["max"])
+            for word, bounds in interface["dimensions"].items()
+        }
+        first = {0: torch.export.Dim(BATCH)} if settings["dynamic_axes"] else {}
+        shapes = tuple({**first, **{axis: words[word] for axis, word in axes.items()}} for axes in inputs.values())
+        if any(shapes):
+            arguments["dynamic_shapes"] = shapes
     else:
         arguments |= {"dynamo": False}
-        dynamic_axes = {
-            name: {axis: f"{name}_{axis}" for axis in axes} for name, axes in zip(names, axes_of_outputs, strict=True)
+        dynamic_axes: dict[str, dict[int, str]] = {
+            name: {axis: word or f"{name}_{axis}" for axis, word in axes.items()}
+            for name, axes in zip(names, axes_of_outputs, strict=True)
         }
-        dynamic_axes[INPUT] = {height: "height", width: "width"} if settings["sizes"] else {}
+        dynamic_axes |= inputs
         if settings["dynamic_axes"]:
-            dynamic_axes = {name: {0: "batch", **axes} for name, axes in dynamic_axes.items()}
+            dynamic_axes = {name: {0: BATCH, **axes} for name, axes in dynamic_axes.items()}
         arguments["dynamic_axes"] = {name: axes for name, axes in dynamic_axes.items() if axes}
+    example = tuple(example_inputs(interface, batch, lengths))
     torch.backends.mha.set_fastpath_enabled(False)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the TorchScript exporter warns at every call that it is deprecated
         try:
-            torch.onnx.export(source, (batch,), f"{folder}/model.onnx", **arguments)
+            torch.onnx.export(source, example, f"{folder}/model.onnx", **arguments)
             graph = onnx.load(f"{folder}/model.onnx")
         except Exception as error:  # exporters raise errors of many types; the other exporter may succeed
             raise GraphRefusedError(f"failed: {root_cause(error)}") from error
@@ -148,23 +156,24 @@ def _export_at(
 
 
 def check_export(
-    graph: "onnx.ModelProto", path: str, comparison: Comparison, shape: tuple[int, int, int], settings: Settings
+    graph: "onnx.ModelProto", path: str, comparison: Comparison, interface: Interface, settings: Settings
 ) -> float:
     """Compare a graph in ONNX Runtime with the network, and return the largest relative error.
 
-    The batches are 1, 2 and the maximum, or the fixed one. The first of them also runs at the smallest and largest
-    size of the spec. The graph then declares the dimensions of its outputs that the exporter left open and that are the
+    The batches are 1, 2 and the maximum, or the fixed one, and the lengths of open dimensions those of
+    `cases_to_check`. The graph then declares the dimensions of its outputs that the exporter left open and that are the
     same in all answers.
 
     Args:
         graph: The graph, whose outputs are changed.
         path: Its file.
         comparison: The network's outputs.
-        shape: (channels, height, width) of one input.
+        interface: The interface of the spec, resolved.
         settings: The settings of the onnx stage.
     Raises:
         GraphRefusedError: If the graph is not valid, does not run, or differs by more than the tolerance.
     """
+    import numpy as np
     import onnx
 
     try:
@@ -173,20 +182,19 @@ def check_export(
     except Exception as error:  # from onnx or ONNX Runtime, whose errors have no common base class
         raise GraphRefusedError(f"wrote a graph that is not valid: {first_lines(error)}") from error
     batches = sorted({1, 2, settings["max_batch_size"]} if settings["dynamic_axes"] else {settings["batch_size"]})
-    _, *other_shapes = pytorch_network.shapes_to_check(shape, settings["sizes"])
+    names = [each["name"] for each in interface["inputs"]]
     largest = 0.0
     answers: list[list[tuple[int, ...]]] = []
 
-    def run_and_note(batch: "torch.Tensor") -> "list[np.ndarray]":
-        outputs = run(batch.numpy())
+    def run_and_note(batch: "list[Any]") -> "list[np.ndarray]":
+        outputs = run({name: np.asarray(each) for name, each in zip(names, batch, strict=True)})
         answers.append([output.shape for output in outputs])
         return outputs
 
-    cases = [*((size, shape) for size in batches), *((batches[0], other) for other in other_shapes)]
-    for size, dims in cases:
-        case = f"batch {size}" + (f" of {dims[1]}x{dims[2]}" if other_shapes else "")
+    for size, lengths in cases_to_check(interface, batches):
+        case = format_case(size, lengths)
         try:
-            largest = max(largest, comparison.check(run_and_note, dims, size))
+            largest = max(largest, comparison.check(run_and_note, lengths, size))
         except InaccurateError as error:
             raise GraphRefusedError(f"wrote a graph that differs from the network at {case} {error}") from error
         except UserError:

@@ -23,8 +23,16 @@ def fixed_batch(path: str) -> int | None:
     """Return the batch size of an ONNX artifact. None if it is open."""
     import onnx
 
-    (image,) = onnx.load(onnx_file(path), load_external_data=False).graph.input
-    return image.type.tensor_type.shape.dim[0].dim_value or None
+    first = onnx.load(onnx_file(path), load_external_data=False).graph.input[0]
+    return first.type.tensor_type.shape.dim[0].dim_value or None
+
+
+def tensor_names(path: str) -> tuple[list[str], list[str]]:
+    """Return the names of the inputs and of the outputs of an ONNX artifact."""
+    import onnx
+
+    graph = onnx.load(onnx_file(path), load_external_data=False).graph
+    return [tensor.name for tensor in graph.input], [tensor.name for tensor in graph.output]
 
 
 def numpy_dtype(tensor: "onnx.ValueInfoProto") -> "np.dtype[np.generic]":

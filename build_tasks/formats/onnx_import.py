@@ -1,6 +1,6 @@
-"""ONNX files of the user: read, and set to the tensor names, the batch and the size of the spec.
+"""ONNX files of the user: read, and set to the names and dimensions of the spec.
 
-    models/<model>/….onnx ─► check_image_input ─► rename_tensors ─► set_batch_and_size ─► stages/onnx.py
+    models/<model>/….onnx ─► match_inputs, select_outputs ─► rename_tensors ─► declare_dims ─► stages/onnx.py
 
 The graphs are edited as protobuf, which leaves the rest of a file as it is. onnx-graphsurgeon 0.6.1 builds the whole
 file again and loses parts of it: it removes the metadata and every attribute that is a type, refuses an attribute that
@@ -12,12 +12,14 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import onnx_external_data, onnx_files, pytorch_network
+from build_tasks.errors import UserError, first_lines, listed, with_suggestion
+from build_tasks.formats import onnx_external_data, onnx_files
+from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.file_kinds import reject_placeholder
 from build_tasks.formats.onnx_files import onnx_file
+from build_tasks.formats.serving_interface import forward, open_output_axes
 from build_tasks.runtime.stage import Settings
-from build_tasks.tensors import INPUT, OUTPUT
+from build_tasks.tensors import BATCH, Interface, dims_at, tuned_lengths
 
 if TYPE_CHECKING:
     import onnx
@@ -99,33 +101,103 @@ def _check_names(graph: "onnx.GraphProto", path: str) -> None:
             )
 
 
+def remove_weights_from_inputs(graph: "onnx.ModelProto") -> None:
+    """Remove the initializers that old files also list as inputs from this list."""
+    initializers = {tensor.name for tensor in graph.graph.initializer}
+    for tensor in [tensor for tensor in graph.graph.input if tensor.name in initializers]:
+        graph.graph.input.remove(tensor)
+        graph.ir_version = max(graph.ir_version, MIN_IR_VERSION)
+
+
 def check_image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
     """Return the dimensions of the only input, batch first; None for an open one.
-
-    Old files also list their initializers as inputs. These are removed from the list.
 
     Raises:
         UserError: If the graph does not have one input of float32 (batch, channels, height, width).
     """
     import onnx
 
-    initializers = {tensor.name for tensor in graph.graph.initializer}
-    for tensor in [tensor for tensor in graph.graph.input if tensor.name in initializers]:
-        graph.graph.input.remove(tensor)
-        graph.ir_version = max(graph.ir_version, MIN_IR_VERSION)
+    remove_weights_from_inputs(graph)
     found = ", ".join(f"{tensor.name} {format_dims(dimensions(tensor))}" for tensor in graph.graph.input)
     if len(graph.graph.input) != 1:
-        raise UserError(f"{path}: expected one input of images, found {len(graph.graph.input)}: {found or 'none'}")
+        raise UserError(
+            f"{path}: expected one input of images, found {len(graph.graph.input)}: {found or 'none'}; "
+            "describe them in [[inputs]]"
+        )
     (tensor,) = graph.graph.input
     dims, element_type = dimensions(tensor), onnx.TensorProto.DataType.Name(tensor.type.tensor_type.elem_type)
     if len(dims) != 4 or element_type != "FLOAT":
-        raise UserError(f"{path}: expected FLOAT (batch, channels, height, width), found {element_type} {found}")
+        raise UserError(
+            f"{path}: expected FLOAT (batch, channels, height, width), found {element_type} {found}; describe it in "
+            "[[inputs]]"
+        )
     if dims[3] in CHANNELS and dims[1] not in (None, *CHANNELS):
         raise UserError(
             f"{path}: expected (batch, channels, height, width), found {found}, with the channels last: "
-            "export it with the channels first"
+            "describe it in [[inputs]], or export it with the channels first"
         )
     return dims
+
+
+def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface) -> None:
+    """Bring the inputs of a graph into the order of the spec: by name if it has all names, otherwise as they are.
+
+    Raises:
+        UserError: If it has other inputs than the spec: in number, name, type or dimensions.
+    """
+    remove_weights_from_inputs(graph)
+    own = {tensor.name: tensor for tensor in graph.graph.input}
+    names = [each["name"] for each in interface["inputs"]]
+    takes = ", ".join(f"{name} {input_dtype(each)}{format_dims(dimensions(each))}" for name, each in own.items())
+    unknown = [name for name in names if name not in own]
+    if 0 < len(unknown) < len(names):
+        raise UserError(f"inputs: {path} has no input {with_suggestion(unknown[0], own)}: it takes {takes}")
+    if len(own) != len(names):
+        raise UserError(f"inputs: {path} takes {takes}, and the spec gives {', '.join(names)}")
+    ordered = [*own.values()] if unknown else [own[name] for name in names]
+    lengths = tuned_lengths(interface["dimensions"])
+    for tensor, each in zip(ordered, interface["inputs"], strict=True):
+        dims, wanted = dimensions(tensor)[1:], dims_at(each["shape"] or [], lengths)
+        fits = len(dims) == len(wanted) and all(a in (None, b) for a, b in zip(dims, wanted, strict=True))
+        if input_dtype(tensor) != each["dtype"] or not fits or not dimensions(tensor):
+            found = f"{each['dtype']}{['batch', *(each['shape'] or [])]}".replace("'", "")
+            raise UserError(
+                f"inputs: {path} takes {input_dtype(tensor)}{format_dims(dimensions(tensor))} as {tensor.name}, and "
+                f"the spec gives {found}"
+            )
+    moved = [type(tensor).FromString(tensor.SerializeToString()) for tensor in ordered]
+    del graph.graph.input[:]
+    graph.graph.input.extend(moved)
+
+
+def input_dtype(tensor: "onnx.ValueInfoProto") -> str:
+    """Return NumPy's name of the type of an input or output; "string" for strings."""
+    name = onnx_files.numpy_dtype(tensor).name
+    return "string" if name == "object" else name
+
+
+def select_outputs(graph: "onnx.ModelProto", path: str, keys: list[str | int | None], names: list[str]) -> None:
+    """Leave only the outputs of [[outputs]] in a graph, in their order.
+
+    Args:
+        graph: The graph.
+        path: Its file, for messages.
+        keys: The name or the index of each output. None: that of the same name, or in the same place if none has it.
+        names: The names that the outputs will have.
+    Raises:
+        UserError: If the graph has no such output.
+    """
+    own = {tensor.name: tensor for tensor in graph.graph.output}
+    ordered = []
+    for index, (key, name) in enumerate(zip(keys, names, strict=True)):
+        place = key if key is not None else name if name in own else index
+        if isinstance(place, int) and place < len(own):
+            place = [*own][place]
+        if place not in own:
+            raise UserError(f"outputs[{index}].key: {path} has the outputs {listed(own)}, and not {place!r}")
+        ordered.append(type(own[place]).FromString(own[place].SerializeToString()))
+    del graph.graph.output[:]
+    graph.graph.output.extend(ordered)
 
 
 def dimensions(tensor: "onnx.ValueInfoProto") -> list[int | None]:
@@ -138,8 +210,8 @@ def format_dims(dims: list[int | None]) -> str:
     return f"[{', '.join('?' if length is None else str(length) for length in dims)}]"
 
 
-def rename_tensors(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Give the input and the outputs of the graph the names that they have in every format.
+def rename_tensors(graph: "onnx.ModelProto", input_names: list[str], output_names: list[str]) -> "onnx.ModelProto":
+    """Give the inputs and the outputs of the graph the names that they have in every format.
 
     A tensor inside the graph that has one of these names gets another one. An output that is the input itself comes
     from a node that copies it.
@@ -159,8 +231,8 @@ def rename_tensors(graph: "onnx.ModelProto") -> "onnx.ModelProto":
             copy = unused(tensor.name)
             graph.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [copy]))
             tensor.name = copy
-    names = {tensor.name: INPUT for tensor in graph.graph.input}
-    names |= {tensor.name: OUTPUT.format(index) for index, tensor in enumerate(graph.graph.output)}
+    names = {tensor.name: name for tensor, name in zip(graph.graph.input, input_names, strict=True)}
+    names |= {tensor.name: name for tensor, name in zip(graph.graph.output, output_names, strict=True)}
     names |= {name: unused(name) for name in sorted(set(names.values()) & (used - names.keys()))}
     _rename(graph.graph, names)
     return graph
@@ -193,24 +265,27 @@ def _rename(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
         tensor.name = names.get(tensor.name, tensor.name)
 
 
-def set_batch_and_size(graph: "onnx.ModelProto", network: Any, settings: Settings) -> "onnx.ModelProto":
-    """Declare the batch and the size of the spec in the inputs and outputs of a graph, fixed or open.
+def declare_dims(graph: "onnx.ModelProto", network: Any, interface: Interface, settings: Settings) -> "onnx.ModelProto":
+    """Declare the batch and the dimensions of the spec in the inputs and outputs of a graph, fixed or open.
 
     Only the declarations change. A node that was made for another batch fails when the graph runs.
 
     Args:
         graph: The graph, with the names of rename_tensors.
         network: The same graph as a network, which is run to find the shapes of the outputs.
+        interface: The interface of the spec.
         settings: The settings of the onnx stage.
     """
-    shape, sizes = settings["shape"], settings["sizes"]
-    batch = "batch" if settings["dynamic_axes"] else settings["batch_size"]
-    size = ["height", "width"] if sizes else shape[1:]
-    outputs = pytorch_network.forward(network, pytorch_network.example_input(shape, 1))
-    open_axes = pytorch_network.size_dependent_axes(network, shape, sizes, "fp32_nchw")
-    _set_dims(graph.graph.input[0], [batch, shape[0], *size])
-    for tensor, output, axes in zip(graph.graph.output, outputs, open_axes, strict=True):
-        dims = [f"{tensor.name}_{axis}" if axis in axes else length for axis, length in enumerate(output.shape)]
+    batch = BATCH if settings["dynamic_axes"] else settings["batch_size"]
+    outputs = forward(network, example_inputs(interface, 1))
+    words = open_output_axes(network, interface)
+    for tensor, each in zip(graph.graph.input, interface["inputs"], strict=True):
+        _set_dims(tensor, [batch, *(each["shape"] or [])])
+    for tensor, output, axes in zip(graph.graph.output, outputs, words, strict=True):
+        dims = [
+            axes[axis] or f"{tensor.name}_{axis}" if axis in axes else length
+            for axis, length in enumerate(output.shape)
+        ]
         _set_dims(tensor, [batch, *dims[1:]])
     del graph.graph.value_info[:]
     return graph

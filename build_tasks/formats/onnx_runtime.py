@@ -4,19 +4,26 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.formats.onnx_files import MAX_MESSAGE_BYTES, numpy_dtype, onnx_file
-from build_tasks.tensors import INPUT
+from build_tasks.formats.onnx_files import MAX_MESSAGE_BYTES, numpy_dtype, onnx_file, save_onnx
+from build_tasks.verification.tolerance import perturb_one_ulp
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+    from build_tasks.tensors import Feed
+
 # The modules of the project that affect the outputs of ONNX Runtime, for the fingerprint of the stages that run it.
-ONNX_MODULES = ("build_tasks.formats.onnx_files", "build_tasks.formats.onnx_runtime", "build_tasks.tensors")
+ONNX_MODULES = (
+    "build_tasks.formats.onnx_files",
+    "build_tasks.formats.onnx_runtime",
+    "build_tasks.tensors",
+    "build_tasks.verification.tolerance",
+)
 
 
-def onnx_session(path: str, cores: int = 1) -> "Callable[[np.ndarray], list[np.ndarray]]":
-    """Load an ONNX artifact and return the function from a batch to its outputs.
+def onnx_session(path: str, cores: int = 1) -> "Callable[[Feed], list[np.ndarray]]":
+    """Load an ONNX artifact and return the function from a batch of its inputs to its outputs.
 
     Args:
         path: The artifact.
@@ -27,10 +34,24 @@ def onnx_session(path: str, cores: int = 1) -> "Callable[[np.ndarray], list[np.n
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores
     session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(None, {INPUT: batch})
+    return lambda feed: session.run(None, feed)
 
 
-def reduced_session(path: str) -> "Callable[[np.ndarray], list[np.ndarray]]":
+def perturbed_session(path: str, seed: int) -> "Callable[[Feed], list[np.ndarray]]":
+    """Load an ONNX artifact with every fp32 weight replaced by the next larger or smaller value, at random."""
+    import onnx
+
+    graph = onnx.load(onnx_file(path))
+    for index, weight in enumerate(graph.graph.initializer):
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            values = perturb_one_ulp(onnx.numpy_helper.to_array(weight), seed + index)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    with tempfile.TemporaryDirectory() as folder:
+        save_onnx(graph, f"{folder}/model.onnx", external_data=False)
+        return onnx_session(f"{folder}/model.onnx")
+
+
+def reduced_session(path: str) -> "Callable[[Feed], list[np.ndarray]]":
     """Load a graph of reduced precision and return the function from a batch to its outputs, with all its rounding."""
     import onnx
 
@@ -42,7 +63,7 @@ def emulate_on_cpu(graph: "onnx.ModelProto") -> "onnx.ModelProto":
     return emulate_bf16(graph) if computes_bf16(graph) else graph
 
 
-def session_without_optimizations(graph: "onnx.ModelProto") -> "Callable[[np.ndarray], list[np.ndarray]]":
+def session_without_optimizations(graph: "onnx.ModelProto") -> "Callable[[Feed], list[np.ndarray]]":
     """Load a graph without ONNX Runtime's optimizations and return the function from a batch to its outputs.
 
     On a CPU the optimizations remove casts to fp16 and back. Those of ONNX Runtime 1.32 also fold Q/DQ pairs with fp16
@@ -62,8 +83,8 @@ def session_without_optimizations(graph: "onnx.ModelProto") -> "Callable[[np.nda
         else:
             source = graph.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    (dtype,) = (numpy_dtype(tensor) for tensor in graph.graph.input)
-    return lambda batch: session.run(None, {INPUT: batch.astype(dtype)})
+    dtypes = {tensor.name: numpy_dtype(tensor) for tensor in graph.graph.input}
+    return lambda feed: session.run(None, {name: array.astype(dtypes[name]) for name, array in feed.items()})
 
 
 def computes_bf16(graph: "onnx.ModelProto") -> bool:

@@ -16,13 +16,13 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
 from build_tasks.runtime.stage import Paths, Settings
+from build_tasks.spec.interface import interface_of, tuned_interface
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import QUANTIZED_PRECISIONS
-from build_tasks.tensors import INPUT
+from build_tasks.tensors import INPUT, Feed, batch_of, resize, take
 from build_tasks.verification import accuracy_samples
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
 # modelopt offers "max" and "entropy". With only a few calibration pictures, "max" gives convolutions a better accuracy.
@@ -60,6 +60,8 @@ def settings_of(model: Model, precision: str) -> Settings:
         "calibration": source,
         **(pytorch_network.settings_of(model) if source else {}),
         **({"input": pytorch_network.input_settings_of(model)} if source else {}),
+        **({"inputs": tuned_interface(interface_of(model.spec))["inputs"]} if source else {}),
+        **({"picture": not model.spec.inputs} if source else {}),
     }
 
 
@@ -71,7 +73,7 @@ def tools_of(model: Model, precision: str) -> tuple[str, ...]:
 
 def convert_graph(
     source: "onnx.ModelProto",
-    samples: "np.ndarray | None",
+    samples: Feed | None,
     settings: Settings,
     excluded: list[str],
     folder: str,
@@ -175,7 +177,7 @@ def quantize_graph(
     operators: list[str],
     nodes: list[str],
     excluded: list[str],
-    samples: "list[np.ndarray]",
+    samples: list[Feed],
     settings: Settings,
     other_precision: str,
 ) -> "onnx.ModelProto":
@@ -203,7 +205,7 @@ def quantize_graph(
         quantize(
             path,
             settings["precision"],
-            calibration_data={INPUT: np.concatenate(samples)},
+            calibration_data={name: np.concatenate([feed[name] for feed in samples]) for name in samples[0]},
             calibration_method=CALIBRATION_METHOD,
             calibration_eps=["cpu"],
             op_types_to_exclude=operators or None,
@@ -225,28 +227,27 @@ def quantize_graph(
     return graph
 
 
-def split_batches(graph: "onnx.ModelProto", samples: "np.ndarray") -> "list[np.ndarray]":
+def split_batches(graph: "onnx.ModelProto", samples: Feed) -> list[Feed]:
     """Return the samples in batches that the graph accepts: one batch, or batches of its fixed size.
 
     If the last batch is too small, samples are repeated to fill it.
     """
-    import numpy as np
-
-    (tensor,) = graph.graph.input
-    size = tensor.type.tensor_type.shape.dim[0].dim_value or len(samples)
-    count = -(-len(samples) // size)
-    return np.split(np.resize(samples, (count * size, *samples.shape[1:])), count)
+    size = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or batch_of(samples)
+    count = -(-batch_of(samples) // size)
+    filled = resize(samples, count * size)
+    return [take(filled, slice(start, start + size)) for start in range(0, count * size, size)]
 
 
-def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None":
+def calibration_samples(inputs: Paths, settings: Settings) -> Feed | None:
     """Return the calibration samples, in the input format of clients. None for fp16 and bf16."""
     from polygraphy.json import load_json
 
     if settings["precision"] not in QUANTIZED_PRECISIONS:
         return None
     if settings["calibration"] is None:
-        samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
-        return samples
+        return dict(load_json(inputs["samples"])[0])
+    if not settings["picture"]:
+        return accuracy_samples.load_feed(settings["calibration"], settings["inputs"])
     module = pytorch_network.create_network(settings)
     config, input_format = picture_transform.data_config(module, settings["input"]), settings["input"]["format"]
     paths = [path for name, path in inputs.items() if name == path]
@@ -257,7 +258,7 @@ def calibration_samples(inputs: Paths, settings: Settings) -> "np.ndarray | None
         config,
         input_format,
     )
-    return samples
+    return {INPUT: samples}
 
 
 def source_modules(model: Model, precision: str) -> tuple[str, ...]:

@@ -14,12 +14,12 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime import hardware
 from build_tasks.runtime.distributions import installed_version
-from build_tasks.tensors import INPUT
+from build_tasks.tensors import Feed, batch_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-    RunBatch = Callable[[np.ndarray], list[np.ndarray]]
+    RunBatch = Callable[[Feed], list[np.ndarray]]
 
 CPU = "CPU"
 FIRST_TF32 = 8  # major compute capability
@@ -62,42 +62,44 @@ def host_fingerprint(runner: str, served_on: str) -> dict[str, str]:
     return {"measured on": CPU if served_on == "cpu" else f"{gpu.name} ({gpu.compute_capability})"}
 
 
-def open_session(runner: str, path: str, run_on_cpu: "Callable[[str], RunBatch]") -> Session:
+def open_session(runner: str, path: str, names: list[str], run_on_cpu: "Callable[[str], RunBatch]") -> Session:
     """Load an artifact on the GPU of this machine, or on its CPU if PyTorch or ONNX Runtime cannot use the GPU.
 
     Args:
         runner: A key of GPU_TOOLS.
         path: The artifact.
+        names: The names of its inputs, in their order.
         run_on_cpu: Loads the artifact on the CPU.
     """
     gpu = gpu_of(runner)
-    run = gpu and (_run_torchscript(path) if GPU_TOOLS[runner] == "torch" else _run_onnx(path))
+    run = gpu and (_run_torchscript(path, names) if GPU_TOOLS[runner] == "torch" else _run_onnx(path))
     if gpu is None or run is None:
         return Session(run_on_cpu(path), f"{CPU}, because CUDA does not work here")
     has_tf32 = int(gpu.compute_capability.partition(".")[0]) >= FIRST_TF32
     return Session(functools.partial(_run_on_gpu, run, gpu.name), gpu.name, "tf32" if has_tf32 else None)
 
 
-def _run_on_gpu(run: "RunBatch", gpu: str, batch: "np.ndarray") -> "list[np.ndarray]":
+def _run_on_gpu(run: "RunBatch", gpu: str, feed: Feed) -> "list[np.ndarray]":
     try:
-        return run(batch)
+        return run(feed)
     except UserError:
         raise
     except Exception as error:  # every library has its own
-        raise UserError(f"a batch of {len(batch)} fails on the {gpu}: {first_lines(error)}") from error
+        raise UserError(f"a batch of {batch_of(feed)} fails on the {gpu}: {first_lines(error)}") from error
 
 
-def _run_torchscript(path: str) -> "RunBatch | None":
+def _run_torchscript(path: str, names: list[str]) -> "RunBatch | None":
     import torch
 
-    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.serving_interface import forward
 
     if not torch.cuda.is_available():
         return None
     module = torch.jit.load(path, map_location="cuda")
 
-    def run(batch: "np.ndarray") -> "list[np.ndarray]":
-        return [answer.cpu().numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch).cuda())]
+    def run(feed: Feed) -> "list[np.ndarray]":
+        inputs = [torch.from_numpy(feed[name]).cuda() for name in names]
+        return [answer.cpu().numpy() for answer in forward(module, inputs)]
 
     return run
 
@@ -109,4 +111,4 @@ def _run_onnx(path: str) -> "RunBatch | None":
     session = onnxruntime.InferenceSession(onnx_file(path), providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     if session.get_providers()[0] != "CUDAExecutionProvider":  # it has warned why, in the log of the stage
         return None
-    return lambda batch: session.run(None, {INPUT: batch})
+    return lambda feed: session.run(None, feed)

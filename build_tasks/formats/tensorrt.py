@@ -22,7 +22,7 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime import progress
 from build_tasks.runtime.stage import Settings
-from build_tasks.tensors import INPUT, ProfileShapes, Signature, TensorSignature, layout_dims
+from build_tasks.tensors import Feed, ProfileShapes, Signature, TensorSignature, dims_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,10 +161,11 @@ def optimization_profile(network: "trt.INetworkDefinition", settings: Settings) 
                 f"the graph has a fixed batch of {shape[0]}, and the engine's profile asks for "
                 f"{', '.join(map(str, batches))}; set onnx.dynamic_axes = true, or leave the batch sizes out"
             )
-        rest = [shape[1:]] * 3
-        if settings["sizes"]:
-            (smallest, largest), (channels, *size) = settings["sizes"], settings["shape"]
-            rest = [layout_dims([channels, *each], settings["format"]) for each in (smallest, size, largest)]
+        dims = settings["open_inputs"].get(tensor.name, shape[1:])
+        rest = [
+            dims_at(dims, {word: bounds[point] for word, bounds in settings["dimensions"].items()})
+            for point in ("min", "opt", "max")
+        ]
         if -1 in shape:
             low, usual, high = ([batch, *dims] for batch, dims in zip(batches, rest, strict=True))
             profile[tensor.name] = {"min": low, "opt": usual, "max": high}
@@ -247,7 +248,7 @@ def build_error_message(recorder: ErrorRecorder, failure: PolygraphyException) -
     return f"{library_name()} cannot build the engine: {reason}"
 
 
-def engine_session(path: str, signature: Signature) -> "Callable[[np.ndarray], list[np.ndarray]]":
+def engine_session(path: str, signature: Signature) -> "Callable[[Feed], list[np.ndarray]]":
     """Load a plan on this machine's GPU and return the function from a batch to its outputs.
 
     Raises:
@@ -271,11 +272,11 @@ def engine_session(path: str, signature: Signature) -> "Callable[[np.ndarray], l
     }
     if found != expected:
         raise UserError(f"{path} has other tensors than its signature: {found}, not {expected}")
-    dtype = signature["inputs"][0]["dtype"]
+    dtypes = {tensor["name"]: tensor["dtype"] for tensor in signature["inputs"]}
     outputs = [tensor["name"] for tensor in signature["outputs"]]
 
-    def run(batch: "np.ndarray") -> "list[np.ndarray]":
-        results = runner.infer({INPUT: batch.astype(dtype)})
+    def run(feed: Feed) -> "list[np.ndarray]":
+        results = runner.infer({name: feed[name].astype(dtype) for name, dtype in dtypes.items()})
         return [results[name].copy() for name in outputs]  # the next call writes to the same buffers
 
     return run

@@ -14,12 +14,10 @@ from polygraphy.exception import PolygraphyException
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.tensorrt import library_name, trt
-from build_tasks.tensors import INPUT
+from build_tasks.tensors import Feed, batch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
 
 class ExecutionContext:
@@ -47,16 +45,17 @@ class ExecutionContext:
         """Call a function of the CUDA runtime, and raise an error if it fails."""
         cuda.wrapper().check(getattr(cuda.wrapper().handle, function)(*arguments))
 
-    def prepare_request(self, batch: "np.ndarray") -> "Callable[[], float]":
+    def prepare_request(self, feed: Feed) -> "Callable[[], float]":
         """Copy a batch to the GPU, and return the function that runs it and returns the seconds on the GPU."""
-        self.context.set_input_shape(INPUT, batch.shape)
+        for name, array in feed.items():
+            self.context.set_input_shape(name, array.shape)
         arrays = []
         for index in range(self.engine.num_io_tensors):
             tensor = self.engine.get_tensor_name(index)
             dtype = DataType.from_dtype(self.engine.get_tensor_dtype(tensor))
             array = cuda.DeviceArray(tuple(self.context.get_tensor_shape(tensor)), dtype)
-            if tensor == INPUT:
-                array.copy_from(batch)
+            if tensor in feed:
+                array.copy_from(feed[tensor])
             self.context.set_tensor_address(tensor, array.ptr)
             arrays.append(array)
         stream, milliseconds = ctypes.c_void_p(self.stream.ptr), ctypes.c_float()
@@ -64,7 +63,7 @@ class ExecutionContext:
         def request() -> float:
             self.call("cudaEventRecord", self.start_event, stream)
             if not self.context.execute_async_v3(self.stream.ptr):
-                raise RuntimeError(f"{library_name()} could not run a batch of {len(batch)}")
+                raise RuntimeError(f"{library_name()} could not run a batch of {batch_of(feed)}")
             self.call("cudaEventRecord", self.end_event, stream)
             self.call("cudaEventSynchronize", self.end_event)
             self.call("cudaEventElapsedTime", ctypes.byref(milliseconds), self.start_event, self.end_event)

@@ -5,7 +5,8 @@
 Such a file is a program: loading and running it executes what it contains, as for a network in Python.
 """
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.file_kinds import AOTI_PACKAGE, EXPORTED, TORCHSCRIPT, program_kind, reject_placeholder
@@ -51,19 +52,21 @@ def load_program(path: str) -> "torch.nn.Module":
     class Program(torch.nn.Module):
         """The network of the file."""
 
-        def __init__(self, program: torch.nn.Module):
+        def __init__(self, program: torch.nn.Module, arguments: inspect.Signature):
             super().__init__()
             self.program = program
+            self.arguments = arguments
 
-        def forward(self, batch: "torch.Tensor") -> object:
+        def forward(self, *inputs: "torch.Tensor", **named: "torch.Tensor") -> object:
             try:
-                return self.program(batch)
+                return self.program(*inputs, **named)
             except AssertionError as error:  # torch.export: the shape is not one that was exported
-                raise UserError(f"the network refuses {list(batch.shape)}: {first_lines(error)}") from error
+                shapes = ", ".join(str(list(each.shape)) for each in (*inputs, *named.values()))
+                raise UserError(f"the network refuses {shapes}: {first_lines(error)}") from error
 
     load = {TORCHSCRIPT: _load_torchscript, EXPORTED: _load_exported}[program_kind(path) or TORCHSCRIPT]
     try:
-        program = Program(load(path))
+        program = Program(*load(path))
     except Exception as error:  # of torch, which has no common base class for a file that it cannot load
         raise UserError(f"{path} cannot be loaded by torch {torch.__version__}: {first_lines(error)}") from error
     for module in program.modules():
@@ -71,17 +74,28 @@ def load_program(path: str) -> "torch.nn.Module":
     return program.requires_grad_(False)
 
 
-def _load_torchscript(path: str) -> "torch.nn.Module":
+def _load_torchscript(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
     import torch
 
-    module: torch.nn.Module = torch.jit.load(path, map_location="cpu")
-    return module
+    module: Any = torch.jit.load(path, map_location="cpu")
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    parameters = [
+        inspect.Parameter(each.name, kind, default=each.default_value if each.has_default_value() else empty)
+        for each in module.forward.schema.arguments[1:]  # the first is self
+    ]
+    return module, inspect.Signature(parameters)
 
 
-def _load_exported(path: str) -> "torch.nn.Module":
+def _load_exported(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
     import torch
 
-    return torch.export.load(path).module()
+    program = torch.export.load(path)
+    by_position, by_name = program.call_spec.in_spec.children()
+    names = [str(name) for name in program.graph_signature.user_inputs]
+    count = by_position.num_leaves
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names[:count]]
+    parameters += [inspect.Parameter(str(name), inspect.Parameter.KEYWORD_ONLY) for name in by_name.context or ()]
+    return program.module(), inspect.Signature(parameters)
 
 
 def is_exported(path: str) -> bool:

@@ -31,10 +31,10 @@ def follow_input(module: torch.jit.ScriptModule) -> None:
     A graph that creates no tensor is left as it is. Save the module, and load the file to run it.
     """
     graph = module.graph
-    _, image, *_ = graph.inputs()  # the first is the module itself
+    _, first_input, *_ = graph.inputs()  # the first is the module itself
     first = next(iter(graph.nodes()))
     graph.setInsertPoint(first)
-    device = graph.insertNode(graph.create("prim::device", [image], 1)).output()
+    device = graph.insertNode(graph.create("prim::device", [first_input], 1)).output()
     device.setType(torch._C.DeviceObjType.get())
     for node in all_nodes(graph):
         if node.kind() == "prim::Constant" and node.output().type().kind() == "DeviceObjType":
@@ -93,7 +93,7 @@ def constant_number(value: Any) -> int | float | None:
     return constant.item() if constant.ndim == 0 and constant.dtype in (torch.int64, torch.float64) else None
 
 
-def device_error(path: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> str | None:
+def device_error(path: str, examples: Sequence[Sequence[torch.Tensor]]) -> str | None:
     """Return PyTorch's message if a TorchScript file would join tensors of a CPU and a GPU, and None if it would not.
 
     The file runs on the meta device, which needs no GPU: tensors there have a shape and no values, and operators
@@ -102,8 +102,7 @@ def device_error(path: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype)
 
     Args:
         path: The file.
-        shapes: Shapes of one input, without the batch.
-        dtype: The dtype of the input.
+        examples: The inputs at each of the lengths to run. Their batch is replaced by those of BATCHES.
     """
     module = torch.jit.load(path, map_location="cpu")
     module.to("meta")
@@ -117,9 +116,9 @@ def device_error(path: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype)
     # PyTorch's optimizer looks for equal constants. That operator needs values, so that the meta device lacks it.
     library.impl("equal", lambda first, second: False)
     try:
-        for shape in shapes:
+        for inputs in examples:
             for batch in BATCHES:
-                module(torch.empty(batch, *shape, dtype=dtype, device="meta"))
+                module(*(torch.empty(batch, *each.shape[1:], dtype=each.dtype, device="meta") for each in inputs))
     except (RuntimeError, NotImplementedError) as error:
         lines = [line.strip() for line in str(error).splitlines() if MIXED_DEVICES.search(line)]
         return lines[-1].removeprefix("RuntimeError: ").replace("meta", "gpu").rstrip("!.") + "." if lines else None

@@ -56,13 +56,14 @@ def cast_trace(
     precision: str,
     memory_format: str,
     output_dtypes: Sequence[str] = ("float32",),
-    input_format: str = "fp32_nchw",
+    input_dtypes: Sequence[str] = ("float32",),
+    pictures: Sequence[bool] = (True,),
 ) -> torch.jit.ScriptModule:
     """Return a frozen trace in another precision and memory format. Its inputs and outputs keep their dtypes.
 
     Every fp32 tensor of the graph, and every operator with an fp32 dtype as argument, gets the precision. Filters get
-    the memory format, and so does an fp32 input (batch, channels, height, width). A uint8 input needs neither: the
-    graph casts it itself, and (batch, height, width, channels) is already channels last.
+    the memory format, and so does an fp32 picture (batch, channels, height, width). Inputs of other types stay: the
+    graph casts bytes itself, and (batch, height, width, channels) is already channels last.
 
     Save the result, and load the file to run it: PyTorch may have cached the old graph.
 
@@ -71,7 +72,8 @@ def cast_trace(
         precision: "fp32", "fp16" or "bf16".
         memory_format: "contiguous" or "channels_last".
         output_dtypes: The dtypes of the outputs, by NumPy's names.
-        input_format: The layout of the input, "fp32_nchw" or "uint8_nhwc".
+        input_dtypes: The dtypes of the inputs, by NumPy's names.
+        pictures: For each input whether it is a picture (batch, channels, height, width).
     """
     dtype, layout = DTYPES[precision], MEMORY_FORMATS[memory_format]
     module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")
@@ -82,12 +84,15 @@ def cast_trace(
     _cast_dtype_arguments(graph, DTYPE_NUMBERS[dtype])
     if memory_format == "channels_last":
         _replace_views(graph)
-    if input_format == "fp32_nchw":
-        _, batch = graph.inputs()  # the first is the module itself
+    _, *batches = graph.inputs()  # the first is the module itself
+    first = next(iter(graph.nodes()))
+    for batch, input_dtype, is_picture in zip(batches, input_dtypes, pictures, strict=True):
+        if input_dtype != "float32":
+            continue
         users = [use.user for use in batch.uses()]
-        graph.setInsertPoint(next(iter(graph.nodes())))
+        graph.setInsertPoint(first)
         cast_input = _insert(graph, "aten::to", batch, DTYPE_NUMBERS[dtype], False, False, None)
-        if memory_format == "channels_last":
+        if memory_format == "channels_last" and is_picture:
             cast_input = _insert(graph, "aten::contiguous", cast_input, CHANNELS_LAST_NUMBER)
         for user in users:
             user.replaceInputWith(batch, cast_input)
@@ -209,7 +214,7 @@ class GpuRounding(TorchDispatchMode):
         return tree_map_only(torch.Tensor, round_back, results)
 
 
-def run_with_gpu_rounding(module: Any, batch: torch.Tensor) -> Any:
+def run_with_gpu_rounding(module: Any, *inputs: torch.Tensor) -> Any:
     """Run a cast module on the CPU with the rounding of a GPU.
 
     Raises:
@@ -218,6 +223,6 @@ def run_with_gpu_rounding(module: Any, batch: torch.Tensor) -> Any:
     # Not optimized: PyTorch's optimizer would also call the mode, for thousands of comparisons of constants.
     with torch.jit.optimized_execution(False), GpuRounding() as mode:
         try:
-            return module(batch)
+            return module(*inputs)
         except RuntimeError as error:
             raise RuntimeError(mode.error or str(error)) from error

@@ -7,11 +7,13 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import pytorch_network
-from build_tasks.runtime.stage import Notes, Settings
+from build_tasks.formats.example_inputs import example_inputs
+from build_tasks.formats.serving_interface import wrap_for_serving
+from build_tasks.runtime.stage import Notes
+from build_tasks.tensors import INPUT, Interface
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,7 @@ MAX_LINES = 3  # of the user's code, in one message
 TRACED_AWAY = "turns a tensor into a Python value, which the trace keeps as a constant (write it with torch.where)"
 
 
-def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface: Settings, path: str) -> str:
+def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> str:
     """Trace a network and save the frozen trace.
 
     Returns:
@@ -37,8 +39,7 @@ def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface
 
     Args:
         module: The network without the interface of the spec.
-        shape: (channels, height, width) of one input.
-        interface: The settings of `interface_of`.
+        interface: The interface of the spec, resolved.
         path: The file.
     Raises:
         UserError: If the network cannot be traced, or if the trace cannot be saved.
@@ -48,11 +49,11 @@ def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface
 
     from build_tasks.formats import torchscript_device, torchscript_graph
 
-    slim = pytorch_network.wrap_for_serving(reparameterize_model(module), interface)
-    batch = pytorch_network.example_input(shape, TRACED_BATCH, interface["format"])
+    slim = wrap_for_serving(reparameterize_model(module), interface)
+    batch = tuple(example_inputs(interface, TRACED_BATCH))
     torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows the operator of its fast path
     with torch.inference_mode(False), torch.no_grad():
-        slim(batch)  # values that a network computes only at its first call must not be traced
+        slim(*batch)  # values that a network computes only at its first call must not be traced
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", torch.jit.TracerWarning)
@@ -61,6 +62,8 @@ def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
             trace = torch.jit.freeze(plain)
             torchscript_device.follow_input(trace)
+            if own_names(interface):
+                name_arguments(trace, [each["name"] for each in interface["inputs"]])
             torchscript_graph.save_torchscript(trace, path)
         except RuntimeError as error:
             # An error of an operator ends with its reason. One about a Python function begins with it.
@@ -68,6 +71,23 @@ def save_trace(module: "torch.nn.Module", shape: tuple[int, int, int], interface
             reason = first_lines(error).partition(". ")[0] if "Python function" in lines[0] else lines[-1]
             raise UserError(f"torch.jit.trace refuses the network: {reason}") from error
     return constant_lines(caught)
+
+
+def own_names(interface: Interface) -> bool:
+    """Return whether the inputs have other names than the default of the only picture."""
+    return [each["name"] for each in interface["inputs"]] != [INPUT]
+
+
+def name_arguments(trace: Any, names: list[str]) -> None:
+    """Give the arguments of a trace's forward the names of the inputs, by which Triton's PyTorch backend finds them.
+
+    torch.jit.trace names them as those of the network's forward in their order, which may be another one.
+    """
+    _, *arguments = trace.graph.inputs()  # the first is the module itself
+    for index, argument in enumerate(arguments):
+        argument.setDebugName(f"argument_{index}")  # so that no name is taken yet
+    for argument, name in zip(arguments, names, strict=True):
+        argument.setDebugName(name)
 
 
 def constant_lines(caught: "Iterable[warnings.WarningMessage]") -> str:

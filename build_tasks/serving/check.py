@@ -178,7 +178,7 @@ def check_preprocessing(server: triton_server.Server, name: str, model: Model) -
     """Send the encoded accuracy samples to a Python model and compare its answer with timm's preprocessing."""
     from polygraphy.json import load_json
 
-    from build_tasks.tensors import INPUT
+    from build_tasks.tensors import IMAGE, INPUT
     from build_tasks.verification.tolerance import relative_error
 
     if (encoded := accuracy_samples.read_encoded(model)) is None:
@@ -186,7 +186,7 @@ def check_preprocessing(server: triton_server.Server, name: str, model: Model) -
     batch = encoded[: model.largest_batch("preprocess")]
     try:
         with contextlib.closing(triton_client.Client("HTTP", server.http)) as client:
-            _, (answer,) = client.infer(name, client.tensors(name), batch)
+            _, (answer,) = client.infer(name, client.tensors(name), {IMAGE: batch})
     except UserError as error:
         if how := server.how_it_ended():
             raise triton_server.NoAnswerError(f"the server {how} while this model preprocessed images") from error

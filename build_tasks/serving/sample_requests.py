@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.serving.triton_client import Client, Tensors, cast_to_input_type
+from build_tasks.serving.triton_client import Client, Tensors, cast_to_input_types
+from build_tasks.tensors import Feed, batch_of, take
 from build_tasks.verification import batch_check, reference_outputs
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def send_batch(
     reference: reference_outputs.Reference,
     versions: set[str],
     client: Client,
-    batch: "np.ndarray",
+    batch: Feed,
     sequences: bool,
 ) -> "list[np.ndarray]":
     """Send one batch to a model, and return its outputs.
@@ -40,7 +41,7 @@ def send_batch(
         sequences: Whether each request is a sequence of its own.
     """
     sequence = new_sequence() if sequences else 0
-    version, outputs = client.infer(name, tensors, cast_to_input_type(batch, tensors.input_type), sequence)
+    version, outputs = client.infer(name, tensors, cast_to_input_types(batch, tensors), sequence)
     versions.add(version)
     expected = list(reference.outputs.values())
     return [
@@ -64,10 +65,14 @@ def takes_sequences(client: Client, config: dict[str, Any]) -> bool:
     return any("sequence_batching" in each for each in (config, *(client.config(step["model_name"]) for step in steps)))
 
 
-def largest_request(samples: "np.ndarray", max_batch_size: int) -> int:
+def largest_request(samples: Feed, max_batch_size: int) -> int:
     """The largest batch of the samples that is sent in one request: at most LARGEST_REQUEST bytes."""
-    size = max(len(sample[0]) for sample in samples) if samples.dtype == object else samples[0].nbytes
+    size = max(sum(_bytes_of(array[index]) for array in samples.values()) for index in range(batch_of(samples)))
     return max(min(max_batch_size, LARGEST_REQUEST // size), min(max_batch_size, reference_outputs.BATCH))
+
+
+def _bytes_of(sample: "np.ndarray") -> int:
+    return sum(map(len, sample.ravel())) if sample.dtype == object else sample.nbytes
 
 
 def send_concurrently(
@@ -86,7 +91,7 @@ def send_concurrently(
 
     random = np.random.default_rng(0)
     batches = [
-        np.resize(random.permutation(len(reference.samples)), random.integers(sizes[0], sizes[1] + 1))
+        np.resize(random.permutation(batch_of(reference.samples)), random.integers(sizes[0], sizes[1] + 1))
         for _ in range(CONCURRENT_REQUESTS)
     ]
     own = threading.local()
@@ -102,13 +107,11 @@ def send_concurrently(
     return [max(of_output, key=lambda each: each["difference"]) for of_output in zip(*results, strict=True)]
 
 
-def request_latencies(run: reference_outputs.RunBatch, samples: "np.ndarray", batch_size: int) -> list[float]:
-    """Seconds of each of REQUESTS single requests of `batch_size` images."""
-    import numpy as np
-
+def request_latencies(run: reference_outputs.RunBatch, samples: Feed, batch_size: int) -> list[float]:
+    """Seconds of each of REQUESTS single requests of `batch_size` samples."""
     seconds = []
     for index in range(REQUESTS):
-        batch = np.resize(samples[index % len(samples)][None], (batch_size, *samples.shape[1:]))
+        batch = take(samples, [index % batch_of(samples)] * batch_size)
         started = time.perf_counter()
         run(batch)
         seconds.append(time.perf_counter() - started)

@@ -24,7 +24,7 @@ from build_tasks.serving.check import DECODER_TOLERANCE, ServedModel, served_mod
 from build_tasks.serving.triton_client import PROTOCOLS, Client, require_server
 from build_tasks.spec.ensemble_tables import short_form
 from build_tasks.spec.model import Model
-from build_tasks.tensors import OUTPUT
+from build_tasks.tensors import IMAGE, batch_of
 from build_tasks.text_table import format_table, terminal_width
 from build_tasks.triton.repository import published_models
 from build_tasks.verification import accuracy_samples, batch_check, gate, judged_artifacts, metrics, reference_outputs
@@ -134,7 +134,7 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     reference = reference_outputs.Reference({**files, "names": model.artifact("samples.txt")})
     preprocessed = reference.samples
     if encoded is not None:
-        reference.samples = encoded
+        reference.samples = {IMAGE: encoded}
     versions: set[str] = set()
     sequences = sample_requests.takes_sequences(client, config)
     send = functools.partial(sample_requests.send_batch, name, tensors, reference, versions, sequences=sequences)
@@ -146,13 +146,13 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     sizes = (1, 1) if sequences else batch_limits(model, model_format, max_batch_size)
     if model_format == "preprocess":
         (images,) = reference_outputs.run_in_batches(run, reference.samples, *sizes)
-        accuracy = compare_with_timm(images, preprocessed)
+        accuracy = compare_with_timm(images, next(iter(preprocessed.values())))
     else:
         largest = (
             sample_requests.largest_request(reference.samples, max_batch_size) if sizes[1] > sizes[0] else sizes[1]
         )
         batches = batch_check.batches_between(sizes[0], batch_check.TUNED, largest)
-        other_batches = batch_check.arrangements(len(reference.samples), batches, repeated=batches)
+        other_batches = batch_check.arrangements(batch_of(reference.samples), batches, repeated=batches)
         measured = reference.measure(
             run, *sizes, model.spec.output.top_k, batches=other_batches, class_names=class_outputs(model)
         )
@@ -161,8 +161,7 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
             lambda: functools.partial(send, Client(client.protocol, client.url)), reference, sizes
         )
         for index, worst in enumerate(differences):
-            if (name_of_output := OUTPUT.format(index)) in measured["outputs"]:
-                measured["outputs"][name_of_output]["worst_batch"] = worst
+            measured["outputs"][[*reference.outputs][index]]["worst_batch"] = worst
         try:
             apply_gate(model, model_format, measured)
         except UserError as error:

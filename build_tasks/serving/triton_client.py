@@ -5,6 +5,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
+from build_tasks.tensors import Feed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +22,9 @@ KEY_HEADERS = {"HTTP": KEY_NAME, "gRPC": f"triton-grpc-protocol-{KEY_NAME}"}
 
 
 class Tensors(NamedTuple):
-    """The tensors of a model that has one input: their names, and the input's type as Triton calls it, "FP32"."""
+    """The tensors of a model: the types of its inputs as Triton calls them, "FP32", and the names of its outputs."""
 
-    input_name: str
-    input_type: str
+    input_types: dict[str, str]  # by name
     output_names: list[str]
 
 
@@ -100,26 +100,26 @@ class Client:
     def tensors(self, model: str) -> Tensors:
         """The tensors of a model that is loaded."""
         metadata = self._call("get_model_metadata", model, **self.as_json)
-        (tensor,) = metadata["inputs"]
-        return Tensors(tensor["name"], tensor["datatype"], [output["name"] for output in metadata["outputs"]])
+        types = {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]}
+        return Tensors(types, [output["name"] for output in metadata["outputs"]])
 
     def config(self, model: str) -> dict[str, Any]:
         """The ModelConfig that the server uses for a model, as JSON."""
         answer: dict[str, Any] = self._call("get_model_config", model, **self.as_json)
         return dict(answer.get("config", answer))
 
-    def infer(
-        self, model: str, tensors: Tensors, batch: "np.ndarray", sequence: int = 0
-    ) -> "tuple[str, list[np.ndarray]]":
-        """The version of the model that answers a batch, and its outputs.
+    def infer(self, model: str, tensors: Tensors, feed: Feed, sequence: int = 0) -> "tuple[str, list[np.ndarray]]":
+        """The version of the model that answers a batch, given by the names of the inputs, and its outputs.
 
         Args:
             sequence: A correlation ID, for a model with sequence_batching; the batch is a sequence of one request.
         """
         flags = {"sequence_id": sequence, "sequence_start": True, "sequence_end": True} if sequence else {}
-        tensor = self.library.InferInput(tensors.input_name, list(batch.shape), tensors.input_type)
-        tensor.set_data_from_numpy(batch)
-        result = self._call("infer", model, [tensor], **flags)
+        inputs = []
+        for name, array in feed.items():
+            inputs.append(self.library.InferInput(name, list(array.shape), tensors.input_types[name]))
+            inputs[-1].set_data_from_numpy(array)
+        result = self._call("infer", model, inputs, **flags)
         response = result.get_response()
         version = response["model_version"] if isinstance(response, dict) else response.model_version
         return version, [result.as_numpy(name) for name in tensors.output_names]
@@ -154,11 +154,20 @@ class Client:
             ) from error
 
 
-def cast_to_input_type(batch: "np.ndarray", triton_type: str) -> "np.ndarray":
-    """A batch in the type of the model's input, such as "FP16"."""
+def cast_to_input_types(feed: Feed, tensors: Tensors) -> Feed:
+    """A batch in the types of the model's inputs, such as "FP16".
+
+    One value per sample becomes (batch, 1), since Triton needs a dimension. A feed of one array is for the only input.
+    """
     from tritonclient.utils import triton_to_np_dtype
 
-    return batch if triton_type == "BYTES" else batch.astype(triton_to_np_dtype(triton_type))
+    if len(feed) == len(tensors.input_types) == 1:
+        feed = dict(zip(tensors.input_types, feed.values(), strict=True))
+    arrays = {}
+    for name, triton_type in tensors.input_types.items():
+        array = feed[name] if feed[name].ndim > 1 else feed[name][:, None]
+        arrays[name] = array if triton_type == "BYTES" else array.astype(triton_to_np_dtype(triton_type))
+    return arrays
 
 
 def require_server(protocol: str, url: str) -> None:

@@ -18,6 +18,8 @@ from build_tasks.tensors import (
     OutputTensor,
     Range,
     Shape,
+    dims_at,
+    tuned_lengths,
 )
 
 if TYPE_CHECKING:
@@ -38,9 +40,12 @@ def interface_of(spec: "Spec") -> Interface:
         "std": table.std,
         "scale": table.scale,
     }
+    outputs = [_output(index, output) for index, output in enumerate(spec.outputs)]
+    if spec.from_onnx:  # they are renamed when the file is imported, so that their names are their keys
+        outputs = [{**output, "key": None} for output in outputs]
     return {
         "inputs": inputs_of(spec),
-        "outputs": [_output(index, output) for index, output in enumerate(spec.outputs)],
+        "outputs": outputs,
         "dimensions": dimensions_of(spec),
         "softmax": spec.output.softmax,
         "top_k": spec.output.top_k,
@@ -48,9 +53,25 @@ def interface_of(spec: "Spec") -> Interface:
     }
 
 
+def tuned_interface(interface: Interface) -> Interface:
+    """Return an interface with the lengths to tune for in the place of words."""
+    lengths = tuned_lengths(interface["dimensions"])
+    inputs: list[InputTensor] = []
+    for each in interface["inputs"]:
+        shape: Shape | None = None if each["shape"] is None else [*dims_at(each["shape"], lengths)]
+        inputs.append({**each, "shape": shape})
+    return {**interface, "inputs": inputs, "dimensions": {}}
+
+
 def inputs_of(spec: "Spec") -> list[InputTensor]:
     """Return the inputs of a spec."""
     return [_input(index, each) for index, each in enumerate(spec.inputs)] or [picture_input(spec.input)]
+
+
+def open_inputs(spec: "Spec") -> dict[str, Shape]:
+    """Return the shape of each input with open dimensions, without the batch, by the name of the input."""
+    shapes = {each["name"]: each["shape"] or [] for each in inputs_of(spec)}
+    return {name: shape for name, shape in shapes.items() if any(isinstance(dim, str) for dim in shape)}
 
 
 def dimensions_of(spec: "Spec") -> dict[str, Range]:

@@ -85,12 +85,6 @@ class Spec(Table, kw_only=True):
         return smallest, engine.opt_batch_size or max(smallest, min(8, largest)), largest
 
     @property
-    def sizes(self) -> list[list[int]] | None:
-        """The smallest and the largest [height, width], None if the size is fixed."""
-        small, large = self.input.min_size, self.input.max_size
-        return [small, large] if small and large else None
-
-    @property
     def from_onnx(self) -> bool:
         """Whether the source is an ONNX file. Then there is no PyTorch network, and the file is the reference."""
         return re.search(r"\.onnx([@?#].*)?$", self.weights.source) is not None

@@ -7,14 +7,19 @@ only dtypes and shapes with model.pt. The gate checks the values later, on the a
 GPU (see formats/torchscript_graph.py).
 """
 
+import functools
 from typing import Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
+from build_tasks.formats.example_inputs import lengths_to_check, random_values
+from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.interface import dimensions_of, inputs_of
 from build_tasks.spec.model import Model, table_settings
+from build_tasks.tensors import Signature, dims_at
 
 TOOLS = ("torch",)
 BATCHES = (1, 3)  # run here; the torchscript stage has checked model.pt at more of them
@@ -39,12 +44,16 @@ def task(model: Model) -> dict[str, Any]:
         peak_batch=max(BATCHES),
         settings={
             "torchscript": table_settings(model.torchscript),
-            "format": model.spec.input.format,
-            "shape": model.spec.input.shape,
-            "sizes": model.spec.sizes,
+            "inputs": inputs_of(model.spec),
+            "dimensions": dimensions_of(model.spec),
         },
         tools=TOOLS,
-        modules=(__name__, "build_tasks.formats.torchscript_graph", *pytorch_network.source_modules(model)),
+        modules=(
+            __name__,
+            "build_tasks.formats.torchscript_graph",
+            *INTERFACE_MODULES,
+            *pytorch_network.source_modules(model),
+        ),
     )
     return stage.task(doc=f"{file}: {model.torchscript.precision}, {model.torchscript.memory_format}")
 
@@ -56,14 +65,21 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     signature = read_json(inputs["trace's signature"])
     tools = read_json(inputs["trace's tools"])
-    options, input_format = settings["torchscript"], settings["format"]
+    options = settings["torchscript"]
     dtypes = [tensor["dtype"] for tensor in signature["outputs"]]
+    pictures = [each["layout"] == "nchw" for each in settings["inputs"]]
     try:
         torchscript_graph.save_torchscript(
-            torchscript_graph.cast_trace(inputs["trace"], **options, output_dtypes=dtypes, input_format=input_format),
+            torchscript_graph.cast_trace(
+                inputs["trace"],
+                **options,
+                output_dtypes=dtypes,
+                input_dtypes=[tensor["dtype"] for tensor in signature["inputs"]],
+                pictures=pictures,
+            ),
             outputs["model"],
         )
-        check(inputs["trace"], outputs["model"], signature["inputs"][0]["shape"], settings)
+        check(inputs["trace"], outputs["model"], signature, settings)
     except RuntimeError as error:
         raise UserError(
             f"the trace does not run in {options['precision']}: {first_lines(error)}; "
@@ -77,13 +93,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {**options, "batches": list(BATCHES)}
 
 
-def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
-    """Compare the dtypes and shapes of the outputs with the outputs of model.pt, at all sizes of the spec.
+def check(trace: str, path: str, signature: Signature, settings: Settings) -> None:
+    """Compare the dtypes and shapes of the outputs with those of model.pt, at all lengths of open dimensions.
 
     Args:
         trace: Path of model.pt.
         path: Path of the cast file.
-        dims: Shape of the input in the signature, with the batch.
+        signature: That of model.pt.
+        settings: The settings of the stage.
     Raises:
         RuntimeError: If they differ, or if the cast file does not run.
     """
@@ -92,16 +109,14 @@ def check(trace: str, path: str, dims: list[int], settings: Settings) -> None:
     from build_tasks.formats import torchscript_graph
 
     exact, loaded = torch.jit.load(trace), torch.jit.load(path)
-    channels_last = settings["format"] == "uint8_nhwc"
-    traced = (dims[3], dims[1], dims[2]) if channels_last else (dims[1], dims[2], dims[3])
-    shape = tuple(settings["shape"] or traced)
-    for size in pytorch_network.shapes_to_check(shape, settings["sizes"]):
+    rounded = functools.partial(torchscript_graph.run_with_gpu_rounding, loaded)
+    for lengths in lengths_to_check(settings["dimensions"]):
         for count in BATCHES:
-            batch = pytorch_network.example_input(size, count, settings["format"])
-            expected = pytorch_network.forward(exact, batch)
-            actual = pytorch_network.forward(
-                lambda batch: torchscript_graph.run_with_gpu_rounding(loaded, batch), batch
-            )
+            batch = [
+                random_values(each, [count, *dims_at(each["shape"] or own["shape"][1:], lengths)], seed)
+                for seed, (each, own) in enumerate(zip(settings["inputs"], signature["inputs"], strict=True))
+            ]
+            expected, actual = forward(exact, batch), forward(rounded, batch)
             forms = [[(answer.dtype, answer.shape) for answer in each] for each in (actual, expected)]
             if forms[0] != forms[1]:
                 raise RuntimeError(f"at batch {count} its outputs are {forms[0]}, and those of model.pt {forms[1]}")

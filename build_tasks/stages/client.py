@@ -64,23 +64,24 @@ def task(model: Model, model_format: str, files: list[str], *, sequences: bool =
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     first: Signature = read_json(inputs["first"])
     last: Signature = read_json(inputs["last"])
-    (tensor,) = first["inputs"]
+    tensors = first["inputs"]
+    # Empty if the input is not one picture. Its colors are empty if no picture has this number of channels.
     preprocessing = read_json(inputs["preprocessing"])
-    colors, files = preprocessing.get("color", ["rgb"]), preprocessing.get("files", [])
+    colors, files = preprocessing.get("color", ["rgb"] if preprocessing else []), preprocessing.get("files", [])
     folder = outputs["folder"]
     os.makedirs(folder)
-    if tensor["name"] == IMAGE:
+    if tensors[0]["name"] == IMAGE:
         sends = "encoded images"
     elif colors:
         sends = "preprocessed images"
         shutil.copyfile(PREPROCESSING, f"{folder}/preprocessing.py")
         shutil.copyfile(inputs["preprocessing"], f"{folder}/preprocessing.json")
     else:
-        sends = "an array"
+        sends = "an array" if len(tensors) == 1 else "arrays"
     if "labels" in inputs:
         shutil.copyfile(inputs["labels"], f"{folder}/labels.txt")
     for protocol in PORTS:
-        text = render(protocol, settings, tensor, last["outputs"], sends, files, labels="labels" in inputs)
+        text = render(protocol, settings, tensors, last["outputs"], sends, files, labels="labels" in inputs)
         with open(f"{folder}/{protocol}_client.py", "w", encoding="utf-8") as file:
             file.write(text)
     return {"clients": ", ".join(PORTS)}
@@ -89,7 +90,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 def render(
     protocol: str,
     settings: Settings,
-    tensor: TensorSignature,
+    tensors: list[TensorSignature],
     outputs: list[TensorSignature],
     sends: str,
     files: Sequence[str] = (),
@@ -100,16 +101,16 @@ def render(
 
     Args:
         protocol: "http" or "grpc".
-        tensor: The input of the model.
+        tensors: The inputs of the model.
         outputs: The outputs of the model, which determine the lines that the client prints.
-        sends: "encoded images", "preprocessed images" or "an array".
+        sends: "encoded images", "preprocessed images", "an array" or "arrays".
         files: The endings of the image files of one sample. None: a sample is one file.
         labels: Whether labels.txt is beside the client.
     """
-    shows = "tensors"
-    if sends != "an array" and settings["top_k"]:
+    shows, of_images = "tensors", sends in ("encoded images", "preprocessed images")
+    if of_images and settings["top_k"]:
         shows = "ranked classes"
-    elif sends != "an array" and len(outputs) == 1 and len(outputs[0]["shape"]) == 2:
+    elif of_images and len(outputs) == 1 and len(outputs[0]["shape"]) == 2:
         shows = "classes"
     images, pictures = " ".join(f"image{ending}" for ending in files or [".jpg"]), len(files or [""])
     with open(TEMPLATE, encoding="utf-8") as file:
@@ -119,14 +120,20 @@ def render(
         protocol=protocol,
         port=PORTS[protocol],
         sends=sends,
-        source="a batch" if sends == "an array" else "images",
-        example=f"batch.npy  # {tensor['dtype']}, {tensor['shape']}" if sends == "an array" else f"{images} ...",
+        source="images" if of_images else "a batch",
+        example=f"{images} ..."
+        if of_images
+        else f"batch.np{'y' if sends == 'an array' else 'z'}  # "
+        + "; ".join(
+            f"{'' if sends == 'an array' else each['name'] + ': '}{each['dtype']}, {each['shape']}" for each in tensors
+        ),
         pictures=pictures,
         each="path" if pictures == 1 else "paths",
         samples="arguments.files" if pictures == 1 else "samples",
-        tensor=tensor,
-        dtype=DTYPES.get(tensor["dtype"], tensor["dtype"].upper()),
+        tensors=tensors,
+        dtypes={each["name"]: DTYPES.get(each["dtype"], each["dtype"].upper()) for each in tensors},
         shows=shows,
+        names=[output["name"] for output in outputs],
         outputs=", ".join(f'"{output["name"]}"' for output in outputs),
         labels=labels and shows != "tensors",
         sequences=settings["sequences"],

@@ -16,9 +16,9 @@ from build_tasks.formats.ensemble_steps import Step, last_network, wanted_output
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.interface import client_dims, label_files
-from build_tasks.spec.model import Model
-from build_tasks.tensors import signature_dims
+from build_tasks.spec.interface import client_dims, dimensions_of, inputs_of, label_files, open_inputs
+from build_tasks.spec.model import Model, Spec
+from build_tasks.tensors import dims_at, signature_dims, tuned_lengths
 from build_tasks.triton import ensemble_graph, releases
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.derived_config import (
@@ -82,7 +82,7 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
             model_format,
             files=files,
             capabilities=[model.plans.get(file) for file in files],
-            input=InputLayout(model.spec.input.format, model.spec.input.shape),
+            inputs=input_layouts(model.spec),
             ranked=model.spec.output.top_k is not None,
             views={name: ClientView(signature_dims(dims)) for name, dims in views.items()},
             labels=labels,
@@ -91,6 +91,13 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
         modules=(__name__, *CONFIG_MODULES),
         in_process=True,
     )
+
+
+def input_layouts(spec: Spec) -> dict[str, InputLayout]:
+    """Return the layout and the lengths to tune for of each input."""
+    lengths, shapes = tuned_lengths(dimensions_of(spec)), open_inputs(spec)
+    tuned = {name: dims_at(shape, lengths) for name, shape in shapes.items()}
+    return {each["name"]: InputLayout(each["layout"], tuned.get(each["name"])) for each in inputs_of(spec)}
 
 
 def settings_of(model: Model, model_format: str, **more: Any) -> Settings:

@@ -22,6 +22,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
+from build_tasks.spec.interface import dimensions_of, open_inputs
 from build_tasks.spec.model import Model, table_settings
 
 TOOLS = ("polygraphy",)
@@ -72,9 +73,8 @@ def task(model: Model, file: str) -> dict[str, Any]:
             "min_batch_size": smallest,
             "opt_batch_size": optimal,
             "max_batch_size": largest,
-            "format": model.spec.input.format,
-            "shape": model.spec.input.shape if model.spec.sizes else None,
-            "sizes": model.spec.sizes,
+            "open_inputs": open_inputs(model.spec),
+            "dimensions": dimensions_of(model.spec),
         },
         tools=TOOLS,
         modules=(__name__, "build_tasks.formats.tensorrt", "build_tasks.runtime.hardware", "build_tasks.tensors"),

@@ -18,12 +18,14 @@ from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.ensemble_steps import PYTHON, Step, wanted_outputs, wiring_of
 from build_tasks.formats.onnx_runtime import ONNX_MODULES
+from build_tasks.formats.serving_interface import INTERFACE_MODULES, wrap_for_serving
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.ensemble_tables import Ensemble
+from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
-from build_tasks.tensors import IMAGE, Signature
+from build_tasks.tensors import IMAGE, Feed, Signature
 from build_tasks.triton import ensemble_graph
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
@@ -31,9 +33,8 @@ from build_tasks.verification import accuracy_samples, gate, metrics
 from build_tasks.verification.ensemble_samples import save_samples
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
-Feed = dict[str, "np.ndarray"]
 Run = Callable[[Feed], Feed]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")  # from the most to the least exact
 SAMPLES = 16  # at most so many are sent through the steps
@@ -87,6 +88,7 @@ def task(model: Model, steps: list[Step]) -> dict[str, Any]:
             "build_tasks.verification.tolerance",
             *gate.GATE_MODULES,
             *dict.fromkeys(ONNX_MODULES),
+            *INTERFACE_MODULES,
             *{module: None for step in networks for module in pytorch_network.source_modules(step.model)},
         ),
         source_files=tuple(path for step in networks for path in pytorch_network.user_source_files(step.model)),
@@ -101,7 +103,7 @@ def _pictures(model: Model) -> list[str]:
 
 
 def _network_settings(model: Model) -> Settings:
-    return {**pytorch_network.settings_of(model), "interface": pytorch_network.interface_of(model)}
+    return {**pytorch_network.settings_of(model), "interface": interface_of(model.spec)}
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
@@ -244,7 +246,7 @@ def _artifact(inputs: Paths, settings: Settings, name: str) -> Run:
     from build_tasks.formats import tensorrt
 
     engine = tensorrt.engine_session(path, signature)
-    return lambda feed: dict(zip(outputs, engine(next(iter(feed.values()))), strict=True))
+    return lambda feed: dict(zip(outputs, engine(feed), strict=True))
 
 
 def _run_module(module: Any, inputs: list[str], outputs: list[str], feed: Feed) -> Feed:
@@ -260,9 +262,8 @@ def _reference(inputs: Paths, settings: Settings, name: str) -> Run:
     """Return the network of a step in PyTorch as such a function; for an ONNX file, the file itself."""
     network = settings["networks"][name]
     signature: Signature = read_json(inputs[f"{name}/signature"])
-    module = pytorch_network.wrap_for_serving(
-        pytorch_network.create_network(network, inputs[f"{name}/weights"]), network["interface"]
-    )
+    module = pytorch_network.create_network(network, inputs[f"{name}/weights"])
+    module = wrap_for_serving(module, network["interface"])
     inputs_of, outputs_of = ([tensor["name"] for tensor in signature[kind]] for kind in ("inputs", "outputs"))
     return functools.partial(_run_module, module, inputs_of, outputs_of)
 

@@ -8,17 +8,19 @@ The figures depend on no limit. The accuracy stage compares them with the gate.
 """
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats import serving_device
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
 from build_tasks.formats.pytorch_network import NETWORK_MODULES
+from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import hardware, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
-from build_tasks.tensors import Signature
+from build_tasks.tensors import Signature, batch_of
 from build_tasks.verification import accuracy_samples, batch_check, metrics
 from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
@@ -37,8 +39,13 @@ RUNNERS = {
 
 # The modules that each of them uses.
 RUNNER_MODULES = {
-    "torchscript": ("build_tasks.formats.serving_device", *NETWORK_MODULES),
-    "cast": ("build_tasks.formats.serving_device", "build_tasks.formats.torchscript_graph", *NETWORK_MODULES),
+    "torchscript": ("build_tasks.formats.serving_device", *INTERFACE_MODULES, *NETWORK_MODULES),
+    "cast": (
+        "build_tasks.formats.serving_device",
+        "build_tasks.formats.torchscript_graph",
+        *INTERFACE_MODULES,
+        *NETWORK_MODULES,
+    ),
     "onnx": ("build_tasks.formats.serving_device", *ONNX_MODULES),
     "graph": ("build_tasks.formats.serving_device", *ONNX_MODULES),
     "tensorrt": ("build_tasks.formats.tensorrt",),
@@ -141,7 +148,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "c
             settings["top_k"],
             _truth(inputs, settings, reference.names),
             each,
-            _batches(signature, settings, len(reference.samples), session.on_gpu),
+            _batches(signature, settings, batch_of(reference.samples), session.on_gpu),
             settings["class_outputs"],
         ),
     }
@@ -158,10 +165,16 @@ def _open_session(path: str, signature: Signature, runner: str, served_on: str) 
         from build_tasks.formats import tensorrt
 
         return serving_device.Session(tensorrt.engine_session(path, signature), signature["GPU"])
-    runners = {"torchscript": run_trace, "cast": run_cast, "onnx": onnx_session, "graph": reduced_session}
+    names = [tensor["name"] for tensor in signature["inputs"]]
+    runners: dict[str, Callable[[str], RunBatch]] = {
+        "torchscript": lambda path: run_trace(path, names),
+        "cast": lambda path: run_cast(path, names),
+        "onnx": onnx_session,
+        "graph": reduced_session,
+    }
     if served_on == "cpu":
         return serving_device.Session(runners[runner](path), serving_device.CPU)
-    return serving_device.open_session(runner, path, runners[runner])
+    return serving_device.open_session(runner, path, names, runners[runner])
 
 
 def _batches(signature: Signature, settings: Settings, samples: int, on_gpu: bool) -> "list[np.ndarray]":
@@ -186,21 +199,23 @@ def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth
     return accuracy_samples.read_truth(inputs.get("truth", accuracy_samples.FOLDERS), names, labels)
 
 
-def run_trace(path: str) -> RunBatch:
-    """model.pt as a function from a batch to its outputs."""
+def run_trace(path: str, names: list[str]) -> RunBatch:
+    """model.pt as a function from a batch of its inputs, in the order of `names`, to its outputs."""
     import torch
 
-    from build_tasks.formats import pytorch_network
-
-    module = torch.jit.load(path)
-    return lambda batch: [answer.numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch))]
+    return _run_module(torch.jit.load(path), names)
 
 
-def run_cast(path: str) -> RunBatch:
+def run_cast(path: str, names: list[str]) -> RunBatch:
     """A cast trace, model.fp16.pt for example, as such a function. It rounds as a GPU does."""
     import torch
 
-    from build_tasks.formats import pytorch_network, torchscript_graph
+    from build_tasks.formats import torchscript_graph
 
-    module = functools.partial(torchscript_graph.run_with_gpu_rounding, torch.jit.load(path))
-    return lambda batch: [answer.numpy() for answer in pytorch_network.forward(module, torch.from_numpy(batch))]
+    return _run_module(functools.partial(torchscript_graph.run_with_gpu_rounding, torch.jit.load(path)), names)
+
+
+def _run_module(module: Any, names: list[str]) -> RunBatch:
+    import torch
+
+    return lambda feed: [answer.numpy() for answer in forward(module, [torch.from_numpy(feed[n]) for n in names])]

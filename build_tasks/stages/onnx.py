@@ -9,7 +9,7 @@ is exported by the dynamo exporter.
 
 If the source is an ONNX file, nothing is exported:
 
-    weights.onnx ──► batch and size of the spec ──► clean-up, checked ──► model.onnx
+    weights.onnx ──► dimensions of the spec ──► clean-up, checked ──► model.onnx
 """
 
 import functools
@@ -20,16 +20,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
 from build_tasks.formats import pytorch_network
+from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.fp32_comparison import PHOTOGRAPHS, Comparison
 from build_tasks.formats.onnx_clean_up import USUAL, GraphRefusedError, clean_up
 from build_tasks.formats.onnx_export import EXPORT_MODULES, TOOLS, check_export, export, write_records
 from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
-from build_tasks.formats.onnx_import import IMPORT_MODULES, set_batch_and_size
+from build_tasks.formats.onnx_import import IMPORT_MODULES, declare_dims
+from build_tasks.formats.serving_interface import forward, output_names, resolve_interface, wrap_for_serving
 from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_AWAY, save_trace, traced_away_note
 from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
+from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model, table_settings
+from build_tasks.tensors import Interface
 
 if TYPE_CHECKING:
     import onnx
@@ -62,9 +66,7 @@ def stage(model: Model) -> Stage:
         settings={
             **pytorch_network.settings_of(model),
             **{key: value for key, value in table_settings(model.spec.onnx).items() if key != "precision"},
-            "interface": pytorch_network.interface_of(model),
-            "shape": model.spec.input.shape,
-            "sizes": model.spec.sizes,
+            "interface": interface_of(model.spec),
             "max_batch_size": model.spec.max_batch_size,
             **({} if from_onnx else {"max_opset": model.newest_opset}),
         },
@@ -92,8 +94,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
 
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
-    module = pytorch_network.wrap_for_serving(module, settings["interface"])
-    shape = pytorch_network.input_shape(module, settings["shape"])
+    interface = resolve_interface(module, settings["interface"])
+    module = wrap_for_serving(module, interface)
+    forward(module, example_inputs(interface, 1))
+    outputs_of_network = output_names(module)
     names, choice = [settings["exporter"]], "the spec's choice"
     if settings["exporter"] == "auto":
         names, choice = ["torchscript", "dynamo"], "first choice"
@@ -111,18 +115,19 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
                 path = inputs["model"]
                 constants = read_json(inputs["trace_signature"]).get("traced_away", "").removesuffix(f" {TRACED_AWAY}")
             else:
-                path, constants = _trace(inputs, shape, settings, folder)
+                path, constants = _trace(inputs, interface, settings, folder)
             trace: torch.nn.Module = torch.jit.load(path)
             return trace
 
-        check = functools.partial(_save_and_check, outputs["model"], Comparison(module, settings), shape, settings)
+        check = functools.partial(_save_and_check, outputs["model"], Comparison(module, interface), interface, settings)
         refusals: dict[str, str] = {}
-        found = _first_right_graph(names, source, shape, settings, folder, check, refusals)
+        write = functools.partial(_first_right_graph, names, source, outputs_of_network, interface)
+        found = write(settings, folder, check, refusals)
         if found is None:
             text = "; ".join(f"the {name} exporter {reason}" for name, reason in refusals.items())
             if settings["opset"] != "auto":
                 automatic = {**settings, "opset": "auto"}
-                found = _first_right_graph(names, source, shape, automatic, folder, check, {})
+                found = write(automatic, folder, check, {})
                 text += f"; onnx.opset = {opset(found.graph)} would do" if found else ""
             raise UserError(f"{constants} {TRACED_AWAY}; {text}" if constants else text)
     save_onnx(found.graph, outputs["model"], settings["external_data"])
@@ -133,12 +138,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {"exporter": f"{found.exporter}, {why}", "opset": opset(found.graph), **notes, "error": found.error}
 
 
-def _trace(inputs: Paths, shape: tuple[int, int, int], settings: Settings, folder: str) -> tuple[str, str]:
+def _trace(inputs: Paths, interface: Interface, settings: Settings, folder: str) -> tuple[str, str]:
     """Trace the network as the stage `torchscript` does, and return the path of the file and what it leaves out."""
     path = f"{folder}/model.pt"
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     try:
-        return path, save_trace(module, shape, settings["interface"], path)
+        return path, save_trace(module, interface, path)
     except UserError as error:
         raise GraphRefusedError(f"has no trace: {error}") from error
 
@@ -146,7 +151,8 @@ def _trace(inputs: Paths, shape: tuple[int, int, int], settings: Settings, folde
 def _first_right_graph(
     names: list[str],
     source: "Callable[[str], torch.nn.Module]",
-    shape: tuple[int, int, int],
+    outputs: list[str],
+    interface: Interface,
     settings: Settings,
     folder: str,
     check: "Callable[[onnx.ModelProto], float]",
@@ -155,7 +161,7 @@ def _first_right_graph(
     """Return the graph of the first exporter that writes a right one. The reasons of the others go into `refusals`."""
     for name in names:
         try:
-            graph = export(name, source(name), shape, settings, folder)
+            graph = export(name, source(name), outputs, interface, settings, folder)
             return Export(name, *clean_up(graph, check))
         except GraphRefusedError as error:
             refusals[name] = str(error)
@@ -166,11 +172,10 @@ def _first_right_graph(
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
 
-    network = pytorch_network.create_network(settings, inputs["weights"])
-    channels, height, width = settings["shape"]
-    graph = set_batch_and_size(onnx.load(onnx_file(inputs["weights"])), network, settings)
-    shape, comparison = (channels, height, width), Comparison(network, settings)
-    check = functools.partial(_save_and_check, outputs["model"], comparison, shape, settings)
+    interface = settings["interface"]
+    network = wrap_for_serving(pytorch_network.create_network(settings, inputs["weights"]), interface)
+    graph = declare_dims(onnx.load(onnx_file(inputs["weights"])), network, interface, settings)
+    check = functools.partial(_save_and_check, outputs["model"], Comparison(network, interface), interface, settings)
     try:
         graph, error_of_graph, how = clean_up(graph, check)
     except GraphRefusedError as error:
@@ -185,10 +190,10 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 
 def _save_and_check(
-    path: str, comparison: Comparison, shape: tuple[int, int, int], settings: Settings, graph: "onnx.ModelProto"
+    path: str, comparison: Comparison, interface: Interface, settings: Settings, graph: "onnx.ModelProto"
 ) -> float:
     save_onnx(graph, path, settings["external_data"])
-    return check_export(graph, path, comparison, shape, settings)
+    return check_export(graph, path, comparison, interface, settings)
 
 
 def _notes(graph: "onnx.ModelProto", clean_up: str) -> Notes:

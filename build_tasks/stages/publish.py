@@ -154,6 +154,7 @@ def _task(
     named = name == model.triton_name(model_format)
     fields = model_config.fields_of_format(model.config_fields, model_format) if named else {}
     policy = fields.get("version_policy", {})
+    of_pictures = model_format in FORMATS and not model.spec.inputs
     labels = [file for file, _ in label_files(model.spec).values()] if model_format != "preprocess" else []
     umask = repository_files.umask_from_environment()
     signer = signature.from_environment()  # no setting: a signature does not change what is published
@@ -172,7 +173,7 @@ def _task(
             "weights": model.weights,
             "config": config,
             **(files or {}),
-            **({"preprocessing.json": model.artifact("preprocessing.json")} if model_format in FORMATS else {}),
+            **({"preprocessing.json": model.artifact("preprocessing.json")} if of_pictures else {}),
             **{file: model.artifact(file) for file in labels},
             **{file: model.source(file) for file in model_config.config_files(fields)},
         },

@@ -9,34 +9,43 @@ change of its inputs. The gate does not require an artifact to be closer than th
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.formats import picture_transform, pytorch_network
+from build_tasks.formats.example_inputs import example_inputs
+from build_tasks.formats.perturbation import exact_inputs, perturbed
+from build_tasks.formats.serving_interface import (
+    INTERFACE_MODULES,
+    forward,
+    output_names,
+    resolve_interface,
+    wrap_for_serving,
+)
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.interface import interface_of, tuned_interface
 from build_tasks.spec.model import Model
-from build_tasks.tensors import INPUT, OUTPUT
+from build_tasks.tensors import Interface
 from build_tasks.verification import accuracy_samples
-from build_tasks.verification.tolerance import perturb_one_ulp
+
+if TYPE_CHECKING:
+    import torch
 
 RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # names in reference.json
 BATCH = 8  # samples in one run of the network
+RANDOM_SAMPLES = 16
 
 
 def task(model: Model) -> dict[str, Any]:
-    source = (
-        model.source(model.spec.accuracy.samples)
-        if model.spec.accuracy.samples
-        else accuracy_samples.SHIPPED_PHOTOGRAPHS
-    )
+    source = samples_source(model)
     stage = Stage(
         name=f"reference:{model.name}",
         model=model,
         build=build,
         inputs={
             "weights": model.weights,
-            **{path: path for path in accuracy_samples.sample_files(source)},
+            **{path: path for path in (accuracy_samples.sample_files(source) if source else ())},
         },
         outputs={
             "samples": model.artifact("samples.json"),
@@ -48,8 +57,9 @@ def task(model: Model) -> dict[str, Any]:
         settings={
             **pytorch_network.settings_of(model),
             "input": pytorch_network.input_settings_of(model),
-            "interface": pytorch_network.interface_of(model),
+            "interface": tuned_interface(interface_of(model.spec)),
             "samples": source,
+            "picture": not model.spec.inputs,
             "reference": model.reference,
         },
         tools=(
@@ -62,10 +72,12 @@ def task(model: Model) -> dict[str, Any]:
         ),
         modules=(
             __name__,
+            "build_tasks.formats.perturbation",
             "build_tasks.runtime.threads",
             "build_tasks.triton.preprocess_model.preprocessing",
             "build_tasks.verification.accuracy_samples",
             "build_tasks.verification.tolerance",
+            *INTERFACE_MODULES,
             *pytorch_network.source_modules(model),
         ),
         source_files=pytorch_network.user_source_files(model),
@@ -73,36 +85,70 @@ def task(model: Model) -> dict[str, Any]:
     return stage.task(doc=f"reference.json: the outputs of {model.reference} for the accuracy samples")
 
 
+def samples_source(model: Model) -> str | None:
+    """Return the folder or file of the accuracy samples; None for random ones, if the input is not one picture."""
+    if samples := model.spec.accuracy.samples:
+        return model.source(samples)
+    return None if model.spec.inputs else accuracy_samples.SHIPPED_PHOTOGRAPHS
+
+
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
+    import numpy as np
     import torch
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
 
-    interface = settings["interface"]
-    module = pytorch_network.wrap_for_serving(pytorch_network.create_network(settings, inputs["weights"]), interface)
-    preprocessing = picture_transform.data_config(module, settings["input"])
-    paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
-    names, batch = accuracy_samples.load_samples(
-        settings["samples"],
-        paths,
-        lambda: picture_transform.transform(preprocessing, interface["format"]),
-        preprocessing,
-        interface["format"],
-    )
-    save_json([{INPUT: batch}], outputs["samples"])
+    network = pytorch_network.create_network(settings, inputs["weights"])
+    interface = resolve_interface(network, settings["interface"])
+    module = wrap_for_serving(network, interface)
+    names, batch, preprocessing = load_samples(module, interface, inputs, settings)
+    feed = {each["name"]: np.asarray(array) for each, array in zip(interface["inputs"], batch, strict=True)}
+    save_json([feed], outputs["samples"])
     results = RunResults()
-    exact = batch
-    if interface["format"] == "uint8_nhwc":  # a byte has no ulp, so that the normalized floats are perturbed
-        exact = pytorch_network.normalize_input(module, torch.from_numpy(batch), interface).numpy()
     runner = RUNNERS[settings["reference"]]
-    for name, samples in ((runner, batch), (f"{runner}, inputs perturbed by one ulp", perturb_one_ulp(exact))):
-        batches = torch.from_numpy(samples).split(BATCH)
-        parts = threads.each(functools.partial(pytorch_network.forward, module), batches)
+    perturbed_runner = f"{runner}, inputs perturbed by one ulp"
+    for name, (runs, samples) in (
+        (runner, (module, batch)),
+        (perturbed_runner, perturbed(module, exact_inputs(module, batch, interface))),
+    ):
+        batches = [[each[start : start + BATCH] for each in samples] for start in range(0, len(samples[0]), BATCH)]
+        parts = threads.each(functools.partial(forward, runs), batches)
         answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
-        results.add([{OUTPUT.format(index): answer for index, answer in enumerate(answers)}], runner_name=name)
+        results.add([dict(zip(output_names(module), answers, strict=True))], runner_name=name)
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
-    steps = picture_transform.format_steps(preprocessing, interface["format"])
-    write_json(outputs["preprocessing"], {"format": interface["format"], **preprocessing, "steps": steps})
+    write_json(outputs["preprocessing"], preprocessing)
     return {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}
+
+
+def load_samples(
+    module: "torch.nn.Module", interface: Interface, inputs: Paths, settings: Settings
+) -> tuple[list[str], list[Any], dict[str, Any]]:
+    """Return the names of the samples, the samples of each input, and the content of preprocessing.json.
+
+    Args:
+        module: The network.
+        interface: Its interface, resolved.
+        inputs: The inputs of the stage.
+        settings: Its settings.
+    """
+    import torch
+
+    source = settings["samples"]
+    if source is None:
+        print(f"no accuracy.samples: {RANDOM_SAMPLES} random samples, by the ranges of [[inputs]]")
+        return [f"random {index}" for index in range(RANDOM_SAMPLES)], example_inputs(interface, RANDOM_SAMPLES), {}
+    if not settings["picture"]:
+        feed = accuracy_samples.load_feed(source, interface["inputs"])
+        batch = [feed[each["name"]] for each in interface["inputs"]]
+        tensors = [each if each.dtype == object else torch.from_numpy(each) for each in batch]
+        return [str(index) for index in range(len(batch[0]))], tensors, {}
+    input_format = settings["input"]["format"]
+    config = picture_transform.data_config(module, settings["input"])
+    paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
+    names, pictures = accuracy_samples.load_samples(
+        source, paths, lambda: picture_transform.transform(config, input_format), config, input_format
+    )
+    steps = picture_transform.format_steps(config, input_format)
+    return names, [torch.from_numpy(pictures)], {"format": input_format, **config, "steps": steps}

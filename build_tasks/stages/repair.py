@@ -29,6 +29,7 @@ from build_tasks.runtime.fingerprint import imported_digests
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
+from build_tasks.tensors import resize, take
 from build_tasks.verification import gate, metrics, node_sensitivity, reference_outputs
 from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
@@ -232,11 +233,9 @@ class Trial:
         The error is infinite if an output is not finite. The function emulates the precision on a few samples. That
         is faster than a conversion.
         """
-        import numpy as np
-
-        batch = self.reference.samples[:EFFECT_SAMPLES]
+        batch = take(self.reference.samples, slice(EFFECT_SAMPLES))
         if fixed := self.source.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
-            batch = np.resize(batch, (fixed, *batch.shape[1:]))
+            batch = resize(batch, fixed)
         if self.calibration is None:
             reduced = node_precision.emulate_nodes(self.source, self.settings["precision"])
         else:

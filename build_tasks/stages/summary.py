@@ -151,11 +151,11 @@ def summary_table(summary: Summary, reference: str) -> Table:
     counts = summary["samples"]
     repeated = f" ({counts['distinct']} distinct)" if counts["distinct"] != counts["count"] else ""
     steps = summary["preprocessing"]
-    preprocessing = (
-        f"{steps['input_size'][1]} x {steps['input_size'][2]}, {steps['interpolation']}, {steps['crop_mode']} crop "
+    preprocessing = steps and (
+        f", {steps['input_size'][1]} x {steps['input_size'][2]}, {steps['interpolation']}, {steps['crop_mode']} crop "
         f"{steps['crop_pct']}, mean {_format_channels(steps['mean'])}, std {_format_channels(steps['std'])}"
     )
-    samples = f"{counts['count']} samples of {counts['source']}{repeated}, {preprocessing}{_confidence(summary)}"
+    samples = f"{counts['count']} samples of {counts['source']}{repeated}{preprocessing or ''}{_confidence(summary)}"
     return Table([*columns, "gate result"], rows, left=("gate result",), below=f"{samples}{_gpus(summary)}")
 
 

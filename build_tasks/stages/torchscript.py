@@ -2,7 +2,7 @@
 
 network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new tensors follow the input's device ─► model.pt
                                                                                                           │
-                                 compared with the network at batches 1, 2, 3, max and at the sizes of the spec
+                                 compared with the network at batches 1, 2, 3, max and at lengths of open dimensions
 """
 
 from collections.abc import Iterable
@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import fp32_comparison, pytorch_network
+from build_tasks.formats.example_inputs import cases_to_check, example_inputs, format_case, lengths_to_check
+from build_tasks.formats.serving_interface import (
+    INTERFACE_MODULES,
+    forward,
+    open_axes,
+    open_output_axes,
+    output_names,
+    resolve_interface,
+    wrap_for_serving,
+)
 from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_AWAY, TRACED_BATCH, save_trace, traced_away_note
 from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
-from build_tasks.tensors import INPUT, OUTPUT, layout_dims
+from build_tasks.tensors import Interface
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,9 +49,7 @@ def task(model: Model) -> dict[str, Any]:
         peak_batch=model.spec.max_batch_size,
         settings={
             **pytorch_network.settings_of(model),
-            "interface": pytorch_network.interface_of(model),
-            "shape": model.spec.input.shape,
-            "sizes": model.spec.sizes,
+            "interface": interface_of(model.spec),
             "max_batch_size": model.spec.max_batch_size,
         },
         tools=TOOLS,
@@ -48,6 +57,7 @@ def task(model: Model) -> dict[str, Any]:
             __name__,
             *TRACE_MODULES,
             *fp32_comparison.COMPARISON_MODULES,
+            *INTERFACE_MODULES,
             *pytorch_network.source_modules(model),
         ),
         source_files=pytorch_network.user_source_files(model),
@@ -60,32 +70,29 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     from build_tasks.formats import torchscript_device
 
-    interface, sizes = settings["interface"], settings["sizes"]
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
-    shape = pytorch_network.input_shape(module, settings["shape"])
-    constants = save_trace(module, shape, interface, outputs["model"])
-    module = pytorch_network.wrap_for_serving(module, interface)
-    batch = pytorch_network.example_input(shape, TRACED_BATCH, interface["format"])
+    interface = resolve_interface(module, settings["interface"])
+    constants = save_trace(module, interface, outputs["model"])
+    module = wrap_for_serving(module, interface)
     try:
-        errors = check(outputs["model"], module, shape, settings)
+        errors = check(outputs["model"], module, interface, settings["max_batch_size"])
     except UserError as error:
         if not constants:
             raise
         raise UserError(f"{constants} {TRACED_AWAY}; {error}") from error
     loaded = torch.jit.load(outputs["model"])
-    answers = zip(
-        pytorch_network.forward(loaded, batch),
-        pytorch_network.size_dependent_axes(loaded, shape, sizes, interface["format"]),
-        strict=True,
-    )
-    opened = pytorch_network.spatial_axes(interface["format"]) if sizes else ()
+    batch = example_inputs(interface, TRACED_BATCH)
+    answers = zip(output_names(module), forward(loaded, batch), open_output_axes(loaded, interface), strict=True)
     signature = {
-        "inputs": [tensor(INPUT, batch, opened)],
-        "outputs": [tensor(OUTPUT.format(index), *answer) for index, answer in enumerate(answers)],
+        "inputs": [
+            tensor(each["name"], value, open_axes(each["shape"] or []))
+            for each, value in zip(interface["inputs"], batch, strict=True)
+        ],
+        "outputs": [tensor(*answer) for answer in answers],
         "PyTorch": torch.__version__.partition("+")[0],
     }
-    layouts = [layout_dims(other, interface["format"]) for other in pytorch_network.shapes_to_check(shape, sizes)]
-    if message := torchscript_device.device_error(outputs["model"], layouts, batch.dtype):
+    examples = [example_inputs(interface, 1, lengths) for lengths in lengths_to_check(interface["dimensions"])]
+    if message := torchscript_device.device_error(outputs["model"], examples):
         signature["device_error"] = message
     if constants:
         signature["traced_away"] = f"{constants} {TRACED_AWAY}"
@@ -96,12 +103,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 
 def check(
-    path: str, module: "torch.nn.Module", shape: tuple[int, int, int], settings: Settings
+    path: str, module: "torch.nn.Module", interface: Interface, max_batch_size: int
 ) -> dict[tuple[int, ...], float]:
-    """The relative errors of model.pt against the module, by (batch, channels, height, width).
+    """The relative errors of model.pt against the module, by the batch and the lengths of open dimensions.
 
     Raises:
-        UserError: If model.pt refuses a batch or a size, or if its error is above its limit.
+        UserError: If model.pt refuses a batch or a length, or if its error is above its limit.
     """
     import torch
 
@@ -112,22 +119,18 @@ def check(
             "TorchScript takes only ASCII letters in names of classes and attributes: rename those of the network"
         ) from error
 
-    def run(batch: "torch.Tensor") -> "list[np.ndarray]":
+    def run(batch: "list[torch.Tensor]") -> "list[np.ndarray]":
         try:
-            return [answer.numpy() for answer in pytorch_network.forward(loaded, batch)]
+            return [answer.numpy() for answer in forward(loaded, batch)]
         except UserError as error:  # the network itself has answered with tensors of this batch
             raise RuntimeError(str(error)) from error
 
-    sizes = pytorch_network.shapes_to_check(shape, settings["sizes"])[1:]
-    comparison = fp32_comparison.Comparison(module, settings)
+    comparison = fp32_comparison.Comparison(module, interface)
     errors = {}
-    for size, *rest in (
-        *((batch, *shape) for batch in sorted({1, 2, 3, settings["max_batch_size"]})),
-        *((TRACED_BATCH, *other) for other in sizes),
-    ):
-        at = f"batch {size}" + (f" of {rest[1]}x{rest[2]}" if sizes else "")
+    for size, lengths in cases_to_check(interface, sorted({1, TRACED_BATCH, 3, max_batch_size})):
+        at = format_case(size, lengths)
         try:
-            errors[size, *rest] = comparison.check(run, (rest[0], rest[1], rest[2]), size)
+            errors[size, *lengths.values()] = comparison.check(run, lengths, size)
         except fp32_comparison.InaccurateError as error:
             raise UserError(f"at {at} the trace differs from the network {error}") from error
         except RuntimeError as error:  # it refuses the batch, or its answer has another batch size

@@ -5,7 +5,7 @@
 
 An ONNX file holds the network too:
 
-    model.onnx ─► sha256 ─► input checked ─► tensors renamed ─► one run in ONNX Runtime ─► weights.onnx
+    model.onnx ─► sha256 ─► inputs checked ─► tensors renamed ─► one run in ONNX Runtime ─► weights.onnx
 
 and so does a file of TorchScript or torch.export, which is kept as it is:
 
@@ -22,22 +22,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network, user_code, weight_sources
+from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import (
     IMPORT_MODULES,
     check_image_input,
     external_files,
     format_dims,
+    match_inputs,
     read_onnx,
     rename_tensors,
     report_damage,
+    select_outputs,
 )
+from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward, served_name, wrap_for_serving
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import model_files
+from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model, split_source, table_settings
+from build_tasks.tensors import OUTPUT, Interface, dims_at, tuned_lengths
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
     from build_tasks.formats.checkpoints import Checkpoint
@@ -94,13 +101,19 @@ def stage(model: Model) -> Stage:
         settings={
             **pytorch_network.settings_of(model),
             "weights": table_settings(weights),
-            **({"shape": spec.input.shape} if spec.from_onnx or spec.program_suffix else {}),
+            **({"interface": interface_of(spec)} if spec.from_onnx or spec.program_suffix else {}),
+            **(
+                {"output_keys": [output.key for output in spec.outputs], "picture": not spec.inputs}
+                if spec.from_onnx
+                else {}
+            ),
         },
         tools=("torch", "timm", "safetensors"),
         modules=(
             __name__,
             "build_tasks.formats.weight_sources",
             *(IMPORT_MODULES if spec.from_onnx else CHECKPOINT_MODULES),
+            *(INTERFACE_MODULES if spec.from_onnx or spec.program_suffix else ()),
             *pytorch_network.source_modules(model),
         ),
         source_files=user_files,
@@ -144,15 +157,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     path = inputs.get("source", settings["weights"]["source"])
     graph = read_source(inputs, settings, read_onnx, query, external_files)
+    interface: Interface = settings["interface"]
     with report_damage(path):
-        image = check_image_input(graph, path)
-        for axis, length in enumerate(settings["shape"], start=1):
-            if image[axis] not in (None, length):
-                raise UserError(f"input.shape: {path} takes {format_dims(image)}, not {settings['shape']}")
-        save_onnx(rename_tensors(graph), outputs["weights"], external_data=False)
+        import_interface(graph, path, interface, settings)
+        save_onnx(graph, outputs["weights"], external_data=False)
     try:
-        network = pytorch_network.create_network(settings, outputs["weights"])
-        pytorch_network.forward(network, pytorch_network.example_input(settings["shape"], 2))
+        network = wrap_for_serving(pytorch_network.create_network(settings, outputs["weights"]), interface)
+        forward(network, example_inputs(interface, 2))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # the errors of ONNX Runtime have no common base class
@@ -161,22 +172,47 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
     return {"weights": settings["weights"]["source"], "parameters": parameters}
 
 
+def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, settings: Settings) -> None:
+    """Give a graph the inputs and outputs of the spec. With [[inputs]], outputs keep the names of the file by default.
+
+    Raises:
+        UserError: If the graph does not have them.
+    """
+    if settings["picture"]:
+        image, lengths = check_image_input(graph, path), tuned_lengths(interface["dimensions"])
+        shape = dims_at(interface["inputs"][0]["shape"] or [], lengths)
+        if any(own not in (None, length) for own, length in zip(image[1:], shape, strict=True)):
+            raise UserError(f"input.shape: {path} takes {format_dims(image)}, not {shape}")
+    else:
+        match_inputs(graph, path, interface)
+    names = [each["name"] for each in interface["outputs"]]
+    if names:
+        select_outputs(graph, path, settings["output_keys"], names)
+    for index, tensor in enumerate(graph.graph.output[len(names) :]):
+        names.append(OUTPUT.format(index) if settings["picture"] else served_name(tensor.name))
+    rename_tensors(graph, [each["name"] for each in interface["inputs"]], names)
+
+
 def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     from build_tasks.formats import state_dicts, torch_program
 
     source = settings["weights"]["source"]
     path = read_source(inputs, settings, torch_program.check_program, query, lambda path: [])
     shutil.copyfile(path, outputs["weights"])
-    network = pytorch_network.create_network(settings, outputs["weights"])
-    channels, height, width = settings["shape"]
+    interface: Interface = settings["interface"]
+    network = wrap_for_serving(pytorch_network.create_network(settings, outputs["weights"]), interface)
     for batch in (2, 3):
+        example = example_inputs(interface, batch)
         try:
-            pytorch_network.forward(network, pytorch_network.example_input((channels, height, width), batch))
+            forward(network, example)
         except Exception as error:  # whatever the program raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            inputs_of_spec = ", ".join(
+                f"{str(each.dtype).removeprefix('torch.')}{list(each.shape)}" for each in example
+            )
             raise UserError(
-                f"{source} does not run on {[batch, channels, height, width]}: {reason}; expected float32 images of "
-                "input.shape, in batches of any size"
+                f"{source} does not run on {inputs_of_spec}: {reason}; expected the inputs of the spec, in batches of "
+                "any size"
             ) from error
     state_dicts.require_finite(dict(network.named_parameters()), source)
     return {"weights": source, "parameters": sum(tensor.numel() for tensor in network.parameters())}

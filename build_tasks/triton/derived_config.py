@@ -7,13 +7,13 @@ from msgspec import Struct
 
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json
-from build_tasks.tensors import INPUT, Signature, layout_dims
+from build_tasks.tensors import Signature
 from build_tasks.triton import derived_tensors, model_config, releases
 from build_tasks.triton.derived_tensors import DTYPES, ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.release_table import FIELDS_SINCE
 
-LAYOUTS = {"fp32_nchw": "FORMAT_NCHW", "uint8_nhwc": "FORMAT_NHWC"}
+LAYOUTS = {"nchw": "FORMAT_NCHW", "nhwc": "FORMAT_NHWC"}
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 WARM_UP_COUNTS = {"torchscript": 2}  # PyTorch's profiling executor compiles at the second request of a shape
 MIN_IN_FLIGHT = 64  # requests of an ensemble at each step
@@ -21,10 +21,10 @@ PREPROCESS_INSTANCES = 2  # processes of the Python backend that decode pictures
 
 
 class InputLayout(Struct, frozen=True):
-    """[input] of the spec, as far as a config.pbtxt depends on it."""
+    """An input of the spec, as far as a config.pbtxt depends on it."""
 
-    format: str = "fp32_nchw"
-    shape: list[int] | None = None  # (channels, height, width)
+    layout: str | None = None  # of a picture, "nchw" or "nhwc"
+    tuned: list[int] | None = None  # the dims to tune for, without the batch, if some are open
 
 
 class ConfigSettings(Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ class ConfigSettings(Struct, frozen=True, kw_only=True):
     warm_up: int | None = None  # one request for each batch up to this one
     files: list[str] = []  # the artifacts that are served
     capabilities: list[str | None] = []  # compute capability of each file; None for a file that is not bound to one
-    input: InputLayout = InputLayout()
+    inputs: dict[str, InputLayout] = {}  # by name
     ranked: bool = False  # outputs are the top_k values and classes, not one value for each class
     labels: dict[str, str] = {}  # files of labels by output; the key of those for the first output is empty
     views: dict[str, ClientView] = {}  # how clients see a tensor, where they see it otherwise than the network
@@ -74,7 +74,7 @@ def common_signature(paths: list[str], settings: ConfigSettings) -> CommonSignat
     for path, other in zip(paths, signatures, strict=True):
         if (other["inputs"], other["outputs"]) != (first["inputs"], first["outputs"]):
             raise UserError(f"{path} and {paths[0]} have different tensors and cannot be served as one model")
-    profiles = [signature["profile"][INPUT] for signature in signatures if signature.get("profile")]
+    profiles = [next(iter(signature["profile"].values())) for signature in signatures if signature.get("profile")]
     return {
         **first,
         "smallest_batch": max((profile["min"][0] for profile in profiles), default=1),
@@ -110,8 +110,9 @@ def derive(signature: CommonSignature, classes: Mapping[str, int], settings: Con
             raise UserError(f"{tensor['name']} has the dtype {tensor['dtype']}, for which Triton has no type")
     mistakes = list(derived_tensors.add_tensors(config, signature, fields, settings.views))
     for tensor in config.input:
-        if tensor.name == INPUT and len(tensor.dims) == 3 and not tensor.HasField("reshape"):
-            tensor.format = model_config.enum("ModelInput.Format", LAYOUTS[settings.input.format])
+        layout = settings.inputs.get(tensor.name, InputLayout()).layout
+        if layout and len(tensor.dims) == 3 and not tensor.HasField("reshape"):
+            tensor.format = model_config.enum("ModelInput.Format", LAYOUTS[layout])
     config.MergeFrom(model_config.to_message({**default_fields(config, signature, settings), **spec_fields(settings)}))
     mistakes += model_config_checks.config_mistakes(
         config, settings.model_format, [tensor.name for tensor in config.input]
@@ -210,9 +211,10 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
     tensors = {}
     for tensor in config.input:
         dims = list(tensor.dims)
-        if -1 in dims[0 if largest else 1 :]:  # height and width are open: the spec has the size to tune for
-            assert settings.input.shape is not None
-            dims[-3:] = layout_dims(settings.input.shape, settings.input.format)
+        if -1 in dims[0 if largest else 1 :]:  # the spec has the lengths to tune for
+            tuned = settings.inputs[tensor.name].tuned
+            assert tuned is not None
+            dims[len(dims) - len(tuned) :] = tuned
         if not largest and dims[0] == -1:  # clients form the batch
             dims[0] = signature["smallest_batch"]
         dtype = model_config.protobuf().DataType.Name(tensor.data_type)

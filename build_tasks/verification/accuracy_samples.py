@@ -14,7 +14,7 @@ from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
 from build_tasks.spec.source_checks import FOLDERS, TENSOR_SUFFIXES
-from build_tasks.tensors import INPUT, layout_dims
+from build_tasks.tensors import INPUT, Feed, InputTensor, layout_dims
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,6 +183,45 @@ def load_tensors(path: str, shape: tuple[int, int, int], input_format: str) -> "
     if not np.isfinite(batch).all():
         raise UserError(f"{path}: the samples contain a NaN or an infinity")
     return batch
+
+
+def load_feed(path: str, inputs: list[InputTensor]) -> Feed:
+    """Return samples of several inputs, by the name of the input, from a file of arrays.
+
+    Args:
+        path: The .npz or .json file.
+        inputs: The inputs of the spec, with fixed dimensions.
+    Raises:
+        UserError: If an input is missing, or if its array has another shape or type.
+    """
+    import numpy as np
+    from polygraphy.json import load_json
+
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist")
+    check_archive(path)
+    try:
+        feeds: list[dict[str, Any]] = [dict(np.load(path))] if path.endswith(".npz") else load_json(path)
+        names = [each["name"] for each in inputs]
+        if missing := [name for name in names if name not in feeds[0]]:
+            raise UserError(f"expected the arrays {', '.join(names)}, found {', '.join(feeds[0])}: no {missing[0]}")
+        arrays = {name: np.concatenate([feed[name] for feed in feeds]) for name in names}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # zipfile, pickle and Polygraphy raise different errors for a broken file
+        raise UserError(f"{path} cannot be read as samples ({type(error).__name__}: {error})") from error
+    for each in inputs:
+        array, shape = arrays[each["name"]], each["shape"] or []
+        dtype = object if each["dtype"] == "string" else np.dtype(each["dtype"])
+        if list(array.shape[1:]) != shape or not len(array) or len(array) != len(arrays[names[0]]):
+            expected = f"[samples, {', '.join(map(str, shape))}]"
+            raise UserError(f"{path}: expected {each['name']} of shape {expected}, found {list(array.shape)}")
+        if not np.can_cast(array.dtype, dtype, casting="same_kind"):
+            raise UserError(f"{path}: expected {each['name']} of type {each['dtype']}, found {array.dtype}")
+        arrays[each["name"]] = array.astype(dtype)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{path}: {each['name']} contains a NaN or an infinity")
+    return arrays
 
 
 def _only_array(feed: dict[str, Any]) -> Any:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from build_tasks.errors import UserError, first_lines
+from build_tasks.tensors import Feed, Signature, take
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from build_tasks.tensors import Signature
-
-    Run = Callable[[np.ndarray], list[np.ndarray]]
+    Run = Callable[[Feed], list[np.ndarray]]
 
 TUNED = 8  # batch that stands for the tuned one, where no optimization profile names one
 
@@ -41,7 +40,7 @@ class BatchDifference(TypedDict):
     like: str  # name of the sample that the answer belongs to, if it is another one; else empty
 
 
-def batches_of(signature: "Signature", largest: int) -> list[int]:
+def batches_of(signature: Signature, largest: int) -> list[int]:
     """The smallest, the tuned, the largest and an odd batch of an artifact.
 
     Args:
@@ -77,7 +76,7 @@ def arrangements(samples: int, sizes: Sequence[int], repeated: Sequence[int]) ->
 
 def compare_batch(
     run: "Run",
-    samples: "np.ndarray",
+    samples: Feed,
     answers: "list[np.ndarray]",
     expected: "list[np.ndarray]",
     names: Sequence[str],
@@ -99,7 +98,7 @@ def compare_batch(
     import numpy as np
 
     try:
-        outputs = run(np.ascontiguousarray(samples[batch]))
+        outputs = run(take(samples, batch))
     except Exception as error:  # every library has its own
         raise UserError(f"a batch of {len(batch)} fails: {first_lines(error)}") from error
     differences: list[BatchDifference] = []

@@ -4,6 +4,7 @@ Only they have figures of classes (top-1, top-5), with limits on them. The shape
 of a detector's boxes and an embedding have it, too.
 """
 
+from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import Architecture
 from build_tasks.tensors import OUTPUT
@@ -12,15 +13,18 @@ from build_tasks.tensors import OUTPUT
 def class_outputs(model: Model) -> list[str] | None:
     """Return the names of the outputs that hold classes; None for the first output of shape (batch, n).
 
-    - OUTPUT__0 holds classes with labels, output.softmax or output.top_k, and if the network is a classifier of timm.
+    - Outputs of [[outputs]] with classes or labels hold classes.
+    - The first output holds classes with labels, output.softmax or output.top_k, and if timm's network is a classifier.
     - A gate rule with top1 or top5 names further outputs by its key `output`.
     - If nothing of this names an output, accuracy.truth or a rule without `output` mean the first one of that shape.
     """
     spec = model.spec
     rules = [rule for rule in spec.accuracy.gate if (rule.top1, rule.top5) != (None, None)]
     names = {rule.output for rule in rules if rule.output}
+    outputs = interface_of(spec)["outputs"]
+    names |= {output["name"] for output in outputs if output["classes"] or output["labels"]}
     if spec.labels or spec.output.softmax or spec.output.top_k or _is_classifier(spec.architecture):
-        names.add(OUTPUT.format(0))
+        names.add(outputs[0]["name"] if outputs else OUTPUT.format(0))
     return sorted(names) if names or not (rules or spec.accuracy.truth) else None
 
 

@@ -27,6 +27,7 @@ from build_tasks.verification.tolerance import ROUNDOFF, tolerance
 
 # The modules of the project that affect the gate result, for the fingerprint of the stages that use it.
 GATE_MODULES = (
+    "build_tasks.tensors",
     "build_tasks.verification.batch_check",
     "build_tasks.verification.gate",
     "build_tasks.verification.metrics",

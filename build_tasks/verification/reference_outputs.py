@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.runtime.stage import Paths
-from build_tasks.tensors import INPUT, OUTPUT, Signature
+from build_tasks.tensors import Feed, Signature, batch_of, resize, take
 from build_tasks.verification import batch_check, metrics
 
 if TYPE_CHECKING:
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from polygraphy.comparator import IterationResult
 
 BATCH = 8  # samples that an artifact gets at once, if it takes as many
-RunBatch = Callable[["np.ndarray"], "list[np.ndarray]"]  # from a batch to the outputs of an artifact
-MapBatches = Callable[[Callable[["np.ndarray"], Any], "list[np.ndarray]"], Iterable[Any]]  # like `map`
+RunBatch = Callable[[Feed], "list[np.ndarray]"]  # from a batch of the inputs to the outputs of an artifact
+MapBatches = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]  # like `map`
 
 
 class Reference:
     """The samples and the outputs of the reference, read from the files that the reference stage writes.
 
     Attributes:
-        samples: An array (samples, …).
+        samples: An array (samples, …) for each input, by its name.
         names: The names of the samples.
         outputs: The outputs of the reference by name.
         perturbed: Its outputs to inputs that are perturbed by one ulp.
@@ -32,7 +32,7 @@ class Reference:
         from polygraphy.comparator import RunResults
         from polygraphy.json import load_json
 
-        self.samples: np.ndarray = load_json(inputs["samples"])[0][INPUT]
+        self.samples: Feed = dict(load_json(inputs["samples"])[0])
         with open(inputs["names"], encoding="utf-8") as file:
             self.names = file.read().split("\n")[:-1]  # splitlines() also splits at other characters of Unicode
         results = RunResults.load(inputs["reference"])
@@ -64,11 +64,10 @@ class Reference:
             batches: Further batches, as indices of samples, whose answers are compared with those of the first.
             class_names: As of `metrics.compare_outputs`.
         """
-        from polygraphy.comparator import IterationResult
-
         outputs = run_in_batches(run, self.samples, smallest, largest, map_batches)
-        found = IterationResult({OUTPUT.format(index): output for index, output in enumerate(outputs)})
-        top_k_names = (OUTPUT.format(0), OUTPUT.format(1)) if top_k else None
+        found = self.by_name(outputs)
+        names = [*self.outputs]
+        top_k_names = (names[0], names[1]) if top_k else None
         figures = metrics.compare_outputs(
             found, self.outputs, self.perturbed, self.names, truth, top_k_names, class_names
         )
@@ -79,10 +78,17 @@ class Reference:
                     figures[name]["worst_batch"] = max(differences, key=lambda each: each["difference"])
         self.answers = outputs
         return {
-            "samples": len(self.samples),
+            "samples": batch_of(self.samples),
             "distinct": count_distinct(self.samples),
             "outputs": figures,
         }
+
+    def by_name(self, outputs: "list[np.ndarray]") -> "IterationResult":
+        """Return the outputs of an artifact by name. They are in the order of those of the reference."""
+        from polygraphy.comparator import IterationResult
+
+        names = [*self.outputs, *(f"output {index}" for index in range(len(self.outputs), len(outputs)))]
+        return IterationResult(dict(zip(names, outputs, strict=False)))
 
     def compare_batch(
         self, run: RunBatch, answers: "list[np.ndarray]", batch: "np.ndarray"
@@ -93,7 +99,7 @@ class Reference:
 
 
 def run_in_batches(
-    run: RunBatch, samples: "np.ndarray", smallest: int, largest: int, map_batches: MapBatches = map
+    run: RunBatch, samples: Feed, smallest: int, largest: int, map_batches: MapBatches = map
 ) -> "list[np.ndarray]":
     """Return the outputs of an artifact for all samples, each output as one array (samples, …).
 
@@ -101,19 +107,25 @@ def run_in_batches(
     """
     import numpy as np
 
-    size = min(max(BATCH, smallest), largest)
+    size, count = min(max(BATCH, smallest), largest), batch_of(samples)
 
-    def run_filled(batch: "np.ndarray") -> "list[np.ndarray]":
-        filled = np.resize(batch, (max(len(batch), smallest), *batch.shape[1:]))
-        return [output[: len(batch)] for output in run(np.ascontiguousarray(filled))]
+    def run_filled(batch: Feed) -> "list[np.ndarray]":
+        own = batch_of(batch)
+        return [output[:own] for output in run(resize(batch, max(own, smallest)))]
 
-    parts = map_batches(run_filled, [samples[start : start + size] for start in range(0, len(samples), size)])
+    parts = map_batches(run_filled, [take(samples, slice(start, start + size)) for start in range(0, count, size)])
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def count_distinct(samples: "np.ndarray") -> int:
+def count_distinct(samples: Feed) -> int:
     """The number of distinct samples: samples with equal bits count once."""
-    return len({sample.tobytes() for sample in samples})
+    arrays = samples.values()
+    return len(
+        {
+            tuple(repr(array[i]) if array.dtype == object else array[i].tobytes() for array in arrays)
+            for i in range(batch_of(samples))
+        }
+    )
 
 
 def batch_sizes(signature: Signature) -> tuple[int, int]:

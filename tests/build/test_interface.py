@@ -15,7 +15,11 @@ from tests.support.project import ROOT, Project, failure_line
 from PIL import Image
 from polygraphy.comparator import IterationResult
 
-from build_tasks.formats import picture_transform, pytorch_network
+from build_tasks.formats import picture_transform
+from build_tasks.formats.serving_interface import normalize_input
+from build_tasks.spec.interface import interface_of
+from build_tasks.spec.model import Spec
+from build_tasks.spec.tables import Input, Weights
 from build_tasks.triton.preprocess_model.preprocessing import PictureError, preprocess
 from build_tasks.verification import gate, metrics
 
@@ -177,8 +181,9 @@ def test_what_is_no_picture_is_a_value_error(picture: bytes) -> None:
 
 
 def test_bytes_have_as_many_channels_as_the_network_takes() -> None:
-    interface = {"shape": [4, 8, 8], "mean": [0.5] * 4, "std": [0.25] * 4}
+    table = Input(format="uint8_nhwc", shape=[4, 8, 8], mean=[0.5] * 4, std=[0.25] * 4)
+    interface = interface_of(Spec(weights=Weights(source="random://0"), input=table))
     batch = torch.full((2, 8, 8, 4), 255, dtype=torch.uint8)
-    normalized = pytorch_network.normalize_input(torch.nn.Identity(), batch, interface)
+    normalized = normalize_input(torch.nn.Identity(), batch, interface)
     assert normalized.shape == (2, 4, 8, 8)
     assert torch.equal(normalized, torch.full((2, 4, 8, 8), 2.0))

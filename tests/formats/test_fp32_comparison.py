@@ -20,11 +20,21 @@ from build_tasks.errors import UserError
 from build_tasks.formats import torchscript_device, torchscript_graph
 from build_tasks.formats.fp32_comparison import Comparison, InaccurateError
 from build_tasks.formats.onnx_runtime import onnx_session
+from build_tasks.spec.interface import interface_of
+from build_tasks.spec.model import Spec
+from build_tasks.spec.tables import Input, Weights
+from build_tasks.tensors import Interface
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 BATCHES = (1, 2, 3, 8)
-SETTINGS: dict[str, Any] = {"interface": {"format": "fp32_nchw"}}
+Run = Callable[[list[torch.Tensor]], list[np.ndarray]]
+
+
+def interface(shape: tuple[int, int, int]) -> Interface:
+    return interface_of(Spec(weights=Weights(source="random://0"), input=Input(shape=[*shape])))
+
+
 FAMILIES = [
     *("resnet18", "resnet26d", "resnext26ts", "seresnet33ts", "resnetv2_18", "regnetx_002", "regnety_002"),
     *("efficientnet_b0", "efficientnet_b3", "efficientnet_lite0", "efficientnetv2_rw_t", "mobilenetv2_050"),
@@ -43,7 +53,8 @@ def network(name: str, shape: tuple[int, int, int], statistics: str) -> nn.Modul
     torch.manual_seed(1)
     module = timm.create_model(name, exportable=True).requires_grad_(False)
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    batch = Comparison(module.eval(), SETTINGS).batch(shape, 2) if statistics == "pictures" else torch.randn(8, *shape)
+    pictures = Comparison(module.eval(), interface(shape)).batch({}, 2)[0]
+    batch = pictures if statistics == "pictures" else torch.randn(8, *shape)
     for layer in norms:
         layer.train()
         layer.momentum = None  # the mean of all batches
@@ -53,7 +64,7 @@ def network(name: str, shape: tuple[int, int, int], statistics: str) -> nn.Modul
     return module.eval()
 
 
-def trace(module: nn.Module, shape: tuple[int, int, int], path: str) -> Callable[[torch.Tensor], list[np.ndarray]]:
+def trace(module: nn.Module, shape: tuple[int, int, int], path: str) -> Run:
     with torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(module, torch.randn(2, *shape), check_trace=False))
     torchscript_device.follow_input(traced)
@@ -61,12 +72,12 @@ def trace(module: nn.Module, shape: tuple[int, int, int], path: str) -> Callable
     return functools.partial(run, torch.jit.load(path))
 
 
-def run(module: Any, batch: torch.Tensor) -> list[np.ndarray]:
+def run(module: Any, inputs: list[torch.Tensor]) -> list[np.ndarray]:
     with torch.inference_mode():
-        return [module(batch).numpy()]
+        return [module(*inputs).numpy()]
 
 
-def export(path: str, shape: tuple[int, int, int], target: str) -> Callable[[torch.Tensor], list[np.ndarray]]:
+def export(path: str, shape: tuple[int, int, int], target: str) -> Run:
     names: dict[str, Any] = {"input_names": ["INPUT__0"], "output_names": ["OUTPUT__0"], "opset_version": 17}
     axes = {"INPUT__0": {0: "batch"}, "OUTPUT__0": {0: "batch"}}
     torch.onnx.export(
@@ -78,7 +89,7 @@ def export(path: str, shape: tuple[int, int, int], target: str) -> Callable[[tor
         **names,
     )
     session = onnx_session(target, 2)
-    return lambda batch: session(batch.numpy())
+    return lambda inputs: session({"INPUT__0": inputs[0].numpy()})
 
 
 def layers(module: nn.Module, kind: type | tuple[type, ...]) -> list[Any]:
@@ -147,13 +158,13 @@ RUN_FAULTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-def errors(comparison: Comparison, artifact: Callable[[Any], Any], shape: tuple[int, int, int]) -> list[float]:
-    return [comparison.check(artifact, shape, batch) for batch in BATCHES]
+def errors(comparison: Comparison, artifact: Callable[[Any], Any]) -> list[float]:
+    return [comparison.check(artifact, {}, batch) for batch in BATCHES]
 
 
-def is_found(comparison: Comparison, artifact: Callable[[Any], Any], shape: tuple[int, int, int]) -> bool:
+def is_found(comparison: Comparison, artifact: Callable[[Any], Any]) -> bool:
     try:
-        errors(comparison, artifact, shape)
+        errors(comparison, artifact)
     except InaccurateError:
         return True
     return False
@@ -165,14 +176,14 @@ def measure(name: str, statistics: str) -> Iterator[tuple[str, str]]:
 
     shape = timm.data.resolve_data_config(model=timm.create_model(name))["input_size"]
     module = network(name, shape, statistics)
-    comparison = Comparison(copy.deepcopy(module), SETTINGS)
+    comparison = Comparison(copy.deepcopy(module), interface(shape))
     with tempfile.TemporaryDirectory() as folder:
         artifacts = {"TorchScript": trace(module, shape, f"{folder}/model.pt")}
         artifacts["ONNX"] = export(f"{folder}/model.pt", shape, f"{folder}/model.onnx")
-        _, _, limits = comparison._samples(shape)
+        _, _, limits = comparison._samples({})
         for kind, artifact in artifacts.items():
             try:
-                yield kind, f"{max(errors(comparison, artifact, shape)):.1e}"
+                yield kind, f"{max(errors(comparison, artifact)):.1e}"
             except (InaccurateError, UserError) as error:
                 yield kind, f"REFUSED {error}"
         yield "limits", " ".join(f"{min(limit):.0e}" for limit in limits)
@@ -182,10 +193,10 @@ def measure(name: str, statistics: str) -> Iterator[tuple[str, str]]:
                 edit(faulty)
             except (IndexError, TypeError, AttributeError):  # it has no such layer
                 continue
-            yield fault, "found" if is_found(comparison, functools.partial(run, faulty), shape) else "missed"
+            yield fault, "found" if is_found(comparison, functools.partial(run, faulty)) else "missed"
         for fault, (before, after) in RUN_FAULTS.items():
-            faulty_run = lambda x, before=before, after=after: [after(run(module, before(x))[0])]  # noqa: E731
-            yield fault, "found" if is_found(comparison, faulty_run, shape) else "missed"
+            faulty_run = lambda x, before=before, after=after: [after(run(module, [before(x[0])])[0])]  # noqa: E731
+            yield fault, "found" if is_found(comparison, faulty_run) else "missed"
 
 
 @pytest.mark.parametrize("statistics", ["pictures", "noise"])
@@ -202,7 +213,7 @@ def test_random_numbers_are_the_networks_own_fault() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5)).eval()
     module[3].train()
     with pytest.raises(UserError, match="does its forward use random numbers"):
-        Comparison(module, SETTINGS).check(functools.partial(run, module), (3, 32, 32), 2)
+        Comparison(module, interface((3, 32, 32))).check(functools.partial(run, module), {}, 2)
 
 
 def test_a_network_that_does_not_run_in_fp64_is_judged_by_its_sensitivity(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,11 +229,11 @@ def test_a_network_that_does_not_run_in_fp64_is_judged_by_its_sensitivity(capsys
             return result
 
     module = Mixed().eval().requires_grad_(False)
-    comparison = Comparison(module, SETTINGS)
-    assert comparison.check(functools.partial(run, module), (3, 32, 32), 3) < 1e-6
+    comparison = Comparison(module, interface((3, 32, 32)))
+    assert comparison.check(functools.partial(run, module), {}, 3) < 1e-6
     assert "does not run in fp64: fp32 only" in capsys.readouterr().out
     with pytest.raises(InaccurateError, match=r"on noise, input 1 of the batch \(limit 3e-05\)"):
-        comparison.check(lambda batch: [spoil(run(module, batch)[0], 1, 9)], (3, 32, 32), 3)
+        comparison.check(lambda batch: [spoil(run(module, batch)[0], 1, 9)], {}, 3)
 
 
 if __name__ == "__main__":

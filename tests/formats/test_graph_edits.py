@@ -50,7 +50,7 @@ def two_layers() -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, batch: Array = IMAGES) -> Array:
-    (answer,) = session_without_optimizations(model)(batch)
+    (answer,) = session_without_optimizations(model)({model.graph.input[0].name: batch})
     return answer
 
 
@@ -181,7 +181,7 @@ def branches() -> onnx.ModelProto:
 def test_tensors_are_renamed_in_branches_too() -> None:
     model = branches()
     original = onnx.ModelProto.FromString(model.SerializeToString())
-    renamed = onnx_import.rename_tensors(model)
+    renamed = onnx_import.rename_tensors(model, ["INPUT__0"], ["OUTPUT__0"])
     onnx.checker.check_model(renamed, full_check=True)
     assert [tensor.name for tensor in (*renamed.graph.input, *renamed.graph.output)] == ["INPUT__0", "OUTPUT__0"]
     for sign in (1, -1):
@@ -202,7 +202,7 @@ def test_a_rename_keeps_the_rest_of_the_file() -> None:
     )
     model = model_of([mean, optional, helper.make_node("Sin", ["mean"], ["scores"])], {}, ("images", "scores"), ())
     model.metadata_props.add(key="names", value="cat, dog")
-    renamed = onnx_import.rename_tensors(model)
+    renamed = onnx_import.rename_tensors(model, ["INPUT__0"], ["OUTPUT__0"])
     attributes = [attribute.name for node in renamed.graph.node for attribute in node.attribute]
     assert attributes == ["keepdims", "axes", "type"]
     assert renamed.metadata_props[0].value == "cat, dog"

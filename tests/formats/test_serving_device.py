@@ -42,11 +42,11 @@ def test_on_a_gpu_the_answers_are_nearly_those_of_the_cpu(project: Project, runn
     tiny_network.add(project, "net", formats='"torchscript", "onnx"')
     project.built("torchscript", "onnx")
     path = str(project / f"build/net/{file}")
-    on_cpu = run_trace if runner == "torchscript" else onnx_session
-    session = serving_device.open_session(runner, path, on_cpu)
+    on_cpu = onnx_session if runner == "onnx" else lambda path: run_trace(path, ["INPUT__0"])
+    session = serving_device.open_session(runner, path, ["INPUT__0"], on_cpu)
     if runner == "torchscript" or serving_device.gpu_of(runner):
         assert session.on_gpu
     for batch in (1, 3):
-        images = torch.rand(batch, 3, 16, 16).numpy()
+        images = {"INPUT__0": torch.rand(batch, 3, 16, 16).numpy()}
         for found, expected in zip(session.run(images), on_cpu(path)(images), strict=True):
             assert abs(found - expected).max() < 1e-2 * abs(expected).max()

@@ -166,7 +166,7 @@ def test_created_tensors_follow_the_input(name: str, tmp_path: Path) -> None:
     torchscript_device.follow_input(traced)
     assert not cpu_devices(traced)
     torchscript_graph.save_torchscript(traced, path)
-    assert torchscript_device.device_error(path, [(3, 6, 6)], torch.float32) is None
+    assert torchscript_device.device_error(path, [[torch.empty(1, 3, 6, 6)]]) is None
     loaded = torch.jit.load(path)
     for batch in (2, 1, 3, 3):
         image = torch.randn(batch, 3, 6, 6)
@@ -178,7 +178,7 @@ def test_without_that_the_meta_device_refuses_most_of_them(tmp_path: Path) -> No
     for name in IDIOMS:
         path = str(tmp_path / f"{name}.pt")
         torchscript_graph.save_torchscript(trace(make(name), (3, 6, 6)), path)
-        refused[name] = torchscript_device.device_error(path, [(3, 6, 6)], torch.float32)
+        refused[name] = torchscript_device.device_error(path, [[torch.empty(1, 3, 6, 6)]])
     found = {name for name, message in refused.items() if message}
     assert {"zeros", "arange", "linspace", "full", "lstm", "gru", "rnn", "joined", "scripted function"} <= found
     assert len(found) > len(IDIOMS) / 2, refused
@@ -191,7 +191,7 @@ def test_a_graph_that_creates_nothing_is_left_as_it_is(name: str, tmp_path: Path
     torchscript_device.follow_input(traced)
     assert str(traced.graph) == before
     torchscript_graph.save_torchscript(traced, str(tmp_path / "model.pt"))
-    assert torchscript_device.device_error(str(tmp_path / "model.pt"), [(3, 6, 6)], torch.float32) is None
+    assert torchscript_device.device_error(str(tmp_path / "model.pt"), [[torch.empty(1, 3, 6, 6)]]) is None
 
 
 def timm_names() -> list[str]:
@@ -221,7 +221,7 @@ def test_networks_of_timm_follow_the_input(name: str, tmp_path: Path) -> None:
     torchscript_device.follow_input(traced)
     assert not cpu_devices(traced)
     torchscript_graph.save_torchscript(traced, path)
-    assert torchscript_device.device_error(path, [shape], torch.float32) is None
+    assert torchscript_device.device_error(path, [[torch.empty(1, *shape)]]) is None
     images = torch.randn(1, *shape)
     torch.testing.assert_close(torch.jit.load(path)(images), network(images), rtol=1e-3, atol=1e-3)
 

@@ -77,6 +77,10 @@ def from_torch(stage: Stage) -> bool:
     return stage.model.spec.program_suffix is not None and not stage.name.startswith("measure")
 
 
+def runs_source(stage: Stage) -> bool:
+    return from_onnx(stage) or from_torch(stage)
+
+
 def from_weights(stage: Stage) -> bool:
     return not stage.model.spec.from_onnx
 
@@ -112,15 +116,18 @@ UNUSED = [
     Unused("stages.weights", "formats.torch_program", from_torch, "the network is a file of PyTorch"),
     Unused("stages.weights", "formats.checkpoints", from_weights, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.state_dicts", from_weights, "the weights are an ONNX file"),
+    Unused("stages.weights", "formats.serving_interface", runs_source, "only a source with its network is run"),
+    Unused("stages.weights", "formats.example_inputs", runs_source, "likewise"),
     Unused("stages.weights", "formats.onnx_files", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_import", from_onnx, "the weights are an ONNX file"),
     Unused("stages.onnx", "formats.onnx_import", from_onnx, "nothing is exported"),
     Unused("stages.accuracy", "formats.layer_errors", lambda s: "graph" in s.inputs, "graphs of reduced precision"),
     Unused("stages.measure", "formats.onnx_runtime", runs_in("onnx", "graph"), "one runner for each artifact"),
     Unused("stages.measure", "formats.serving_device", runs_in("torchscript", "cast", "onnx", "graph"), "likewise"),
-    Unused("formats.serving_device", "formats.pytorch_network", runs_in("torchscript", "cast"), "likewise"),
+    Unused("formats.serving_device", "formats.serving_interface", runs_in("torchscript", "cast"), "likewise"),
     Unused("formats.serving_device", "formats.onnx_files", runs_in("onnx", "graph"), "likewise"),
     Unused("stages.measure", "formats.pytorch_network", runs_in("torchscript", "cast"), "likewise"),
+    Unused("stages.measure", "formats.serving_interface", runs_in("torchscript", "cast"), "likewise"),
     Unused("stages.measure", "formats.torchscript_graph", runs_in("cast"), "likewise"),
     Unused("stages.measure", "formats.tensorrt", runs_in("tensorrt"), "likewise"),
     Unused("formats.reduced_precision", "formats.pytorch_network", own_calibration, "prepares samples of the spec"),

@@ -15,6 +15,7 @@ from build_tasks.errors import UserError
 from build_tasks.serving import triton_server
 from build_tasks.serving.check import format_load_result
 from build_tasks.serving.triton_client import Client, Tensors
+from build_tasks.tensors import Feed
 from build_tasks.triton.model_config import to_message
 from tests.support.project import OTHER, ROOT, Project
 from tests.triton.test_wrong_configs import PHOTOGRAPHS, PICTURE, write_warm_up_files
@@ -41,7 +42,12 @@ PREPROCESSING = {
     "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "format": "fp32_nchw",
 }  # fmt: skip
 OUTPUTS = {"preprocess": "INPUT__0", "ensemble": "SIZED"}
-PICTURES = Tensors("IMAGE", "BYTES", ["INPUT__0"])
+PICTURES = Tensors({"IMAGE": "BYTES"}, ["INPUT__0"])
+
+
+def pictures(*contents: bytes) -> Feed:
+    return {"IMAGE": np.array([[content] for content in contents], object)}
+
 
 RUN = [(f"wrong{index}", wrong) for index, wrong in enumerate(WRONG_CONFIGS) if wrong.source == CORE]
 ALONE = [(name, wrong) for name, wrong in RUN if wrong.triton == "never loads"]
@@ -112,7 +118,7 @@ def result_of(server: triton_server.Server, client: Client, name: str) -> str:
     errors = []
     for _ in range(20):
         try:
-            client.infer(name, PICTURES, np.array([[PICTURE]], object))
+            client.infer(name, PICTURES, pictures(PICTURE))
         except UserError as error:
             errors.append(str(error))
     return f"fails: {errors[0]}" if errors else "ignored"
@@ -138,7 +144,7 @@ def test_the_core_loads_a_configuration_of_a_newer_release_without_its_newer_fie
             assert server.load(name) is None
             tensors = PICTURES._replace(output_names=[OUTPUTS[dict(RUN).get(name, RUN[0][1]).model_format]])
             with contextlib.closing(Client("HTTP", server.http)) as client:
-                _, (answer,) = client.infer(name, tensors, np.array([[PICTURE]], object))
+                _, (answer,) = client.infer(name, tensors, pictures(PICTURE))
             assert answer.shape == (1, 3, 160, 160)
 
 
@@ -152,10 +158,6 @@ def preprocess(picture, settings):
     MEETING.wait(10)  # until another thread prepares a picture
     return np.zeros((3, 160, 160), np.float32)
 """
-
-
-def pictures(*contents: bytes) -> np.ndarray:
-    return np.array([[content] for content in contents], object)
 
 
 def test_a_batch_of_pictures_is_prepared_at_once_and_equals_each_alone(
@@ -247,5 +249,5 @@ def test_a_configuration_ends_the_server(
         with contextlib.suppress(UserError):
             assert server.load(name) is None
             with contextlib.closing(Client("HTTP", server.http, timeout=20)) as client:
-                client.infer(name, PICTURES, np.array([[PICTURE]], object))
+                client.infer(name, PICTURES, pictures(PICTURE))
         assert server.process.wait(20) != 0

@@ -188,8 +188,10 @@ def test_the_ensemble_answers_to_pictures(project_with: CopyOf, serving: Serving
     assert server.load("pictures_ensemble") is None
     encoded = [path.read_bytes() for path in sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))[:3]]
     tensors = client.tensors("pictures_ensemble")
-    assert (tensors.input_name, tensors.input_type) == ("IMAGE", "BYTES")
-    _, (scores,) = client.infer("pictures_ensemble", tensors, np.array([[data] for data in encoded], dtype=object))
+    assert tensors.input_types == {"IMAGE": "BYTES"}
+    _, (scores,) = client.infer(
+        "pictures_ensemble", tensors, {"IMAGE": np.array([[data] for data in encoded], dtype=object)}
+    )
     from polygraphy.comparator import RunResults
 
     expected = RunResults.load(str(project / "build/pictures/reference.json"))["pytorch-fp32"][0]["OUTPUT__0"][:3]
@@ -203,9 +205,9 @@ def test_the_ensemble_answers_to_pictures(project_with: CopyOf, serving: Serving
     ):
         started = time.perf_counter()
         with pytest.raises(UserError, match=message):
-            client.infer("pictures_ensemble", tensors, np.array([[encoded[0]], [picture]], dtype=object))
+            client.infer("pictures_ensemble", tensors, {"IMAGE": np.array([[encoded[0]], [picture]], dtype=object)})
         assert time.perf_counter() - started < 2
-    _, (again,) = client.infer("pictures_ensemble", tensors, np.array([[encoded[0]]], dtype=object))
+    _, (again,) = client.infer("pictures_ensemble", tensors, {"IMAGE": np.array([[encoded[0]]], dtype=object)})
     np.testing.assert_allclose(again, scores[:1], rtol=1e-4)
 
 
@@ -255,7 +257,7 @@ def test_a_new_version_does_not_disturb_the_one_that_is_served(
     assert server.load("versions_onnx") is None
     tensors = client.tensors("versions_onnx")
     batch = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
-    first = client.infer("versions_onnx", tensors, batch)[1][0]
+    first = client.infer("versions_onnx", tensors, {"INPUT__0": batch})[1][0]
     inode = os.stat("model_repository/versions_onnx/1/model.onnx")
 
     failures, answers, stop = [], [], threading.Event()
@@ -279,7 +281,7 @@ def test_a_new_version_does_not_disturb_the_one_that_is_served(
         write_weights(project, "versions", seed=2)
         assert "versions: 1, 2" in project.built().out
         assert server.load("versions_onnx") is None
-        version, (second,) = client.infer("versions_onnx", tensors, batch)
+        version, (second,) = client.infer("versions_onnx", tensors, {"INPUT__0": batch})
         assert version == "2"
         assert not np.array_equal(second, first)
         before = len(answers)

@@ -30,13 +30,17 @@ SCORES = [tensor("OUTPUT__0", "float32", -1, 10)]
 RANKED = [tensor("OUTPUT__0", "float32", -1, 3), tensor("OUTPUT__1", "int64", -1, 3)]
 FEATURES = [tensor("OUTPUT__0", "float32", -1, 8, 7, 7)]
 INPUTS = {
-    "encoded images": [tensor("IMAGE", "bytes", -1, 1)],
+    "encoded images": [[tensor("IMAGE", "bytes", -1, 1)]],
     "preprocessed images": [
-        tensor("INPUT__0", "float32", -1, 3, 64, 64),
-        tensor("INPUT__0", "float16", 4, 3, 64, 64),
-        tensor("INPUT__0", "uint8", -1, 64, 64, 3),
+        [tensor("INPUT__0", "float32", -1, 3, 64, 64)],
+        [tensor("INPUT__0", "float16", 4, 3, 64, 64)],
+        [tensor("INPUT__0", "uint8", -1, 64, 64, 3)],
     ],
-    "an array": [tensor("INPUT__0", "float32", -1, 1, 28, 28), tensor("INPUT__0", "float32", 2, 1, 28, 28)],
+    "an array": [[tensor("INPUT__0", "float32", -1, 1, 28, 28)], [tensor("INPUT__0", "float32", 2, 1, 28, 28)]],
+    "arrays": [
+        [tensor("ids", "int64", -1, -1), tensor("mask", "bool", -1, -1)],
+        [tensor("image", "float32", 2, 3, 8, 8), tensor("scale", "float64", 2)],
+    ],
 }
 OUTPUTS = [(SCORES, None), (RANKED, 3), (FEATURES, None)]
 
@@ -86,7 +90,9 @@ def test_clients_import_what_the_published_preprocessing_has(clients: list[str])
         (INPUTS["preprocessed images"][2], "UINT8", "batch = np.stack(pictures)"),
     ],
 )
-def test_a_client_sends_the_dtype_and_the_batch_of_the_model(image: TensorSignature, dtype: str, line: str) -> None:
+def test_a_client_sends_the_dtype_and_the_batch_of_the_model(
+    image: list[TensorSignature], dtype: str, line: str
+) -> None:
     settings = {"name": "tiny", "top_k": None, "sequences": False}
     text = client.render("grpc", settings, image, SCORES, "preprocessed images", labels=True)
     assert f'triton.InferInput("INPUT__0", list(batch.shape), "{dtype}")' in text

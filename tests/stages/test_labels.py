@@ -59,7 +59,7 @@ def test_a_client_splits_labels_at_newlines_alone(tmp_path: Path) -> None:
     image: TensorSignature = {"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 8, 8]}
     scores: TensorSignature = {"name": "OUTPUT__0", "dtype": "float32", "shape": [-1, 3]}
     text = client.render(
-        "http", {"name": "m", "top_k": None, "sequences": False}, image, [scores], "preprocessed images", labels=True
+        "http", {"name": "m", "top_k": None, "sequences": False}, [image], [scores], "preprocessed images", labels=True
     )
     (tmp_path / "labels.txt").write_text(f"cat\nsea{SEPARATORS}lion\ndog\n", encoding="utf-8")
     [line] = re.findall("^labels = .*$", text, re.MULTILINE)

@@ -218,23 +218,24 @@ UNFIT = {
     "nhwc": (
         graph_of([("x", FLOAT, [None, 224, 224, 3])], [1, 2]),
         "nhwc.onnx: expected (batch, channels, height, width), found x [?, 224, 224, 3], with the channels last: "
-        "export it with the channels first",
+        "describe it in [[inputs]], or export it with the channels first",
     ),
     "two": (
         graph_of([("x", FLOAT, IMAGES), ("z", FLOAT, IMAGES)]),
-        "two.onnx: expected one input of images, found 2: x [?, 3, 8, 8], z [?, 3, 8, 8]",
+        "two.onnx: expected one input of images, found 2: x [?, 3, 8, 8], z [?, 3, 8, 8]; describe them in [[inputs]]",
     ),
     "flat": (
         graph_of([("x", FLOAT, [None, 192])], [1]),
-        "flat.onnx: expected FLOAT (batch, channels, height, width), found FLOAT x [?, 192]",
+        "flat.onnx: expected FLOAT (batch, channels, height, width), found FLOAT x [?, 192]; describe it in [[inputs]]",
     ),
     "double": (
         graph_of([("x", TensorProto.DOUBLE, IMAGES)], [2, 3]),
-        "double.onnx: expected FLOAT (batch, channels, height, width), found DOUBLE x [?, 3, 8, 8]",
+        "double.onnx: expected FLOAT (batch, channels, height, width), found DOUBLE x [?, 3, 8, 8]; "
+        "describe it in [[inputs]]",
     ),
     "mixed": (
         graph_of([("x", FLOAT, [1, 3, 8, 8])], [0, 2, 3]),
-        "mixed.onnx: an output has shape [3] for a batch of 1; the batch must be its first dimension",
+        "mixed.onnx: the output OUTPUT__0 has shape [3] for a batch of 1; the batch must be its first dimension",
     ),
 }
 

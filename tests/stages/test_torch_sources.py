@@ -159,13 +159,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "one_batch": (
         lambda folder: export(folder, 1, False),
         "network.pt2",
-        "does not run on [2, 3, 16, 16]: the network refuses [2, 3, 16, 16]: Guard failed: input.size()[0] == 1; "
-        "expected float32 images of input.shape, in batches of any size",
+        "does not run on float32[2, 3, 16, 16]: the network refuses [2, 3, 16, 16]: Guard failed: "
+        "input.size()[0] == 1; expected the inputs of the spec, in batches of any size",
     ),
     "half": (
         lambda folder: torch.jit.script(network().half()).save(folder / "network.pt"),
         "network.pt",
-        "expected float32 images of input.shape, in batches of any size",
+        "expected the inputs of the spec, in batches of any size",
     ),
     "not_finite": (write_nan, "network.pt", "network.pt has NaN or infinity in 1 tensors: program.0.weight"),
 }

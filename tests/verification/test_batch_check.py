@@ -40,7 +40,7 @@ def reference(tmp_path: Path) -> Reference:
 
 def gate_error(reference: Reference, run: Run, precision: str = "fp32") -> str:
     batches = batch_check.arrangements(len(SAMPLES), SIZES, repeated=SIZES)
-    measured = reference.measure(run, 1, 8, None, batches=batches)
+    measured = reference.measure(lambda feed: run(feed[INPUT]), 1, 8, None, batches=batches)
     settings = {"precision": precision, "gate": [], "allow_untestable": False, "random_weights": False}
     return gate.gate_error(measured, settings, advice="") or ""
 

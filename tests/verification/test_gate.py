@@ -400,7 +400,9 @@ def test_the_spec_says_which_outputs_are_classes(lines: str, outputs: list[str] 
 
 
 def test_samples_that_are_the_same_count_once() -> None:
-    assert reference_outputs.count_distinct(np.stack([SCORES[0], SCORES[1], SCORES[0]])) == 2
+    assert reference_outputs.count_distinct({"a": np.stack([SCORES[0], SCORES[1], SCORES[0]])}) == 2
+    both = {"a": np.array([1, 1, 1, 2]), "b": np.array(["x", "x", "y", "y"], object)}
+    assert reference_outputs.count_distinct(both) == 3
 
 
 def test_reduced_precision_with_random_weights_is_measured_and_not_refused() -> None:

@@ -1,0 +1,310 @@
+"""The interface of a spec around a network: what clients send, what forward takes, and which tensors are served.
+
+    inputs, batch first ─► normalized ─► batch where the network has it ─► arguments of forward
+    answer: a tensor, tuple, dict, dataclass ─► the tensors of [[outputs]] ─► batch first ─► softmax, top_k
+
+All of it is hooks of the network, so that its layers keep their names in every format.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from build_tasks.errors import UserError, listed, with_suggestion
+from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
+from build_tasks.formats.picture_transform import data_config
+from build_tasks.tensors import OUTPUT, Interface, OutputTensor, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+# The modules of the project that run a network or an artifact, besides those that make a network.
+INTERFACE_MODULES = ("build_tasks.formats.example_inputs", "build_tasks.formats.serving_interface")
+
+
+def resolve_interface(module: "torch.nn.Module", interface: Interface) -> Interface:
+    """Return the interface with the size of pictures that only timm knows."""
+    (first, *others) = interface["inputs"]
+    if first["shape"] is not None:
+        return interface
+    shape: Shape = [*data_config(module, {})["input_size"]]
+    if first["layout"] == "nhwc":
+        shape = [*shape[1:], shape[0]]
+    return {**interface, "inputs": [{**first, "shape": shape}, *others]}
+
+
+def wrap_for_serving(module: "torch.nn.Module", interface: Interface) -> "torch.nn.Module":
+    """Add the interface of the spec to a network, as hooks.
+
+    The network then takes one tensor for each input, in their order, and answers with a tensor or a tuple of tensors,
+    because Triton's PyTorch backend takes no list and no dict. A uint8 picture (batch, height, width, channels) is
+    normalized; a float32 one (batch, channels, height, width) still passes unchanged. The attribute `output_names` is
+    set whenever it has run.
+
+    Args:
+        module: The network.
+        interface: The interface of the spec.
+    Raises:
+        UserError: If forward does not take the inputs; when it runs, if its answer does not have the outputs.
+    """
+    names = bind_names(module, interface)
+    batch_dimensions = [each["batch_dimension"] for each in interface["inputs"]]
+    if interface["normalization"]:
+        module.register_forward_pre_hook(lambda _, inputs: (normalize_input(module, inputs[0], interface), *inputs[1:]))
+    if any(batch_dimensions):
+        module.register_forward_pre_hook(
+            lambda _, inputs: tuple(
+                each.movedim(0, axis) if axis else each for each, axis in zip(inputs, batch_dimensions, strict=True)
+            )
+        )
+    if names:
+        module.register_forward_pre_hook(
+            lambda _, inputs, named: ((), {**named, **dict(zip(names, inputs, strict=True))}), with_kwargs=True
+        )
+    module.register_forward_hook(lambda _, inputs, answer: _serve(module, answer, interface))
+    return module
+
+
+def output_names(module: "torch.nn.Module") -> list[str]:
+    """Return the names of what a network with the interface of the spec has answered with last."""
+    names: list[str] = getattr(module, "output_names")  # noqa: B009  # torch types attributes of modules as tensors
+    return names
+
+
+def bind_names(module: "torch.nn.Module", interface: Interface) -> list[str]:
+    """Return the arguments of forward by which the inputs are passed; none if they are passed in their order.
+
+    As in Triton's PyTorch backend, inputs are matched by name if all their names are arguments of forward, and by their
+    order if none is.
+
+    Raises:
+        UserError: If forward cannot be called with the inputs.
+    """
+    inputs = [each["name"] for each in interface["inputs"]]
+    signature: inspect.Signature = getattr(module, "arguments", None) or inspect.signature(module.forward)
+    parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    arguments = [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
+    wanted = listed(f"{each['name']} {each['dtype']}{_format_shape(each['shape'])}" for each in interface["inputs"])
+    takes = f"forward takes {_format_signature(signature)}, and the spec gives {wanted}"
+    matching = [name for name in inputs if name in arguments]
+    if matching and len(matching) < len(inputs):
+        wrong = next(name for name in inputs if name not in arguments)
+        raise UserError(f"inputs: there is no argument {with_suggestion(wrong, arguments)}: {takes}")
+    by_name = bool(matching) and inputs != arguments[: len(inputs)]
+    try:
+        signature.bind(*(() if by_name else inputs), **(dict.fromkeys(inputs) if by_name else {}))
+    except TypeError as error:
+        raise UserError(f"inputs: {error}: {takes}; describe every input in [[inputs]]") from error
+    return inputs if by_name else []
+
+
+def _format_signature(signature: inspect.Signature) -> str:
+    """Return the arguments of forward, each with "=…" if it has a default."""
+    stars = {inspect.Parameter.VAR_POSITIONAL.name: "*", inspect.Parameter.VAR_KEYWORD.name: "**"}
+    texts = [
+        f"{stars.get(each.kind.name, '')}{each.name}" + ("=…" if each.default is not each.empty else "")
+        for each in signature.parameters.values()
+    ]
+    return f"({listed(texts)})"
+
+
+def _format_shape(shape: Shape | None) -> str:
+    return "" if shape is None else f"[{', '.join(map(str, ['batch', *shape]))}]"
+
+
+def _serve(module: "torch.nn.Module", answer: Any, interface: Interface) -> Any:
+    """Return what is served of an answer: a tensor, or a tuple of them. Names go into `module.output_names`."""
+    import torch
+
+    if interface["softmax"] or interface["top_k"]:
+        answer = top_k_outputs(answer if not interface["outputs"] else _select(answer, interface)[1], interface)
+        tensors = [answer] if isinstance(answer, torch.Tensor) else [*answer]
+        module.output_names = [OUTPUT.format(index) for index in range(len(tensors))]  # type: ignore[assignment]
+        return answer
+    names, served = _select(answer, interface)
+    module.output_names = names  # type: ignore[assignment]
+    return served
+
+
+def _select(answer: Any, interface: Interface) -> tuple[list[str], Any]:
+    """Return the names of the served tensors, and the tensors: one, or a tuple.
+
+    Raises:
+        UserError: If the answer does not have them.
+    """
+    import torch
+
+    if isinstance(answer, torch.Tensor) and not interface["outputs"]:
+        return [OUTPUT.format(0)], answer
+    leaves = dict(_leaves(answer))
+    found: list[tuple[str, Any]] = []
+    if interface["outputs"]:
+        for index, output in enumerate(interface["outputs"]):
+            value = leaves[_leaf_of(index, output, leaves)]
+            if output["batch_dimension"] and isinstance(value, torch.Tensor):
+                value = value.movedim(output["batch_dimension"], 0)
+            found.append((output["name"], value))
+    else:
+        named = any(not part.isdecimal() for path in leaves for part in path.split("."))
+        for index, (path, value) in enumerate(leaves.items()):
+            found.append((served_name(path) if named else OUTPUT.format(index), value))
+    others = [f"{path or 'the answer'} is {_kind(value)}" for path, value in leaves.items() if _is_other(value)]
+    wrong = [name for name, value in found if _is_other(value)]
+    if wrong or not found:
+        raise UserError(
+            f"the network answers with {_kind(answer)}, in which {listed(others) or 'nothing is a tensor'}; Triton "
+            "needs tensors: name those to serve in [[outputs]]"
+        )
+    tensors = [value for _, value in found]
+    return [name for name, _ in found], tensors[0] if isinstance(answer, torch.Tensor) else tuple(tensors)
+
+
+def served_name(name: str) -> str:
+    """Return a name of an answer or of a file as a tensor can have it in every format."""
+    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", name)
+
+
+def _is_other(value: Any) -> bool:
+    import torch
+
+    return not isinstance(value, torch.Tensor)
+
+
+def _kind(value: Any) -> str:
+    """Return the name of a type, and for a tuple or list those of its elements."""
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
+        return f"{type(value).__name__} of {', '.join(type(each).__name__ for each in value)}"
+    return type(value).__name__
+
+
+def _leaves(answer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what an answer holds, with its place: "logits", "0", "encoder.last". None is left out."""
+    if isinstance(answer, Mapping):
+        items = [(str(key), value) for key, value in answer.items()]
+    elif dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        items = [(each.name, getattr(answer, each.name)) for each in dataclasses.fields(answer)]
+    elif isinstance(answer, tuple) and hasattr(answer, "_fields"):
+        items = [*zip(answer._fields, answer, strict=True)]
+    elif isinstance(answer, tuple | list):
+        items = [(str(index), value) for index, value in enumerate(answer)]
+    else:
+        if answer is not None:
+            yield path, answer
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{path}.{key}" if path else key)
+
+
+def _leaf_of(index: int, output: OutputTensor, leaves: Mapping[str, Any]) -> str:
+    """Return the place of an output in the answer.
+
+    Raises:
+        UserError: If the answer has no such place.
+    """
+    key, paths = output["key"], list(leaves)
+    if key is None and output["name"] not in leaves:
+        named = any(not part.isdecimal() for path in paths for part in path.split(".") if part)
+        key = output["name"] if named and output["name"] != OUTPUT.format(index) else index
+    elif key is None:
+        return output["name"]
+    if str(key) in leaves:
+        return str(key)
+    if isinstance(key, int) and key < len(paths):
+        return paths[key]
+    raise UserError(
+        f"outputs[{index}].key: expected one of {listed(path or '0' for path in paths)}, which the network answers "
+        f"with, found {with_suggestion(key, paths)}"
+    )
+
+
+def normalize_input(module: "torch.nn.Module", batch: "torch.Tensor", interface: Interface) -> "torch.Tensor":
+    """Return uint8 (batch, height, width, channels) as normalized float32 (batch, channels, height, width).
+
+    A float32 batch is already normalized and comes back unchanged. The mean is subtracted before the division, because
+    in fp16 this difference is exact except for the rounding of the mean.
+    """
+    import torch
+
+    if batch.dtype != torch.uint8:
+        return batch
+    config = data_config(module, dict(interface["normalization"] or {}))
+    factor: float = 255 / config.get("scale", 1)
+    mean, std = (torch.tensor(config[key], dtype=torch.float64).reshape(-1, 1, 1) * factor for key in ("mean", "std"))
+    # The cast comes first: it is the only operator of TensorRT that takes bytes.
+    return (batch.float().permute(0, 3, 1, 2) - mean.float()) * (1 / std).float()
+
+
+def top_k_outputs(output: Any, interface: Interface) -> Any:
+    """Return the output as probabilities, or as its `top_k` largest values and their classes.
+
+    Raises:
+        UserError: If the output is not one tensor (batch, classes), or has fewer classes.
+    """
+    import torch
+
+    if isinstance(output, tuple | list) and len(output) == 1:
+        (output,) = output
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        found = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(f"output: softmax and top_k need one output of (batch, classes), and the network's is {found}")
+    output = output.softmax(dim=1) if interface["softmax"] else output
+    if interface["top_k"] is None:
+        return output
+    if interface["top_k"] > output.shape[1]:
+        raise UserError(f"output.top_k: {interface['top_k']} of {output.shape[1]} classes")
+    return tuple(output.topk(interface["top_k"], dim=1))
+
+
+def forward(module: Any, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
+    """Run a network with the interface of its spec, or an artifact of it, and return its outputs in their order.
+
+    Args:
+        module: The network.
+        inputs: A batch of each input.
+    Raises:
+        UserError: If the outputs are not tensors whose first dimension is the batch, or if one of them is bfloat16.
+    """
+    import torch
+
+    with torch.inference_mode():
+        outputs = module(*inputs)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    if not isinstance(outputs, tuple | list) or not all(isinstance(output, torch.Tensor) for output in outputs):
+        raise UserError(f"the network answers with {_kind(outputs)}; Triton needs one tensor, or a tuple of them")
+    batch = len(inputs[0])
+    for index, output in enumerate(outputs):
+        if output.dtype == torch.bfloat16:
+            raise UserError(f"output {index} is bfloat16, which Triton's clients and NumPy do not have; cast it")
+        if output.ndim == 0 or output.shape[0] != batch:
+            raise UserError(
+                f"output {index} has shape {list(output.shape)} for a batch of {batch}; "
+                "the batch must be its first dimension"
+            )
+    return list(outputs)
+
+
+def open_output_axes(module: Any, interface: Interface) -> list[dict[int, str | None]]:
+    """Return, for each output, the axes besides the batch whose length depends on the lengths of open dimensions.
+
+    The value of an axis is the word that has this length in all runs; None if there is none. The network runs once at
+    each of `lengths_to_check`.
+    """
+    lengths = lengths_to_check(interface["dimensions"])
+    runs = [forward(module, example_inputs(interface, 1, case)) for case in lengths]
+    found: list[dict[int, str | None]] = []
+    for outputs in zip(*runs, strict=True):
+        axes: dict[int, str | None] = {}
+        for axis in range(1, outputs[0].ndim):
+            sizes = [output.shape[axis] for output in outputs]
+            if len(set(sizes)) > 1:
+                words = (word for word in interface["dimensions"] if [case[word] for case in lengths] == sizes)
+                axes[axis] = next(words, None)
+        found.append(axes)
+    return found
+
+
+def open_axes(shape: Shape) -> dict[int, str]:
+    """Return the words of an input's open dimensions by their axis, with the batch as axis 0."""
+    return {axis: dim for axis, dim in enumerate(shape, start=1) if isinstance(dim, str)}
