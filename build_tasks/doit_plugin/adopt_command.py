@@ -70,9 +70,9 @@ def run(path: str, options: dict[str, Any]) -> int:
     Raises:
         UserError: If PATH holds no model.
     """
-    from build_tasks.doit_plugin import adopt_output, adoption
+    from build_tasks.doit_plugin import adopt_output, adopted_ensembles, adoption
 
-    adoptions = adoption.adopt(path)
+    adoptions = adopted_ensembles.with_ensembles(adoption.adopt(path))
     if options["compare"] or options["replace"]:
         from build_tasks.doit_plugin import adopt_replace
 

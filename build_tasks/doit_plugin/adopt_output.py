@@ -12,21 +12,22 @@ WIDTH = 80  # characters of a line
 def describe(adoption: Adoption, with_fields: bool) -> str:
     """Return the lines about one model: what doit would build, what differs, or why it is left alone."""
     existing, spec = adoption.existing, adoption.spec
-    if spec is None:
+    if spec is None and not adoption.host:
         return _wrapped(f"{existing.name}: left alone: {adoption.reason}", "")
     rows = list(config_fields.differences(adoption.before, adoption.after))
     same = sum(before == after for _, before, after in rows)
-    lines = [
-        f"{existing.name}: {existing.model_format}, version {existing.version}, {same} of {len(rows)} fields the same\n"
-    ]
+    what = (
+        f"{existing.model_format}, version {existing.version}" if spec else f"ensemble of the spec of {adoption.host}"
+    )
+    lines = [f"{existing.name}: {what}, {same} of {len(rows)} fields the same\n"]
     if with_fields:
         marked = [(path, before, after, "" if before == after else "differs") for path, before, after in rows]
         table = format_table(["field", "before", "after", ""], marked, left=("before", "after", ""))
         lines.append(textwrap.indent(table, "  ") + "\n")
     else:
         lines += [_wrapped(_difference(*row), "  ") for row in adoption.differences]
-    lines += [_wrapped(f"not in a spec: {field}: {reason}", "  ") for field, reason in spec.remarks]
-    older = [version for version in existing.versions if version != existing.version]
+    lines += [_wrapped(f"not in a spec: {field}: {reason}", "  ") for field, reason in (spec.remarks if spec else [])]
+    older = [version for version in existing.versions if spec and version != existing.version]
     if older:
         numbers = ", ".join(map(str, older))
         lines.append(_wrapped(f"versions: {numbers} stay where they are, since a spec describes one artifact", "  "))
@@ -56,6 +57,6 @@ def _wrapped(text: str, indent: str) -> str:
 
 def summary(path: str, adoptions: list[Adoption]) -> str:
     """Return how many models doit can build, and what to type next."""
-    count = sum(adoption.spec is not None for adoption in adoptions)
+    count = sum(not adoption.reason for adoption in adoptions)
     text = f"\n{count} of {len(adoptions)} models can be built by doit. Nothing was written."
     return f"{text}\nnext: `doit adopt {path} --write` writes their specs\n" if count else f"{text}\n"

@@ -27,7 +27,9 @@ def compare(adoptions: list[Adoption], replace: bool) -> int:
     Args:
         replace: Whether originals in model_repository/ may be replaced by what answers the same.
     """
-    code, published = 0, []
+    code = 0
+    published: list[str] = []
+    the_same: set[str] = set()
     for adoption in adoptions:
         if adoption.spec is None:
             continue
@@ -44,8 +46,14 @@ def compare(adoptions: list[Adoption], replace: bool) -> int:
         print(f"{name}: {'answers otherwise' if wrong else 'answers the same'}, relative error: {figures}")
         if wrong:
             code = 1
-        elif replace and _allow_replacement(adoption.existing.folder):
+            continue
+        the_same.add(name)
+        if replace and _allow_replacement(adoption.existing.folder):
             published.append(model.name)
+    for adoption in adoptions:
+        steps = {step.model_name for step in adoption.existing.config.ensemble_scheduling.step}
+        if replace and adoption.host and steps <= the_same:
+            _allow_replacement(adoption.existing.folder)  # its parts answer the same, and its config is the same
     if published:
         print(f"next: `doit {' '.join(published)}` publishes them; {KEPT}/ keeps the originals")
     elif replace and code == 0:

@@ -35,6 +35,7 @@ class Adoption(NamedTuple):
         spec: The spec; None for a model that is left alone.
         before, after: The ModelConfig of the repository and the one of the spec, with what Triton fills in.
         reason: Why the model is left alone; "" otherwise.
+        host: For an ensemble: the model whose spec describes it. It has no spec of its own.
     """
 
     existing: ExistingModel
@@ -42,6 +43,7 @@ class Adoption(NamedTuple):
     before: Any
     after: Any
     reason: str
+    host: str = ""
 
     @property
     def differences(self) -> list[tuple[str, str, str]]:
@@ -50,7 +52,7 @@ class Adoption(NamedTuple):
 
 
 def adopt(path: str) -> list[Adoption]:
-    """Return what can be taken over of a repository, or of the folder of one model.
+    """Return what can be taken over of a repository, or of the folder of one model. Ensembles are left alone.
 
     Raises:
         UserError: If there is no model.

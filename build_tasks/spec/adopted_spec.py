@@ -63,8 +63,8 @@ def describe(name: str, existing: ExistingModel, inputs: list[FileTensor], outpu
         UserError: If no spec can describe the model.
     """
     config, model_format = existing.config, existing.model_format
-    for kind, declared, found in (("input", config.input, inputs), ("output", config.output, outputs)):
-        names = [tensor.name for tensor in found]
+    for kind, declared, tensors in (("input", config.input, inputs), ("output", config.output, outputs)):
+        names = [tensor.name for tensor in tensors]
         if unknown := [tensor.name for tensor in declared if tensor.name not in names]:
             raise UserError(
                 f"{kind}: the file has no {unknown[0]!r}, only {', '.join(names)}; Triton refuses the config"
@@ -96,6 +96,16 @@ def describe(name: str, existing: ExistingModel, inputs: list[FileTensor], outpu
             remarks.append((sample, f"expected {expected}, found {found}"))
     model, removed = _without_mistakes(name, document, files)
     return AdoptedSpec(document, model, files, remarks + removed)
+
+
+def checked(spec: AdoptedSpec) -> AdoptedSpec:
+    """Return a spec whose document has grown, without what the checks of specs refuse.
+
+    Raises:
+        UserError: If no value could be removed that is wrong.
+    """
+    model, removed = _without_mistakes(spec.model.name, spec.document, spec.files)
+    return spec._replace(model=model, remarks=spec.remarks + removed)
 
 
 def _batch(existing: ExistingModel, tensors: list[FileTensor]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from build_tasks.triton import model_config
-from build_tasks.triton.platforms import FORMATS
+from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 
 
 def to_fields(message: Any) -> dict[str, Any]:
@@ -43,10 +43,11 @@ def normalized(config: Any, name: str, model_format: str) -> Any:
     """
     copy = model_config.protobuf().ModelConfig()
     copy.CopyFrom(config)
-    platform = FORMATS[model_format]
-    copy.name = name
-    copy.platform, copy.backend = platform.platform, platform.platform.partition("_")[0]
-    copy.default_model_filename = copy.default_model_filename or platform.file
+    platform = TRITON_MODELS[model_format]
+    copy.name, copy.platform = name, platform.platform
+    if model_format in FORMATS:
+        copy.backend = platform.platform.partition("_")[0]
+        copy.default_model_filename = copy.default_model_filename or platform.file
     if copy.version_policy.WhichOneof("policy_choice") is None:
         copy.version_policy.latest.num_versions = 1
     return copy
@@ -69,7 +70,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(element, f"{path}.{key}".lstrip("."))
     elif isinstance(value, list) and any(isinstance(element, dict) for element in value):
         for index, element in enumerate(value):
-            name = element.get("name") or element.get("input_name") or str(index)
+            name = next((element[key] for key in ("name", "input_name", "model_name") if key in element), str(index))
             yield from _flat({key: part for key, part in element.items() if key != "name"}, f"{path}.{name}")
     else:
         yield path, str(value)

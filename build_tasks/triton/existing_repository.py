@@ -14,6 +14,7 @@ from build_tasks.triton import model_config
 from build_tasks.triton.platforms import FORMATS
 from build_tasks.triton.repository import CONFIG_FILE
 
+ENSEMBLE = "an ensemble connects other models"  # the beginning of its reason
 MAX_CONFIG = 1 << 22  # bytes of a config.pbtxt
 # The format by what a config calls its platform or its backend.
 FORMAT_OF = {
@@ -135,7 +136,7 @@ def _format(config: Any, folder: str, versions: list[int]) -> tuple[str, str]:
     """Return the format of a model, or why it is left alone."""
     if config.HasField("ensemble_scheduling"):
         steps = ", ".join(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
-        return "", f"an ensemble connects other models: {steps}"
+        return "", f"{ENSEMBLE}: {steps}"
     kind = config.platform or config.backend
     if not kind:  # Triton finds it from the name of the file
         files = {name for version in versions for name in os.listdir(f"{folder}/{version}")}
