@@ -43,6 +43,11 @@ Change
   doit ignore TASK        leave a task out, until doit forget
   doit sweep              remove folders of removed models, and the trash
 
+Prove and deliver (docs/how-to/prove.md)
+  doit verify             read every byte, compare it with the records; --heal
+  doit sign --key FILE    sign the published models
+  doit push URL           copy them to a bucket or a folder; --oci FOLDER
+
 Share (docs/how-to/build-cache.md)
   doit cache              what the build cache BUILD_CACHE holds; prune, verify
   doit rebuild NAME       build again without the cache, and compare every byte
