@@ -28,6 +28,8 @@ COMMANDS = {
     "Verify": "delivery.verify_command",
     "Sign": "delivery.sign_command",
     "Push": "delivery.push_command",
+    "Farm": "farm.farm_command",
+    "Worker": "farm.worker_command",
 }  # class -> its module in build_tasks
 DOIT_COMMANDS = {command.__name__: command for command in DoitMain.DOIT_CMDS if command is not DoitRun}
 

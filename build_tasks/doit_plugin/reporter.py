@@ -157,7 +157,8 @@ class Reporter:
             text = task_lines.format_notes(notes)
             state = TaskState.BUILT
             if fetched := task.values.get("fetched"):
-                state, text = TaskState.FETCHED, f"fetched ({seconds:.1f} s where it was built), {text}"
+                state = TaskState.FETCHED
+                text = ", ".join(filter(None, (f"fetched ({seconds:.1f} s where it was built)", text)))
                 seconds = fetched["seconds"]
             self.results[task.name] = run_results.TaskResult(state, seconds, notes=notes)
             line = f"✓ {self.title(task)} {'' if seconds is None else f'{seconds:6.1f} s'}  {text}".rstrip()

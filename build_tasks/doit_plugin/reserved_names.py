@@ -18,6 +18,6 @@ STAGES = (
     ),
     *("container", "layers", "compare", "bench", "check", "smoke", "serve", "sweep", "tritonserver", "upgrade"),
 )
-OWN_COMMANDS = ("plan", "new", "adopt", "report", "cache", "rebuild", "verify", "sign", "push")
+OWN_COMMANDS = ("plan", "new", "adopt", "report", "cache", "rebuild", "verify", "sign", "push", "farm", "worker")
 COMMANDS = (*(command.get_name() for command in DoitMain.DOIT_CMDS), *OWN_COMMANDS)
 RESERVED = (*STAGES, *COMMANDS)

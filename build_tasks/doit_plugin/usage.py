@@ -48,7 +48,9 @@ Prove and deliver (docs/how-to/prove.md)
   doit sign --key FILE    sign the published models
   doit push URL           copy them to a bucket or a folder; --oci FOLDER
 
-Share (docs/how-to/build-cache.md)
+Share (docs/how-to/build-cache.md, docs/how-to/farm.md)
+  doit farm               build on the workers of a Dask cluster
+  doit worker ADDRESS     offer this machine to a farm, until Ctrl-C
   doit cache              what the build cache BUILD_CACHE holds; prune, verify
   doit rebuild NAME       build again without the cache, and compare every byte
 

@@ -81,16 +81,17 @@ class BuildCache:
         with self._lock:
             return Storage(self._url)
 
-    def find(self, key: str, tools: Mapping[str, str], complete: bool) -> Action | None:
+    def find(self, key: str, tools: Mapping[str, str]) -> Action | None:
         """Return the result of a stage, None if the cache has none.
+
+        If there is none with exactly these tools, the newest one counts in which they are the same, and which has more:
+        a tool or a GPU that is absent here makes no result stale.
 
         Args:
             key: The fingerprint of the stage, without its tools.
             tools: The tools of the stage that this machine has.
-            complete: Whether these are all. Otherwise any result counts in which these are the same, and the newest one
-                is returned: a tool that is absent here makes no result stale.
         """
-        return self._reading(lambda: self._find(key, tools, complete))
+        return self._reading(lambda: self._find(key, tools))
 
     def fetch(self, key: str, action: Action, drafts: Mapping[str, str], task: str) -> bool:
         """Write the targets of a stage into the scratch folder; returns whether all of them are there and right.
@@ -139,9 +140,9 @@ class BuildCache:
         text = f"build cache: {self.usage['fetched']:.0f} fetched ({read}, for {self.usage['seconds']:.1f} s of work)"
         return text + (f", {self.usage['stored']:.0f} stored ({written})" if self.usage["stored"] else "")
 
-    def _find(self, key: str, tools: Mapping[str, str], complete: bool) -> Action | None:
-        if complete:
-            return self.read_action(cache_entries.path_of(key, tools))
+    def _find(self, key: str, tools: Mapping[str, str]) -> Action | None:
+        if action := self.read_action(cache_entries.path_of(key, tools)):
+            return action
         found = map(self.read_action, self.storage.find(cache_entries.folder_of(key)))
         actions = [action for action in found if action and not changed_tools(action.tools, tools)]
         return max(actions, key=lambda action: action.time, default=None)

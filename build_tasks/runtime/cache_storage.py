@@ -24,7 +24,8 @@ Advance = Callable[[int], None]
 
 PATIENCE = 5.0  # seconds that an access may take beyond the time for its bytes
 SLOWEST = 1e6  # bytes per second: a slower cache is given up
-CHUNK = 4 << 20  # bytes that are read and written at once
+CHUNK = 256 << 10  # bytes that are read and written at once; larger buffers are new pages each time, three times slower
+SMALL = 4 << 20  # bytes of a file that is fetched with a single request
 BLOCK = 16 << 20  # bytes of one part of an upload to an object store
 # In these, an object that was closed appears whole, and a rename is a copy.
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
@@ -111,7 +112,7 @@ class Storage:
                     sink(chunk)
                     left -= len(chunk)
 
-        if size > CHUNK:
+        if size > SMALL:
             self._bounded(access)
         else:  # one request instead of two
             sink(self.read(path, size))

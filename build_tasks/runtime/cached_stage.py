@@ -14,7 +14,6 @@ from build_tasks.paths import BUILD, MODELS
 from build_tasks.runtime import atomic_files, build_cache, fingerprint, hardware
 from build_tasks.runtime.cache_entries import Action, key_of
 from build_tasks.runtime.digests import digest
-from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.fingerprint import BuildRecord
 from build_tasks.spec.model import Model
 
@@ -36,8 +35,6 @@ class CachedStage(Protocol):
     def outputs(self) -> dict[str, str]: ...
     @property
     def settings(self) -> dict[str, Any]: ...
-    @property
-    def tools(self) -> tuple[str, ...]: ...
     @property
     def modules(self) -> tuple[str, ...]: ...
     @property
@@ -126,13 +123,11 @@ def key_of_stage(stage: CachedStage, content: Content, external: Mapping[str, st
 
 
 def _find(stage: CachedStage, content: Content, external: Mapping[str, str | None]) -> tuple[str, Action] | None:
-    missing = stage.missing_requirements()
-    if missing and not stage.made_elsewhere:
+    if stage.missing_requirements() and not stage.made_elsewhere:
         return None
     if (key := key_of_stage(stage, content, external)) is None:
         return None
-    complete = not missing and versions(stage.tools).keys() == {*stage.tools}
-    action = build_cache.of_run().find(key, stage.tool_fingerprint(), complete)
+    action = build_cache.of_run().find(key, stage.tool_fingerprint())
     return None if action is None else (key, action)
 
 

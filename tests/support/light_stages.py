@@ -7,6 +7,9 @@ target depends on the stage's inputs and settings, so a change runs through the 
 import functools
 import hashlib
 import json
+import multiprocessing
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +69,8 @@ def _with_light_build(task: dict[str, Any], processes: bool) -> dict[str, Any]:
 
 def write_digests(inputs: dict[str, str], outputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
     """The `build`: write a digest of all inputs and settings into every target."""
+    if multiprocessing.parent_process():  # not a stage of milliseconds
+        time.sleep(float(os.environ.get("LIGHT_STAGE_SECONDS", "0")))
     shared = {key: value for key, value in settings.items() if key != "model"}  # its name is in no target
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode())
     for name, path in sorted(inputs.items()):

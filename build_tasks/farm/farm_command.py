@@ -1,0 +1,219 @@
+"""farm: `doit farm` sends what is outdated to the workers of a Dask cluster, and ends with a repository
+
+outdated stages ─► units of a model and a kind of machine ─► workers ─► results in the build cache
+                                                                        └─► doit here: fetches, publishes, prunes
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from doit.cmd_base import DoitCmdBase
+from doit.control import TaskControl
+from doit.exceptions import InvalidCommand
+
+from build_tasks.doit_plugin.command_line import RecordsCommand
+from build_tasks.doit_plugin.dry_run import plan_steps
+from build_tasks.errors import UserError, first_lines, listed, printable, with_suggestion
+from build_tasks.farm import cluster, remote, sources
+from build_tasks.farm.units import PYTORCH, SLOT, Unit, units_of
+from build_tasks.paths import BUILD
+from build_tasks.runtime import build_cache
+from build_tasks.runtime.cache_storage import StorageError
+from build_tasks.runtime.stage import stage_of
+
+LOCAL_FOLDER = f"{BUILD}/.farm"  # the cache and the checkouts of `doit farm --local`
+POLL = 2.0  # seconds between two looks at the workers
+PATIENCE = 60.0  # seconds without any worker for a unit, after which it is given up
+LOST = "the scheduler has gone; what was finished is in the build cache, and the next `doit farm` goes on from there"
+
+
+class Farm(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no types
+    """The command."""
+
+    doc_purpose = "build on the workers of a Dask cluster"
+    doc_usage = "[MODEL ...] [--local N]"
+    doc_description = (
+        "BUILD_SCHEDULER is the address of the scheduler, BUILD_CACHE the build cache that this machine and all "
+        "workers reach. `doit worker` starts a worker. --local N starts N workers on this machine. See "
+        "docs/how-to/farm.md."
+    )
+    cmd_options = (
+        {"name": "local", "long": "local", "type": int, "default": 0, "help": "start this many workers here"},
+    )
+
+    def parse_execute(self, words: list[str]) -> Any:
+        """Accept models before the options, too. doit's parser expects them after the options."""
+        first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+        return super().parse_execute([*words[first:], *words[:first]])
+
+    def _execute(self, pos_args: list[str], local: int) -> int:
+        control = TaskControl(self.task_list)
+        models = sorted({stage.model.name for task in control.tasks.values() if (stage := stage_of(task))})
+        for name in pos_args:
+            if name not in models:
+                raise InvalidCommand(f"expected the name of a model, found {with_suggestion(name, models)}")
+        requested = pos_args or models
+        try:
+            with cluster_of(local) as client:
+                steps = plan_steps(control.tasks, requested, self.dep_manager, with_cache=True)
+                tools = {tool for step in steps if step.stage for tool in step.stage.tools}
+                cluster.check_versions(client, tools)
+                requested_units = units_of(steps)
+                units = possible_units(requested_units, cluster.resources_of(client))
+                failed = run_units(client, units) if units else set()
+        except (UserError, StorageError) as error:
+            raise InvalidCommand(str(error)) from error
+        if len(units) < len(requested_units):
+            fetch_plans([unit for unit in units if unit.resource != PYTORCH and unit.model not in failed])
+        return finish([] if not pos_args and not failed else [name for name in requested if name not in failed], failed)
+
+
+def emit(line: str) -> None:
+    """Print a line at once, with the time."""
+    print(printable(f"{time.strftime('%H:%M:%S')} {line}"), flush=True)
+
+
+@contextlib.contextmanager
+def cluster_of(local: int) -> Iterator[Any]:
+    """Context manager for the client of the scheduler, or of a cluster on this machine that ends with the block.
+
+    Args:
+        local: Number of workers to start here; 0 for the scheduler of BUILD_SCHEDULER.
+    """
+    if local:
+        folder = os.path.abspath(LOCAL_FOLDER)
+        os.makedirs(folder, exist_ok=True)
+        os.environ.setdefault(build_cache.URL, f"file://{folder}/cache")
+    if not os.environ.get(build_cache.URL):
+        raise UserError(f"{build_cache.URL} is not set: workers and this machine share files through it")
+    if local:
+        with cluster.start_local(local, folder) as address, contextlib.closing(cluster.connect(address)) as client:
+            client.wait_for_workers(local, timeout=cluster.STARTUP)
+            yield client
+        return
+    address = os.environ.get(cluster.SCHEDULER, "")
+    if not address:
+        raise UserError(f"{cluster.SCHEDULER} is not set; or use --local N to start workers on this machine")
+    with contextlib.closing(cluster.connect(cluster.check_address(address))) as client:
+        yield client
+
+
+def possible_units(units: list[Unit], resources: set[str]) -> list[Unit]:
+    """Return the units that a worker can run, and print the others."""
+    for unit in units:
+        if unit.resource not in resources:
+            emit(f"– {unit.model} not for this cluster: no worker has {unit.resource} ({listed(unit.tasks)})")
+    return [unit for unit in units if unit.resource in resources]
+
+
+def run_units(client: Any, units: list[Unit]) -> set[str]:
+    """Run units on the cluster, and return the models of which one failed.
+
+    Raises:
+        UserError: If the scheduler has gone.
+    """
+    cache = build_cache.of_run()
+    manifest = sources.send(cache, {unit.model for unit in units})
+    url = os.environ[build_cache.URL]
+    client.subscribe_topic(remote.TOPIC, lambda event: emit(f"{event[1]['line']}  [{event[1]['name']}]"))
+    run_tasks = cluster.with_its_code(remote.run_tasks)
+    first: dict[str, Any] = {}
+    futures = {}
+    for rank, unit in enumerate(units):
+        future = client.submit(
+            run_tasks,
+            url,
+            manifest,
+            unit.tasks,
+            first.get(unit.model),
+            key=f"{unit.name} {manifest[:8]} {time.time_ns()}",
+            resources={SLOT: 1, unit.resource: 1},
+            priority=len(units) - rank,
+            retries=0,
+        )
+        if unit.resource == PYTORCH:
+            first[unit.model] = future
+        futures[future] = unit
+    workers, started = len(cluster.workers_of(client)), time.monotonic()
+    emit(f"{len(units)} units for {workers} workers")
+    failed = wait(client, futures)
+    emit(f"{len(units)} units took {time.monotonic() - started:.1f} s on {workers} workers")
+    return failed
+
+
+def wait(client: Any, futures: dict[Any, Unit]) -> set[str]:
+    """Wait for all units, and return the models of which one failed."""
+    failed: set[str] = set()
+    pending = dict(futures)
+    seen = {unit.resource: time.monotonic() for unit in futures.values()}
+    while pending:
+        time.sleep(min(POLL, 0.05 + 0.01 * len(pending)))
+        if client.status != "running":
+            raise UserError(LOST)
+        for future in [future for future in pending if future.done()]:
+            unit = pending.pop(future)
+            if reason := reason_of_failure(future):
+                failed.add(unit.model)
+                emit(f"✗ {unit.name}: {reason}")
+        try:
+            present = cluster.resources_of(client)
+        except (OSError, TimeoutError) as error:
+            raise UserError(LOST) from error
+        now = time.monotonic()
+        seen |= dict.fromkeys(present & seen.keys(), now)
+        for future, unit in list(pending.items()):
+            if now - seen[unit.resource] > PATIENCE:
+                future.cancel()
+                del pending[future]
+                failed.add(unit.model)
+                emit(f"✗ {unit.name}: no worker with {unit.resource} is left")
+    return failed
+
+
+def reason_of_failure(future: Any) -> str:
+    """Return why a unit failed, "" if it did not.
+
+    Raises:
+        UserError: If the scheduler has gone.
+    """
+    if future.status == "cancelled":
+        raise UserError(LOST)
+    if future.status == "error":  # a worker that died three times, or an error of the worker's own
+        return first_lines(future.exception())
+    result = future.result()
+    if not result["code"]:
+        return ""
+    if result.get("skipped"):
+        return f"not started, because the part without a GPU failed on {result['worker']}"
+    return f"doit ended with {result['code']} on {result['worker']}\n{result['output'].rstrip()}"
+
+
+def fetch_plans(units: list[Unit]) -> None:
+    """Fetch the plans of the kinds that the cluster has.
+
+    doit publishes the plans that exist when it starts, or all of the spec if there is none. So where a kind is missing,
+    the others have to be there first.
+    """
+    if tasks := [task for unit in units for task in unit.tasks]:
+        subprocess.run([sys.executable, "-m", "doit", "-r", "quiet", *tasks], check=False)
+
+
+def finish(models: list[str], failed: set[str]) -> int:
+    """Fetch and publish with doit, here. Returns the exit code.
+
+    Args:
+        models: The models to build; empty for all.
+        failed: Models that failed on the cluster, which doit would only try again here.
+    """
+    if failed and not models:
+        emit(f"failed: {listed(sorted(failed))}")
+        return 1
+    code = subprocess.run([sys.executable, "-m", "doit", *models], check=False).returncode
+    if failed:
+        emit(f"failed: {listed(sorted(failed))}")
+    return code or (1 if failed else 0)

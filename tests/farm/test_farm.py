@@ -1,0 +1,221 @@
+"""`doit farm` and `doit worker`: a Dask cluster on loopback addresses, workers in checkouts of their own.
+
+The stages are light ones, and the GPUs made up (tests/support/fakes). Everything else is real: the scheduler, the
+workers, their processes of doit, the build cache.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import fakes
+from tests.support.cache_server import free_port, wait_for_port
+from tests.support.light_stages import use_light_stages
+from tests.support.project import DOIT, ENVIRONMENT, ROOT, TINY, Project
+
+NO_NVML = {"DASK_DISTRIBUTED__DIAGNOSTICS__NVML": "False"}  # the fake one has only what this project calls
+CPU_SPEC = TINY.replace("weights.safetensors", "random://0").replace('labels = "labels.txt"\n', "")
+PLANS = CPU_SPEC.replace('["torchscript", "onnx"]', '["torchscript", "tensorrt"]') + (
+    "[engine]\ncompute_capabilities = ['8.6', '9.0']\n"
+)
+
+
+def project_of(root: Path, *models: str, spec: str = CPU_SPEC) -> Project:
+    """A project with light stages, whose models share no step."""
+    project = Project(root)
+    use_light_stages(project, processes=True)
+    for index, model in enumerate(models):
+        project.model(
+            model, spec.replace("max_batch_size = 4", f"max_batch_size = {4 + index}").replace("//0", f"//{index}")
+        )
+    return project
+
+
+class Cluster:
+    """A scheduler on 127.0.0.1, and workers on 127.0.0.2, 127.0.0.3, …
+
+    Attributes:
+        environment: The variables of the head.
+    """
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, seconds: str = "0", first: int = 2):
+        self.first = first  # number of its first worker
+        self.folder = folder
+        self.stack = stack
+        self.port = free_port()
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.environment = {"BUILD_SCHEDULER": self.address, "BUILD_CACHE": f"file://{folder}/cache"}
+        self.seconds = seconds
+        self.workers: list[subprocess.Popen[bytes]] = []
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
+        self.scheduler = self.start([sys.executable, "-m", "distributed.cli.dask_scheduler", *options], folder, {})
+        wait_for_port(self.port)
+
+    def start(self, command: list[str], cwd: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+        log = self.stack.enter_context((self.folder / f"log{time.monotonic_ns()}").open("wb"))
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**ENVIRONMENT, **NO_NVML, "LIGHT_STAGE_SECONDS": self.seconds, **environment},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        self.stack.callback(process.wait)
+        self.stack.callback(end, process)
+        return process
+
+    def add_worker(self, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        number = len(self.workers) + self.first
+        checkout = project_of(self.folder / f"worker{number}")
+        command = [DOIT, "worker", self.address, "--host", f"127.0.0.{number}", "--name", f"worker{number}"]
+        self.workers.append(self.start(command, checkout.root, environment or {}))
+        return self.workers[-1]
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_workers(cluster: Cluster) -> None:
+    """Wait until the scheduler knows all workers: `doit farm` uses those that are there."""
+    from distributed import Client
+
+    with Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(len(cluster.workers), timeout=120)
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def actions(cluster: Cluster, stage: str) -> list[dict[str, object]]:
+    paths = (cluster.folder / "cache/v1/actions").rglob("*.json")
+    return [action for path in paths if (action := json.loads(path.read_text()))["stage"] == stage]
+
+
+def test_each_plan_is_built_once_on_its_kind_of_gpu(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    cluster = Cluster(tmp_path, stack)
+    kinds = {"8.6": 2, "9.0": 3}
+    gpus = {
+        capability: fakes.machine(tmp_path / capability, gpus=f"GPU of {capability}, {capability}")
+        for capability in kinds
+    }
+    for capability in kinds:
+        cluster.add_worker(gpus[capability])
+    wait_for_workers(cluster)
+    spec = PLANS.replace("'9.0'", "'9.0', '12.0'")
+    head = project_of(tmp_path / "head", "one", "two", spec=spec)
+    without = fakes.machine(tmp_path / "none", tensorrt=None, gpus=None, torch=False)
+    run = head.built("farm", **cluster.environment, **without)
+    for model in ("one", "two"):
+        assert f"– {model} not for this cluster: no worker has gpu:12.0 (engine:{model}.sm120" in run.out
+        for capability, number in kinds.items():
+            name = f"{model}.sm{capability.replace('.', '')}"
+            assert re.search(rf"✓ engine +{re.escape(name)} .*\[worker{number}\]", run.out), run.out
+    engines = actions(cluster, "engine")
+    assert sorted(str(engine["tools"]["GPU"]) for engine in engines) == ["GPU of 8.6"] * 2 + ["GPU of 9.0"] * 2  # type: ignore[index]
+    # The same as a build on one machine would give: everything but the plans, and each plan as on its kind.
+    local = project_of(tmp_path / "local", "one", "two", spec=spec)
+    for capability in kinds:
+        local.built(**gpus[capability])
+    assert head.tree() == local.tree()
+    assert head.built("farm", **cluster.environment, **without).out.count("✓") == 0
+
+
+def test_an_address_without_tls_is_refused_unless_it_is_loopback(tmp_path: Path) -> None:
+    project = project_of(tmp_path / "project", "one")
+    for command in (["farm"], ["worker", "tcp://192.0.2.1:8786"]):
+        run = project.doit(*command, BUILD_SCHEDULER="tcp://192.0.2.1:8786", BUILD_CACHE=f"file://{tmp_path}/cache")
+        assert run.code == 3
+        assert "tcp://192.0.2.1:8786 has no TLS: whoever reaches it can run code on its workers" in run.out
+    run = project.doit("farm", BUILD_SCHEDULER=f"tcp://127.0.0.1:{free_port()}", BUILD_CACHE=f"file://{tmp_path}/cache")
+    assert (run.code, len(run.out.splitlines())) == (3, 1), run.out
+    assert "BUILD_CACHE is not set" in project.doit("farm", BUILD_SCHEDULER="tls://10.0.0.1:1").out
+
+
+@pytest.mark.long
+def test_a_worker_with_other_versions_is_refused(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    cluster = Cluster(tmp_path, stack)
+    metadata = tmp_path / "other/onnxslim-0.0.1.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: onnxslim\nVersion: 0.0.1\n")
+    cluster.add_worker({"PYTHONPATH": str(tmp_path / "other")})
+    wait_for_workers(cluster)
+    run = project_of(tmp_path / "head", "one").doit("farm", **cluster.environment)
+    assert run.code == 3
+    assert re.search(r"worker worker2 has other versions: onnxslim 0\.0\.1, here [\d.]+; install the same", run.out), (
+        run.out
+    )
+
+
+@pytest.mark.long
+def test_a_worker_and_the_scheduler_are_killed(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    models = [f"m{index}" for index in range(4)]
+    expected = project_of(tmp_path / "expected", *models)
+    expected.built()
+    cluster = Cluster(tmp_path, stack, seconds="1")
+    workers = [cluster.add_worker() for _ in range(2)]
+    wait_for_workers(cluster)
+    head = project_of(tmp_path / "head", *models)
+    farm = head.start("farm", **cluster.environment)
+    output = ""
+    assert farm.stdout is not None
+    while output.count("✓") < 4:
+        output += farm.stdout.readline()
+    os.killpg(workers[0].pid, signal.SIGKILL)
+    while output.count("✓") < 8:
+        output += farm.stdout.readline()
+    os.killpg(cluster.scheduler.pid, signal.SIGKILL)
+    rest, _ = farm.communicate(timeout=120)
+    assert farm.returncode == 3
+    assert "the scheduler has gone; what was finished is in the build cache" in rest.splitlines()[-1]
+    again = Cluster(tmp_path, stack, first=4)
+    again.add_worker()
+    wait_for_workers(again)
+    run = head.built("farm", **again.environment)
+    assert re.search(r"fetched \(.*\[worker4\]", run.out), run.out
+    assert head.tree() == expected.tree()
+
+
+@pytest.mark.long
+def test_a_worker_that_dies_costs_its_unit_again_and_no_more(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    cluster = Cluster(tmp_path, stack, seconds="1")
+    workers = [cluster.add_worker() for _ in range(2)]
+    wait_for_workers(cluster)
+    head = project_of(tmp_path / "head", "one", "two")
+    farm = head.start("farm", **cluster.environment)
+    assert farm.stdout is not None
+    output = ""
+    while output.count("✓") < 3:
+        output += farm.stdout.readline()
+    os.killpg(workers[0].pid, signal.SIGKILL)
+    rest, _ = farm.communicate(timeout=200)
+    assert farm.returncode == 0, output + rest
+    expected = project_of(tmp_path / "expected", "one", "two")
+    expected.built()
+    assert head.tree() == expected.tree()
+
+
+@pytest.mark.long
+def test_a_farm_in_a_network_namespace_of_its_own() -> None:
+    command = f"ip link set lo up && {sys.executable} -m pytest -n 0 -q -p no:cacheprovider {__file__} -k each_plan"
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this machine does not permit a network namespace")
+    run = subprocess.run(
+        ["unshare", "--net", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
