@@ -10,6 +10,7 @@ The exit code is 1 if a model is not loaded, is of another build, or does not pa
 
 import contextlib
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,14 +22,15 @@ from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.serving import sample_requests, triton_server
 from build_tasks.serving.check import DECODER_TOLERANCE, ServedModel, served_models
-from build_tasks.serving.triton_client import PROTOCOLS, Client, require_server
+from build_tasks.serving.triton_client import PROTOCOLS, Client, cast_to_input_types, require_server
 from build_tasks.spec.ensemble_tables import short_form
 from build_tasks.spec.model import Model
-from build_tasks.tensors import IMAGE, batch_of
+from build_tasks.tensors import IMAGE, Feed, batch_of
 from build_tasks.text_table import format_table, terminal_width
 from build_tasks.triton.repository import published_models
 from build_tasks.verification import accuracy_samples, batch_check, gate, judged_artifacts, metrics, reference_outputs
 from build_tasks.verification.class_outputs import class_outputs
+from build_tasks.verification.ensemble_samples import load_samples
 from build_tasks.verification.tolerance import relative_error
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     name, model, model_format = served
     if not client.ready(name):
         raise UserError("the server has not loaded it")
+    if model_format == "ensemble" and model.steps:
+        return smoke_own_ensemble(client, name, model)
     takes_images = model_format in model.ensemble_parts
     encoded = accuracy_samples.read_encoded(model) if takes_images else None
     if takes_images and encoded is None:
@@ -178,6 +182,47 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
         top_1=accuracy.top_1,
         median=median,
         slowest=slowest,
+    )
+
+
+def smoke_own_ensemble(client: Client, name: str, model: Model) -> SmokeRow:
+    """Send the samples of the stage `ensemble` to an ensemble of one's own steps, in batches and one at a time.
+
+    Raises:
+        UserError: As of smoke_model.
+    """
+    from polygraphy.comparator import IterationResult, RunResults
+
+    files = {key: model.artifact(f"model.ensemble.{key}.json") for key in ("samples", "reference", "measured")}
+    if not os.path.exists(files["reference"]):
+        raise UserError(f"{files['reference']} does not exist; `doit ensemble:{model.name}` writes it")
+    samples, results = load_samples(files["samples"]), RunResults.load(files["reference"])
+    expected, perturbed = (results[index][1][0] for index in range(2))
+    tensors, config = client.tensors(name), client.config(name)
+    versions: set[str] = set()
+
+    def send(batch: Feed) -> "list[np.ndarray]":
+        version, outputs = client.infer(name, tensors, cast_to_input_types(batch, tensors))
+        versions.add(version)
+        return outputs
+
+    largest = min(reference_outputs.BATCH, int(config.get("max_batch_size", 1)))
+    names = [f"sample {index + 1}" for index in range(batch_of(samples))]
+    accuracy = Accuracy("-", "-")
+    for size in sorted({1, largest}, reverse=True):
+        answers = dict(zip(tensors.output_names, reference_outputs.run_in_batches(send, samples, 1, size), strict=True))
+        numbers = [output for output, array in expected.items() if array.dtype.kind in "fiub"]
+        found, reference, moved = (
+            IterationResult({output: each[output] for output in numbers}) for each in (answers, expected, perturbed)
+        )
+        figures = metrics.compare_outputs(found, reference, moved, names)
+        measured: metrics.Measurements = {"samples": len(names), "distinct": len(names), "outputs": figures}
+        settings = read_json(files["measured"])["gate"] | {"allow_untestable": True}
+        if reason := gate.gate_error(measured, settings, ""):
+            raise UserError(reason)
+        accuracy = Accuracy(*gate.nearest_limit(measured, settings))
+    return SmokeRow(
+        name, client.protocol, version=", ".join(sorted(versions)), error=accuracy.error, limit=accuracy.limit
     )
 
 

@@ -152,8 +152,8 @@ def markdown() -> str:
         elif "$ref" in of.get("additionalProperties", {}):
             element = definitions[of["additionalProperties"]["$ref"].rpartition("/")[2]]
             parts.append(_table(f"[{key}.WORD]", element))
-        elif "$ref" in of:
-            table = definitions[of["$ref"].rpartition("/")[2]]
+        elif ref := next((each["$ref"] for each in (of, *of.get("anyOf", ())) if "$ref" in each), None):
+            table = definitions[ref.rpartition("/")[2]]
             parts.append(_table(f"[{key}]", table))
             for inner, other in table["properties"].items():
                 if "$ref" in other.get("items", {}):

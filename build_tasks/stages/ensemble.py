@@ -10,7 +10,7 @@ the ensemble of a running server. The default gate is that of the lowest precisi
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -20,7 +20,6 @@ from build_tasks.formats.ensemble_steps import PYTHON, Step, wanted_outputs, wir
 from build_tasks.formats.onnx_runtime import ONNX_MODULES
 from build_tasks.formats.serving_interface import INTERFACE_MODULES, wrap_for_serving
 from build_tasks.json_files import read_json, write_json
-from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.ensemble_tables import Ensemble
 from build_tasks.spec.interface import interface_of
@@ -31,9 +30,6 @@ from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.verification import accuracy_samples, gate, metrics
 from build_tasks.verification.ensemble_samples import save_samples
-
-if TYPE_CHECKING:
-    pass
 
 Run = Callable[[Feed], Feed]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")  # from the most to the least exact
@@ -139,7 +135,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     )
     figures = metrics.compare_outputs(artifact, reference, perturbed, names)
     measured: metrics.Measurements = {"samples": count, "distinct": count, "outputs": figures}
-    write_json(outputs["measured"], {**measured, "reference": digest(inputs[f"{steps[0].name}/config.pbtxt"])})
+    write_json(outputs["measured"], {**measured, "gate": settings["gate"]})
     save_samples(feed, outputs["samples"])
     results = RunResults()
     for runner, each in (("pytorch-fp32", expected), ("pytorch-fp32, inputs perturbed by one ulp", moved)):

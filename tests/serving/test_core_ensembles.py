@@ -1,0 +1,145 @@
+"""Ensembles of one's own steps: built, measured end to end, and answered by Triton's core.
+
+IMAGE ─► net_preprocess ─► PIXELS ─┬► net_onnx ─► one ─┬► net_join (Python) ─► BEST, SUM
+                                   └► second ──► two ──┘
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from build_tasks.serving import triton_server
+from build_tasks.verification.ensemble_samples import load_samples
+from tests.support import tiny_network
+from tests.support.project import Project, failure_line
+
+STEPS = """
+[[ensemble.steps]]
+python = "join"
+inputs = { A = "one", B = "two" }
+[[ensemble.steps]]
+model = "net_preprocess"
+outputs = { INPUT__0 = "PIXELS" }
+[[ensemble.steps]]
+model = "net_onnx"
+inputs = { INPUT__0 = "PIXELS" }
+outputs = { OUTPUT__0 = "one" }
+[[ensemble.steps]]
+model = "second"
+inputs = { INPUT__0 = "PIXELS" }
+outputs = { OUTPUT__0 = "two" }
+"""
+LONG = """
+[[ensemble.steps]]
+model = "long_preprocess"
+[[ensemble.steps]]
+model = "long_onnx"
+"""
+CONFIG = """\
+max_batch_size: 2
+input { name: "A" data_type: TYPE_FP32 dims: 4 }
+input { name: "B" data_type: TYPE_FP32 dims: 4 }
+output { name: "BEST" data_type: TYPE_INT64 dims: 2 }
+output { name: "SUM" data_type: TYPE_FP32 dims: 4 }
+"""
+MODEL = """\
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from join import best
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.respond(request) for request in requests]
+
+    def respond(self, request):
+        a, b = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("A", "B"))
+        return pb_utils.InferenceResponse([pb_utils.Tensor("BEST", best(a, b)), pb_utils.Tensor("SUM", a + b)])
+"""
+JOIN = "import numpy as np\n\n\ndef best(a, b):\n    return np.stack([a.argmax(axis=1), b.argmax(axis=1)], axis=1)\n"
+
+
+def add(project: Project, name: str, model_format: str, ensemble: str) -> Path:
+    folder = tiny_network.add(project, name, formats=f'"{model_format}"')
+    text = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(ensemble + text if ensemble.startswith("ensemble") else text + ensemble)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("ensembles") / "project")
+    folder = add(project, "net", "onnx", STEPS)
+    (folder / "join").mkdir()
+    for file, text in {"config.pbtxt": CONFIG, "model.py": MODEL, "join.py": JOIN}.items():
+        (folder / "join" / file).write_text(text)
+    add(project, "second", "torchscript", "")
+    add(project, "short", "onnx", 'ensemble = "onnx"\n')
+    add(project, "long", "onnx", LONG)
+    project.built("net", "short", "long")
+    return project
+
+
+@pytest.fixture(scope="module")
+def server(project: Project) -> Iterator[triton_server.Server]:
+    project.built("tritonserver")
+    before = os.getcwd()
+    os.chdir(project.root)
+    try:
+        with triton_server.start("core", "24.10", triton_server.free_ports(), "build/e.log", stubs=True) as running:
+            running.is_core = True
+            yield running
+    finally:
+        os.chdir(before)
+
+
+def test_triton_answers_as_the_steps_do_in_pytorch(project: Project, server: triton_server.Server) -> None:
+    from polygraphy.comparator import RunResults
+    from tritonclient.http import InferenceServerClient, InferInput
+
+    assert server.load("net_ensemble") is None
+    samples = load_samples("build/net/model.ensemble.samples.json")["IMAGE"][:2]
+    expected = RunResults.load("build/net/model.ensemble.reference.json")[0][1][0]
+    image = InferInput("IMAGE", list(samples.shape), "BYTES")
+    image.set_data_from_numpy(samples)
+    with contextlib.closing(InferenceServerClient(server.http)) as client:
+        answer = client.infer("net_ensemble", [image])
+    assert np.array_equal(answer.as_numpy("BEST"), expected["BEST"][:2])
+    assert np.allclose(answer.as_numpy("SUM"), expected["SUM"][:2], rtol=1e-5, atol=1e-6)
+    run = project.built("smoke", f"--url={server.http}", f"--grpc={server.grpc}", "--model", "net_ensemble")
+    assert len(re.findall(r"^ net_ensemble .* ok$", run.out, re.MULTILINE)) == 2, run.out
+
+
+def test_the_short_form_is_the_steps_that_it_stands_for(project: Project) -> None:
+    configs = [
+        re.sub(r"^#.*\n", "", (project / f"build/{name}/model.ensemble.config.pbtxt").read_text()).replace(name, "m")
+        for name in ("short", "long")
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_an_edit_of_a_step_runs_the_ensemble_again(project: Project) -> None:
+    """The two networks' own artifacts stay as they are. A step of another model is noticed although its model is in
+    the no-op cache.
+    """
+    assert project.built("net").ran == []
+    project.edit("models/net/join/join.py", "a.argmax(axis=1)", "(-a).argmax(axis=1)")
+    run = project.built("net")
+    changed = {"ensemble:net", "publish:net_ensemble", "publish:net_join", "python_model:net_join"}
+    assert set(run.ran) == changed | ({"config:net_ensemble"} & set(run.ran))
+    project.edit("models/second/model.toml", "max_batch_size = 3", "max_batch_size = 1")
+    assert "config:net_ensemble" in project.built("net").ran
+    assert "max_batch_size: 1" in (project / "model_repository/net_ensemble/config.pbtxt").read_text()
+
+
+def test_steps_that_do_not_fit_publish_nothing(project: Project) -> None:
+    project.edit("models/net/join/config.pbtxt", "dims: 4", "dims: 5")
+    run = project.doit("net")
+    assert run.code == 1
+    assert "net_join takes TYPE_FP32 [5], but net_onnx makes TYPE_FP32 [4]" in failure_line(run, "config:net_ensemble")
+    assert "publish:net_ensemble" not in run.ran

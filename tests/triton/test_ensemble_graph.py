@@ -1,0 +1,134 @@
+"""The tensors of an ensemble's steps are connected by name; what Triton would refuse ends with one line."""
+
+# ruff: noqa: E501  (one mistake a line)
+
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+
+from build_tasks.errors import UserError
+from build_tasks.triton.ensemble_graph import Graph, Wiring, connect
+from build_tasks.triton.model_config import to_message
+
+SPEC = "models/m/model.toml"
+
+
+def tensors(text: str) -> str:
+    """`X FP32 3 16` as the fields of a ModelConfig's input or output."""
+    name, dtype, *dims = text.split()
+    return f'name: "{name}" data_type: TYPE_{dtype} dims: [{", ".join(dims)}]'
+
+
+def config(name: str, inputs: list[str], outputs: list[str], batch: int = 8, more: str = "") -> Any:
+    fields = [f"input {{ {tensors(text)} }}" for text in inputs] + [f"output {{ {tensors(text)} }}" for text in outputs]
+    text = f'name: "{name}" max_batch_size: {batch} {" ".join(fields)} {more}'
+    return text_format.Parse(text, to_message({}))
+
+
+PREPARE = config("prepare", ["IMAGE STRING 1"], ["PIXELS FP32 3 16 16"], 4)
+NETWORK = config("network", ["INPUT__0 FP32 3 -1 -1"], ["OUTPUT__0 FP32 10"])
+OTHER = config("other", ["INPUT__0 FP32 3 16 16"], ["OUTPUT__0 FP32 10"], 6)
+JOIN = config("join", ["A FP32 10", "B FP32 10"], ["BEST INT64 1", "TEXT STRING 1"], 16)
+
+PIXELS = {"INPUT__0": "PIXELS"}
+CHAIN = [
+    ("join", JOIN, {"A": "scores", "B": "scores"}, {}),
+    ("network", NETWORK, PIXELS, {"OUTPUT__0": "scores"}),
+    ("prepare", PREPARE, {}, {}),
+]
+BRANCHES = [
+    ("prepare", PREPARE, {}, {}),
+    ("network", NETWORK, PIXELS, {"OUTPUT__0": "one"}),
+    ("other", OTHER, PIXELS, {"OUTPUT__0": "two"}),
+    ("join", JOIN, {"A": "one", "B": "two"}, {"BEST": "best"}),
+]
+
+
+def connected(steps: list[Any], outputs: tuple[str, ...] = (), largest: int = 32) -> Graph:
+    wirings = [Wiring(name, inputs, outputs) for name, _, inputs, outputs in steps]
+    return connect(wirings, [each for _, each, _, _ in steps], outputs, largest, SPEC)
+
+
+def test_steps_run_after_those_whose_tensors_they_take() -> None:
+    graph = connected(CHAIN)
+    assert graph.order == [2, 1, 0]
+    assert list(graph.inputs) == ["IMAGE"]
+    assert list(graph.outputs) == ["BEST", "TEXT"]
+    assert graph.max_batch_size == 4, "the smallest of the steps"
+
+
+def test_two_branches_take_one_tensor_and_meet() -> None:
+    graph = connected(BRANCHES, largest=2)
+    assert graph.order == [0, 1, 2, 3]
+    assert list(graph.outputs) == ["best", "TEXT"]
+    assert graph.max_batch_size == 2
+    assert list(connected(BRANCHES, ("best", "one")).outputs) == ["best", "one"], "clients may get inner tensors, too"
+
+
+def test_ensembles_without_a_batch_have_none() -> None:
+    steps: list[Any] = [("fixed", config("fixed", ["X FP32 2 4"], ["Y FP32 2"], 0), {}, {})]
+    assert connected(steps).max_batch_size == 0
+
+
+WRONG: dict[str, tuple[list[Any], str]] = {
+    "an input that the step does not have": (
+        [("network", NETWORK, {"INPUT_0": "PIXELS"}, {})],
+        "steps[0].inputs: expected tensors of network, INPUT__0, found 'INPUT_0' (did you mean 'INPUT__0'?)",
+    ),
+    "an output that the step does not have": (
+        [("network", NETWORK, {}, {"OUT": "scores"})],
+        "steps[0].outputs: expected tensors of network, OUTPUT__0, found 'OUT'",
+    ),
+    "two steps that make one tensor": (
+        [("network", NETWORK, PIXELS, {}), ("other", OTHER, PIXELS, {})],
+        "steps[1].outputs.OUTPUT__0: expected a name that network does not make, found 'OUTPUT__0'",
+    ),
+    "another type": (
+        [("prepare", config("prepare", ["IMAGE STRING 1"], ["PIXELS UINT8 3 16 16"]), {}, {}), CHAIN[1]],
+        "network takes TYPE_FP32 [3, -1, -1], but prepare makes TYPE_UINT8 [3, 16, 16]",
+    ),
+    "other dims": (
+        [("prepare", config("prepare", ["IMAGE STRING 1"], ["PIXELS FP32 3 15 16"]), {}, {}), ("other", OTHER, PIXELS, {})],
+        "other takes TYPE_FP32 [3, 16, 16], but prepare makes TYPE_FP32 [3, 15, 16]",
+    ),
+    "two steps that take an input of the ensemble in two shapes": (
+        [("join", JOIN, {"A": "x", "B": "x"}, {}), ("more", config("more", ["C FP32 9"], ["D FP32 9"]), {"C": "x"}, {})],
+        "more takes TYPE_FP32 [9], but join takes TYPE_FP32 [10]",
+    ),
+    "a cycle": (
+        [
+            ("one", config("one", ["A FP32 2"], ["B FP32 2"]), {}, {}),
+            ("two", config("two", ["B FP32 2", "X FP32 2"], ["A FP32 2"]), {}, {}),
+        ],
+        "steps: expected steps without a cycle, found one among one, two",
+    ),
+    "a step that takes its own output": (
+        [("one", config("one", ["A FP32 2", "X FP32 2"], ["B FP32 2"]), {"A": "B"}, {})],
+        "steps: expected steps without a cycle, found one among one",
+    ),
+    "steps of which only some batch": (
+        [CHAIN[2], ("fixed", config("fixed", ["PIXELS FP32 4 3 16 16"], ["Y FP32 4 2"], 0), {"PIXELS": "other"}, {})],
+        "steps: expected steps that all batch, or none, found fixed with max_batch_size 0",
+    ),
+    "a decoupled step": (
+        [("many", config("many", ["A FP32 2"], ["B FP32 2"], 8, "model_transaction_policy { decoupled: true }"), {}, {})],
+        "steps[0]: expected a model that answers each request once, found many, decoupled",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_steps_that_do_not_fit_are_refused_with_one_line(kind: str) -> None:
+    steps, line = WRONG[kind]
+    with pytest.raises(UserError) as error:
+        connected(steps)
+    message = str(error.value)
+    assert line in message
+    assert message.startswith(f"{SPEC}: ensemble")
+    assert "\n" not in message
+
+
+def test_an_output_that_no_step_makes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"ensemble\.outputs: expected tensors of the steps, found 'Best'"):
+        connected(BRANCHES, ("Best",))
