@@ -13,11 +13,11 @@ import msgspec
 from build_tasks.doit_plugin.reserved_names import RESERVED
 from build_tasks.errors import UserError
 from build_tasks.formats import artifact_tensors
+from build_tasks.formats.label_file import read_labels
 from build_tasks.spec import adopted_spec
 from build_tasks.spec.adopted_spec import AdoptedSpec, FileTensor
 from build_tasks.spec.interface import label_files
 from build_tasks.stages import config as config_stage
-from build_tasks.stages import labels as labels_stage
 from build_tasks.tensors import TensorSignature
 from build_tasks.triton import config_fields, derived_config
 from build_tasks.triton.existing_repository import ExistingModel, read_repository
@@ -150,7 +150,7 @@ def expected_config(
         "largest_batch": None,
     }
     sources = {file: spec.files[source] for file, source in label_files(model.spec).values()}
-    classes = {file: len(labels_stage.read_labels(path)) for file, path in sources.items()}
+    classes = {file: len(read_labels(path)) for file, path in sources.items()}
     return derived_config.derive(signature, classes, settings)
 
 

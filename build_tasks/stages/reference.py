@@ -8,11 +8,14 @@ without torch. The second run measures the sensitivity of the network: the chang
 change of its inputs. The gate does not require an artifact to be closer than that.
 """
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
+from build_tasks.errors import UserError
 from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.formats.example_inputs import example_inputs
+from build_tasks.formats.label_file import read_labels
 from build_tasks.formats.perturbation import exact_inputs, perturbed
 from build_tasks.formats.serving_interface import (
     INTERFACE_MODULES,
@@ -22,19 +25,23 @@ from build_tasks.formats.serving_interface import (
     wrap_for_serving,
 )
 from build_tasks.json_files import write_json
+from build_tasks.paths import MODELS
 from build_tasks.runtime import threads
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.interface import interface_of, tuned_interface
+from build_tasks.spec.interface import client_dims, interface_of, label_files, tuned_interface
 from build_tasks.spec.model import Model
+from build_tasks.spec.source_checks import IMAGENET
 from build_tasks.tensors import Interface
 from build_tasks.verification import accuracy_samples
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # names in reference.json
 BATCH = 8  # samples in one run of the network
 RANDOM_SAMPLES = 16
+IMAGENET_CLASSES = 1000
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -60,6 +67,7 @@ def task(model: Model) -> dict[str, Any]:
             "interface": tuned_interface(interface_of(model.spec)),
             "samples": source,
             "picture": not model.spec.inputs,
+            "labels": label_counts(model),
             "reference": model.reference,
         },
         tools=(
@@ -72,6 +80,7 @@ def task(model: Model) -> dict[str, Any]:
         ),
         modules=(
             __name__,
+            "build_tasks.formats.label_file",
             "build_tasks.formats.perturbation",
             "build_tasks.runtime.threads",
             "build_tasks.triton.preprocess_model.preprocessing",
@@ -83,6 +92,33 @@ def task(model: Model) -> dict[str, Any]:
         source_files=pytorch_network.user_source_files(model),
     )
     return stage.task(doc=f"reference.json: the outputs of {model.reference} for the accuracy samples")
+
+
+def label_counts(model: Model) -> dict[str, int]:
+    """Return the number of labels of each output, "" for the first one, to find a wrong number before long stages.
+
+    An output that clients see in another shape, or of which they see the best classes only, is checked with its config.
+    """
+    if model.spec.output.top_k:
+        return {}
+    counts = {}
+    for output, (_, labels) in label_files(model.spec).items():
+        with contextlib.suppress(UserError, OSError):  # the stage `labels` reports it
+            if output not in client_dims(model.spec):
+                counts[output] = IMAGENET_CLASSES if labels == IMAGENET else len(read_labels(model.source(labels)))
+    return counts
+
+
+def check_labels(answers: "dict[str, np.ndarray]", settings: Settings) -> None:
+    """Raise UserError if an output has another number of classes than labels."""
+    for output, count in settings["labels"].items():
+        name = output or next(iter(answers))
+        if name in answers and answers[name].shape[-1:] != (count,):
+            classes = answers[name].shape[-1]
+            raise UserError(
+                f"{MODELS}/{settings['model']}/model.toml: labels: expected one label for each of the {classes} "
+                f"classes of {name}, found {count} labels"
+            )
 
 
 def samples_source(model: Model) -> str | None:
@@ -114,7 +150,9 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         batches = [[each[start : start + BATCH] for each in samples] for start in range(0, len(samples[0]), BATCH)]
         parts = threads.each(functools.partial(forward, runs), batches)
         answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
-        results.add([dict(zip(output_names(module), answers, strict=True))], runner_name=name)
+        named = dict(zip(output_names(module), answers, strict=True))
+        check_labels(named, settings)
+        results.add([named], runner_name=name)
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)

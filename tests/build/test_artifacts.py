@@ -208,10 +208,12 @@ def test_external_data_takes_the_form_of_a_folder(project: Project) -> None:
 
 
 def test_labels_must_be_as_many_as_classes(tiny: Project) -> None:
+    """The first stage that runs the network finds it, before the long ones."""
     (tiny / "models/tiny/labels.txt").write_text("cat\ndog\n")
     run = tiny.doit()
     assert run.code == 1
-    assert run.failed == ["config:tiny", "config:tiny_onnx"]
+    assert run.failed == ["config:tiny", "config:tiny_onnx", "reference:tiny"]
+    assert run.out.index("✗ reference") < run.out.index("✓ torchscript")
     assert (
         "models/tiny/model.toml: labels: expected one label for each of the 1000 classes of OUTPUT__0, found 2 labels"
         in run.out

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from build_tasks.errors import MAX_LINE, UserError
+from build_tasks.formats import label_file
 from build_tasks.stages import client, labels
 from build_tasks.tensors import TensorSignature
 from tests.support.project import TINY, Project
@@ -49,7 +50,7 @@ def test_other_ends_of_lines_and_a_byte_order_mark_are_normalized(
 
 
 def test_a_label_file_without_an_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "MAX_CHARACTERS", 10)
+    monkeypatch.setattr(label_file, "MAX_CHARACTERS", 10)
     with pytest.raises(UserError, match="expected at most 10 characters, found more"):
         read(tmp_path, b"x" * 11)
 
