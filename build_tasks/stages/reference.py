@@ -102,9 +102,10 @@ def label_counts(model: Model) -> dict[str, int]:
     if model.spec.output.top_k:
         return {}
     counts = {}
+    first = next((each["name"] for each in interface_of(model.spec)["outputs"]), "")
     for output, (_, labels) in label_files(model.spec).items():
         with contextlib.suppress(UserError, OSError):  # the stage `labels` reports it
-            if output not in client_dims(model.spec):
+            if (output or first) not in client_dims(model.spec):
                 counts[output] = IMAGENET_CLASSES if labels == IMAGENET else len(read_labels(model.source(labels)))
     return counts
 

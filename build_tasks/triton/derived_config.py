@@ -111,7 +111,8 @@ def derive(signature: CommonSignature, classes: Mapping[str, int], settings: Con
     mistakes = list(derived_tensors.add_tensors(config, signature, fields, settings.views))
     for tensor in config.input:
         layout = settings.inputs.get(tensor.name, InputLayout()).layout
-        if layout and len(tensor.dims) == 3 and not tensor.HasField("reshape"):
+        is_picture = len(tensor.dims) == 3 and list(tensor.reshape.shape)[-3:] in ([], list(tensor.dims))
+        if layout and is_picture:
             tensor.format = model_config.enum("ModelInput.Format", LAYOUTS[layout])
     config.MergeFrom(model_config.to_message({**default_fields(config, signature, settings), **spec_fields(settings)}))
     mistakes += model_config_checks.config_mistakes(
