@@ -128,7 +128,8 @@ def _export_at(
         first = {0: torch.export.Dim(BATCH)} if settings["dynamic_axes"] else {}
         shapes = tuple({**first, **{axis: words[word] for axis, word in axes.items()}} for axes in inputs.values())
         if any(shapes):
-            arguments["dynamic_shapes"] = shapes
+            # A network in a file takes *inputs, which are one argument for torch.export.
+            arguments["dynamic_shapes"] = (shapes,) if pytorch_network.takes_any_number(source) else shapes
     else:
         arguments |= {"dynamo": False}
         dynamic_axes: dict[str, dict[int, str]] = {

@@ -81,7 +81,8 @@ def signature_tensors(graph: "onnx.ModelProto") -> Signature:
 
     def tensor(value: "onnx.ValueInfoProto") -> TensorSignature:
         shape = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
-        return {"name": value.name, "dtype": numpy_dtype(value).name, "shape": shape}
+        dtype = numpy_dtype(value).name
+        return {"name": value.name, "dtype": "string" if dtype == "object" else dtype, "shape": shape}
 
     return {"inputs": [tensor(v) for v in graph.graph.input], "outputs": [tensor(v) for v in graph.graph.output]}
 

@@ -4,6 +4,7 @@ architecture, weights ─► create_network ─► serving_interface.wrap_for_se
 """
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
@@ -92,6 +93,12 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
     return module.eval().requires_grad_(False)
 
 
+def takes_any_number(network: "torch.nn.Module") -> bool:
+    """Return whether a network takes its inputs as *inputs, as those of files do."""
+    kinds = [each.kind for each in inspect.signature(network.forward).parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL in kinds
+
+
 def onnx_module(path: str | None) -> "torch.nn.Module":
     """Return an ONNX file as a network, which ONNX Runtime runs on the CPU in fp32. Without a file it cannot run.
 
@@ -114,7 +121,13 @@ def onnx_module(path: str | None) -> "torch.nn.Module":
             for start in range(0, len(inputs[0]), size):
                 part = [np.asarray(each[start : start + size]) for each in inputs]
                 filled = [np.resize(each, (size, *each.shape[1:])) for each in part]
-                outputs = [torch.from_numpy(output) for output in self.run(dict(zip(self.inputs, filled, strict=True)))]
+                answer = dict(zip(self.outputs, self.run(dict(zip(self.inputs, filled, strict=True))), strict=True))
+                if texts := [name for name, output in answer.items() if output.dtype.kind not in "fiub"]:
+                    raise UserError(
+                        f"the output {texts[0]} holds {answer[texts[0]].dtype} values, which cannot be compared: name "
+                        "the others in [[outputs]]"
+                    )
+                outputs = [torch.from_numpy(output) for output in answer.values()]
                 for name, output in zip(self.outputs, outputs, strict=True):
                     if output.ndim == 0 or output.shape[0] != size:
                         raise UserError(

@@ -58,8 +58,9 @@ def load_program(path: str) -> "torch.nn.Module":
             self.arguments = arguments
 
         def forward(self, *inputs: "torch.Tensor", **named: "torch.Tensor") -> object:
+            bound = self.arguments.bind(*inputs, **named)  # a file of torch.export takes only what it was exported with
             try:
-                return self.program(*inputs, **named)
+                return self.program(*bound.args, **bound.kwargs)
             except AssertionError as error:  # torch.export: the shape is not one that was exported
                 shapes = ", ".join(str(list(each.shape)) for each in (*inputs, *named.values()))
                 raise UserError(f"the network refuses {shapes}: {first_lines(error)}") from error

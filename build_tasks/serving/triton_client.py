@@ -166,7 +166,7 @@ def cast_to_input_types(feed: Feed, tensors: Tensors) -> Feed:
     arrays = {}
     for name, triton_type in tensors.input_types.items():
         array = feed[name] if feed[name].ndim > 1 else feed[name][:, None]
-        arrays[name] = array if triton_type == "BYTES" else array.astype(triton_to_np_dtype(triton_type))
+        arrays[name] = array.astype(object if triton_type == "BYTES" else triton_to_np_dtype(triton_type))
     return arrays
 
 

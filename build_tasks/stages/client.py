@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PORTS = {"http": 8000, "grpc": 8001}  # Triton's defaults
 # NumPy's names of types, and Triton's in requests. Others are the same in upper case.
 # Source: the KServe protocol, "Tensor Data Types".
-DTYPES = {"float16": "FP16", "float32": "FP32", "float64": "FP64"}
+DTYPES = {"float16": "FP16", "float32": "FP32", "float64": "FP64", "string": "BYTES"}
 TEMPLATE = "build_tasks/stages/templates/client.py.j2"
 PREPROCESSING = "build_tasks/triton/preprocess_model/preprocessing.py"
 

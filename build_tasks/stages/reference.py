@@ -139,7 +139,9 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     interface = resolve_interface(network, settings["interface"])
     module = wrap_for_serving(network, interface)
     names, batch, preprocessing = load_samples(module, interface, inputs, settings)
-    feed = {each["name"]: np.asarray(array) for each, array in zip(interface["inputs"], batch, strict=True)}
+    arrays = [np.asarray(array) for array in batch]
+    arrays = [array.astype(str) if array.dtype == object else array for array in arrays]  # without pickles
+    feed = {each["name"]: array for each, array in zip(interface["inputs"], arrays, strict=True)}
     save_json([feed], outputs["samples"])
     results = RunResults()
     runner = RUNNERS[settings["reference"]]
