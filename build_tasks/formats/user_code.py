@@ -16,15 +16,21 @@ from typing import Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.paths import MODELS
+from build_tasks.spec.ensemble_tables import python_folders
 from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
 
 
 def python_files(model: Model) -> list[str]:
-    """Return all Python files in the folder of a model. A link that leaves the folder is not followed."""
+    """Return all Python files in the folder of a model, except those of its Python models.
+
+    A link that leaves the folder is not followed.
+    """
     folder = f"{MODELS}/{model.name}"
+    others = tuple(f"{folder}/{name}/" for name in python_folders(model.steps))
     paths = walk(folder, [os.path.realpath(folder)], skip_outside=True)
-    return sorted(os.path.normpath(path) for path in paths if path.endswith(".py"))
+    files = sorted(os.path.normpath(path) for path in paths if path.endswith(".py"))
+    return [path for path in files if not path.startswith(others)]
 
 
 def user_function(model: str, name: str) -> Callable[..., Any]:

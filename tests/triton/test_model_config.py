@@ -531,6 +531,37 @@ def test_an_ensemble_limits_the_requests_that_wait_in_memory(release: str, lines
     assert len(parsed.ensemble_scheduling.step) == 2
 
 
+STEPS = """
+[[ensemble.steps]]
+model = "m_onnx"
+[[ensemble.steps]]
+model = "m_preprocess"
+"""
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_short_form_of_an_ensemble_is_the_steps_that_it_stands_for() -> None:
+    pictures = {
+        "inputs": [{"name": "IMAGE", "dtype": "bytes", "shape": [-1, 1]}],
+        "outputs": [{"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 160, 160]}],
+    }
+    texts = []
+    for text in (spec("", ENSEMBLE), spec(STEPS)):
+        derive_config(text, "onnx", tensors())
+        Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
+        model = load_model(text)
+        tasks = (
+            config.task(model, "preprocess", ["preprocess"]),
+            config.ensemble_task(model, steps_of(model, [model])),
+        )
+        for stage in (task["meta"]["stage"] for task in tasks):
+            stage.build(stage.inputs, stage.outputs, stage.settings)
+        texts.append(Path("build/m/model.ensemble.config.pbtxt").read_text())
+    assert [line.partition("signature")[0] for line in texts[0].splitlines()] == [
+        line.partition("signature")[0] for line in texts[1].splitlines()
+    ]
+
+
 @pytest.mark.usefixtures("folder")
 def test_there_must_be_one_label_for_each_class() -> None:
     top = 'labels = "labels.txt"'
