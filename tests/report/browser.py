@@ -27,7 +27,7 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-DOCS_SIZE = (1280, 3490)  # of docs/images/, in pixels of the page: down to the errors of the nodes
+DOCS_SIZE = (1280, 1120)  # of docs/images/, in pixels of the page: the models, and what to do
 
 
 @contextmanager
