@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,9 @@ from build_tasks.runtime.distributions import installed_version
 
 SCHEDULER = "BUILD_SCHEDULER"
 STARTUP = 120  # seconds for the workers of this machine to start
+STEP = 0.1  # seconds between two looks at the units
+POLL = 2.0  # seconds between two looks at the workers
+LOST = "the scheduler has gone; what was finished is in the build cache, and the next `doit farm` goes on from there"
 TIMEOUT = 15  # seconds to reach the scheduler
 INSTALL = "pip install -r requirements-farm.txt"
 # Distributions of the farm itself, in addition to the tools of the stages.
@@ -91,9 +96,32 @@ def workers_of(client: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def resources_of(client: Any) -> set[str]:
-    """Return the names of the resources that any worker has."""
-    return {name for worker in workers_of(client).values() for name in worker["resources"]}
+def count_resources(client: Any) -> dict[str, int]:
+    """Return the number of workers that have a resource, by its name.
+
+    Raises:
+        UserError: If the scheduler has gone.
+    """
+    if client.status != "running":
+        raise UserError(LOST)
+    try:
+        return dict(Counter(name for worker in workers_of(client).values() for name in worker["resources"]))
+    except (OSError, TimeoutError) as error:
+        raise UserError(LOST) from error
+
+
+def wait_for_any(client: Any, futures: Collection[Any]) -> list[Any]:
+    """Wait until one of Dask's futures is done, for POLL seconds at most; returns those that are done.
+
+    Raises:
+        UserError: If the scheduler has gone.
+    """
+    end = time.monotonic() + POLL
+    while not (done := [future for future in futures if future.done()]) and time.monotonic() < end:
+        if client.status != "running":
+            raise UserError(LOST)
+        time.sleep(STEP)
+    return done
 
 
 def check_versions(client: Any, tools: Collection[str]) -> None:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from doit.cmd_base import DoitCmdBase
@@ -27,9 +27,7 @@ from build_tasks.runtime.cache_storage import StorageError
 from build_tasks.runtime.stage import stage_of
 
 LOCAL_FOLDER = f"{BUILD}/.farm"  # the cache and the checkouts of `doit farm --local`
-POLL = 2.0  # seconds between two looks at the workers
 PATIENCE = 60.0  # seconds without any worker for a unit, after which it is given up
-LOST = "the scheduler has gone; what was finished is in the build cache, and the next `doit farm` goes on from there"
 
 
 class Farm(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no types
@@ -64,7 +62,7 @@ class Farm(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no ty
                 tools = {tool for step in steps if step.stage for tool in step.stage.tools}
                 cluster.check_versions(client, tools)
                 requested_units = units_of(steps)
-                units = possible_units(requested_units, cluster.resources_of(client))
+                units = possible_units(requested_units, cluster.count_resources(client))
                 failed = run_units(client, units) if units else set()
         except (UserError, StorageError) as error:
             raise InvalidCommand(str(error)) from error
@@ -103,7 +101,7 @@ def cluster_of(local: int) -> Iterator[Any]:
         yield client
 
 
-def possible_units(units: list[Unit], resources: set[str]) -> list[Unit]:
+def possible_units(units: list[Unit], resources: Collection[str]) -> list[Unit]:
     """Return the units that a worker can run, and print the others."""
     for unit in units:
         if unit.resource not in resources:
@@ -114,65 +112,63 @@ def possible_units(units: list[Unit], resources: set[str]) -> list[Unit]:
 def run_units(client: Any, units: list[Unit]) -> set[str]:
     """Run units on the cluster, and return the models of which one failed.
 
+    A unit is sent when a worker is free for it, and not before: Dask would queue units with resources at its workers,
+    and some of these would wait while others have nothing to do.
+
     Raises:
         UserError: If the scheduler has gone.
     """
-    cache = build_cache.of_run()
-    manifest = sources.send(cache, {unit.model for unit in units})
-    url = os.environ[build_cache.URL]
+    manifest = sources.send(build_cache.of_run(), {unit.model for unit in units})
     client.subscribe_topic(remote.TOPIC, lambda event: emit(f"{event[1]['line']}  [{event[1]['name']}]"))
     run_tasks = cluster.with_its_code(remote.run_tasks)
-    first: dict[str, Any] = {}
-    futures = {}
-    for rank, unit in enumerate(units):
-        future = client.submit(
-            run_tasks,
-            url,
-            manifest,
-            unit.tasks,
-            first.get(unit.model),
-            key=f"{unit.name} {manifest[:8]} {time.time_ns()}",
-            resources={SLOT: 1, unit.resource: 1},
-            priority=len(units) - rank,
-            retries=0,
-        )
-        if unit.resource == PYTORCH:
-            first[unit.model] = future
-        futures[future] = unit
-    workers, started = len(cluster.workers_of(client)), time.monotonic()
-    emit(f"{len(units)} units for {workers} workers")
-    failed = wait(client, futures)
-    emit(f"{len(units)} units took {time.monotonic() - started:.1f} s on {workers} workers")
-    return failed
-
-
-def wait(client: Any, futures: dict[Any, Unit]) -> set[str]:
-    """Wait for all units, and return the models of which one failed."""
+    started = time.monotonic()
+    emit(f"{len(units)} units for {len(cluster.workers_of(client))} workers")
+    waiting, running = list(units), dict[Any, Unit]()
     failed: set[str] = set()
-    pending = dict(futures)
-    seen = {unit.resource: time.monotonic() for unit in futures.values()}
-    while pending:
-        time.sleep(min(POLL, 0.05 + 0.01 * len(pending)))
-        if client.status != "running":
-            raise UserError(LOST)
-        for future in [future for future in pending if future.done()]:
-            unit = pending.pop(future)
+    seen = {unit.resource: time.monotonic() for unit in units}
+    while waiting or running:
+        counts = cluster.count_resources(client)
+        now = time.monotonic()
+        seen |= dict.fromkeys(counts.keys() & seen.keys(), now)
+        for unit in startable(waiting, list(running.values()), counts):
+            waiting.remove(unit)
+            key = f"{unit.name} {manifest[:8]} {time.time_ns()}"
+            resources = {SLOT: 1, unit.resource: 1}
+            future = client.submit(
+                run_tasks, os.environ[build_cache.URL], manifest, unit.tasks, key=key, resources=resources
+            )
+            running[future] = unit
+        for future in cluster.wait_for_any(client, running):
+            unit = running.pop(future)
             if reason := reason_of_failure(future):
                 failed.add(unit.model)
                 emit(f"✗ {unit.name}: {reason}")
-        try:
-            present = cluster.resources_of(client)
-        except (OSError, TimeoutError) as error:
-            raise UserError(LOST) from error
-        now = time.monotonic()
-        seen |= dict.fromkeys(present & seen.keys(), now)
-        for future, unit in list(pending.items()):
-            if now - seen[unit.resource] > PATIENCE:
-                future.cancel()
-                del pending[future]
-                failed.add(unit.model)
-                emit(f"✗ {unit.name}: no worker with {unit.resource} is left")
+        for unit in [unit for unit in (*waiting, *running.values()) if now - seen[unit.resource] > PATIENCE]:
+            failed.add(unit.model)
+            emit(f"✗ {unit.name}: no worker with {unit.resource} is left")
+        running = {future: unit for future, unit in running.items() if now - seen[unit.resource] <= PATIENCE}
+        waiting = [unit for unit in waiting if unit.model not in failed]
+    emit(f"{len(units)} units took {time.monotonic() - started:.1f} s")
     return failed
+
+
+def startable(waiting: list[Unit], running: list[Unit], counts: dict[str, int]) -> list[Unit]:
+    """Return the units that can start now, in their order. Those with a GPU follow the model's part without one.
+
+    Args:
+        counts: Number of workers by resource.
+    """
+    unfinished = {unit.model for unit in (*waiting, *running) if unit.resource == PYTORCH}
+    free = {name: count - sum(unit.resource == name for unit in running) for name, count in counts.items()}
+    free[SLOT] = counts.get(SLOT, 0) - len(running)
+    units = []
+    for unit in waiting:
+        ready = unit.resource == PYTORCH or unit.model not in unfinished
+        if ready and free[SLOT] > 0 and free.get(unit.resource, 0) > 0:
+            units.append(unit)
+            free[SLOT] -= 1
+            free[unit.resource] -= 1
+    return units
 
 
 def reason_of_failure(future: Any) -> str:
@@ -182,14 +178,12 @@ def reason_of_failure(future: Any) -> str:
         UserError: If the scheduler has gone.
     """
     if future.status == "cancelled":
-        raise UserError(LOST)
+        raise UserError(cluster.LOST)
     if future.status == "error":  # a worker that died three times, or an error of the worker's own
         return first_lines(future.exception())
     result = future.result()
     if not result["code"]:
         return ""
-    if result.get("skipped"):
-        return f"not started, because the part without a GPU failed on {result['worker']}"
     return f"doit ended with {result['code']} on {result['worker']}\n{result['output'].rstrip()}"
 
 

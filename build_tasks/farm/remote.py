@@ -37,20 +37,17 @@ def describe(distributions: list[str]) -> dict[str, str]:
     return found
 
 
-def run_tasks(url: str, manifest: str, tasks: list[str], before: Any = None) -> dict[str, Any]:
+def run_tasks(url: str, manifest: str, tasks: list[str]) -> dict[str, Any]:
     """Run tasks of doit in this worker's checkout, and return the exit code and the end of the output.
 
     Args:
         url: The build cache.
         manifest: The sha256 of the list of the project's files.
-        before: The result of the unit that these tasks depend on. If that failed, nothing runs.
     """
     from distributed import get_worker
 
     worker = get_worker()
     name = str(worker.name)
-    if before is not None and before["code"] != 0:
-        return {"code": before["code"], "worker": name, "output": "", "skipped": True}
     folder = os.environ.get(FOLDER) or os.path.join(worker.local_directory, "checkouts")
     checkout = fetch_project(url, manifest, folder)
     environment = {**os.environ, "BUILD_CACHE": url, "BUILD_CACHE_MODE": "write", "PYTHONUTF8": "1"}
