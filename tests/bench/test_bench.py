@@ -53,11 +53,11 @@ def loads(run: dict[str, Any]) -> list[tuple[str, int, int]]:
 
 def test_every_format_is_measured_beside_the_plain_trace_and_the_last_run(built: Project) -> None:
     first = built.built("bench:net", *SHORT)
-    said = re.search(r"12 points, at least 0.05 s each, and a warm-up: about (\d+) s", first.out)
+    foretold = re.search(r"12 points, at least 0.05 s each, and a warm-up: about (\d+) s", first.out)
     took = re.search(r"✓ bench +net +([\d.]+) s", first.out)
-    assert said
+    assert foretold
     assert took
-    assert float(took[1]) / 3 - 1 < int(said[1]) < float(took[1]) * 3 + 1, "a factor of two, and noise"
+    assert float(took[1]) / 3 - 1 < int(foretold[1]) < float(took[1]) * 3 + 1, "a factor of two, and noise"
     (run,) = read_bench_json(built)
     expected = [(f, b, n) for f in ("trace", "torchscript", "onnx") for n in (1, 2) for b in (1, 3)]
     assert loads(run) == expected

@@ -96,7 +96,7 @@ MISTAKES = [
     ),
     (
         table("onnx", "batchsize = 11"),
-        "onnx: expected one of exporter, opset, dynamic_axes, batch_size, external_data, found 'batchsize' "
+        "onnx: expected one of precision, exporter, opset, dynamic_axes, batch_size, external_data, found 'batchsize' "
         "(did you mean 'batch_size'?)",
     ),
     (table("engine", "max_batch = 8"), f"{ENGINE}, found 'max_batch' (did you mean 'max_batch_size'?)"),
@@ -111,7 +111,7 @@ MISTAKES = [
     ),
     (
         table("onnx", '"a\\nb" = 1'),
-        "onnx: expected one of exporter, opset, dynamic_axes, batch_size, external_data, found 'a\\nb'",
+        "onnx: expected one of precision, exporter, opset, dynamic_axes, batch_size, external_data, found 'a\\nb'",
     ),
     # Keys that are missing
     ('[weights]\nsource = "random://0"\n', "architecture: expected either `timm` or `network`, found neither"),
