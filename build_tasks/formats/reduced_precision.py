@@ -13,11 +13,13 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import picture_transform, pytorch_network
+from build_tasks.formats import input_samples, picture_transform, pytorch_network
 from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
+from build_tasks.formats.serving_interface import INTERFACE_MODULES, resolve_interface
 from build_tasks.runtime.stage import Paths, Settings
-from build_tasks.spec.interface import interface_of, tuned_interface
+from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
+from build_tasks.spec.pictures import picture_tables
 from build_tasks.spec.tables import QUANTIZED_PRECISIONS
 from build_tasks.tensors import INPUT, Feed, batch_of, resize, take
 from build_tasks.verification import accuracy_samples
@@ -60,7 +62,7 @@ def settings_of(model: Model, precision: str) -> Settings:
         "calibration": source,
         **(pytorch_network.settings_of(model) if source else {}),
         **({"input": pytorch_network.input_settings_of(model)} if source else {}),
-        **({"inputs": tuned_interface(interface_of(model.spec))["inputs"]} if source else {}),
+        **({"interface": interface_of(model.spec), "pictures": picture_tables(model.spec)} if source else {}),
         **({"picture": not model.spec.inputs} if source else {}),
     }
 
@@ -73,7 +75,7 @@ def tools_of(model: Model, precision: str) -> tuple[str, ...]:
 
 def convert_graph(
     source: "onnx.ModelProto",
-    samples: Feed | None,
+    samples: list[Feed] | None,
     settings: Settings,
     excluded: list[str],
     folder: str,
@@ -227,38 +229,43 @@ def quantize_graph(
     return graph
 
 
-def split_batches(graph: "onnx.ModelProto", samples: Feed) -> list[Feed]:
-    """Return the samples in batches that the graph accepts: one batch, or batches of its fixed size.
+def split_batches(graph: "onnx.ModelProto", groups: list[Feed]) -> list[Feed]:
+    """Return the samples in batches that the graph accepts: one for each group, or batches of its fixed size.
 
     If the last batch is too small, samples are repeated to fill it.
     """
-    size = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or batch_of(samples)
-    count = -(-batch_of(samples) // size)
-    filled = resize(samples, count * size)
-    return [take(filled, slice(start, start + size)) for start in range(0, count * size, size)]
+    fixed = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    batches = []
+    for samples in groups:
+        size = fixed or batch_of(samples)
+        count = -(-batch_of(samples) // size)
+        filled = resize(samples, count * size)
+        batches += [take(filled, slice(start, start + size)) for start in range(0, count * size, size)]
+    return batches
 
 
-def calibration_samples(inputs: Paths, settings: Settings) -> Feed | None:
-    """Return the calibration samples, in the input format of clients. None for fp16 and bf16."""
+def calibration_samples(inputs: Paths, settings: Settings) -> list[Feed] | None:
+    """Return the calibration samples in groups of one shape, as clients send them. None for fp16 and bf16."""
     from polygraphy.json import load_json
 
     if settings["precision"] not in QUANTIZED_PRECISIONS:
         return None
     if settings["calibration"] is None:
-        return dict(load_json(inputs["samples"])[0])
-    if not settings["picture"]:
-        return accuracy_samples.load_feed(settings["calibration"], settings["inputs"])
+        return [dict(feed) for feed in load_json(inputs["samples"])]
+    source, paths = settings["calibration"], [path for name, path in inputs.items() if name == path]
     module = pytorch_network.create_network(settings)
+    if not settings["picture"] or (source not in paths and any(path.endswith(".npz") for path in paths)):
+        interface = resolve_interface(module, settings["interface"])
+        return input_samples.load_samples(module, source, paths, interface, settings["pictures"])[1]
     config, input_format = picture_transform.data_config(module, settings["input"]), settings["input"]["format"]
-    paths = [path for name, path in inputs.items() if name == path]
     _, samples = accuracy_samples.load_samples(
-        settings["calibration"],
+        source,
         paths,
         lambda: picture_transform.transform(config, input_format),
         config,
         input_format,
     )
-    return {INPUT: samples}
+    return [{INPUT: samples}]
 
 
 def source_modules(model: Model, precision: str) -> tuple[str, ...]:
@@ -266,7 +273,13 @@ def source_modules(model: Model, precision: str) -> tuple[str, ...]:
     modules = (__name__, "build_tasks.formats.onnx_files", "build_tasks.tensors")
     if calibration_source(model, precision) is None:
         return modules
-    samples = ("build_tasks.triton.preprocess_model.preprocessing", "build_tasks.verification.accuracy_samples")
+    samples = (
+        "build_tasks.formats.input_samples",
+        *INTERFACE_MODULES,
+        "build_tasks.triton.preprocess_model.preprocessing",
+        "build_tasks.verification.accuracy_samples",
+        "build_tasks.verification.tensor_samples",
+    )
     return (*modules, *samples, *pytorch_network.source_modules(model))
 
 

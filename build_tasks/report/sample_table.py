@@ -43,11 +43,10 @@ def sample_table(model: Model, gate_results: list[GateRow]) -> SampleTable | Non
         for sample, index in enumerate(columns[0][2]["classes"])
     ]
     rows.sort(key=lambda row: not row.changed)
-    samples = model.spec.accuracy.samples
-    source = model.source(samples) if samples else accuracy_samples.SHIPPED_PHOTOGRAPHS
+    source = accuracy_samples.samples_source(model) or accuracy_samples.RANDOM_SAMPLES
     with_picture, others = rows[:MAX_SAMPLES], rows[MAX_SAMPLES:]
     for row in with_picture:
-        if not source.endswith(accuracy_samples.TENSOR_SUFFIXES):
+        if not source.endswith((*accuracy_samples.TENSOR_SUFFIXES, accuracy_samples.RANDOM_SAMPLES)):
             ending = "" if source == accuracy_samples.SHIPPED_PHOTOGRAPHS else (model.spec.input.files or [""])[0]
             row.picture = thumbnail(f"{source}/{row.name}{ending}")
     return SampleTable(

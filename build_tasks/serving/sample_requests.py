@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.serving.triton_client import Client, Tensors, cast_to_input_types
@@ -65,9 +65,11 @@ def takes_sequences(client: Client, config: dict[str, Any]) -> bool:
     return any("sequence_batching" in each for each in (config, *(client.config(step["model_name"]) for step in steps)))
 
 
-def largest_request(samples: Feed, max_batch_size: int) -> int:
+def largest_request(groups: Sequence[Feed], max_batch_size: int) -> int:
     """The largest batch of the samples that is sent in one request: at most LARGEST_REQUEST bytes."""
-    size = max(sum(_bytes_of(array[index]) for array in samples.values()) for index in range(batch_of(samples)))
+    size = max(
+        sum(_bytes_of(array[index]) for array in feed.values()) for feed in groups for index in range(batch_of(feed))
+    )
     return max(min(max_batch_size, LARGEST_REQUEST // size), min(max_batch_size, reference_outputs.BATCH))
 
 
@@ -91,7 +93,7 @@ def send_concurrently(
 
     random = np.random.default_rng(0)
     batches = [
-        np.resize(random.permutation(batch_of(reference.samples)), random.integers(sizes[0], sizes[1] + 1))
+        np.resize(random.permutation(len(reference.names)), random.integers(sizes[0], sizes[1] + 1))
         for _ in range(CONCURRENT_REQUESTS)
     ]
     own = threading.local()
@@ -107,11 +109,12 @@ def send_concurrently(
     return [max(of_output, key=lambda each: each["difference"]) for of_output in zip(*results, strict=True)]
 
 
-def request_latencies(run: reference_outputs.RunBatch, samples: Feed, batch_size: int) -> list[float]:
+def request_latencies(run: reference_outputs.RunBatch, groups: Sequence[Feed], batch_size: int) -> list[float]:
     """Seconds of each of REQUESTS single requests of `batch_size` samples."""
     seconds = []
     for index in range(REQUESTS):
-        batch = take(samples, [index % batch_of(samples)] * batch_size)
+        feed = groups[index % len(groups)]
+        batch = take(feed, [index % batch_of(feed)] * batch_size)
         started = time.perf_counter()
         run(batch)
         seconds.append(time.perf_counter() - started)

@@ -136,9 +136,9 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     tensors, config = client.tensors(name), client.config(name)
     files = {key: model.artifact(f"{key}.json") for key in ("samples", "reference")}
     reference = reference_outputs.Reference({**files, "names": model.artifact("samples.txt")})
-    preprocessed = reference.samples
+    preprocessed = reference.groups[0]
     if encoded is not None:
-        reference.samples = {IMAGE: encoded}
+        reference.groups = [{IMAGE: encoded}]
     versions: set[str] = set()
     sequences = sample_requests.takes_sequences(client, config)
     send = functools.partial(sample_requests.send_batch, name, tensors, reference, versions, sequences=sequences)
@@ -149,14 +149,12 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     max_batch_size = int(config.get("max_batch_size", 0))
     sizes = (1, 1) if sequences else batch_limits(model, model_format, max_batch_size)
     if model_format == "preprocess":
-        (images,) = reference_outputs.run_in_batches(run, reference.samples, *sizes)
+        ((images,),) = reference_outputs.run_in_batches(run, reference.groups, *sizes)
         accuracy = compare_with_timm(images, next(iter(preprocessed.values())))
     else:
-        largest = (
-            sample_requests.largest_request(reference.samples, max_batch_size) if sizes[1] > sizes[0] else sizes[1]
-        )
+        largest = sample_requests.largest_request(reference.groups, max_batch_size) if sizes[1] > sizes[0] else sizes[1]
         batches = batch_check.batches_between(sizes[0], batch_check.TUNED, largest)
-        other_batches = batch_check.arrangements(batch_of(reference.samples), batches, repeated=batches)
+        other_batches = batch_check.arrangements(len(reference.names), batches, repeated=batches)
         measured = reference.measure(
             run, *sizes, model.spec.output.top_k, batches=other_batches, class_names=class_outputs(model)
         )
@@ -171,7 +169,7 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
         except UserError as error:
             raise UserError(f"{sample_requests.CONCURRENCY} requests at a time: {error}") from error
     check_build(model, model_format, config, versions)
-    seconds = sample_requests.request_latencies(run, reference.samples, sizes[0])
+    seconds = sample_requests.request_latencies(run, reference.groups, sizes[0])
     median, slowest = (f"{value * 1e3:.1f} ms" for value in (statistics.median(seconds), max(seconds)))
     return SmokeRow(
         name,
@@ -210,7 +208,8 @@ def smoke_own_ensemble(client: Client, name: str, model: Model) -> SmokeRow:
     names = [f"sample {index + 1}" for index in range(batch_of(samples))]
     accuracy = Accuracy("-", "-")
     for size in sorted({1, largest}, reverse=True):
-        answers = dict(zip(tensors.output_names, reference_outputs.run_in_batches(send, samples, 1, size), strict=True))
+        (outputs,) = reference_outputs.run_in_batches(send, [samples], 1, size)
+        answers = dict(zip(tensors.output_names, outputs, strict=True))
         numbers = [output for output, array in expected.items() if array.dtype.kind in "fiub"]
         found, reference, moved = (
             IterationResult({output: each[output] for output in numbers}) for each in (answers, expected, perturbed)

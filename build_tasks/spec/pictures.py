@@ -6,12 +6,13 @@ color = ["rgb", "gray"]
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from build_tasks.spec.picture_keys import CHANNELS
+from build_tasks.spec.picture_keys import CHANNELS, NAMES
 from build_tasks.spec.tables import Input
 
 if TYPE_CHECKING:
+    from build_tasks.spec.model import Spec
     from build_tasks.spec.tensor_tables import TensorInput
 
 Mistake = tuple[str, str, str]  # key, what was expected, what was found
@@ -33,6 +34,13 @@ def colors_of(color: str | Sequence[str] | None, files: Sequence[str] | None, ch
         color = "gray" if count > 1 else DEFAULT_COLORS.get(channels, ())
     colors = [color] * count if isinstance(color, str) else list(color)
     return colors if len(colors) == count and sum(CHANNELS[each] for each in colors) == channels else []
+
+
+def picture_tables(spec: "Spec") -> list[dict[str, Any] | None]:
+    """Return how each input of a spec is made of pictures: the keys of its table, None for one that is no picture."""
+    if not spec.inputs:
+        return [{key: getattr(spec.input, key) for key in NAMES}]
+    return [{key: getattr(table, key) for key in NAMES} if table.layout else None for table in spec.inputs]
 
 
 def mistakes(table: Input, in_chans: object) -> Iterator[Mistake]:

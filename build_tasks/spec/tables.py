@@ -264,7 +264,10 @@ class Accuracy(Table):
 
     samples: Annotated[
         Text | None,
-        Meta(description="A folder of images, an .npz or a .json file of the model. Default: the shipped photographs."),
+        Meta(
+            description="A folder of pictures, of .npz files or of both, an .npz or a .json file. Default: the shipped "
+            "photographs; with [[inputs]], random values by their ranges."
+        ),
     ] = None
     truth: Annotated[
         Text | None,

@@ -20,7 +20,7 @@ from build_tasks.runtime import hardware, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
-from build_tasks.tensors import Signature, batch_of
+from build_tasks.tensors import Signature
 from build_tasks.verification import accuracy_samples, batch_check, metrics
 from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
@@ -113,6 +113,7 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
             "build_tasks.verification.batch_check",
             "build_tasks.verification.metrics",
             "build_tasks.verification.reference_outputs",
+            "build_tasks.verification.sample_groups",
             *RUNNER_MODULES[runner],
         ),
         missing_requirements=functools.partial(hardware.missing_requirements, model.plans[file])
@@ -148,7 +149,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "c
             settings["top_k"],
             _truth(inputs, settings, reference.names),
             each,
-            _batches(signature, settings, batch_of(reference.samples), session.on_gpu),
+            _batches(signature, settings, len(reference.names), session.on_gpu),
             settings["class_outputs"],
         ),
     }

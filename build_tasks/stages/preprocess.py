@@ -30,19 +30,17 @@ TOOLS = ("timm", "torchvision", "pillow", "numpy")
 
 def task(model: Model) -> dict[str, Any]:
     """The doit task of the Python model."""
-    samples = model.spec.accuracy.samples
-    source = (
-        model.source(samples)
-        if samples and not samples.endswith(accuracy_samples.TENSOR_SUFFIXES)
-        else accuracy_samples.SHIPPED_PHOTOGRAPHS
-    )
+    source = accuracy_samples.samples_source(model)
+    if source is None or not (pictures := accuracy_samples.picture_files(source)):
+        source = accuracy_samples.SHIPPED_PHOTOGRAPHS
+        pictures = accuracy_samples.picture_files(source)
     stage = Stage(
         name=f"preprocess:{model.name}",
         model=model,
         build=build,
         inputs={
             "preprocessing": model.artifact("preprocessing.json"),
-            **{path: path for path in accuracy_samples.sample_files(source)},
+            **{path: path for path in pictures},
         },
         outputs={
             "model": model.artifact(PREPROCESS_FOLDER),

@@ -13,8 +13,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import picture_transform, pytorch_network
-from build_tasks.formats.example_inputs import example_inputs
+from build_tasks.formats import input_samples, picture_transform, pytorch_network
 from build_tasks.formats.label_file import read_labels
 from build_tasks.formats.perturbation import exact_inputs, perturbed
 from build_tasks.formats.serving_interface import (
@@ -30,8 +29,9 @@ from build_tasks.runtime import threads
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.interface import client_dims, interface_of, label_files, tuned_interface
 from build_tasks.spec.model import Model
+from build_tasks.spec.pictures import picture_tables
 from build_tasks.spec.source_checks import IMAGENET
-from build_tasks.tensors import Interface
+from build_tasks.tensors import Feed, Interface
 from build_tasks.verification import accuracy_samples
 
 if TYPE_CHECKING:
@@ -40,12 +40,11 @@ if TYPE_CHECKING:
 
 RUNNERS = {"PyTorch": "pytorch-fp32", "ONNX Runtime": "onnxruntime-fp32"}  # names in reference.json
 BATCH = 8  # samples in one run of the network
-RANDOM_SAMPLES = 16
 IMAGENET_CLASSES = 1000
 
 
 def task(model: Model) -> dict[str, Any]:
-    source = samples_source(model)
+    source = accuracy_samples.samples_source(model)
     stage = Stage(
         name=f"reference:{model.name}",
         model=model,
@@ -64,10 +63,11 @@ def task(model: Model) -> dict[str, Any]:
         settings={
             **pytorch_network.settings_of(model),
             "input": pytorch_network.input_settings_of(model),
-            "interface": tuned_interface(interface_of(model.spec)),
+            "interface": interface_of(model.spec) if model.spec.inputs else tuned_interface(interface_of(model.spec)),
             "samples": source,
             "picture": not model.spec.inputs,
             "labels": label_counts(model),
+            "pictures": picture_tables(model.spec),
             "reference": model.reference,
         },
         tools=(
@@ -80,11 +80,13 @@ def task(model: Model) -> dict[str, Any]:
         ),
         modules=(
             __name__,
+            "build_tasks.formats.input_samples",
             "build_tasks.formats.label_file",
             "build_tasks.formats.perturbation",
             "build_tasks.runtime.threads",
             "build_tasks.triton.preprocess_model.preprocessing",
             "build_tasks.verification.accuracy_samples",
+            "build_tasks.verification.tensor_samples",
             "build_tasks.verification.tolerance",
             *INTERFACE_MODULES,
             *pytorch_network.source_modules(model),
@@ -122,15 +124,7 @@ def check_labels(answers: "dict[str, np.ndarray]", settings: Settings) -> None:
             )
 
 
-def samples_source(model: Model) -> str | None:
-    """Return the folder or file of the accuracy samples; None for random ones, if the input is not one picture."""
-    if samples := model.spec.accuracy.samples:
-        return model.source(samples)
-    return None if model.spec.inputs else accuracy_samples.SHIPPED_PHOTOGRAPHS
-
-
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
-    import numpy as np
     import torch
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
@@ -138,35 +132,40 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     network = pytorch_network.create_network(settings, inputs["weights"])
     interface = resolve_interface(network, settings["interface"])
     module = wrap_for_serving(network, interface)
-    names, batch, preprocessing = load_samples(module, interface, inputs, settings)
-    arrays = [np.asarray(array) for array in batch]
-    arrays = [array.astype(str) if array.dtype == object else array for array in arrays]  # without pickles
-    feed = {each["name"]: array for each, array in zip(interface["inputs"], arrays, strict=True)}
-    save_json([feed], outputs["samples"])
+    names, groups, preprocessing = load_samples(module, interface, inputs, settings)
+    saved = [  # strings without pickles
+        {name: array.astype(str) if array.dtype == object else array for name, array in feed.items()} for feed in groups
+    ]
+    save_json(saved, outputs["samples"])
     results = RunResults()
     runner = RUNNERS[settings["reference"]]
-    perturbed_runner = f"{runner}, inputs perturbed by one ulp"
-    for name, (runs, samples) in (
-        (runner, (module, batch)),
-        (perturbed_runner, perturbed(module, exact_inputs(module, batch, interface))),
-    ):
-        batches = [[each[start : start + BATCH] for each in samples] for start in range(0, len(samples[0]), BATCH)]
-        parts = threads.each(functools.partial(forward, runs), batches)
-        answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
-        named = dict(zip(output_names(module), answers, strict=True))
-        check_labels(named, settings)
-        results.add([named], runner_name=name)
+    for name in (runner, f"{runner}, inputs perturbed by one ulp"):
+        iterations = []
+        for feed in groups:
+            runs, samples = module, [a if a.dtype == object else torch.from_numpy(a) for a in feed.values()]
+            if name != runner:
+                runs, samples = perturbed(module, exact_inputs(module, samples, interface))
+            batches = [[each[start : start + BATCH] for each in samples] for start in range(0, len(samples[0]), BATCH)]
+            parts = threads.each(functools.partial(forward, runs), batches)
+            answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
+            named = dict(zip(output_names(module), answers, strict=True))
+            check_labels(named, settings)
+            iterations.append(named)
+        results.add(iterations, runner_name=name)
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
     write_json(outputs["preprocessing"], preprocessing)
-    return {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}
+    notes: Notes = {"samples": len(names), "outputs": [list(answer.shape[1:]) for answer in answers]}
+    if settings["samples"] is None:
+        notes["random"] = "by the ranges of [[inputs]], since there are no accuracy.samples"
+    return notes
 
 
 def load_samples(
     module: "torch.nn.Module", interface: Interface, inputs: Paths, settings: Settings
-) -> tuple[list[str], list[Any], dict[str, Any]]:
-    """Return the names of the samples, the samples of each input, and the content of preprocessing.json.
+) -> tuple[list[str], list[Feed], dict[str, Any]]:
+    """Return the names of the samples, the samples in groups of one shape, and the content of preprocessing.json.
 
     Args:
         module: The network.
@@ -174,22 +173,19 @@ def load_samples(
         inputs: The inputs of the stage.
         settings: Its settings.
     """
-    import torch
-
     source = settings["samples"]
+    paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
     if source is None:
-        print(f"no accuracy.samples: {RANDOM_SAMPLES} random samples, by the ranges of [[inputs]]")
-        return [f"random {index}" for index in range(RANDOM_SAMPLES)], example_inputs(interface, RANDOM_SAMPLES), {}
+        return *input_samples.random_samples(interface), {}
     if not settings["picture"]:
-        feed = accuracy_samples.load_feed(source, interface["inputs"])
-        batch = [feed[each["name"]] for each in interface["inputs"]]
-        tensors = [each if each.dtype == object else torch.from_numpy(each) for each in batch]
-        return [str(index) for index in range(len(batch[0]))], tensors, {}
+        return *input_samples.load_samples(module, source, paths, interface, settings["pictures"]), {}
     input_format = settings["input"]["format"]
     config = picture_transform.data_config(module, settings["input"])
-    paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
+    steps = picture_transform.format_steps(config, input_format)
+    preprocessing = {"format": input_format, **config, "steps": steps}
+    if source not in paths and any(path.endswith(".npz") for path in paths):
+        return *input_samples.load_samples(module, source, paths, interface, settings["pictures"]), preprocessing
     names, pictures = accuracy_samples.load_samples(
         source, paths, lambda: picture_transform.transform(config, input_format), config, input_format
     )
-    steps = picture_transform.format_steps(config, input_format)
-    return names, [torch.from_numpy(pictures)], {"format": input_format, **config, "steps": steps}
+    return names, [{interface["inputs"][0]["name"]: pictures}], preprocessing

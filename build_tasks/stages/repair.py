@@ -47,6 +47,7 @@ MEASURE_MODULES = (
     "build_tasks.verification.metrics",
     "build_tasks.verification.node_sensitivity",
     "build_tasks.verification.reference_outputs",
+    "build_tasks.verification.sample_groups",
     "build_tasks.verification.tolerance",
     *ONNX_MODULES,
 )
@@ -233,7 +234,7 @@ class Trial:
         The error is infinite if an output is not finite. The function emulates the precision on a few samples. That
         is faster than a conversion.
         """
-        batch = take(self.reference.samples, slice(EFFECT_SAMPLES))
+        batch = take(self.reference.groups[0], slice(EFFECT_SAMPLES))
         if fixed := self.source.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
             batch = resize(batch, fixed)
         if self.calibration is None:

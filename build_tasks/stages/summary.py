@@ -80,7 +80,9 @@ def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) 
         settings={
             "model": model.name,
             "reference": f"{model.reference} fp32",
-            "samples": model.spec.accuracy.samples or accuracy_samples.SHIPPED_PHOTOGRAPHS,
+            "samples": model.spec.accuracy.samples
+            or accuracy_samples.samples_source(model)
+            or accuracy_samples.RANDOM_SAMPLES,
             "artifacts": [[*artifact] for artifact in artifacts],
             "gates": [gate.settings_of(model, artifact.format, artifact.precision) for artifact in artifacts],
         },

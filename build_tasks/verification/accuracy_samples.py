@@ -2,6 +2,8 @@
 
 a folder of pictures (or of folders of them) ─► preprocessing of the model ─┐   one or more pictures for each sample
 .npz, or Polygraphy's inputs as .json ──────────────────────────────────────┴► an array in the layout of input.format
+
+Samples of other inputs than one picture are read by formats/input_samples.py.
 """
 
 import os
@@ -14,24 +16,53 @@ from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
 from build_tasks.spec.source_checks import FOLDERS, TENSOR_SUFFIXES
-from build_tasks.tensors import INPUT, Feed, InputTensor, layout_dims
+from build_tasks.tensors import INPUT, layout_dims
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL.Image import Image
 
+RANDOM_SAMPLES = "random values, by the ranges of [[inputs]]"  # the source in reports
 SHIPPED_PHOTOGRAPHS = "build_tasks/verification/photographs"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_DIGITS = 9  # of the index of a class
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names of them
 
 
+def samples_source(model: Model) -> str | None:
+    """Return the folder or file of the accuracy samples.
+
+    None: random ones, because the spec names none, and its inputs are more than the picture of [input].
+    """
+    if samples := model.spec.accuracy.samples:
+        return model.source(samples)
+    return None if model.spec.inputs else SHIPPED_PHOTOGRAPHS
+
+
 def sample_files(source: str) -> list[str]:
-    """Return the files of a set of samples: all pictures under a folder, sorted by path, or the file itself."""
+    """Return the files of a set of samples: all pictures and .npz files under a folder, or the file itself."""
     if source.endswith(TENSOR_SUFFIXES):
         return [source]
-    return sorted(path for path in walk(source) if path.lower().endswith(PICTURE_SUFFIXES))
+    return sorted(path for path in walk(source) if path.lower().endswith((*PICTURE_SUFFIXES, ".npz")))
+
+
+def picture_files(source: str) -> list[str]:
+    """Return the pictures of a set of samples, none if they are tensors."""
+    return [path for path in sample_files(source) if path.lower().endswith(PICTURE_SUFFIXES)]
+
+
+def name_in(source: str, path: str) -> str:
+    """Return the name of a file of the samples: its path in their folder.
+
+    Raises:
+        UserError: If it is not UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source}: the name of {path!a} is not UTF-8; rename it") from error
+    return os.path.relpath(path, source).replace(os.sep, "/")
 
 
 def group_files(source: str, paths: list[str], endings: Sequence[str] | None) -> dict[str, list[str]]:
@@ -44,7 +75,7 @@ def group_files(source: str, paths: list[str], endings: Sequence[str] | None) ->
     Raises:
         UserError: If a file has another ending, or if a sample lacks a file.
     """
-    names = {path: os.path.relpath(path, source).replace(os.sep, "/") for path in paths}
+    names = {path: name_in(source, path) for path in paths}
     if not endings or source == SHIPPED_PHOTOGRAPHS:  # a photograph that ships stands for all files of a sample
         return {name: [path] * len(endings or [""]) for path, name in names.items()}
     samples: dict[str, list[str]] = {}
@@ -68,13 +99,13 @@ def read_encoded(model: Model) -> "np.ndarray | None":
     """
     import numpy as np
 
-    source = model.source(model.spec.accuracy.samples) if model.spec.accuracy.samples else SHIPPED_PHOTOGRAPHS
-    if source.endswith(TENSOR_SUFFIXES):
+    source = samples_source(model)
+    if source is None or not (pictures := picture_files(source)):
         return None
     return np.array(
         [
             [Path(path).read_bytes() for path in paths]
-            for paths in group_files(source, sample_files(source), model.spec.input.files).values()
+            for paths in group_files(source, pictures, model.spec.input.files).values()
         ],
         dtype=object,
     )
@@ -103,11 +134,6 @@ def load_samples(
         return [str(index) for index in range(len(batch))], batch
     if not paths:
         raise UserError(f"{source}: the folder contains no pictures ({', '.join(PICTURE_SUFFIXES)})")
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{source}: the name of {path!a} is not UTF-8; rename it") from error
     samples = group_files(source, paths, preprocessing.get("files"))
     return [name.replace("\n", " ") for name in samples], preprocess([*samples.values()], transform(), preprocessing)
 
@@ -183,45 +209,6 @@ def load_tensors(path: str, shape: tuple[int, int, int], input_format: str) -> "
     if not np.isfinite(batch).all():
         raise UserError(f"{path}: the samples contain a NaN or an infinity")
     return batch
-
-
-def load_feed(path: str, inputs: list[InputTensor]) -> Feed:
-    """Return samples of several inputs, by the name of the input, from a file of arrays.
-
-    Args:
-        path: The .npz or .json file.
-        inputs: The inputs of the spec, with fixed dimensions.
-    Raises:
-        UserError: If an input is missing, or if its array has another shape or type.
-    """
-    import numpy as np
-    from polygraphy.json import load_json
-
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist")
-    check_archive(path)
-    try:
-        feeds: list[dict[str, Any]] = [dict(np.load(path))] if path.endswith(".npz") else load_json(path)
-        names = [each["name"] for each in inputs]
-        if missing := [name for name in names if name not in feeds[0]]:
-            raise UserError(f"expected the arrays {', '.join(names)}, found {', '.join(feeds[0])}: no {missing[0]}")
-        arrays = {name: np.concatenate([feed[name] for feed in feeds]) for name in names}
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # zipfile, pickle and Polygraphy raise different errors for a broken file
-        raise UserError(f"{path} cannot be read as samples ({type(error).__name__}: {error})") from error
-    for each in inputs:
-        array, shape = arrays[each["name"]], each["shape"] or []
-        dtype = object if each["dtype"] == "string" else np.dtype(each["dtype"])
-        if list(array.shape[1:]) != shape or not len(array) or len(array) != len(arrays[names[0]]):
-            expected = f"[samples, {', '.join(map(str, shape))}]"
-            raise UserError(f"{path}: expected {each['name']} of shape {expected}, found {list(array.shape)}")
-        if not np.can_cast(array.dtype, dtype, casting="same_kind"):
-            raise UserError(f"{path}: expected {each['name']} of type {each['dtype']}, found {array.dtype}")
-        arrays[each["name"]] = array.astype(dtype)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(f"{path}: {each['name']} contains a NaN or an infinity")
-    return arrays
 
 
 def _only_array(feed: dict[str, Any]) -> Any:

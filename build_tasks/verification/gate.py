@@ -99,6 +99,7 @@ def settings_of(model: Model, model_format: str, precision: str) -> Settings:
         "gate": rules(model, model_format, precision),
         "allow_untestable": model.spec.accuracy.allow_untestable,
         "random_weights": model.seed is not None,
+        **({"random_samples": True} if model.spec.inputs and not model.spec.accuracy.samples else {}),
     }
 
 
@@ -119,6 +120,8 @@ def limits(name: str, output: OutputFigures, settings: Settings) -> dict[str, fl
     - agreement of the classes: for every sample, and in int8 and fp8 for 99 % of the samples;
     - instead of that agreement, a loss of accuracy of at most one percentage point, if the class of every sample is
       known and the reference recognizes at least half of the samples.
+
+    The classes of random samples mean nothing, and have no default limit.
     """
     precision = arithmetic(output, settings)
     overrides: dict[str, float] = {}
@@ -128,7 +131,7 @@ def limits(name: str, output: OutputFigures, settings: Settings) -> dict[str, fl
     default = {"relative_l2": overrides.get("relative_l2", tolerance(precision, output["sensitivity"]))}
     if precision not in QUANTIZED_PRECISIONS:
         default["max_absolute"] = OUTLIER_FACTOR * default["relative_l2"] * output["largest"]
-    if "top1_changes" in output:
+    if "top1_changes" in output and not settings.get("random_samples"):
         truth = output.get("truth")
         if truth and truth["labeled"] == output["samples"] <= 2 * truth["reference_top1"]:
             default |= {"top1_drop": 0.01}
@@ -247,6 +250,8 @@ def untestable_reason(measured: Measurements, settings: Settings) -> str | None:
     """Return the reason why agreement with this reference proves nothing. None if it proves something."""
     if settings["random_weights"]:
         return "random weights"
+    if settings.get("random_samples") and settings["precision"] in QUANTIZED_PRECISIONS:
+        return f"random samples, on which {settings['precision']} may lose more or less than on real ones"
     if (count := measured["distinct"]) < MIN_DISTINCT_SAMPLES:
         return f"{count} distinct sample{'s' if count > 1 else ''}, and at least {MIN_DISTINCT_SAMPLES} are needed"
     outputs = measured["outputs"]
@@ -272,11 +277,12 @@ def untestable_outputs(outputs: dict[str, OutputFigures], settings: Settings) ->
 
 
 def status(measured: Measurements, settings: Settings) -> str:
-    """Return the status of an artifact that passes: "ok", "ok, except …" or "not testable: …"."""
+    """Return the status of an artifact that passes: "ok", "ok on random samples", "ok, except …", "not testable: …"."""
     if reason := untestable_reason(measured, settings):
         return f"not testable: {reason}"
     reasons = untestable_outputs(measured["outputs"], settings)
-    return f"ok, except that {'; '.join(reasons.values())}" if reasons else "ok"
+    ok = "ok on random samples" if settings.get("random_samples") else "ok"
+    return f"{ok}, except that {'; '.join(reasons.values())}" if reasons else ok
 
 
 def gate_error(measured: Measurements, settings: Settings, advice: str) -> str | None:

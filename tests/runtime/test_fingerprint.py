@@ -131,7 +131,10 @@ UNUSED = [
     Unused("stages.measure", "formats.torchscript_graph", runs_in("cast"), "likewise"),
     Unused("stages.measure", "formats.tensorrt", runs_in("tensorrt"), "likewise"),
     Unused("formats.reduced_precision", "formats.pytorch_network", own_calibration, "prepares samples of the spec"),
+    Unused("formats.reduced_precision", "formats.input_samples", own_calibration, "likewise"),
     Unused("formats.reduced_precision", "formats.picture_transform", own_calibration, "likewise"),
+    Unused("formats.reduced_precision", "formats.serving_interface", own_calibration, "likewise"),
+    Unused("formats.reduced_precision", "spec.pictures", own_calibration, "likewise"),
     Unused("formats.reduced_precision", "verification.accuracy_samples", own_calibration, "likewise"),
     Unused(
         "verification.accuracy_samples",

@@ -399,10 +399,20 @@ def test_the_spec_says_which_outputs_are_classes(lines: str, outputs: list[str] 
     assert class_outputs(Model("net", spec)) == outputs
 
 
+def test_classes_of_random_samples_have_no_limit_and_int8_is_not_testable_with_them() -> None:
+    figures = measured(SCORES)
+    usual, random = settings("int8"), settings("int8", random_samples=True)
+    assert {"top1", "top5"} <= {*gate.limits("scores", figures["outputs"]["scores"], usual)}
+    assert not {"top1", "top5"} & {*gate.limits("scores", figures["outputs"]["scores"], random)}
+    assert (gate.untestable_reason(figures, random) or "").startswith("random samples, on which int8 may lose more")
+    assert gate.untestable_reason(figures, settings("fp16", random_samples=True)) is None
+    assert gate.status(figures, settings(random_samples=True)) == "ok on random samples"
+
+
 def test_samples_that_are_the_same_count_once() -> None:
-    assert reference_outputs.count_distinct({"a": np.stack([SCORES[0], SCORES[1], SCORES[0]])}) == 2
+    assert reference_outputs.count_distinct([{"a": np.stack([SCORES[0], SCORES[1], SCORES[0]])}]) == 2
     both = {"a": np.array([1, 1, 1, 2]), "b": np.array(["x", "x", "y", "y"], object)}
-    assert reference_outputs.count_distinct(both) == 3
+    assert reference_outputs.count_distinct([both]) == 3
 
 
 def test_reduced_precision_with_random_weights_is_measured_and_not_refused() -> None:
