@@ -17,6 +17,7 @@ from build_tasks.serving.check import format_load_result
 from build_tasks.serving.triton_client import Client, Tensors
 from build_tasks.tensors import Feed
 from build_tasks.triton.model_config import to_message
+from build_tasks.triton.preprocess_model.preprocessing import preprocess
 from tests.support.project import OTHER, ROOT, Project
 from tests.triton.test_wrong_configs import PHOTOGRAPHS, PICTURE, write_warm_up_files
 from tests.triton.wrong_configs import CORE, WRONG_CONFIGS, Wrong
@@ -165,6 +166,11 @@ def test_a_batch_of_pictures_is_prepared_at_once_and_equals_each_alone(
 ) -> None:
     monkeypatch.chdir(project.root)
     write_model("meeting", "preprocess")
+    bands = {**PREPROCESSING, "input_size": [4, 160, 160], "color": ["bgr", "gray"], "mean": [0.5], "std": [0.5]}
+    write_model("bands", "preprocess")
+    config = Path("model_repository/bands/config.pbtxt")
+    config.write_text(config.read_text().replace("dims: 1\n", "dims: 2\n").replace("dims: 3\n", "dims: 4\n"))
+    Path("model_repository/bands/1/preprocessing.json").write_text(json.dumps(bands))
     Path("model_repository/meeting/1/preprocessing.py").write_text(MEETING)
     photographs = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
     with (
@@ -173,6 +179,7 @@ def test_a_batch_of_pictures_is_prepared_at_once_and_equals_each_alone(
     ):
         assert server.load("preprocess") is None
         assert server.load("meeting") is None
+        assert server.load("bands") is None
         _, (answer,) = client.infer("meeting", PICTURES, pictures(b"one", b"two"))
         assert answer.shape == (2, 3, 160, 160)
 
@@ -184,6 +191,11 @@ def test_a_batch_of_pictures_is_prepared_at_once_and_equals_each_alone(
             UserError, match=r"picture 3 of 4: expected a picture in JPEG or PNG, found another content"
         ):
             client.infer("preprocess", PICTURES, pictures(PICTURE, PICTURE, b"none", b"none"))
+
+        samples = [photographs[:2], photographs[2:4]]  # of two pictures each
+        _, (batch,) = client.infer("bands", PICTURES, {"IMAGE": np.array(samples, object)})
+        for sample, prepared in zip(samples, batch, strict=True):
+            assert np.array_equal(preprocess(sample, bands), prepared)
 
 
 QUEUES = {
