@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
@@ -22,10 +24,17 @@ KEY_HEADERS = {"HTTP": KEY_NAME, "gRPC": f"triton-grpc-protocol-{KEY_NAME}"}
 
 
 class Tensors(NamedTuple):
-    """The tensors of a model: the types of its inputs as Triton calls them, "FP32", and the names of its outputs."""
+    """The tensors of a model.
 
-    input_types: dict[str, str]  # by name
+    input_types: The types of its inputs as Triton calls them, "FP32", by name.
+    output_names: The names of its outputs.
+    reshapes: The tensors that clients see in other dims than the network, by name: the dims that an array has here, and
+        those that it gets. -1 is an open dimension. Inputs get the dims of clients, and outputs those of the network.
+    """
+
+    input_types: dict[str, str]
     output_names: list[str]
+    reshapes: Mapping[str, tuple[list[int], list[int]]] = MappingProxyType({})
 
 
 class Client:
@@ -101,7 +110,13 @@ class Client:
         """The tensors of a model that is loaded."""
         metadata = self._call("get_model_metadata", model, **self.as_json)
         types = {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]}
-        return Tensors(types, [output["name"] for output in metadata["outputs"]])
+        config, reshapes = self.config(model), {}
+        for kind in ("input", "output"):
+            for tensor in config.get(kind, ()):
+                if "reshape" in tensor:
+                    dims = [[int(dim) for dim in each] for each in (tensor["dims"], tensor["reshape"].get("shape", ()))]
+                    reshapes[tensor["name"]] = (dims[1], dims[0]) if kind == "input" else (dims[0], dims[1])
+        return Tensors(types, [output["name"] for output in metadata["outputs"]], reshapes)
 
     def config(self, model: str) -> dict[str, Any]:
         """The ModelConfig that the server uses for a model, as JSON."""
@@ -122,7 +137,8 @@ class Client:
         result = self._call("infer", model, inputs, **flags)
         response = result.get_response()
         version = response["model_version"] if isinstance(response, dict) else response.model_version
-        return version, [result.as_numpy(name) for name in tensors.output_names]
+        outputs = {name: result.as_numpy(name) for name in tensors.output_names}
+        return version, [_reshaped(array, tensors.reshapes.get(name)) for name, array in outputs.items()]
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of Triton's client. Every failure is a UserError."""
@@ -165,9 +181,25 @@ def cast_to_input_types(feed: Feed, tensors: Tensors) -> Feed:
         feed = dict(zip(tensors.input_types, feed.values(), strict=True))
     arrays = {}
     for name, triton_type in tensors.input_types.items():
-        array = feed[name] if feed[name].ndim > 1 else feed[name][:, None]
+        array = _reshaped(feed[name], tensors.reshapes.get(name))
+        array = array if array.ndim > 1 else array[:, None]
         arrays[name] = array.astype(object if triton_type == "BYTES" else triton_to_np_dtype(triton_type))
     return arrays
+
+
+def _reshaped(array: "np.ndarray", dims: tuple[list[int], list[int]] | None) -> "np.ndarray":
+    """An array in other dims, as Triton reshapes it: the open dimensions keep their order and their lengths.
+
+    Args:
+        array: Its first dimension is the batch, unless dims contain it.
+        dims: The dims that it has, and those that it gets; None: it stays as it is.
+    """
+    if dims is None:
+        return array
+    before, after = dims
+    batch = array.shape[: array.ndim - len(before)]
+    lengths = iter([length for length, dim in zip(array.shape[len(batch) :], before, strict=True) if dim == -1])
+    return array.reshape(*batch, *(next(lengths) if dim == -1 else dim for dim in after))
 
 
 def require_server(protocol: str, url: str) -> None:

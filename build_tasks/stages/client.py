@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.interface import client_dims
 from build_tasks.spec.model import Model
-from build_tasks.tensors import IMAGE, Signature, TensorSignature
+from build_tasks.tensors import IMAGE, Signature, TensorSignature, signature_dims
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -52,7 +53,12 @@ def task(model: Model, model_format: str, files: list[str], *, sequences: bool =
             **({"labels": model.artifact("labels.txt")} if model.spec.labels else {}),
         },
         outputs={"folder": model.artifact(f"clients/{name}")},
-        settings={"name": name, "top_k": model.spec.output.top_k, "sequences": sequences},
+        settings={
+            "name": name,
+            "top_k": model.spec.output.top_k,
+            "sequences": sequences,
+            "dims": {tensor: signature_dims(dims) for tensor, dims in client_dims(model.spec).items()},
+        },
         tools=("jinja2",),
         modules=(__name__, "build_tasks.tensors", "build_tasks.triton.preprocess_model.preprocessing"),
         source_files=(TEMPLATE,),
@@ -64,7 +70,9 @@ def task(model: Model, model_format: str, files: list[str], *, sequences: bool =
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     first: Signature = read_json(inputs["first"])
     last: Signature = read_json(inputs["last"])
-    tensors = first["inputs"]
+    tensors, results = (
+        [_as_clients_see(each, settings["dims"]) for each in each_of] for each_of in (first["inputs"], last["outputs"])
+    )
     # Empty if the input is not one picture. Its colors are empty if no picture has this number of channels.
     preprocessing = read_json(inputs["preprocessing"])
     colors, files = preprocessing.get("color", ["rgb"] if preprocessing else []), preprocessing.get("files", [])
@@ -72,7 +80,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     os.makedirs(folder)
     if tensors[0]["name"] == IMAGE:
         sends = "encoded images"
-    elif colors:
+    elif colors and tensors[0]["name"] not in settings["dims"]:
         sends = "preprocessed images"
         shutil.copyfile(PREPROCESSING, f"{folder}/preprocessing.py")
         shutil.copyfile(inputs["preprocessing"], f"{folder}/preprocessing.json")
@@ -81,10 +89,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     if "labels" in inputs:
         shutil.copyfile(inputs["labels"], f"{folder}/labels.txt")
     for protocol in PORTS:
-        text = render(protocol, settings, tensors, last["outputs"], sends, files, labels="labels" in inputs)
+        text = render(protocol, settings, tensors, results, sends, files, labels="labels" in inputs)
         with open(f"{folder}/{protocol}_client.py", "w", encoding="utf-8") as file:
             file.write(text)
     return {"clients": ", ".join(PORTS)}
+
+
+def _as_clients_see(tensor: TensorSignature, dims: dict[str, list[int]]) -> TensorSignature:
+    """Return a tensor in the dims that clients see."""
+    seen = dims.get(tensor["name"])
+    return {**tensor, "shape": [*tensor["shape"][:1], *seen]} if seen else tensor
 
 
 def render(

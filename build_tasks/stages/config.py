@@ -95,8 +95,8 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
 
 def input_layouts(spec: Spec) -> dict[str, InputLayout]:
     """Return the layout and the lengths to tune for of each input."""
-    lengths, shapes = tuned_lengths(dimensions_of(spec)), open_inputs(spec)
-    tuned = {name: dims_at(shape, lengths) for name, shape in shapes.items()}
+    lengths, shapes, seen = tuned_lengths(dimensions_of(spec)), open_inputs(spec), client_dims(spec)
+    tuned = {name: dims_at(seen.get(name, shape), lengths) for name, shape in shapes.items()}
     return {each["name"]: InputLayout(each["layout"], tuned.get(each["name"])) for each in inputs_of(spec)}
 
 

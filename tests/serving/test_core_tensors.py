@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from build_tasks.serving import triton_server
+from build_tasks.serving.triton_client import Client, cast_to_input_types
 from build_tasks.triton.derived_config import ConfigSettings, derive, to_text
 from build_tasks.triton.derived_tensors import ClientView
 from tests.support.project import OTHER, Project
@@ -198,6 +199,12 @@ def test_clients_see_the_dims_of_the_spec(server: triton_server.Server) -> None:
     answer = infer(server, "reshaped", {"X": batch, "S": np.array([[1], [10]], np.float32)})
     expected = (batch.reshape(2, 2, 3) * np.array([1, 10]).reshape(2, 1, 1)).transpose(0, 2, 1).reshape(2, 3, 1, 2)
     assert answer == {"Y": expected.tolist()}
+    network = {"X": batch.reshape(2, 2, 3), "S": np.array([1, 10], np.float32)}
+    for protocol, url in (("HTTP", server.http), ("gRPC", server.grpc)):
+        with contextlib.closing(Client(protocol, url)) as client:  # what `smoke` and `bench` send
+            tensors = client.tensors("reshaped")
+            _, (own,) = client.infer("reshaped", tensors, cast_to_input_types(network, tensors))
+        assert np.array_equal(own, expected.reshape(2, 3, 2))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 2)])
