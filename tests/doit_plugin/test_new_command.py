@@ -140,7 +140,7 @@ TEN = {"arguments": {"num_classes": 10}}
 CHECKPOINTS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "ten classes, gray, wrapped": (
         lambda: {"epoch": 3, "state_dict": tensors("module.", **GRAY)},
-        {"arguments": GRAY, "shape": [1, 160, 160], "mean": [0.0], "labels": None, "prefix": None},
+        {"arguments": GRAY, "shape": [1, 160, 160], "mean": [0.0], "labels": None, "accuracy": {}},
         "10 classes, 1 channel, tensors: 88",
     ),
     "a prefix": (

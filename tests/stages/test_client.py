@@ -170,6 +170,9 @@ def test_a_client_says_in_a_line_what_is_wrong(tmp_path: Path, sends: str, proto
     code, text = run("nothing.npy" if sends == "an array" else "nothing.png")
     assert code == 1
     assert re.fullmatch(r"nothing\.(png|npy): .*No such file or directory.*", text)
+    if sends == "an array":
+        np.savez(tmp_path / "a.npz", np.zeros((2, 1, 28, 28), np.float32))
+        assert run("a.npz") == (1, "a.npz: expected one array, a .npy file, found a .npz file")
     code, text = run("--url", "127.0.0.1:9", existing)
     assert code == 1
     assert re.fullmatch(r".*127\.0\.0\.1:9.*refused.*", text)
