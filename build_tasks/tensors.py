@@ -121,6 +121,7 @@ class Signature(TypedDict):
     traced_away: NotRequired[
         str
     ]  # TorchScript, ONNX: the lines of the user's code whose decisions the trace cannot keep
+    needs_gpu: NotRequired[bool]  # TorchScript: it has operators that PyTorch has for GPUs only
     opset: NotRequired[int]  # ONNX
     ir_version: NotRequired[int]  # ONNX
     profile: NotRequired[dict[str, ProfileShapes]]  # engines: by the name of each input with open dimensions

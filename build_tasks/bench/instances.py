@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from build_tasks.errors import UserError
 from build_tasks.formats.artifacts import read_signature
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime.stage import Paths, Settings
@@ -42,7 +43,13 @@ class Loaded(NamedTuple):
 
 
 def load_torchscript(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
-    """Copies of model.pt."""
+    """Copies of model.pt.
+
+    Raises:
+        UserError: If the file was cast for a GPU, and PyTorch sees none.
+    """
+    if read_signature(inputs).get("needs_gpu") and _device(settings) == "cpu":
+        raise UserError("the file was cast for a GPU (triton.device), and PyTorch sees none here")
     with open(inputs["model"], "rb") as file:
         return _load_modules(file.read(), inputs, settings, threads, count)
 
@@ -68,11 +75,18 @@ def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> L
     return _load_modules(buffer.getvalue(), inputs, settings, threads, count)
 
 
-def _load_modules(data: bytes, inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
-    """Copies of a TorchScript module; on the GPU if PyTorch sees one and [triton] allows it."""
+def _device(settings: Settings) -> str:
+    """The GPU if PyTorch sees one and [triton] allows it."""
     import torch
 
-    device = "cuda" if settings["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if settings["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _load_modules(data: bytes, inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """Copies of a TorchScript module."""
+    import torch
+
+    device = _device(settings)
     dtypes = _input_dtypes(inputs)
 
     def instance(module: "torch.jit.ScriptModule") -> Instance:

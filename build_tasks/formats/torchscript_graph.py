@@ -27,6 +27,33 @@ CHANNELS_LAST_NUMBER = 2
 PRODUCT_OPERATORS = {
     *("conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
     *("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+    *("cudnn_convolution_relu", "cudnn_convolution_add_relu"),
+}
+
+
+def _convolution_relu(
+    image: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None, *options: Any
+) -> torch.Tensor:
+    return torch.conv2d(image, filters, bias, *options).relu()
+
+
+def _convolution_add_relu(
+    image: torch.Tensor,
+    filters: torch.Tensor,
+    other: torch.Tensor,
+    factor: float,
+    bias: torch.Tensor | None,
+    *options: Any,
+) -> torch.Tensor:
+    if other.shape != (result := torch.conv2d(image, filters, bias, *options)).shape:
+        raise RuntimeError(f"cudnn_convolution_add_relu adds {list(other.shape)} to {list(result.shape)}")
+    return (result + factor * other).relu()
+
+
+# Operators that have no kernel for a CPU. The result of the convolution is not rounded before the ReLU.
+CPU_FUNCTIONS = {
+    "cudnn_convolution_relu": _convolution_relu,
+    "cudnn_convolution_add_relu": _convolution_add_relu,
 }
 
 # The second is for files that an older PyTorch cannot read, for example with attention.
@@ -206,7 +233,7 @@ class GpuRounding(TorchDispatchMode):
             return value.float()
 
         args, kwargs = tree_map_only(torch.Tensor, widen, (args, kwargs))
-        results = function(*args, **kwargs)
+        results = CPU_FUNCTIONS.get(function.overloadpacket.__name__, function)(*args, **kwargs)
 
         def round_back(value: torch.Tensor) -> torch.Tensor:
             return value.to(reduced_dtypes[0]) if reduced_dtypes and value.dtype == torch.float32 else value

@@ -2,13 +2,16 @@
 
     fp32 NCHW ─► cast, channels last ─► the frozen trace in fp16 ─► cast ─► fp32      clients see no difference
 
+For `triton.device = "gpu"` the cast graph is rewritten as well (see formats/torchscript_gpu.py). The file then needs a
+GPU, which its signature says.
+
 The ONNX export always starts from model.pt, and so does the serving of models that need no cast. This stage compares
 only dtypes and shapes with model.pt. The gate checks the values later, on the accuracy samples, with the rounding of a
 GPU (see formats/torchscript_graph.py).
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network
@@ -21,7 +24,11 @@ from build_tasks.spec.interface import dimensions_of, inputs_of
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.tensors import Signature, dims_at
 
+if TYPE_CHECKING:
+    import torch
+
 TOOLS = ("torch",)
+GRAPH_MODULES = ("build_tasks.formats.torchscript_graph", "build_tasks.formats.torchscript_gpu")
 BATCHES = (1, 3)  # run here; the torchscript stage has checked model.pt at more of them
 
 
@@ -46,14 +53,10 @@ def task(model: Model) -> dict[str, Any]:
             "torchscript": table_settings(model.torchscript),
             "inputs": inputs_of(model.spec),
             "dimensions": dimensions_of(model.spec),
+            "for_gpu": model.triton_keys.device == "gpu",
         },
         tools=TOOLS,
-        modules=(
-            __name__,
-            "build_tasks.formats.torchscript_graph",
-            *INTERFACE_MODULES,
-            *pytorch_network.source_modules(model),
-        ),
+        modules=(__name__, *GRAPH_MODULES, *INTERFACE_MODULES, *pytorch_network.source_modules(model)),
     )
     return stage.task(doc=f"{file}: {model.torchscript.precision}, {model.torchscript.memory_format}")
 
@@ -61,36 +64,57 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
 
-    from build_tasks.formats import torchscript_graph
+    from build_tasks.formats.torchscript_gpu import needs_gpu
 
     signature = read_json(inputs["trace's signature"])
     tools = read_json(inputs["trace's tools"])
     options = settings["torchscript"]
-    dtypes = [tensor["dtype"] for tensor in signature["outputs"]]
-    pictures = [each["layout"] == "nchw" for each in settings["inputs"]]
+    notes = {**options, "batches": list(BATCHES)}
+    rewritten = settings["for_gpu"] and options["precision"] != "fp32" and options["memory_format"] == "channels_last"
     try:
-        torchscript_graph.save_torchscript(
-            torchscript_graph.cast_trace(
-                inputs["trace"],
-                **options,
-                output_dtypes=dtypes,
-                input_dtypes=[tensor["dtype"] for tensor in signature["inputs"]],
-                pictures=pictures,
-            ),
-            outputs["model"],
-        )
-        check(inputs["trace"], outputs["model"], signature, settings)
+        try:
+            counts = cast(inputs["trace"], outputs["model"], signature, settings, rewritten)
+            notes |= {"rewritten": ", ".join(f"{count} {what}" for what, count in counts.items() if count)}
+        except RuntimeError as error:
+            if not rewritten:
+                raise
+            cast(inputs["trace"], outputs["model"], signature, settings, rewritten=False)
+            notes |= {"not rewritten": first_lines(error)}
     except RuntimeError as error:
         raise UserError(
             f"the trace does not run in {options['precision']}: {first_lines(error)}; "
             'with torchscript.precision = "fp32" model.pt is served as it is'
         ) from error
-    for name, record in (
-        ("signature", {**signature, "PyTorch": torch.__version__.partition("+")[0]}),
-        ("tools", {**tools, **versions(TOOLS)}),
-    ):
-        write_json(outputs[name], record)
-    return {**options, "batches": list(BATCHES)}
+    record = {**signature, "PyTorch": torch.__version__.partition("+")[0]}
+    if needs_gpu(torch.jit.load(outputs["model"])):
+        record["needs_gpu"] = True
+    write_json(outputs["signature"], record)
+    write_json(outputs["tools"], {**tools, **versions(TOOLS)})
+    return {key: value for key, value in notes.items() if value}
+
+
+def cast(trace: str, path: str, signature: Signature, settings: Settings, rewritten: bool) -> dict[str, int]:
+    """Write the cast file and check it. Returns how often each rewrite was applied.
+
+    Raises:
+        RuntimeError: If the file does not run, or if its outputs are other ones than those of model.pt.
+    """
+    from build_tasks.formats import torchscript_gpu, torchscript_graph
+
+    module = torchscript_graph.cast_trace(
+        trace,
+        **settings["torchscript"],
+        output_dtypes=[tensor["dtype"] for tensor in signature["outputs"]],
+        input_dtypes=[tensor["dtype"] for tensor in signature["inputs"]],
+        pictures=[each["layout"] == "nchw" for each in settings["inputs"]],
+    )
+    counts = {}
+    if rewritten:
+        lengths = lengths_to_check(settings["dimensions"])[0]
+        counts = torchscript_gpu.rewrite_for_gpu(module, example_inputs(signature, settings, max(BATCHES), lengths))
+    torchscript_graph.save_torchscript(module, path)
+    check(trace, path, signature, settings)
+    return counts
 
 
 def check(trace: str, path: str, signature: Signature, settings: Settings) -> None:
@@ -112,11 +136,18 @@ def check(trace: str, path: str, signature: Signature, settings: Settings) -> No
     rounded = functools.partial(torchscript_graph.run_with_gpu_rounding, loaded)
     for lengths in lengths_to_check(settings["dimensions"]):
         for count in BATCHES:
-            batch = [
-                random_values(each, [count, *dims_at(each["shape"] or own["shape"][1:], lengths)], seed)
-                for seed, (each, own) in enumerate(zip(settings["inputs"], signature["inputs"], strict=True))
-            ]
+            batch = example_inputs(signature, settings, count, lengths)
             expected, actual = forward(exact, batch), forward(rounded, batch)
             forms = [[(answer.dtype, answer.shape) for answer in each] for each in (actual, expected)]
             if forms[0] != forms[1]:
                 raise RuntimeError(f"at batch {count} its outputs are {forms[0]}, and those of model.pt {forms[1]}")
+
+
+def example_inputs(
+    signature: Signature, settings: Settings, count: int, lengths: dict[str, int]
+) -> "list[torch.Tensor]":
+    """Random tensors for all inputs of the network, of a batch and of these lengths of the open dimensions."""
+    return [
+        random_values(each, [count, *dims_at(each["shape"] or own["shape"][1:], lengths)], seed)
+        for seed, (each, own) in enumerate(zip(settings["inputs"], signature["inputs"], strict=True))
+    ]

@@ -194,7 +194,7 @@ def test_the_published_file_has_the_name_that_triton_expects(built: tuple[Projec
 def test_the_same_trace_gives_the_same_bytes(built: tuple[Project, Any], tmp_path: Path, tiny_weights: Path) -> None:
     project, _ = built
     other = Project(tmp_path / "a" / "longer" / "path")
-    shutil.copy(tiny_weights, other.model("half", SPEC + SHAPE + HALF))
+    shutil.copy(tiny_weights, other.model("half", SPEC + MODELS["on_gpu"]))
     other.built("cast:half", PYTHONHASHSEED="20261126")
     for file in ("model.fp16.pt", "model.fp16.pt.signature.json", "model.fp16.pt.tools.json"):
         assert (other / f"build/half/{file}").read_bytes() == (project / f"build/on_gpu/{file}").read_bytes(), file
@@ -248,6 +248,27 @@ def test_types_inside_the_network_are_cast_too(project: Project) -> None:
     for found, exact in zip(answers[::2], expected[::2], strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)
     assert not torch.equal(answers[0], expected[0]), "the outputs are rounded"
+
+
+def test_for_a_gpu_the_graph_is_rewritten_and_the_signature_says_that_it_needs_one(project: Project) -> None:
+    network = NETWORK.replace("self.norm(self.conv(x))", "torch.relu(self.norm(self.conv(x)))")
+    for name, table in (("on_gpu", '[triton]\ndevice = "gpu"\n'), ("anywhere", HALF)):
+        spec = NETWORK_SPEC.replace(HALF, table)
+        project.model(name, spec, network_py=network.replace("{answer}", "mean"))
+    run = project.built("cast:on_gpu", "cast:anywhere")
+    assert "rewritten: 1 ReLU in convolutions" in run.out
+    for name, needs_gpu in (("on_gpu", True), ("anywhere", None)):
+        signature = json.loads((project / f"build/{name}/model.fp16.pt.signature.json").read_text())
+        assert signature.get("needs_gpu") is needs_gpu
+    batch = torch.randn(2, 3, 16, 16)
+    rewritten, cast = (
+        torchscript_graph.run_with_gpu_rounding(loaded(project, f"{name}/model.fp16.pt"), batch)
+        for name in ("on_gpu", "anywhere")
+    )
+    torch.testing.assert_close(rewritten, cast, rtol=5e-3, atol=5e-3)
+    run = project.doit("bench:on_gpu", "--seconds", "0.1")
+    assert run.code, run.out
+    assert "torchscript: the file was cast for a GPU (triton.device), and PyTorch sees none here" in run.out
 
 
 def test_a_trace_that_cannot_run_in_the_precision_is_one_line(project: Project) -> None:

@@ -32,6 +32,11 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         path = f"{args['model_repository']}/{args['model_version']}/{config['default_model_filename']}"
         self.module = torch.jit.load(path)
+        if "aten::cudnn_convolution" in str(self.module.graph):
+            raise pb_utils.TritonModelException(
+                f"unable to load model '{config['name']}': it was built for a GPU (triton.device), and has operators "
+                "that PyTorch does not have for a CPU"
+            )
         arguments = [argument.name for argument in self.module.forward.schema.arguments[1:]]  # the first is self
         if mistake := self.mistake(config, arguments):
             raise pb_utils.TritonModelException(f"unable to load model '{config['name']}', {mistake}")
