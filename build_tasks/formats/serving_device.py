@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime import hardware
 from build_tasks.runtime.distributions import installed_version
 from build_tasks.tensors import Feed, batch_of
@@ -106,6 +105,8 @@ def _run_torchscript(path: str, names: list[str]) -> "RunBatch | None":
 
 def _run_onnx(path: str) -> "RunBatch | None":
     import onnxruntime
+
+    from build_tasks.formats.onnx_files import onnx_file
 
     onnxruntime.preload_dlls()  # CUDA's libraries may be in Python packages
     session = onnxruntime.InferenceSession(onnx_file(path), providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
