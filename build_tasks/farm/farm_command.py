@@ -118,7 +118,8 @@ def run_units(client: Any, units: list[Unit]) -> set[str]:
     Raises:
         UserError: If the scheduler has gone.
     """
-    manifest = sources.send(build_cache.of_run(), {unit.model for unit in units})
+    cache = build_cache.of_run()
+    code = sources.send(cache, sources.files_of_code())
     client.subscribe_topic(remote.TOPIC, lambda event: emit(f"{event[1]['line']}  [{event[1]['name']}]"))
     run_tasks = cluster.with_its_code(remote.run_tasks)
     started = time.monotonic()
@@ -132,11 +133,10 @@ def run_units(client: Any, units: list[Unit]) -> set[str]:
         seen |= dict.fromkeys(counts.keys() & seen.keys(), now)
         for unit in startable(waiting, list(running.values()), counts):
             waiting.remove(unit)
-            key = f"{unit.name} {manifest[:8]} {time.time_ns()}"
-            resources = {SLOT: 1, unit.resource: 1}
-            future = client.submit(
-                run_tasks, os.environ[build_cache.URL], manifest, unit.tasks, key=key, resources=resources
-            )
+            model = sources.send(cache, sources.files_of_model(unit.model))
+            arguments = (os.environ[build_cache.URL], code, model, unit.tasks)
+            key, resources = f"{unit.name} {time.time_ns()}", {SLOT: 1, unit.resource: 1}
+            future = client.submit(run_tasks, *arguments, key=key, resources=resources)
             running[future] = unit
         for future in cluster.wait_for_any(client, running):
             unit = running.pop(future)

@@ -37,19 +37,20 @@ def describe(distributions: list[str]) -> dict[str, str]:
     return found
 
 
-def run_tasks(url: str, manifest: str, tasks: list[str]) -> dict[str, Any]:
+def run_tasks(url: str, code: str, model: str, tasks: list[str]) -> dict[str, Any]:
     """Run tasks of doit in this worker's checkout, and return the exit code and the end of the output.
 
     Args:
         url: The build cache.
-        manifest: The sha256 of the list of the project's files.
+        code: The sha256 of the list of the project's own files.
+        model: The sha256 of the list of the model's files.
     """
     from distributed import get_worker
 
     worker = get_worker()
     name = str(worker.name)
     folder = os.environ.get(FOLDER) or os.path.join(worker.local_directory, "checkouts")
-    checkout = fetch_project(url, manifest, folder)
+    checkout = checkout_of(url, code, model, folder)
     environment = {**os.environ, "BUILD_CACHE": url, "BUILD_CACHE_MODE": "write", "PYTHONUTF8": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "doit", *tasks],
@@ -68,8 +69,7 @@ def run_tasks(url: str, manifest: str, tasks: list[str]) -> dict[str, Any]:
         output.append(line)
         if shown := SHOWN.match(line.rstrip("\n")):
             worker.log_event(TOPIC, {"line": shown[1], "name": name})  # Dask adds the address
-    code = process.wait()
-    return {"code": code, "worker": name, "output": "".join(output[-40:])}
+    return {"code": process.wait(), "worker": name, "output": "".join(output[-40:])}
 
 
 def end_with_parent() -> None:
@@ -78,11 +78,24 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def fetch_project(url: str, manifest: str, folder: str) -> str:
-    """Write the files of the project into a folder of their own; returns its path. Those of an earlier call stay."""
+def checkout_of(url: str, code: str, model: str, folder: str) -> str:
+    """Return the path of a checkout with one model. Its other files are links to those that all checkouts share.
+
+    With all models of a large project in it, each call of doit would read all specs.
+    """
+    shared = fetch_files(url, code, os.path.join(folder, code[:16]))
+    checkout = fetch_files(url, model, os.path.join(folder, f"{code[:16]}-{model[:16]}"))
+    for name in os.listdir(shared):
+        if not name.startswith("."):
+            with contextlib.suppress(FileExistsError):
+                os.symlink(os.path.join(shared, name), os.path.join(checkout, name))
+    return checkout
+
+
+def fetch_files(url: str, manifest: str, checkout: str) -> str:
+    """Write the files of a list into a folder; returns its path. Those of an earlier call stay."""
     import fsspec
 
-    checkout = os.path.join(folder, manifest[:16])
     done = os.path.join(checkout, ".complete")
     if os.path.exists(done):
         return checkout

@@ -6,7 +6,7 @@ dodo.py, build_tasks/, models/<requested>/ ─► blobs by sha256, those that ar
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 
 from build_tasks.paths import MODELS
 from build_tasks.runtime.build_cache import BuildCache
@@ -17,16 +17,14 @@ CODE = "build_tasks"
 BYTECODE = "__pycache__"
 
 
-def send(cache: BuildCache, models: Collection[str]) -> str:
-    """Store the project's files in the cache, and return the sha256 of their list.
+def send(cache: BuildCache, paths: Iterable[str]) -> str:
+    """Store files of the project in the cache, and return the sha256 of their list.
 
-    Args:
-        models: The models whose folders are sent.
     Raises:
         StorageError: If the cache cannot be written.
     """
     entries = {}
-    for path in files_of_project(models):
+    for path in paths:
         blob = cache.store_file(path)
         entries[path] = (blob.sha256, blob.stored)
     content = json.dumps(entries, indent=1, sort_keys=True).encode()
@@ -35,10 +33,18 @@ def send(cache: BuildCache, models: Collection[str]) -> str:
     return sha256
 
 
-def files_of_project(models: Collection[str]) -> Iterator[str]:
-    """Yield the paths of the files that a build of these models reads, relative to the project, sorted."""
+def files_of_code() -> Iterator[str]:
+    """Yield the paths of the project's own files, relative to the project."""
     yield from (file for file in FILES if os.path.exists(file))
-    for top in (CODE, *(f"{MODELS}/{model}" for model in sorted(models))):
-        for folder, folders, names in os.walk(top):
-            folders[:] = sorted(name for name in folders if name != BYTECODE)
-            yield from (f"{folder}/{name}" for name in sorted(names) if os.path.isfile(f"{folder}/{name}"))
+    yield from _files_below(CODE)
+
+
+def files_of_model(model: str) -> Iterator[str]:
+    """Yield the paths of the files in the folder of a model, relative to the project."""
+    return _files_below(f"{MODELS}/{model}")
+
+
+def _files_below(top: str) -> Iterator[str]:
+    for folder, folders, names in os.walk(top):
+        folders[:] = sorted(name for name in folders if name != BYTECODE)
+        yield from (f"{folder}/{name}" for name in sorted(names) if os.path.isfile(f"{folder}/{name}"))
