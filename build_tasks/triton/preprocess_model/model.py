@@ -33,7 +33,8 @@ class TritonPythonModel:
         The pictures of all requests are prepared at once, in threads. A picture that is refused fails its own request.
         """
         batches = [pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy() for request in requests]
-        samples = [[bytes(picture) for picture in sample] for batch in batches for sample in batch]
+        # Without batches, the dims of one sample are (pictures of it).
+        samples = [[bytes(p) for p in sample] for batch in batches for sample in batch.reshape(len(batch), -1)]
         results = self.threads.map(self.prepare, samples) if len(samples) > 1 else map(self.prepare, samples)
         return [self.response(results, len(batch)) for batch in batches]
 
