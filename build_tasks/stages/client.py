@@ -71,7 +71,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     first: Signature = read_json(inputs["first"])
     last: Signature = read_json(inputs["last"])
     tensors, results = (
-        [_as_clients_see(each, settings["dims"]) for each in each_of] for each_of in (first["inputs"], last["outputs"])
+        [as_clients_see(each, settings["dims"]) for each in each_of] for each_of in (first["inputs"], last["outputs"])
     )
     # Empty if the input is not one picture. Its colors are empty if no picture has this number of channels.
     preprocessing = read_json(inputs["preprocessing"])
@@ -95,10 +95,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {"clients": ", ".join(PORTS)}
 
 
-def _as_clients_see(tensor: TensorSignature, dims: dict[str, list[int]]) -> TensorSignature:
-    """Return a tensor in the dims that clients see."""
-    seen = dims.get(tensor["name"])
-    return {**tensor, "shape": [*tensor["shape"][:1], *seen]} if seen else tensor
+def as_clients_see(tensor: TensorSignature, dims: dict[str, list[int]]) -> TensorSignature:
+    """Return a tensor in the dims that clients see. A fixed batch of 1 is part of them."""
+    seen, batch = dims.get(tensor["name"]), tensor["shape"][:1]
+    return {**tensor, "shape": [*(batch if batch != [1] else []), *seen]} if seen else tensor
 
 
 def render(

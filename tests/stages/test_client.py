@@ -143,6 +143,19 @@ def test_a_client_says_in_a_line_which_picture_is_refused(tmp_path: Path, sends:
 
 
 @pytest.mark.parametrize(
+    ("shape", "dims", "seen"),
+    [
+        ([-1, 3, 4], [12], [-1, 12]),
+        ([2, 3, 4], [12], [2, 12]),
+        ([1, 3, 32, 32], [3, 32, 32], [3, 32, 32]),  # Triton's quick start: clients send no batch
+        ([1, 3, 32, 32], [], [1, 3, 32, 32]),
+    ],
+)
+def test_a_client_sends_what_the_config_says(shape: list[int], dims: list[int], seen: list[int]) -> None:
+    assert client.as_clients_see(tensor("x", "float32", *shape), {"x": dims} if dims else {})["shape"] == seen
+
+
+@pytest.mark.parametrize(
     ("protocol", "sends"), [("http", "encoded images"), ("grpc", "preprocessed images"), ("http", "an array")]
 )
 def test_a_client_says_in_a_line_what_is_wrong(tmp_path: Path, sends: str, protocol: str) -> None:
