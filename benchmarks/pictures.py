@@ -90,7 +90,7 @@ def compare_with_onnx(name: str, requests: int) -> None:
                 for model, times in seconds.items():
                     batch = prepared[np.arange(size) % len(prepared)] if model == models[0] else pictures
                     start = time.perf_counter()
-                    client.infer(model, tensors[model], batch)
+                    client.infer(model, tensors[model], dict.fromkeys(tensors[model].input_types, batch))
                     times.append(time.perf_counter() - start)
             rates = {model: size / statistics.median(times) for model, times in seconds.items()}
             text = ", ".join(f"{model} {rate:.1f}" for model, rate in rates.items())

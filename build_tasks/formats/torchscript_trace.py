@@ -3,7 +3,9 @@
 network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new tensors follow the input's device ─► saved
 """
 
+import inspect
 import re
+import types
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +52,8 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
     from build_tasks.formats import torchscript_device, torchscript_graph
 
     slim = wrap_for_serving(reparameterize_model(module), interface)
+    if own_names(interface):
+        name_arguments(slim, [each["name"] for each in interface["inputs"]])
     batch = tuple(example_inputs(interface, TRACED_BATCH))
     torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows the operator of its fast path
     with torch.inference_mode(False), torch.no_grad():
@@ -62,8 +66,6 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
             trace = torch.jit.freeze(plain)
             torchscript_device.follow_input(trace)
-            if own_names(interface):
-                name_arguments(trace, [each["name"] for each in interface["inputs"]])
             torchscript_graph.save_torchscript(trace, path)
         except RuntimeError as error:
             # An error of an operator ends with its reason. One about a Python function begins with it.
@@ -78,16 +80,20 @@ def own_names(interface: Interface) -> bool:
     return [each["name"] for each in interface["inputs"]] != [INPUT]
 
 
-def name_arguments(trace: Any, names: list[str]) -> None:
-    """Give the arguments of a trace's forward the names of the inputs, by which Triton's PyTorch backend finds them.
+def name_arguments(module: "torch.nn.Module", names: list[str]) -> None:
+    """Give the arguments of a network's forward the names of the inputs, which torch.jit.trace writes into the file.
 
-    torch.jit.trace names them as those of the network's forward in their order, which may be another one.
+    Triton's PyTorch backend finds the inputs by them. The arguments of the network itself may be in another order.
     """
-    _, *arguments = trace.graph.inputs()  # the first is the module itself
-    for index, argument in enumerate(arguments):
-        argument.setDebugName(f"argument_{index}")  # so that no name is taken yet
-    for argument, name in zip(arguments, names, strict=True):
-        argument.setDebugName(name)
+    forward = module.forward
+
+    def renamed(_: Any, *inputs: Any, **named: Any) -> Any:
+        return forward(*inputs, **named)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
+    renamed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    module.forward = types.MethodType(renamed, module)
 
 
 def constant_lines(caught: "Iterable[warnings.WarningMessage]") -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -215,24 +216,6 @@ def graph_of(inputs: list[tuple[str, int, Shape]], axes: list[int] | None = None
 
 FLOAT, IMAGES = TensorProto.FLOAT, [None, 3, 8, 8]
 UNFIT = {
-    "nhwc": (
-        graph_of([("x", FLOAT, [None, 224, 224, 3])], [1, 2]),
-        "nhwc.onnx: expected (batch, channels, height, width), found x [?, 224, 224, 3], with the channels last: "
-        "describe it in [[inputs]], or export it with the channels first",
-    ),
-    "two": (
-        graph_of([("x", FLOAT, IMAGES), ("z", FLOAT, IMAGES)]),
-        "two.onnx: expected one input of images, found 2: x [?, 3, 8, 8], z [?, 3, 8, 8]; describe them in [[inputs]]",
-    ),
-    "flat": (
-        graph_of([("x", FLOAT, [None, 192])], [1]),
-        "flat.onnx: expected FLOAT (batch, channels, height, width), found FLOAT x [?, 192]; describe it in [[inputs]]",
-    ),
-    "double": (
-        graph_of([("x", TensorProto.DOUBLE, IMAGES)], [2, 3]),
-        "double.onnx: expected FLOAT (batch, channels, height, width), found DOUBLE x [?, 3, 8, 8]; "
-        "describe it in [[inputs]]",
-    ),
     "mixed": (
         graph_of([("x", FLOAT, [1, 3, 8, 8])], [0, 2, 3]),
         "mixed.onnx: the output OUTPUT__0 has shape [3] for a batch of 1; the batch must be its first dimension",
@@ -267,6 +250,25 @@ def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothin
     assert line in captured.err
     assert captured.err.count("\n") == 1
     assert list(Path("models").iterdir()) == []
+
+
+NO_PICTURES = {
+    "nhwc": (graph_of([("x", FLOAT, [None, 24, 24, 3])], [1, 2]), '["onnx", "tensorrt"]', ["[24, 24, 3]"]),
+    "two": (graph_of([("x", FLOAT, IMAGES), ("z", FLOAT, IMAGES)]), '["onnx", "tensorrt"]', 2 * ["[3, 8, 8]"]),
+    "double": (graph_of([("x", TensorProto.DOUBLE, [None, None])], [1]), '["onnx"]', ['["x_1"]']),
+}
+
+
+@pytest.mark.usefixtures("empty_project")
+@pytest.mark.parametrize("name", NO_PICTURES)
+def test_a_file_that_takes_no_picture_gets_tables_of_its_inputs(name: str) -> None:
+    graph, formats, shapes = NO_PICTURES[name]
+    onnx.save(graph, f"{name}.onnx")
+    assert New().parse_execute(["--from-onnx", f"{name}.onnx"]) == 0
+    text = Path(f"models/{name}/model.toml").read_text()
+    assert [each["shape"] for each in tomllib.loads(text)["inputs"]] == [json.loads(shape) for shape in shapes]
+    assert f"formats = {formats}" in text
+    assert "[input]" not in text
 
 
 @pytest.mark.usefixtures("empty_project")
