@@ -119,6 +119,7 @@ def render(pages: list[ModelPage], before: float | None, written: float) -> str:
         "accuracy": overview.accuracy_text,
         "speed": overview.speed_text,
         "served": overview.served_text,
+        "bom_link": overview.bom_link,
         "next_steps": overview.next_steps,
         "breakable": breakable,
     }

@@ -13,6 +13,7 @@ from build_tasks.bench.records import Run
 from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.errors import message_line
 from build_tasks.paths import REPOSITORY
+from build_tasks.provenance.bill_of_materials import BOM_FILE
 from build_tasks.report.records import ArtifactRow, GateRow, ModelPage, Served, Speed
 from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import Model
@@ -118,6 +119,12 @@ def served_text(row: ArtifactRow) -> str:
         return "not published" if row.format else "only in engines"
     versions = ", ".join(map(str, row.served.versions))
     return f"version {versions}, Triton {row.served.release}"
+
+
+def bom_link(row: ArtifactRow) -> str | None:
+    """The bill of materials of the newest version, relative to the page; None if there is none."""
+    path = f"{REPOSITORY}/{row.name}/{row.served.versions[-1]}/{BOM_FILE}" if row.served else ""
+    return f"../{path}" if path and os.path.isfile(path) else None
 
 
 def format_markdown(pages: Sequence[ModelPage]) -> str:

@@ -249,3 +249,9 @@ def test_an_image_layout_holds_the_models(project: Project, tmp_path: Path) -> N
 
 def blob(layout: Path, digest: str) -> Path:
     return layout / "blobs" / digest.replace(":", "/")
+
+
+def test_the_report_links_the_bill_of_materials(project: Project) -> None:
+    pytest.importorskip("cyclonedx")
+    assert project.doit("report").code == 0
+    assert f'href="../{PUBLISHED}/1/bom.cdx.json"' in (project / "build/report.html").read_text()
