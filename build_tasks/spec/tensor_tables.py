@@ -72,9 +72,7 @@ class Dimension(Table, kw_only=True):
     """The lengths of an open dimension, for all inputs whose shape has its word."""
 
     min: Annotated[Length, Meta(description="Smallest length.")] = 1
-    opt: Annotated[
-        Length | None, Meta(description="Length that engines are tuned for, and that samples have. Default: max.")
-    ] = None
+    opt: Annotated[Length | None, Meta(description="Length that engines are tuned for. Default: max.")] = None
     max: Annotated[Length, Meta(description="Largest length.")]
 
 
