@@ -319,3 +319,39 @@ def test_inputs_that_forward_does_not_take_are_one_line(built: tuple[Project, Ru
     assert f"✗ reference    {name}" in run.out
     assert REFUSED[name][1] in run.out
     assert "Traceback" not in run.out
+
+
+def tasks(name: str, *stages: str) -> set[str]:
+    return {f"{stage}:{model}" for stage in stages for model in (name, f"{name}_onnx")}
+
+
+STAR = [  # model, line of its spec, another one, and the stages that run because of it besides those of every artifact
+    ("frames", 'name = "frames"', 'name = "sound"', ("config",)),
+    ("frames", "batch_dimension = 1\n[dimensions", "batch_dimension = 0\n[dimensions", ()),
+    ("frames", "min = 2", "min = 3", ()),
+    ("frames", "opt = 5", "opt = 4", ("config",)),
+    ("frames", "max = 9", "max = 8", ()),
+    ("frames", 'key = "out.pooled"', 'key = "out.scores"', ()),
+    ("frames", 'name = "pooled"', 'name = "mean"', ()),
+    ("frames", "classes = false", "classes = true", ("measure",)),
+    ("vector", 'layout = "nhwc"\n', "", ("config",)),
+    ("vector", "low = 0.5", "low = 0.25", ()),
+    ("vector", "high = 2", "high = 3", ()),
+    ("vector", 'dtype = "bool"', 'dtype = "uint8"', ()),
+    ("vector", "shape = [3]", "shape = [4]", ()),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "other", "more"), STAR, ids=[f"{row[0]}: {row[2]}" for row in STAR])
+def test_a_changed_key_runs_the_stages_that_read_it(
+    built: tuple[Project, Run], name: str, line: str, other: str, more: tuple[str, ...]
+) -> None:
+    """As `doit plan` foresees it. What follows from another artifact may run, too."""
+    project, _ = built
+    path = f"models/{name}/model.toml"
+    before = (project / path).read_text()
+    project.edit(path, line, other)
+    found = project.plan(name)["to run"]
+    (project / path).write_text(before)
+    artifacts = {f"{stage}:{name}" for stage in ("reference", "torchscript", "onnx")}
+    assert set(found) == artifacts | tasks(name, "publish", *more)
