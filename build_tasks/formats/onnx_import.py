@@ -157,8 +157,8 @@ def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface) -> N
     ordered = [*own.values()] if unknown else [own[name] for name in names]
     lengths = tuned_lengths(interface["dimensions"])
     for tensor, each in zip(ordered, interface["inputs"], strict=True):
-        dims, wanted = dimensions(tensor)[1:], dims_at(each["shape"] or [], lengths)
-        fits = len(dims) == len(wanted) and all(a in (None, b) for a, b in zip(dims, wanted, strict=True))
+        dims, declared = dimensions(tensor)[1:], dims_at(each["shape"] or [], lengths)
+        fits = len(dims) == len(declared) and all(a in (None, b) for a, b in zip(dims, declared, strict=True))
         if input_dtype(tensor) != each["dtype"] or not fits or not dimensions(tensor):
             found = f"{each['dtype']}{['batch', *(each['shape'] or [])]}".replace("'", "")
             raise UserError(

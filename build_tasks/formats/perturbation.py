@@ -47,9 +47,9 @@ def perturb_weights(module: Any, seed: int) -> Any:
 
     if hasattr(module, "perturbed"):  # an ONNX file, whose weights are no parameters of PyTorch
         return module.perturbed(seed)
-    copied = copy.deepcopy(module)
+    duplicate = copy.deepcopy(module)
     with torch.no_grad():
-        for index, tensor in enumerate(copied.parameters()):
+        for index, tensor in enumerate(duplicate.parameters()):
             if tensor.dtype == torch.float32:
                 tensor.copy_(torch.from_numpy(perturb_one_ulp(tensor.detach().numpy(), seed + index)))
-    return copied
+    return duplicate

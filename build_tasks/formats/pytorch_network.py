@@ -141,8 +141,8 @@ def onnx_module(path: str | None) -> "torch.nn.Module":
         def perturbed(self, seed: int) -> torch.nn.Module:
             """Return the network with every fp32 weight replaced by the next larger or smaller value."""
             assert path is not None
-            copied = copy.copy(self)
-            copied.run = perturbed_session(path, seed)
-            return copied
+            duplicate = copy.copy(self)
+            duplicate.run = perturbed_session(path, seed)
+            return duplicate
 
     return OnnxModule().eval()

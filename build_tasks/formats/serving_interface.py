@@ -86,8 +86,8 @@ def bind_names(module: "torch.nn.Module", interface: Interface) -> list[str]:
     signature: inspect.Signature = getattr(module, "arguments", None) or inspect.signature(module.forward)
     parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     arguments = [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
-    wanted = listed(f"{each['name']} {each['dtype']}{_format_shape(each['shape'])}" for each in interface["inputs"])
-    takes = f"forward takes {_format_signature(signature)}, and the spec gives {wanted}"
+    described = listed(f"{each['name']} {each['dtype']}{_format_shape(each['shape'])}" for each in interface["inputs"])
+    takes = f"forward takes {_format_signature(signature)}, and the spec gives {described}"
     matching = [name for name in inputs if name in arguments]
     if matching and len(matching) < len(inputs):
         wrong = next(name for name in inputs if name not in arguments)

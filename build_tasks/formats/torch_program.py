@@ -91,7 +91,7 @@ def _load_exported(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
     import torch
 
     program = torch.export.load(path)
-    by_position, by_name = program.call_spec.in_spec.children()
+    by_position, by_name = program.call_spec[0].children()
     names = [str(name) for name in program.graph_signature.user_inputs]
     count = by_position.num_leaves
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names[:count]]

@@ -1,6 +1,7 @@
 """[[inputs]], [dimensions] and [[outputs]]: mistakes are one line each, and all tables resolve to one interface."""
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_a_mistake_is_reported_with_the_key_and_what_was_expected_and_found(text
 
 
 def test_every_key_has_a_mistake_of_its_own() -> None:
-    lines = "".join(line for _, line in MISTAKES)
+    lines = re.sub(r"puts\[\d\]", "puts[0]", "".join(line for _, line in MISTAKES))
     keys = {f"inputs[0].{key}" for key in TensorInput.__struct_fields__}
     keys |= {f"outputs[0].{key}" for key in TensorOutput.__struct_fields__} - {"outputs[0].batch_dimension"}
     assert [key for key in sorted(keys) if f"{key}:" not in lines and f"{key}[" not in lines] == []

@@ -144,6 +144,10 @@ MISTAKES = [
         'formats = ["onnx"]\n[weights]\nsource = "m.onnx"\n[[inputs]]\nshape = [2]\nbatch_dimension = 1',
         "inputs[0].batch_dimension: expected 0, since an ONNX file is used as it is, found 1",
     ),
+    (
+        one("dims = [3]"),
+        "inputs[0].dims: expected dims of as many values as [2], between the same open dimensions, found [3]",
+    ),
     # [dimensions]
     (tensors(IDS), "inputs[0].shape[0]: expected a table [dimensions.WORD] for it, found 'length'"),
     (
@@ -179,6 +183,7 @@ MISTAKES = [
         one("[[outputs]]\nindex = 1"),
         "outputs[0]: expected one of name, key, classes, labels, dims, batch_dimension, found 'index'",
     ),
+    (one("[[outputs]]\ndims = [0]"), "outputs[0].dims[0]: expected int >= 1, found 0"),
     (one("[[outputs]]\nkey = -1"), "outputs[0].key: expected int >= 0, found -1"),
     (one('[[outputs]]\nkey = ""'), "outputs[0].key: expected str of length >= 1, found ''"),
     (one('[[outputs]]\nclasses = "yes"'), "outputs[0].classes: expected bool, found 'yes'"),
