@@ -178,8 +178,8 @@ def main() -> None:
     if os.path.exists(arguments.rows):
         rows = [json.loads(line) for line in Path(arguments.rows).read_text().splitlines()]
     done = {row["model"] for row in rows}
-    wanted = arguments.names or timm.list_models()[arguments.first :: arguments.every]
-    names = [name for name in wanted if name not in done]
+    selected = arguments.names or timm.list_models()[arguments.first :: arguments.every]
+    names = [name for name in selected if name not in done]
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -193,7 +193,7 @@ def main() -> None:
             rows.append(future.result())
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
-            print(f"{len(rows)}/{len(wanted)} {rows[-1]['model']} {rows[-1]['stage'] or 'built'}", flush=True)
+            print(f"{len(rows)}/{len(selected)} {rows[-1]['model']} {rows[-1]['stage'] or 'built'}", flush=True)
             if arguments.seconds and time.monotonic() - started > arguments.seconds:
                 for other in futures:
                     other.cancel()

@@ -63,28 +63,28 @@ def push(url: str, models: list[str], listener: Callable[[str], None]) -> None:
 def push_model(destination: Destination, model: str) -> tuple[int, int]:
     """Copy a model. Return the files that were copied, and their bytes."""
     folder = f"{REPOSITORY}/{model}"
-    wanted = own_files(folder)
+    own = own_files(folder)
     there = read_remote_manifest(destination, model) or {}
     # The manifest does not list itself and the signature. They are compared by their content.
     for name in (SIGNATURE, MANIFEST):
         if (found := remote_digest(destination, f"{model}/{name}")) is not None:
             there[name] = found
     present = destination.find(model)
-    missing = {name: value for name, value in wanted.items() if there.get(name) != value}
-    missing |= {name: value for name, value in wanted.items() if f"{model}/{name}" not in present}
-    if not missing and len(present) == len(wanted):
+    missing = {name: value for name, value in own.items() if there.get(name) != value}
+    missing |= {name: value for name, value in own.items() if f"{model}/{name}" not in present}
+    if not missing and len(present) == len(own):
         return 0, 0
-    missing[MANIFEST] = wanted[MANIFEST]
+    missing[MANIFEST] = own[MANIFEST]
     first = [MANIFEST]
     if any(f"{model}/{name}" in present and name not in LAST for name in missing):
         # A file that its config.pbtxt describes is going to be replaced. Until all are, the model is not served.
         first.append(CONFIG_FILE)
-        missing[CONFIG_FILE] = wanted[CONFIG_FILE]
+        missing[CONFIG_FILE] = own[CONFIG_FILE]
     destination.remove([path for name in first if (path := f"{model}/{name}") in present])
     size = 0
     for name in sorted(missing, key=lambda name: (LAST.index(name) if name in LAST else -1, name)):
         if name == MANIFEST:  # before the folder counts as complete
-            destination.remove([path for path in present if path.removeprefix(f"{model}/") not in wanted])
+            destination.remove([path for path in present if path.removeprefix(f"{model}/") not in own])
         size += copy(destination, folder, model, name, missing[name])
     return len(missing), size
 

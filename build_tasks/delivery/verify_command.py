@@ -89,11 +89,11 @@ class Verify(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
         control.process(self.sel_tasks)
         selected = with_dependencies(control.tasks, control.selected_tasks if self.sel_tasks else control.tasks)
         stages = [stage for name in selected if (stage := stage_of(control.tasks[name]))]
-        damages, summary = find_damages(stages)
-        if damages:  # another doit may have exchanged files meanwhile
-            names = {damage.task for damage in damages}
-            damages, _ = find_damages([stage for stage in stages if stage.name in names])
-        problems = {damage.task: damage.lines for damage in damages}
+        faults, summary = find_damages(stages)
+        if faults:  # another doit may have exchanged files meanwhile
+            names = {fault.task for fault in faults}
+            faults, _ = find_damages([stage for stage in stages if stage.name in names])
+        problems = {fault.task: fault.lines for fault in faults}
         models = published_by(stages)
         if any(self.signer):
             for name in models:
@@ -104,12 +104,12 @@ class Verify(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
                 if not is_generated(name):
                     self.outstream.write(printable(f"{REPOSITORY}/{name} was not generated here; it is not checked\n"))
         code = write_result(self.outstream, problems, summary)
-        if not damages:
+        if not faults:
             return code
         if not heal:
             self.outstream.write("`doit verify --heal` builds what is damaged again\n")
             return code
-        return build_again(damages, stages)
+        return build_again(faults, stages)
 
 
 def with_dependencies(tasks: Mapping[str, Any], names: Iterable[str]) -> list[str]:
@@ -142,16 +142,16 @@ def find_damages(stages: list[Stage]) -> tuple[list[Damage], str]:
     models = published_by(stages)
     digests = read_files([*(file for each in files.values() for file in each), *files_of(REPOSITORY, models)])
     differences = check(REPOSITORY, models, digests)
-    damages = []
+    faults = []
     for (task, path), value in recorded.items():
         folder, _, model = path.partition("/")
         lines = differences.get(model, []) if folder == REPOSITORY else []
         if current(path, digests) != value or lines:
             reasons = [digests[file] for file in files[path] if not is_digest(digests[file])]
             word = "missing" if not os.path.lexists(path) else reasons[0] if reasons else "changed"
-            damages.append(Damage(task, files[path], [f"{path}: {line}" for line in lines] or [f"{path}: {word}"]))
+            faults.append(Damage(task, files[path], [f"{path}: {line}" for line in lines] or [f"{path}: {word}"]))
     size = sum(os.path.getsize(file) for file in digests if os.path.isfile(file))
-    return damages, f"{len(digests)} files, {format_size(size)}"
+    return faults, f"{len(digests)} files, {format_size(size)}"
 
 
 def files_in(path: str) -> list[str]:
@@ -183,17 +183,17 @@ def write_result(out: Any, problems: Mapping[str, list[str]], summary: str) -> i
     return 1 if count else 0
 
 
-def build_again(damages: list[Damage], stages: Iterable[Stage]) -> int:
+def build_again(faults: list[Damage], stages: Iterable[Stage]) -> int:
     """Build damaged targets again, and verify them. Return the exit code.
 
     doit has to forget what it believes about these files.
     """
-    digest.forget([file for damage in damages for file in damage.files])
+    digest.forget([file for fault in faults for file in fault.files])
     if os.path.lexists(CACHE_FILE):
         os.remove(CACHE_FILE)
     models = {stage.name: stage.model.name for stage in stages}
-    tasks = list(dict.fromkeys(name for damage in damages for name in (models[damage.task], damage.task)))
-    for words in (tasks, ["verify", *(damage.task for damage in damages)]):
+    tasks = list(dict.fromkeys(name for fault in faults for name in (models[fault.task], fault.task)))
+    for words in (tasks, ["verify", *(fault.task for fault in faults)]):
         sys.stdout.flush()
         if code := subprocess.call([sys.executable, sys.argv[0], *words]):
             return code

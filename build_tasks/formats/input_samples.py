@@ -140,9 +140,9 @@ def _combine(
     for stem in sorted({*files, *beside}):
         found = {name: readers[name][1](paths) for name, paths in files.get(stem, {}).items()}
         if rest := [each for each in inputs if each["name"] not in found]:
-            wanted = listed(each["name"] for each in rest)
+            missing = listed(each["name"] for each in rest)
             if stem not in beside:
-                raise UserError(f"{source}/{stem}.npz does not exist, and has to hold {wanted} of this sample")
+                raise UserError(f"{source}/{stem}.npz does not exist, and has to hold {missing} of this sample")
             try:
                 (own_arrays,) = read_file(beside[stem])
                 fitted, count = fit(own_arrays, rest, dimensions)

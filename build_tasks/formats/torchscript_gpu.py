@@ -173,14 +173,14 @@ def convolutions(graph: Any) -> Iterator[Convolution]:
         if node.kind() not in CONVOLUTIONS:
             continue
         names = [argument.name for argument in torch._C.parse_schema(node.schema()).arguments]
-        given = dict(zip(names, node.inputs(), strict=True))
-        filters, bias = constant(given["weight"]), constant(given["bias"])
-        lists = [constant(given[name]) for name in ("stride", "padding", "dilation")]
-        transposed = "transposed" in given and constant(given["transposed"])
+        arguments = dict(zip(names, node.inputs(), strict=True))
+        filters, bias = constant(arguments["weight"]), constant(arguments["bias"])
+        lists = [constant(arguments[name]) for name in ("stride", "padding", "dilation")]
+        transposed = "transposed" in arguments and constant(arguments["transposed"])
         if isinstance(filters, torch.Tensor) and filters.ndim == 4 and not transposed and isinstance(lists[1], list):
             stride, padding, dilation = lists
-            groups = constant(given["groups"])
-            yield Convolution(node, given["input"], filters, bias, stride, padding, dilation, groups)
+            groups = constant(arguments["groups"])
+            yield Convolution(node, arguments["input"], filters, bias, stride, padding, dilation, groups)
 
 
 def constant(value: Any) -> Any:

@@ -68,10 +68,10 @@ def session(project: Project, path: str) -> onnxruntime.InferenceSession:
 
 
 def test_the_repository_holds_what_triton_expects(built_tiny: Project) -> None:
-    around = ["SHA256SUMS", "config.pbtxt", "labels.txt", "preprocessing.json"]
+    beside = ["SHA256SUMS", "config.pbtxt", "labels.txt", "preprocessing.json"]
     for name, artifact in (("tiny", "model.pt"), ("tiny_onnx", "model.onnx")):
         version = [f"1/{file}" for file in (artifact, *VERSION_RECORDS)]
-        assert sorted(built_tiny.tree(f"model_repository/{name}")) == sorted([*version, *around])
+        assert sorted(built_tiny.tree(f"model_repository/{name}")) == sorted([*version, *beside])
 
 
 def test_both_formats_agree_at_any_batch(built_tiny: Project) -> None:

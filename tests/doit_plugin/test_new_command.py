@@ -124,7 +124,7 @@ def test_a_new_model_builds(project: Project) -> None:
     assert project.built("small").ran == []
 
 
-def tensors(prefix: str = "", **arguments: int) -> dict[str, torch.Tensor]:
+def tensors(prefix: str = "", **arguments: Any) -> dict[str, torch.Tensor]:
     state = timm.create_model("test_efficientnet", **arguments).state_dict()
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 

@@ -34,7 +34,7 @@ def read(path: Path, *inputs: InputTensor, name: str = "") -> list[Sample]:
 
 def test_a_file_holds_one_sample_or_many(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    np.savez(path, ids=np.arange(5), mask=np.ones(5, bool), note="not an input")
+    np.savez(path, ids=np.arange(5), mask=np.ones(5, bool), comment="not an input")
     [sample] = read(path, IDS, MASK, name="a.npz")
     assert (sample.name, sample.arrays["ids"].tolist()) == ("a.npz", [0, 1, 2, 3, 4])
     np.savez(path, ids=np.arange(6, dtype=np.int32).reshape(2, 3), mask=np.ones((2, 3), bool))
