@@ -35,6 +35,10 @@ CHECKED_VARIABLES = {
     "BUILD_CACHE_MODE",
 }
 
+# doit's own process is short and small. To collect garbage would take an eighth of a run with nothing to do.
+gc.disable()
+atexit.register(gc.freeze)
+
 
 class Run(RecordsCommand, DoitRun):  # type: ignore[misc]  # doit has no types
     """The command."""
@@ -86,9 +90,6 @@ class Run(RecordsCommand, DoitRun):  # type: ignore[misc]  # doit has no types
         return command.print_help(names)
 
     def parse_execute(self, in_args: list[str]) -> Any:
-        # doit's own process is short and small. To collect garbage would take an eighth of a run with nothing to do.
-        gc.disable()
-        atexit.register(gc.freeze)
         if is_default_dodo(self.opt_vals.get("dodoFile", "dodo.py")) and self.opt_vals.get("cwdPath") is None:
             words = requested_models(in_args)
             if words is not None and "DOIT_FILE" not in os.environ and nothing_to_do(words.models, words.quiet):

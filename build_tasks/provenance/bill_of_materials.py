@@ -14,17 +14,16 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from build_tasks.json_files import write_json
+from build_tasks.json_files import read_json, write_json
 from build_tasks.provenance.statement import Provenance, package_url
+from build_tasks.runtime import repository_files
 from build_tasks.runtime.distributions import installed_version
 from build_tasks.spec.model import split_source
-
-if TYPE_CHECKING:
-    pass
 
 BOM_FILE = "bom.cdx.json"
 LIBRARY = "cyclonedx-python-lib"
@@ -32,10 +31,16 @@ MAX_LICENSE = 80  # characters; some packages have the whole text of the license
 UNKNOWN = "unknown"
 
 
-def write_bom(path: str, name: str, version: int, provenance: Provenance, card: Mapping[str, Any]) -> bool:
+def write_bom(
+    path: str, published: str, name: str, version: int, provenance: Provenance, card: Mapping[str, Any]
+) -> bool:
     """Write the bill of materials of a version.
 
+    The library takes longer to import than all other work of `publish`. A published file with the same content is
+    copied instead.
+
     Args:
+        published: The path of the file of this version in model_repository/, which may not exist.
         name: The Triton model's name.
         provenance: With the digests of the version's files.
         card: The table [card] of the spec, and its architecture.
@@ -43,6 +48,10 @@ def write_bom(path: str, name: str, version: int, provenance: Provenance, card: 
     """
     if installed_version(LIBRARY) is None:
         return False
+    serial_number = uuid.uuid5(uuid.NAMESPACE_URL, _content_digest(name, version, provenance, card))
+    if os.path.exists(published) and read_json(published).get("serialNumber") == serial_number.urn:
+        repository_files.copy(published, path)
+        return True
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
@@ -74,7 +83,7 @@ def write_bom(path: str, name: str, version: int, provenance: Provenance, card: 
     bom = Bom(components=[weights, *files, *tools])
     bom.metadata.component = model
     bom.register_dependency(model, [weights, *files, *tools])
-    bom.serial_number = uuid.uuid5(uuid.NAMESPACE_URL, _content_digest(name, version, provenance, card))
+    bom.serial_number = serial_number
     value = json.loads(JsonV1Dot6(bom).output_as_string())
     del value["metadata"]["timestamp"]
     value["metadata"]["component"]["modelCard"] = model_card(provenance, card)
@@ -165,5 +174,8 @@ def _format(tensor: Mapping[str, Any]) -> str:
     return f"{tensor['name']}: {tensor['dtype']} {tensor['shape']}"
 
 
-def _content_digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _content_digest(name: str, version: int, provenance: Provenance, card: Mapping[str, Any]) -> str:
+    """The digest of all that a bill of materials is made from."""
+    described = {key: provenance[key] for key in ("weights", "source", "files", "packages", "tensors", "gate")}
+    value = [name, version, described, card, installed_version(LIBRARY)]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -85,7 +85,8 @@ def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object
 def write_version(provenance: Provenance, version: int, inputs: Paths, folder: str, settings: Settings) -> None:
     """Write the folder of a version, and the digests of its files into its provenance.
 
-    The version of an ensemble holds no artifact. Its provenance is that of its config.pbtxt.
+    The version of an ensemble holds no artifact. Its provenance is that of its config.pbtxt, and it has no bill of
+    materials: those of its steps name all that it is made of.
     """
     config, folder = f"{folder}/{CONFIG_FILE}", f"{folder}/{version}"
     os.makedirs(folder)
@@ -101,8 +102,10 @@ def write_version(provenance: Provenance, version: int, inputs: Paths, folder: s
     provenance["files"] = file_digests(folder, remember=False)
     if settings["format"] == "ensemble":
         provenance["files"][CONFIG_FILE] = digest(config, remember=False) or ""
-    bom = f"{folder}/{bill_of_materials.BOM_FILE}"
-    if bill_of_materials.write_bom(bom, settings["name"], version, provenance, settings["card"]):
-        provenance["files"][bill_of_materials.BOM_FILE] = digest(bom, remember=False) or ""
+    else:
+        bom = f"{folder}/{bill_of_materials.BOM_FILE}"
+        published = f"{REPOSITORY}/{settings['name']}/{version}/{bill_of_materials.BOM_FILE}"
+        if bill_of_materials.write_bom(bom, published, settings["name"], version, provenance, settings["card"]):
+            provenance["files"][bill_of_materials.BOM_FILE] = digest(bom, remember=False) or ""
     write_json(f"{folder}/{PROVENANCE_FILE}", statement.to_statement(provenance))
     block_bytecode(folder, settings["format"])
