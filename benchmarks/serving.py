@@ -2,7 +2,8 @@
 
 plain          torch.jit.trace of timm's network in fp32, unchanged
 published      the same network as `doit` publishes it for a GPU: traced and frozen on the CPU, cast to fp16 inside,
-               channels last, fp32 for its clients (build_tasks/formats/torchscript_graph.py), saved, and loaded again
+               channels last, fp32 for its clients (build_tasks/formats/torchscript_graph.py), rewritten for it
+               (torchscript_gpu.py), saved, and loaded again
 torch.compile  timm's network in fp16 and channels last, compiled for each batch (Triton's batching cannot serve that)
 
 Every figure is images per second. A batch lies on the GPU in fp32 NCHW, as Triton passes it on. Each way runs it until
@@ -37,7 +38,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from build_tasks.formats import torchscript_graph  # noqa: E402  # the project is not an installed package
+from build_tasks.formats import torchscript_gpu, torchscript_graph  # noqa: E402  # the project is not an installed package
 
 MODELS = ("efficientnet_b3", "resnet50")
 BATCHES = (1, 8, 16, 32, 64, 128)
@@ -161,7 +162,9 @@ def save_traces(network: torch.nn.Module, shape: tuple[int, int, int], folder: P
             Path(path).parent.mkdir()
             torchscript_graph.save_torchscript(module, path)
     Path(published).parent.mkdir()
-    torchscript_graph.save_torchscript(torchscript_graph.cast_trace(exact, "fp16", "channels_last"), published)
+    cast = torchscript_graph.cast_trace(exact, "fp16", "channels_last")
+    torchscript_gpu.rewrite_for_gpu(cast, [batch])
+    torchscript_graph.save_torchscript(cast, published)
     return plain, published
 
 

@@ -4,7 +4,9 @@
     convolution, addition, ReLU        ─► cudnn_convolution_add_relu   one kernel
     gate of squeeze-and-excite, 1 x 1  ─► a batched product whose filters are multiplied by the gate
     other 1 x 1 convolutions           ─► linear over channels last: the product's kernel adds the bias
-    bias of other convolutions         ─► an addition, which PyTorch's fuser joins with the activation
+
+To add a bias in an operator of its own, which PyTorch's fuser joins with the activation, is no rewrite here: it halved
+the speed of efficientnet_b3 at batches that are not among the first two that the fuser sees (docs/performance.md).
 
 A rewrite that does not fit leaves the graph alone. The first two operators have no kernel for a CPU:
 torchscript_graph.GpuRounding computes them there.
@@ -22,8 +24,6 @@ from build_tasks.formats.torchscript_graph import CONVOLUTIONS, all_nodes
 CONVOLUTION_RELU, CONVOLUTION_ADD_RELU = "aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu"
 GPU_OPERATORS = {CONVOLUTION_RELU, CONVOLUTION_ADD_RELU}
 GATES = {"aten::sigmoid", "aten::hardsigmoid"}
-# Activations and additions that PyTorch's fuser joins with an addition before them.
-FUSED = {"aten::silu", "aten::relu", "aten::gelu", "aten::hardswish", "aten::sigmoid", "aten::add", "aten::relu6"}
 NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -152,21 +152,6 @@ def replace_by_products(graph: Any) -> int:
     return count
 
 
-def split_bias(graph: Any) -> int:
-    """Add the bias of a convolution in an operator of its own, which PyTorch's fuser joins with the next one."""
-    count = 0
-    for convolution in convolutions(graph):
-        user = only_user(convolution.output)
-        if convolution.bias is None or user is None or user.kind() not in FUSED:
-            continue
-        image, filters, _, *options = convolution.node.inputs()
-        graph.setInsertPoint(convolution.node)
-        bare = insert(graph, convolution.node.kind(), [image, filters, None, *options])
-        replace(graph, convolution.node, "aten::add", [bare, convolution.bias.reshape(1, -1, 1, 1), 1])
-        count += 1
-    return count
-
-
 def convolutions(graph: Any) -> Iterator[Convolution]:
     """The convolutions of images whose filters and bias are constant."""
     for node in all_nodes(graph):
@@ -233,5 +218,4 @@ REWRITES = {  # in this order: the first takes the convolutions after a gate, an
     "gates in filters": scale_filters,
     "ReLU in convolutions": fuse_relu,
     "products": replace_by_products,
-    "biases split off": split_bias,
 }
