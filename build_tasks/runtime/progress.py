@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-MIN_INTERVAL = 0.1  # seconds between two progress messages
+MIN_INTERVAL = 0.1  # seconds between two progress messages about the same thing
 
 _connection: "Connection | None" = None  # to doit, in the process of a stage
 _lock = threading.Lock()  # a library may report from several threads
-_last_sent = 0.0
+_last_sent: tuple[str, float] = "", 0.0  # what the last message was about, and when it was sent
 
 
 class Progress(NamedTuple):
@@ -47,7 +47,7 @@ listener: Callable[[str], None] = ignore_line  # takes the lines that doit's own
 
 
 def emit(message: Message) -> None:
-    """Send a message from a stage's process to doit. Progress that follows another within MIN_INTERVAL is dropped.
+    """Send a message from a stage's process to doit. Progress that follows its like within MIN_INTERVAL is dropped.
 
     In doit's own process, a line goes to `listener`.
     """
@@ -56,9 +56,13 @@ def emit(message: Message) -> None:
         listener(message)
     with _lock, contextlib.suppress(OSError):  # doit may have ended; this process will end, too
         now = time.monotonic()
-        if _connection is None or (isinstance(message, Progress) and now - _last_sent < MIN_INTERVAL):
+        what, sent = _last_sent
+        if _connection is None:
             return
-        _last_sent = now
+        if isinstance(message, Progress):
+            if message.what == what and now - sent < MIN_INTERVAL:
+                return
+            _last_sent = message.what, now
         _connection.send(("message", message))
 
 

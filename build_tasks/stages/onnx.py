@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from build_tasks.errors import UserError
+from build_tasks.errors import MAX_LINE, UserError
 from build_tasks.formats import pytorch_network
 from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.fp32_comparison import PHOTOGRAPHS, Comparison
@@ -129,7 +129,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
                 automatic = {**settings, "opset": "auto"}
                 found = write(automatic, folder, check, {})
                 text += f"; onnx.opset = {opset(found.graph)} would do" if found else ""
-            raise UserError(f"{constants} {TRACED_AWAY}; {text}" if constants else text)
+            # Each part tells something else, so that the middle must not be left out.
+            raise UserError(f"{constants} {TRACED_AWAY}; {text}" if constants else text, limit=2 * MAX_LINE)
     save_onnx(found.graph, outputs["model"], settings["external_data"])
     why = "; ".join(f"because {other} {reason}" for other, reason in refusals.items()) or choice
     constants = constants if found.exporter == "torchscript" else ""
