@@ -51,7 +51,7 @@ def load_torchscript(inputs: Paths, settings: Settings, threads: int, count: int
     if read_signature(inputs).get("needs_gpu") and _device(settings) == "cpu":
         raise UserError("the file was cast for a GPU (triton.device), and PyTorch sees none here")
     with open(inputs["model"], "rb") as file:
-        return _load_modules(file.read(), inputs, settings, threads, count)
+        return _load_modules(file.read(), _input_dtypes(inputs), settings, threads, count)
 
 
 def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -72,7 +72,8 @@ def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> L
         traced = torch.jit.trace(module, example, check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
-    return _load_modules(buffer.getvalue(), inputs, settings, threads, count)
+    dtypes = {tensor["name"]: tensor["dtype"] for tensor in interface["inputs"]}  # it has no signature
+    return _load_modules(buffer.getvalue(), dtypes, settings, threads, count)
 
 
 def _device(settings: Settings) -> str:
@@ -82,12 +83,11 @@ def _device(settings: Settings) -> str:
     return "cuda" if settings["device"] != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _load_modules(data: bytes, inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+def _load_modules(data: bytes, dtypes: dict[str, str], settings: Settings, threads: int, count: int) -> Loaded:
     """Copies of a TorchScript module."""
     import torch
 
     device = _device(settings)
-    dtypes = _input_dtypes(inputs)
 
     def instance(module: "torch.jit.ScriptModule") -> Instance:
         def prepare(feed: Feed) -> Request:
