@@ -11,7 +11,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats.user_code import user_error
+from build_tasks.formats.user_code import import_sources_only, user_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,6 +102,7 @@ class PythonModel:
         module = types.ModuleType("model")
         module.__file__ = f"{folder}/model.py"
         before = {*sys.modules}
+        import_sources_only(os.path.abspath(folder))  # bytecode in the folder would change an input of the stage
         sys.path.insert(0, os.path.abspath(folder))
         try:
             with open(module.__file__, "rb") as source:

@@ -50,7 +50,7 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
     module = types.ModuleType(re.sub(r"[^A-Za-z0-9_]", "_", f"models_{model}_{file.removesuffix('.py')}"))
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses search for their module there
-    _import_sources_only(os.path.abspath(MODELS))
+    import_sources_only(os.path.abspath(MODELS))
     _import_beside(os.path.abspath(f"{MODELS}/{model}"), os.path.dirname(os.path.abspath(path)))
     try:
         with open(path, "rb") as source:
@@ -91,7 +91,7 @@ class SourceLoader(SourceFileLoader):
 
 
 @functools.cache
-def _import_sources_only(folder: str) -> None:
+def import_sources_only(folder: str) -> None:
     """Let this process import what is in a folder, and below it, with SourceLoader."""
     find = FileFinder.path_hook((ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceLoader, SOURCE_SUFFIXES))
 

@@ -244,7 +244,7 @@ def check(folder: Path, count: int, seed: int) -> dict[str, int]:
 
 def test_a_mutated_spec_is_accepted_or_refused_in_short_lines(folder: Path) -> None:
     totals = check(folder, 400, seed=17)
-    assert totals["accepted"] > 20
+    assert totals["accepted"] > 10
     assert totals["refused"] > 100
 
 

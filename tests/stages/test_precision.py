@@ -166,7 +166,7 @@ def test_bf16_is_judged_with_the_rounding_of_bf16(zoo: tuple[Project, Run]) -> N
     project, run = zoo
     assert weights(graph(project, "bf16/model.bf16.onnx"))["Conv"] == {TensorProto.BFLOAT16}
     batch = load_json(str(project / "build/bf16/samples.json"))[0]["INPUT__0"]
-    (found,) = reduced_session(str(project / "build/bf16/model.bf16.onnx"))(batch)
+    (found,) = reduced_session(str(project / "build/bf16/model.bf16.onnx"))({"INPUT__0": batch})
     state = load_file(project / "build/bf16/weights.safetensors")
     layers = nn.ModuleDict({"conv": nn.Conv2d(3, 5, 3), "head": nn.Linear(5, 4)})
     layers.load_state_dict(state)
