@@ -30,8 +30,12 @@ class Records(TypedDict):
     tools: list[dict[str, str]]
 
 
-def new_provenance(inputs: Paths, settings: Settings, records: Records) -> Provenance:
-    """The provenance of a new version, without the digests of its files."""
+def new_provenance(inputs: Paths, settings: Settings, records: Records, code: str) -> Provenance:
+    """The provenance of a new version, without the digests of its files.
+
+    Args:
+        code: The sha256 of the modules that publish.
+    """
     signatures = records["signature"]
     tools = {tool for each in records["tools"] for tool in each.items()}
     gated = [
@@ -45,7 +49,7 @@ def new_provenance(inputs: Paths, settings: Settings, records: Records) -> Prove
         "source": settings["source"],
         "spec": settings["spec"],
         "code": {
-            "the project": settings["code"],
+            "publish": code,
             **{name: digest(path) or "" for name, path in inputs.items() if name == path},
         },
         "tools": ", ".join(sorted(f"{name} {version}" for name, version in tools)),

@@ -9,8 +9,6 @@ The same inputs give the same bytes: there are no times, paths or names of machi
 Sources: https://github.com/in-toto/attestation/tree/main/spec/v1, https://slsa.dev/spec/v1.0/provenance
 """
 
-import functools
-import glob
 import hashlib
 import os
 from collections.abc import Mapping
@@ -25,12 +23,7 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 # Names for what has no address of its own; docs/reference/provenance.md describes both.
 BUILDER = "urn:triton-model-repository-build"
 BUILD_TYPE = f"{BUILDER}:publish:v1"
-# The packages whose code decides about published files, and dodo.py. The others show, serve or copy them.
-CODE = ("dodo.py", "build_tasks/*.py", *(f"build_tasks/{package}/**/*" for package in (
-    "formats", "provenance", "runtime", "spec", "stages", "triton", "verification"
-)))  # fmt: skip
 CODE_OF = "code of "  # how the names of these dependencies begin
-CODE_SUFFIXES = (".py", ".j2")
 
 
 class Provenance(TypedDict):
@@ -40,7 +33,7 @@ class Provenance(TypedDict):
     weights: str | None  # sha256
     source: str  # weights.source of the spec, without a query
     spec: str  # sha256 of the tables that change the bytes of the artifacts
-    code: dict[str, str]  # sha256 of this project's code, and of the Python files of the model
+    code: dict[str, str]  # sha256 of the modules that publish, and of the Python files of the model
     tools: str  # "onnx 1.23.2, torch 2.14.1"; for plans also the GPU
     packages: list[list[str]]  # name and version of the tools that are Python packages
     tensors: list[Any]  # tensors and properties of plans; must be equal in all versions that are served together
@@ -51,11 +44,13 @@ class Provenance(TypedDict):
     files: dict[str, str]  # sha256 of the files in the version's folder, by path
 
 
-@functools.cache
-def code_digest() -> str:
-    """The sha256 of the code that decides about published files: of the names and contents of its files."""
-    paths = {path for pattern in CODE for path in glob.glob(pattern, recursive=True) if path.endswith(CODE_SUFFIXES)}
-    listing = "".join(f"{path}\0{digest(path)}\0" for path in sorted(paths))
+def code_digest(modules: Mapping[str, str]) -> str:
+    """Return the sha256 over source modules of this project.
+
+    Args:
+        modules: The digest of each, by dotted name.
+    """
+    listing = "".join(f"{name}\0{value}\0" for name, value in sorted(modules.items()))
     return hashlib.sha256(listing.encode()).hexdigest()
 
 

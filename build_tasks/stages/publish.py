@@ -36,6 +36,7 @@ from build_tasks.provenance.published_versions import (
 from build_tasks.provenance.signature import Identity
 from build_tasks.runtime import atomic_files, repository_files
 from build_tasks.runtime.digests import digest
+from build_tasks.runtime.fingerprint import imported_digests
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.ensemble_tables import python_folders, short_form
 from build_tasks.spec.interface import label_files
@@ -81,6 +82,7 @@ PUBLISH_MODULES = (
     "build_tasks.triton.repository",
     *gate.GATE_MODULES,
 )
+MODULES = (__name__, *PUBLISH_MODULES)
 
 
 def task(model: Model, model_format: str, artifacts: list[str]) -> dict[str, Any]:
@@ -184,7 +186,6 @@ def _task(
             "files": list(artifacts),
             "spec": digest_of_spec,
             "source": weights.source,
-            "code": statement.code_digest(),
             "gate": gated,
             "card": {**table_settings(model.spec.card), "architecture": architecture.timm or architecture.network},
             "parameters": {"model": model.name, "format": model_format},
@@ -196,7 +197,7 @@ def _task(
             "umask": umask,
         },
         tools=(bill_of_materials.LIBRARY,),
-        modules=(__name__, *PUBLISH_MODULES),
+        modules=MODULES,
         in_process=True,
         install=functools.partial(
             repository_files.install,
@@ -234,7 +235,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, signer: Identity | 
         if name == "preprocessing.json" or is_label_file(name) or name.startswith(DATA_FOLDERS):
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
             repository_files.copy(path, f"{folder}/{name}")
-    new = new_provenance(inputs, settings, records)
+    new = new_provenance(inputs, settings, records, statement.code_digest(imported_digests(MODULES)))
     versions, unusable = reusable_versions(settings, new)
     same = [version for version, provenance in versions.items() if provenance["build"] == new["build"]]
     # If the newest version holds these artifacts already, there is no new one.

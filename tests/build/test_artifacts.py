@@ -380,7 +380,7 @@ def test_the_provenance_is_a_statement_of_in_toto_about_the_published_files(buil
         content = Path(f"{folder}/1/{subject['name']}").read_bytes()
         assert subject["digest"]["sha256"] == hashlib.sha256(content).hexdigest()
     names = [entry["name"] for entry in statement["predicate"]["buildDefinition"]["resolvedDependencies"]]
-    assert {"weights", "spec", "code of the project", "samples", "torch"} <= {*names}
+    assert {"weights", "spec", "code of publish", "samples", "torch"} <= {*names}
     (result,) = statement["predicate"]["runDetails"]["byproducts"]
     figures = result["annotations"]["outputs"]["OUTPUT__0"]["relative_l2"]
     assert 0 <= figures["value"] <= figures["limit"]

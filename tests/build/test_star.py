@@ -26,7 +26,7 @@ ACCURACY_ONNX = ["measure:tiny_onnx", "accuracy:tiny_onnx", "summary:tiny"]
 CLIENT = ["client:tiny", "client:tiny_onnx"]
 CONFIG = ["config:tiny", "config:tiny_onnx"]
 PUBLISH = ["publish:tiny", "publish:tiny_onnx"]
-PUBLISH_ALL = [*PUBLISH, "publish:other"]  # the statement names the code
+PUBLISH_ALL = [*PUBLISH, "publish:other"]  # the statement names the code that publishes
 PREPROCESSED = ["reference:tiny", *MEASURE, *ACCURACY, *CLIENT, *PUBLISH]
 SERVED_ONNX = ["config:tiny_onnx", "client:tiny_onnx", "publish:tiny_onnx"]
 CAST = [f"{stage}:tiny" for stage in ("cast", "measure", "accuracy", "summary", "config", "client", "publish")]
@@ -258,37 +258,37 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("formats, onnx removed", spec('"torchscript", "onnx"', '"torchscript"'), ["summary:tiny", "prune"]),
     ("the spec, removed", lambda p: shutil.rmtree(p / "models/tiny"), ["prune"]),
     # source modules
-    ("module stages.weights", module("stages.weights"), ["weights:tiny", "weights:other", *PUBLISH_ALL]),
-    ("module stages.labels", module("stages.labels"), ["labels:tiny", *PUBLISH_ALL]),
-    ("module stages.torchscript", module("stages.torchscript"), ["torchscript:tiny", "torchscript:other", *PUBLISH_ALL]),
-    ("module stages.onnx", module("stages.onnx"), ["onnx:tiny", *PUBLISH_ALL]),
-    ("module stages.measure", module("stages.measure"), [*MEASURE, "measure:other", *PUBLISH_ALL]),
+    ("module stages.weights", module("stages.weights"), ["weights:tiny", "weights:other"]),
+    ("module stages.labels", module("stages.labels"), ["labels:tiny"]),
+    ("module stages.torchscript", module("stages.torchscript"), ["torchscript:tiny", "torchscript:other"]),
+    ("module stages.onnx", module("stages.onnx"), ["onnx:tiny"]),
+    ("module stages.measure", module("stages.measure"), [*MEASURE, "measure:other"]),
     ("module runtime.threads", module("runtime.threads"), [
-        "reference:tiny", "reference:other", *MEASURE, "measure:other", *PUBLISH_ALL
+        "reference:tiny", "reference:other", *MEASURE, "measure:other"
     ]),
     ("module verification.gate", module("verification.gate"), [*ACCURACY, "accuracy:other", "summary:other", *PUBLISH_ALL]),
-    ("module stages.summary", module("stages.summary"), ["summary:tiny", "summary:other", *PUBLISH_ALL]),
+    ("module stages.summary", module("stages.summary"), ["summary:tiny", "summary:other"]),
     ("modules stages.layers and stages.repair, which run on demand", both(
         module("stages.layers"), module("stages.repair")
-    ), PUBLISH_ALL),
-    ("module stages.config", module("stages.config"), [*CONFIG, "config:other", *PUBLISH_ALL]),
-    ("module stages.client", module("stages.client"), [*CLIENT, "client:other", *PUBLISH_ALL]),
-    ("template of clients", append("build_tasks/stages/templates/client.py.j2"), [*CLIENT, "client:other", *PUBLISH_ALL]),
+    ), []),
+    ("module stages.config", module("stages.config"), [*CONFIG, "config:other"]),
+    ("module stages.client", module("stages.client"), [*CLIENT, "client:other"]),
+    ("template of clients", append("build_tasks/stages/templates/client.py.j2"), [*CLIENT, "client:other"]),
     ("module stages.publish", module("stages.publish"), PUBLISH_ALL),
-    ("module formats.onnx_export", module("formats.onnx_export"), ["onnx:tiny", *PUBLISH_ALL]),
-    ("module formats.onnx_runtime", module("formats.onnx_runtime"), ["onnx:tiny", "measure:tiny_onnx", *PUBLISH_ALL]),
+    ("module formats.onnx_export", module("formats.onnx_export"), ["onnx:tiny"]),
+    ("module formats.onnx_runtime", module("formats.onnx_runtime"), ["onnx:tiny", "measure:tiny_onnx"]),
     ("module formats.pytorch_network", module("formats.pytorch_network"), [
-        *NETWORK, "weights:other", "reference:other", "torchscript:other", "measure:tiny", "measure:other", *PUBLISH_ALL
+        *NETWORK, "weights:other", "reference:other", "torchscript:other", "measure:tiny", "measure:other"
     ]),
     ("module formats.torchscript_graph", module("formats.torchscript_graph"),
-     ["torchscript:tiny", "torchscript:other", *PUBLISH_ALL]),
+     ["torchscript:tiny", "torchscript:other"]),
     ("module verification.metrics", module("verification.metrics"),
      [*MEASURE, *ACCURACY, "measure:other", "accuracy:other", "summary:other", *PUBLISH_ALL]),
-    ("module triton.derived_config", module("triton.derived_config"), [*CONFIG, "config:other", *PUBLISH_ALL]),
+    ("module triton.derived_config", module("triton.derived_config"), [*CONFIG, "config:other"]),
     ("module triton.repository", module("triton.repository"), [*CONFIG, "config:other", *PUBLISH_ALL]),
     ("modules that only decide how stages run", both(
         module("doit_plugin.reporter"), both(module("runtime.worker"), module("json_files"))
-    ), PUBLISH_ALL),  # the statement names the code, also of what runs the stages
+    ), []),
     ("module report.charts", module("report.charts"), []),
     # tools
     ("version of onnxslim", fake_version("onnxslim"), ["onnx:tiny", "publish:tiny_onnx"]),
@@ -440,8 +440,8 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     ("module formats.layer_errors", module("formats.layer_errors"), ["accuracy:tiny.fp16"], []),
     ("module formats.onnx_files, which compiles nothing anew", module("formats.onnx_files"),
      ["onnx:tiny", "measure:tiny_onnx", *converted("fp16")], []),
-    ("module formats.tensorrt", module("formats.tensorrt"), [*ENGINES, *PUBLISH], []),
-    ("module runtime.hardware", module("runtime.hardware"), [*ENGINES, *PUBLISH], []),
+    ("module formats.tensorrt", module("formats.tensorrt"), ENGINES, []),
+    ("module runtime.hardware", module("runtime.hardware"), ENGINES, []),
     ("version of nvidia-modelopt", fake_version("nvidia_modelopt"), ["precision:tiny.fp16"], []),
     ("version of polygraphy", fake_version("polygraphy"),
      ["reference:tiny", *MEASURE, "measure:tiny.fp16", *ENGINES], []),
