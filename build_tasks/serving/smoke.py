@@ -294,7 +294,9 @@ def check_build(model: Model, model_format: str, config: dict[str, Any], version
     Raises:
         UserError: If a version that answered is of another build. A version without provenance is accepted.
     """
-    files = artifacts.artifacts_of(model, model_format)
+    network = short_form(model.spec.ensemble)
+    steps = ("preprocess", network) if model_format == "ensemble" and network else (model_format,)
+    files = [file for step in steps for file in artifacts.artifacts_of(model, step)]
     newest = " ".join(read_json(model.artifact(f"{file}.verdict.json"))["model"] for file in files)
     for version in versions:
         build = config.get("parameters", {}).get(f"provenance.{version}.build", {}).get("string_value")
