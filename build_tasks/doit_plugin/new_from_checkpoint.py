@@ -9,7 +9,7 @@ import os
 from build_tasks.doit_plugin.new_from_file import sample_keys
 from build_tasks.doit_plugin.spec_template import Key
 from build_tasks.formats.checkpoint_facts import CheckpointFacts
-from build_tasks.spec import model_files, pictures
+from build_tasks.spec import model_files
 
 
 def copied_files(path: str) -> dict[str, str]:
@@ -35,8 +35,7 @@ def checkpoint_keys(facts: CheckpointFacts) -> list[Key]:
         keys.append(Key("architecture", "arguments", facts.arguments, "as the checkpoint has it"))
     if facts.prefix:
         keys.append(Key("weights", "prefix", facts.prefix, "before the names of the network's tensors"))
-    channels = facts.arguments.get("in_chans", 3)
-    return keys if pictures.colors_of(None, None, channels) else keys + sample_keys(channels)
+    return keys + sample_keys(facts.arguments.get("in_chans", 3))
 
 
 def found_lines(path: str, facts: CheckpointFacts, classes: int) -> list[str]:

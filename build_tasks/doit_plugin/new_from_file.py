@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from build_tasks.doit_plugin.spec_template import Key, format_spec
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec.model import Model
+from build_tasks.spec.pictures import colors_of
 
 if TYPE_CHECKING:
     import onnx
@@ -133,9 +134,9 @@ def picture_keys(image: list[int | None]) -> list[Key]:
 
 
 def sample_keys(channels: int) -> list[Key]:
-    """Return the key of the samples, if the network does not take the photographs that ship, which have 3 channels."""
+    """Return the key of the samples, if the photographs that ship cannot give a network this number of channels."""
     comment = f"fill in: put preprocessed samples of {channels} channels into this file"
-    return [] if channels == 3 else [Key("accuracy", "samples", "samples.npz", comment)]
+    return [] if colors_of(None, None, channels) else [Key("accuracy", "samples", "samples.npz", comment)]
 
 
 def try_onnx(model: Model, file: str, scratch: str) -> None:
