@@ -7,12 +7,13 @@ Triton's backends keep. So the files run in the same way here, and the gate appl
 """
 
 import functools
+import importlib.metadata
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.runtime import hardware
-from build_tasks.runtime.distributions import installed_version
 from build_tasks.tensors import Feed, batch_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ FIRST_TF32 = 8  # major compute capability
 
 # The distribution that runs a kind of artifact on a GPU. The package `onnxruntime` is for CPUs only.
 GPU_TOOLS = {"torchscript": "torch", "cast": "torch", "onnx": "onnxruntime-gpu", "graph": "onnxruntime-gpu"}
+
+# The file in which each of them states the version of CUDA that it was built for.
+CUDA_VERSION = {"torch": "torch/version.py", "onnxruntime-gpu": "onnxruntime/capi/build_and_package_info.py"}
 
 
 class Session(NamedTuple):
@@ -42,11 +46,30 @@ class Session(NamedTuple):
 def gpu_of(runner: str) -> hardware.Gpu | None:
     """Return the GPU of this machine if what runs a kind of artifact can use it, else None.
 
+    It must be built for a version of CUDA that the driver runs. A driver runs all minor versions of its newest major
+    version, and all older versions.
+
     Args:
         runner: A key of GPU_TOOLS.
+    Source: NVIDIA, CUDA Compatibility.
     """
-    gpu, tool = hardware.gpu(), installed_version(GPU_TOOLS[runner])
-    return gpu if isinstance(gpu, hardware.Gpu) and tool is not None and not tool.endswith("+cpu") else None
+    gpu, cuda = hardware.gpu(), _built_for_cuda(GPU_TOOLS[runner])
+    return gpu if isinstance(gpu, hardware.Gpu) and cuda is not None and cuda <= hardware.driver_cuda() else None
+
+
+@functools.cache
+def _built_for_cuda(distribution: str) -> int | None:
+    """The major version of CUDA that a distribution was built for, None if it is for CPUs only or is not installed.
+
+    doit itself needs to know it, and imports neither PyTorch nor ONNX Runtime.
+    """
+    try:
+        path = importlib.metadata.distribution(distribution).locate_file(CUDA_VERSION[distribution])
+        with open(str(path), encoding="utf-8") as file:
+            version = re.search(r"""^cuda(?:_version)?\b[^=\n]*= *['"](\d+)""", file.read(), re.MULTILINE)
+    except (importlib.metadata.PackageNotFoundError, OSError):
+        return None
+    return int(version[1]) if version else None
 
 
 def host_fingerprint(runner: str, served_on: str) -> dict[str, str]:

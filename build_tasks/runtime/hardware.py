@@ -85,6 +85,22 @@ def driver() -> str | None:
         return None
 
 
+@functools.cache
+def driver_cuda() -> int:
+    """The newest major version of CUDA that the GPU's driver runs, 0 if its library libcuda.so.1 cannot be loaded.
+
+    A container that may only monitor the GPU has NVML without that library. Call it after `gpu`, which opens NVML.
+
+    Source: NVML's reference, nvmlSystemGetCudaDriverVersion_v2 (the version is 1000 * major + 10 * minor).
+    """
+    import pynvml as nvml
+
+    try:
+        return int(nvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000
+    except nvml.NVMLError:
+        return 0
+
+
 def missing_requirements(capability: str | None = None) -> str | None:
     """The missing requirements to build and run a plan, with a way to get them; None if nothing is missing.
 

@@ -497,7 +497,7 @@ def test_an_edit_compiles_exactly_what_it_touches(
 
 @pytest.mark.parametrize(("gpu_or_version", "expected"), [m[1:] for m in MACHINES], ids=[m[0] for m in MACHINES])
 def test_another_machine_compiles_plans_anew_and_nothing_before_them(
-    engine_star: Project, copy_of: Callable[[Project], Project], gpu_or_version: dict[str, str], expected: list[str]
+    engine_star: Project, copy_of: Callable[[Project], Project], gpu_or_version: dict[str, Any], expected: list[str]
 ) -> None:
     project = copy_of(engine_star)
     machine = fakes.machine(project.root.parent, torch=not without_torch(expected), **gpu_or_version)

@@ -1,6 +1,8 @@
 """TorchScript and ONNX files are measured on the device that serves them."""
 
+import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,22 +19,48 @@ def device(project: Project, file: str) -> str:
     return name
 
 
-def test_the_device_is_part_of_the_record_and_of_the_line(project: Project) -> None:
+def install(folder: Path, distribution: str, file: str, line: str) -> Path:
+    """Write the metadata of a distribution and the file that states its version of CUDA. Returns the folder."""
+    metadata = folder / f"{distribution.replace('-', '_')}-{torch.__version__}.dist-info/METADATA"
+    for path, text in ((metadata, f"Name: {distribution}\nVersion: {torch.__version__}\n"), (folder / file, line)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def before(folder: Path, machine: dict[str, str]) -> dict[str, str]:
+    """A machine with a further folder of distributions, before the others."""
+    return {**machine, "PYTHONPATH": f"{folder}:{machine['PYTHONPATH']}"}
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch is for CPUs only")
+def test_the_device_is_part_of_the_record_and_of_the_line(project: Project, tmp_path: Path) -> None:
     """The fake GPU is seen by the driver's library, and has no CUDA."""
     folder = tiny_network.add(project, "net", formats='"torchscript", "onnx"')
     without_gpu = fakes.machine(project.root.parent, gpus=None)
     run = project.built("measure", **without_gpu)
     assert run.out.count("device: CPU") == 2, run.out
-    machine = fakes.machine(project.root.parent, gpus="NVIDIA H200, 9.0")
-    run = project.built("measure", **machine)
+    assert torch.version.cuda
+    cuda = int(torch.version.cuda.partition(".")[0])
+    machine = functools.partial(fakes.machine, project.root.parent, gpus="NVIDIA H200, 9.0")
+    assert project.built("measure", **machine(cuda=None)).ran == [], "the driver has no CUDA"
+    assert project.built("measure", **machine(cuda=cuda - 1)).ran == [], "the driver is too old"
+    for_cpus = install(tmp_path / "for CPUs", "torch", "torch/version.py", "cuda: Optional[str] = None\n")
+    assert project.built("measure", **before(for_cpus, machine(cuda=cuda))).ran == []
+    run = project.built("measure", **machine(cuda=cuda))
     assert run.ran == ["measure:net"], "this onnxruntime is for CPUs only"
     assert "measured on: None -> NVIDIA H200 (9.0)" in run.out
+    assert "device: CPU, because CUDA does not work here" in run.out
     assert device(project, "model.pt") == "CPU, because CUDA does not work here"
-    assert project.built("measure", **machine).ran == []
+    assert project.built("measure", **machine(cuda=cuda + 1)).ran == []
     assert project.built("measure", **without_gpu).ran == [], "a missing GPU makes nothing stale"
+    build = "onnxruntime/capi/build_and_package_info.py"
+    for_gpus = install(tmp_path / "for GPUs", "onnxruntime-gpu", build, f"cuda_version = '{cuda}.0'\n")
+    assert "measure:net_onnx" in project.built("measure", **before(for_gpus, machine(cuda=cuda))).ran
+    assert device(project, "model.onnx") == "CPU, because CUDA does not work here"
     (folder / "model.toml").write_text((folder / "model.toml").read_text() + '[triton]\ndevice = "cpu"\n')
-    assert project.built("measure", **machine).ran == ["measure:net"]
-    assert device(project, "model.pt") == device(project, "model.onnx") == "CPU"
+    assert project.built("measure:net", **machine(cuda=cuda)).ran == ["measure:net"]
+    assert device(project, "model.pt") == "CPU"
 
 
 @pytest.mark.gpu

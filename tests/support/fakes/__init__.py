@@ -20,7 +20,11 @@ GPU = "NVIDIA RTX A4000, 8.6"
 
 
 def machine(
-    folder: Path, tensorrt: str | None = TENSORRT, gpus: str | None = GPU, torch: bool = True
+    folder: Path,
+    tensorrt: str | None = TENSORRT,
+    gpus: str | None = GPU,
+    torch: bool = True,
+    cuda: int | None = None,
 ) -> dict[str, str]:
     """The environment variables with which doit finds this TensorRT and these GPUs.
 
@@ -30,6 +34,8 @@ def machine(
         gpus: "name, capability; name, capability", "error" for a driver that does not work, None for no driver.
         torch: Whether torch and timm can be imported. Without them a run is seconds faster, and the stages that need
             them fail. Their metadata can still be read, so that nothing is stale.
+        cuda: The driver's major version of CUDA. Without one PyTorch cannot use the GPUs, and doit knows it; with one
+            doit learns it only when PyTorch runs.
     """
     driver = folder / ("driver" if gpus is not None else "no driver") / "libnvidia-ml.so.1"
     paths = [folder / "no torch", Path(__file__).parent, folder / f"tensorrt {tensorrt}"][torch:]
@@ -57,4 +63,5 @@ def machine(
         "LD_LIBRARY_PATH": str(driver.parent),
         "FAKE_TENSORRT": tensorrt or "",
         "FAKE_GPUS": gpus or "",
+        "FAKE_CUDA": str(cuda or ""),
     }

@@ -1,4 +1,7 @@
-"""A fake NVML. FAKE_GPUS names its GPUs: "name, major.minor; name, major.minor"."""
+"""A fake NVML. FAKE_GPUS names its GPUs: "name, major.minor; name, major.minor".
+
+FAKE_CUDA is the driver's major version of CUDA, or empty if the driver has no library for CUDA.
+"""
 
 import os
 from typing import NamedTuple
@@ -25,6 +28,12 @@ def nvmlInit() -> None:  # noqa: N802
 
 def nvmlSystemGetDriverVersion() -> str:  # noqa: N802
     return "580.65.06"
+
+
+def nvmlSystemGetCudaDriverVersion_v2() -> int:  # noqa: N802
+    if not os.environ["FAKE_CUDA"]:
+        raise NVMLError("Library Not Found")
+    return 1000 * int(os.environ["FAKE_CUDA"])
 
 
 def nvmlDeviceGetCount() -> int:  # noqa: N802
