@@ -470,7 +470,7 @@ MACHINES: list[tuple[str, dict[str, str], list[str]]] = [
 @pytest.fixture(scope="module")
 def engine_star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Project:
     project = project_of(tmp_path_factory.mktemp("engine_star"), ENGINE_STAR, tiny_weights)
-    project.built(*ENGINE_TASKS, **fakes.machine(project.root.parent))
+    project.built(*ENGINE_TASKS, **fakes.machine(project.root.parent, cuda=fakes.CUDA))
     return project
 
 
@@ -500,7 +500,9 @@ def test_another_machine_compiles_plans_anew_and_nothing_before_them(
     engine_star: Project, copy_of: Callable[[Project], Project], gpu_or_version: dict[str, Any], expected: list[str]
 ) -> None:
     project = copy_of(engine_star)
-    machine = fakes.machine(project.root.parent, torch=not without_torch(expected), **gpu_or_version)
+    machine = fakes.machine(
+        project.root.parent, torch=not without_torch(expected), cuda=fakes.CUDA, **gpu_or_version
+    )
     plan = project.plan(*ENGINE_TASKS, **machine)
     assert project.built(*ENGINE_TASKS, **machine).ran == expected
     assert_predicted(plan, expected)
@@ -519,7 +521,7 @@ def test_compute_capabilities_are_a_plan_each(engine_star: Project, copy_of: Cal
 
 def test_what_cuda_sees_first_is_the_gpu_of_a_plan(engine_star: Project, copy_of: Callable[[Project], Project]) -> None:
     project = copy_of(engine_star)
-    machine = fakes.machine(project.root.parent, gpus=f"NVIDIA L4, 8.9; {fakes.GPU}")
+    machine = fakes.machine(project.root.parent, gpus=f"NVIDIA L4, 8.9; {fakes.GPU}", cuda=fakes.CUDA)
     assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="1,0", **machine).ran == []
     assert project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="GPU-1a", **machine).ran == []
     run = project.built(*ENGINE_TASKS, CUDA_VISIBLE_DEVICES="0", **machine)

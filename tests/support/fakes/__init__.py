@@ -17,6 +17,7 @@ from build_tasks.runtime.hardware import TENSORRT as DISTRIBUTIONS
 
 TENSORRT = "11.2.1.2"  # of the default release of Triton
 GPU = "NVIDIA RTX A4000, 8.6"
+CUDA = 13  # of the PyTorch that is tested
 
 
 def machine(
