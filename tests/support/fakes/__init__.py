@@ -59,11 +59,6 @@ def machine(
         (folder / "no torch").mkdir(parents=True, exist_ok=True)
         for module in ("torch", "timm"):
             (folder / f"no torch/{module}.py").write_text(f"raise ModuleNotFoundError('hidden', name='{module}')\n")
-        # A build without CUDA: with one, figures of TorchScript would be measured once more, on the GPU.
-        version = importlib.metadata.version("torch").partition("+")[0]
-        metadata = folder / f"no torch/torch-{version}+cpu.dist-info/METADATA"
-        metadata.parent.mkdir(exist_ok=True)
-        metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}+cpu\n")
     return {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "LD_LIBRARY_PATH": str(driver.parent),
