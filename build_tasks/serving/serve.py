@@ -73,9 +73,9 @@ def serve(models: list[Model], server: str, address: str, http: int, grpc: int, 
                 except triton_server.NoAnswerError as error:
                     return TaskFailed(f"{name}: {error}; the server's log: {LOG}")
             urls = f"HTTP {address}:{http}, gRPC {address}:{grpc}, metrics {address}:{metrics}"
-            print(f"serving: {urls}; log: {LOG}; Ctrl-C stops the server", flush=True)
             try:
                 with interruptible():
+                    print(f"serving: {urls}; log: {LOG}; Ctrl-C stops the server", flush=True)
                     code = running.process.wait()
             except KeyboardInterrupt:
                 print("stopped", flush=True)
