@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from build_tasks.formats.torchscript_graph import all_nodes
+from build_tasks.formats.torchscript_graph import all_nodes, insert
 
 BATCHES = (1, 3, 3)  # PyTorch optimizes a graph after its first runs
 
@@ -34,7 +34,7 @@ def follow_input(module: torch.jit.ScriptModule) -> None:
     _, first_input, *_ = graph.inputs()  # the first is the module itself
     first = next(iter(graph.nodes()))
     graph.setInsertPoint(first)
-    device = graph.insertNode(graph.create("prim::device", [first_input], 1)).output()
+    device = insert(graph, "prim::device", [first_input])
     device.setType(torch._C.DeviceObjType.get())
     for node in all_nodes(graph):
         if node.kind() == "prim::Constant" and node.output().type().kind() == "DeviceObjType":
@@ -52,7 +52,7 @@ def follow_input(module: torch.jit.ScriptModule) -> None:
                 node.replaceInput(index, device)
             elif argument.name in CPU_ARGUMENTS and value.node().kind() != "aten::_pack_padded_sequence":
                 graph.setInsertPoint(node)
-                node.replaceInput(index, graph.insertNode(graph.create("aten::cpu", [value], 1)).output())
+                node.replaceInput(index, insert(graph, "aten::cpu", [value]))
     if not device.uses():
         device.node().destroy()
     _keep_sizes_on_cpu(graph)
@@ -77,8 +77,7 @@ def _keep_sizes_on_cpu(graph: Any) -> None:
         sizes.update(output.debugName() for output in node.outputs())
         for index, number in numbers.items():
             graph.setInsertPoint(node)
-            scalar = graph.insertConstant(number)
-            node.replaceInput(index, graph.insertNode(graph.create("prim::NumToTensor", [scalar], 1)).output())
+            node.replaceInput(index, insert(graph, "prim::NumToTensor", [number]))
 
 
 def constant_number(value: Any) -> int | float | None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from build_tasks.formats.torchscript_graph import CONVOLUTIONS, all_nodes
+from build_tasks.formats.torchscript_graph import CONVOLUTIONS, all_nodes, insert
 
 CONVOLUTION_RELU, CONVOLUTION_ADD_RELU = "aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu"
 GPU_OPERATORS = {CONVOLUTION_RELU, CONVOLUTION_ADD_RELU}
@@ -122,7 +122,7 @@ def scale_filters(graph: Any) -> int:
         if dims[1] != channels or dims[2] * dims[3] < 2 * outputs:
             continue
         graph.setInsertPoint(convolution.node)
-        image_size = make_list(graph, [insert(graph, "aten::size", [image, axis]) for axis in (2, 3)])
+        image_size = insert_image_size(graph, image)
         rows = insert(graph, "aten::flatten", [insert(graph, "aten::permute", [image, NHWC]), 1, 2])
         filters = convolution.filters.flatten(1).t().contiguous()
         scaled = insert(graph, "aten::mul", [insert(graph, "aten::flatten", [gate, 2, 3]), filters])
@@ -198,20 +198,14 @@ def replace(graph: Any, node: Any, operator: str, arguments: Sequence[Any]) -> N
     node.output().replaceAllUsesWith(output)
 
 
-def insert(graph: Any, operator: str, arguments: Sequence[Any]) -> Any:
-    """Insert an operator on values and constants at the graph's insert point, and return its result."""
-    values = [a if isinstance(a, torch._C.Value) else graph.insertConstant(a) for a in arguments]
-    output = graph.insertNode(graph.create(operator, values, 1)).output()
-    if operator == "aten::size":
-        output.setType(torch._C.IntType.get())
-    return output
-
-
-def make_list(graph: Any, values: Sequence[Any]) -> Any:
-    """Insert a list of integers."""
-    output = graph.insertNode(graph.create("prim::ListConstruct", [*values], 1)).output()
-    output.setType(torch._C.ListType(torch._C.IntType.get()))
-    return output
+def insert_image_size(graph: Any, image: Any) -> Any:
+    """Insert the list [height, width] of an image at the graph's insert point, and return it."""
+    numbers = [insert(graph, "aten::size", [image, axis]) for axis in (2, 3)]
+    for number in numbers:
+        number.setType(torch._C.IntType.get())
+    size = insert(graph, "prim::ListConstruct", numbers)
+    size.setType(torch._C.ListType(torch._C.IntType.get()))
+    return size
 
 
 REWRITES = {  # in this order: the first takes the convolutions after a gate, and the third what the second has left

@@ -118,9 +118,9 @@ def cast_trace(
             continue
         users = [use.user for use in batch.uses()]
         graph.setInsertPoint(first)
-        cast_input = _insert(graph, "aten::to", batch, DTYPE_NUMBERS[dtype], False, False, None)
+        cast_input = insert(graph, "aten::to", [batch, DTYPE_NUMBERS[dtype], False, False, None])
         if memory_format == "channels_last" and is_picture:
-            cast_input = _insert(graph, "aten::contiguous", cast_input, CHANNELS_LAST_NUMBER)
+            cast_input = insert(graph, "aten::contiguous", [cast_input, CHANNELS_LAST_NUMBER])
         for user in users:
             user.replaceInputWith(batch, cast_input)
     fp32 = DTYPE_NUMBERS[torch.float32]
@@ -130,15 +130,19 @@ def cast_trace(
         is_fp32 = value.node().kind() == "aten::to" and value.node().inputsAt(1).toIValue() == fp32
         if (output_dtype == "float32" or source_node is not node) and not is_fp32:
             graph.setInsertPoint(source_node)
-            source_node.replaceInput(source_index, _insert(graph, "aten::to", value, fp32, False, False, None))
+            source_node.replaceInput(source_index, insert(graph, "aten::to", [value, fp32, False, False, None]))
     graph.lint()
     return module
 
 
-def _insert(graph: Any, operator: str, value: Any, *constants: int | bool | None) -> Any:
-    """Insert an operator on a tensor and constants at the graph's insert point, and return its result."""
-    node = graph.create(operator, [value, *map(graph.insertConstant, constants)], 1)
-    return graph.insertNode(node).output()
+def insert(graph: Any, operator: str, arguments: Sequence[Any]) -> Any:
+    """Insert an operator at the graph's insert point, and return its result.
+
+    Args:
+        arguments: Values of the graph, and numbers, lists and tensors that become constants of the graph.
+    """
+    values = [each if isinstance(each, torch._C.Value) else graph.insertConstant(each) for each in arguments]
+    return graph.insertNode(graph.create(operator, values, 1)).output()
 
 
 def _cast_constants(graph: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
@@ -169,8 +173,7 @@ def _replace_views(graph: Any) -> None:
     for node in graph.findAllNodes("aten::view"):
         if "dtype" not in node.schema():  # with a dtype, `view` reinterprets the bits
             graph.setInsertPoint(node)
-            reshaped = graph.insertNode(graph.create("aten::reshape", list(node.inputs()), 1))
-            node.output().replaceAllUsesWith(reshaped.output())
+            node.output().replaceAllUsesWith(insert(graph, "aten::reshape", list(node.inputs())))
             node.destroy()
 
 

@@ -64,21 +64,20 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
 
-    from build_tasks.formats.torchscript_gpu import needs_gpu
-
     signature = read_json(inputs["trace's signature"])
     tools = read_json(inputs["trace's tools"])
     options = settings["torchscript"]
     notes = {**options, "batches": list(BATCHES)}
     rewritten = settings["for_gpu"] and options["precision"] != "fp32" and options["memory_format"] == "channels_last"
+    save = functools.partial(save_cast, inputs["trace"], outputs["model"], signature, settings)
     try:
         try:
-            counts = cast(inputs["trace"], outputs["model"], signature, settings, rewritten)
+            counts, needs_gpu = save(rewritten)
             notes |= {"rewritten": ", ".join(f"{count} {what}" for what, count in counts.items() if count)}
         except RuntimeError as error:
             if not rewritten:
                 raise
-            cast(inputs["trace"], outputs["model"], signature, settings, rewritten=False)
+            _, needs_gpu = save(rewritten=False)
             notes |= {"not rewritten": first_lines(error)}
     except RuntimeError as error:
         raise UserError(
@@ -86,16 +85,19 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             'with torchscript.precision = "fp32" model.pt is served as it is'
         ) from error
     record = {**signature, "PyTorch": torch.__version__.partition("+")[0]}
-    if needs_gpu(torch.jit.load(outputs["model"])):
+    if needs_gpu:
         record["needs_gpu"] = True
     write_json(outputs["signature"], record)
     write_json(outputs["tools"], {**tools, **versions(TOOLS)})
     return {key: value for key, value in notes.items() if value}
 
 
-def cast(trace: str, path: str, signature: Signature, settings: Settings, rewritten: bool) -> dict[str, int]:
-    """Write the cast file and check it. Returns how often each rewrite was applied.
+def save_cast(
+    trace: str, path: str, signature: Signature, settings: Settings, rewritten: bool
+) -> tuple[dict[str, int], bool]:
+    """Write the cast file and check it.
 
+    Returns: How often each rewrite was applied, and whether the file needs a GPU.
     Raises:
         RuntimeError: If the file does not run, or if its outputs are other ones than those of model.pt.
     """
@@ -114,7 +116,7 @@ def cast(trace: str, path: str, signature: Signature, settings: Settings, rewrit
         counts = torchscript_gpu.rewrite_for_gpu(module, example_inputs(signature, settings, max(BATCHES), lengths))
     torchscript_graph.save_torchscript(module, path)
     check(trace, path, signature, settings)
-    return counts
+    return counts, torchscript_gpu.needs_gpu(module)
 
 
 def check(trace: str, path: str, signature: Signature, settings: Settings) -> None:
