@@ -22,6 +22,7 @@ from build_tasks.tensors import dims_at, signature_dims, tuned_lengths
 from build_tasks.triton import ensemble_graph, releases
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.derived_config import (
+    CONFIG_MODULES,
     ConfigSettings,
     InputLayout,
     common_signature,
@@ -33,26 +34,6 @@ from build_tasks.triton.derived_config import (
 from build_tasks.triton.derived_tensors import ClientView, signature_of
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line, release_mark
-
-CONFIG_MODULES = (
-    "build_tasks.tensors",
-    "build_tasks.triton.batch_tensor_checks",
-    "build_tasks.triton.derived_config",
-    "build_tasks.triton.derived_tensors",
-    "build_tasks.triton.model_config",
-    "build_tasks.triton.model_config_checks",
-    "build_tasks.triton.newer_fields",
-    "build_tasks.triton.optimization_checks",
-    "build_tasks.triton.parameter_checks",
-    "build_tasks.triton.platforms",
-    "build_tasks.triton.release_table",
-    "build_tasks.triton.releases",
-    "build_tasks.triton.repository",
-    "build_tasks.triton.scheduler_checks",
-    "build_tasks.triton.sequence_checks",
-    "build_tasks.triton.serving_facts",
-    "build_tasks.triton.warm_up_checks",
-)
 
 
 def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:

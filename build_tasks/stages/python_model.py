@@ -23,7 +23,7 @@ from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton import newer_fields
-from build_tasks.triton.derived_config import to_text
+from build_tasks.triton.derived_config import CONFIG_MODULES, to_text
 from build_tasks.triton.derived_tensors import signature_of
 from build_tasks.triton.repository import BYTECODE, CONFIG_FILE, header_line
 
@@ -33,25 +33,6 @@ if TYPE_CHECKING:
     from build_tasks.verification.gate import GateResult
 
 CLASS, METHOD = "TritonPythonModel", "execute"
-MODULES = (
-    "build_tasks.tensors",
-    "build_tasks.triton.batch_tensor_checks",
-    "build_tasks.triton.derived_config",
-    "build_tasks.triton.derived_tensors",
-    "build_tasks.triton.model_config",
-    "build_tasks.triton.model_config_checks",
-    "build_tasks.triton.newer_fields",
-    "build_tasks.triton.optimization_checks",
-    "build_tasks.triton.parameter_checks",
-    "build_tasks.triton.platforms",
-    "build_tasks.triton.release_table",
-    "build_tasks.triton.releases",
-    "build_tasks.triton.repository",
-    "build_tasks.triton.scheduler_checks",
-    "build_tasks.triton.sequence_checks",
-    "build_tasks.triton.serving_facts",
-    "build_tasks.triton.warm_up_checks",
-)
 
 
 def tasks(model: Model) -> "Iterator[dict[str, Any]]":
@@ -89,7 +70,7 @@ def _task(model: Model, folder: str) -> dict[str, Any]:
             "release": model.release,
         },
         tools=("tritonclient",),
-        modules=(__name__, *MODULES),
+        modules=(__name__, *CONFIG_MODULES),
         in_process=True,
     )
     return stage.task(doc=f"The Python model {model.python_name(folder)}, from {MODELS}/{model.name}/{folder}/")

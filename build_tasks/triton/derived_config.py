@@ -18,6 +18,26 @@ KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 WARM_UP_COUNTS = {"torchscript": 2}  # PyTorch's profiling executor compiles at the second request of a shape
 MIN_IN_FLIGHT = 64  # requests of an ensemble at each step
 PREPROCESS_INSTANCES = 2  # processes of the Python backend that decode pictures
+# The modules that decide a config.pbtxt, for the stages that write one.
+CONFIG_MODULES = (
+    "build_tasks.tensors",
+    "build_tasks.triton.batch_tensor_checks",
+    "build_tasks.triton.derived_config",
+    "build_tasks.triton.derived_tensors",
+    "build_tasks.triton.model_config",
+    "build_tasks.triton.model_config_checks",
+    "build_tasks.triton.newer_fields",
+    "build_tasks.triton.optimization_checks",
+    "build_tasks.triton.parameter_checks",
+    "build_tasks.triton.platforms",
+    "build_tasks.triton.release_table",
+    "build_tasks.triton.releases",
+    "build_tasks.triton.repository",
+    "build_tasks.triton.scheduler_checks",
+    "build_tasks.triton.sequence_checks",
+    "build_tasks.triton.serving_facts",
+    "build_tasks.triton.warm_up_checks",
+)
 
 
 class InputLayout(Struct, frozen=True):
