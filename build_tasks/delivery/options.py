@@ -19,12 +19,6 @@ KEY = option("key", "a PEM file: to sign the private key, to verify the public o
 CHAIN = option("chain", "PEM files of certificates, up to the root, with commas between them")
 
 
-def options_first(words: list[str]) -> list[str]:
-    """Return the words of a command line with the options in front, as doit's parser expects them."""
-    first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-    return [*words[first:], *words[:first]]
-
-
 def chain_of(text: str) -> tuple[str, ...]:
     """Return the paths of the option --chain."""
     return tuple(filter(None, text.split(",")))

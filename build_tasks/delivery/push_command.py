@@ -5,7 +5,7 @@ from typing import Any
 from doit.cmd_base import Command
 from doit.exceptions import InvalidCommand
 
-from build_tasks.delivery.options import option, options_first, requested_models
+from build_tasks.delivery.options import option, requested_models
 from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.errors import UserError, first_lines, printable
 
@@ -13,6 +13,7 @@ from build_tasks.errors import UserError, first_lines, printable
 class Push(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command."""
 
+    takes_names_first = True
     doc_purpose = "copy the published models to a bucket, a folder or an OCI image layout"
     doc_usage = "URL [MODEL ...] | --oci FOLDER [MODEL ...]"
     doc_description = (
@@ -21,9 +22,6 @@ class Push(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
         "--oci writes an OCI image layout (a modelcar for KServe) without a daemon: `skopeo copy oci:FOLDER docker://…`."
     )
     cmd_options = (option("oci", "write an OCI image layout into this folder"),)
-
-    def parse_execute(self, words: list[str]) -> Any:
-        return super().parse_execute(options_first(words))
 
     def execute(self, params: dict[str, Any], args: list[str]) -> int:
         try:

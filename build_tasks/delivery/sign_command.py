@@ -5,7 +5,7 @@ from typing import Any
 from doit.cmd_base import Command
 from doit.exceptions import InvalidCommand
 
-from build_tasks.delivery.options import CHAIN, KEY, chain_of, option, options_first, requested_models, require_files
+from build_tasks.delivery.options import CHAIN, KEY, chain_of, option, requested_models, require_files
 from build_tasks.doit_plugin.command_line import OneLineMistakes
 from build_tasks.doit_plugin.state import StateManager
 from build_tasks.errors import UserError
@@ -19,6 +19,7 @@ from build_tasks.runtime.digests import digest
 class Sign(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command."""
 
+    takes_names_first = True
     doc_purpose = "sign the published models, by OpenSSF Model Signing"
     doc_usage = "[MODEL ...] --key PRIVATE.pem [--certificate CERT.pem --chain CA.pem] | --keyless"
     doc_description = (
@@ -32,9 +33,6 @@ class Sign(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
         CHAIN,
         option("keyless", "sign by Sigstore, with your login or that of the CI system", default=False),
     )
-
-    def parse_execute(self, words: list[str]) -> Any:
-        return super().parse_execute(options_first(words))
 
     def execute(self, params: dict[str, Any], args: list[str]) -> int:
         signer = Identity(params["key"], params["certificate"], chain_of(params["chain"]), params["keyless"])

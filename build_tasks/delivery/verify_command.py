@@ -18,7 +18,7 @@ from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 
-from build_tasks.delivery.options import CHAIN, KEY, chain_of, option, options_first, require_files
+from build_tasks.delivery.options import CHAIN, KEY, chain_of, option, require_files
 from build_tasks.doit_plugin.command_line import RecordsCommand
 from build_tasks.doit_plugin.noop_cache import CACHE_FILE
 from build_tasks.doit_plugin.state import ReadOnlyStateDB, StateManager
@@ -49,6 +49,7 @@ class Damage(NamedTuple):
 class Verify(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no types
     """The command."""
 
+    takes_names_first = True
     doc_purpose = "read every byte that was built and published, and compare it with the records"
     doc_usage = "[TASK ...] [--heal] [--key PUBLIC.pem] | URL [MODEL ...]"
     doc_description = (
@@ -64,9 +65,6 @@ class Verify(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
         option("identity", "the identity of a keyless signature"),
         option("issuer", "who confirmed that identity, a URL"),
     )
-
-    def parse_execute(self, words: list[str]) -> Any:
-        return super().parse_execute(options_first(words))
 
     def execute(self, params: Any, args: list[str]) -> Any:
         chain = chain_of(params["chain"])

@@ -31,6 +31,7 @@ GRACE = DAY
 class Cache(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command."""
 
+    takes_names_first = True
     doc_purpose = "size, age and use of the build cache; `prune` and `verify` it"
     doc_usage = "[prune [--older 30d] [--size 50GB] | verify]"
     doc_description = (
@@ -43,11 +44,6 @@ class Cache(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no type
         {"name": "older", "long": "older", "type": str, "default": "", "help": "for prune: 12h, 30d, 8w"},
         {"name": "size", "long": "size", "type": str, "default": "", "help": "for prune: 500MB, 50GB, 1TB"},
     )
-
-    def parse_execute(self, words: list[str]) -> Any:
-        """Accept the word before the options, too. doit's parser expects it after them."""
-        first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-        return super().parse_execute([*words[first:], *words[:first]])
 
     def execute(self, params: dict[str, Any], args: list[str]) -> int:
         if len(args) > 1 or args[:1] not in ([], *([word] for word in WORDS)):

@@ -20,7 +20,13 @@ HELP_OPTIONS = {"-h", "--help"}
 
 
 class OneLineMistakes:
-    """Mixin of all commands: `--help`, the options in the guide's form, and mistakes in one line."""
+    """Mixin of all commands: `--help`, the options in the guide's form, and mistakes in one line.
+
+    Attributes:
+        takes_names_first: Whether names may stand before the options. doit's parser expects them after the options.
+    """
+
+    takes_names_first = False
 
     def __init__(self, cmds: Any = None, **options: Any):
         super().__init__(cmds=cmds, **options)  # type: ignore[call-arg]
@@ -29,7 +35,7 @@ class OneLineMistakes:
     def parse_execute(self, in_args: list[str]) -> Any:
         from build_tasks.spec import overrides  # a run with nothing to do does not come here
 
-        words = overrides.without_booleans(in_args)
+        words = overrides.without_booleans(options_first(in_args) if self.takes_names_first else in_args)
         if HELP_OPTIONS.intersection(words):
             return self.print_help([word for word in words if not word.startswith("-")])
         try:
@@ -73,6 +79,12 @@ class RecordsCommand(OneLineMistakes):
             own_file = params["dep_file"] == opt_depfile["default"]
             self.dep_manager = StateManager(StateDB, STATE_DB if own_file else params["dep_file"])
         return super().execute(params, args)  # type: ignore[misc]
+
+
+def options_first(words: list[str]) -> list[str]:
+    """Return the words of a command line from the first option on, followed by those before it."""
+    first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    return [*words[first:], *words[:first]]
 
 
 def is_default_dodo(path: str) -> bool:

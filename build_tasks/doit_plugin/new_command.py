@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command. Heavy modules are imported where they are used."""
 
+    takes_names_first = True
     doc_purpose = "write the spec of a new model, models/NAME/model.toml"
     doc_usage = "NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE | [NAME] --from-torch FILE"
     doc_description = (
@@ -57,12 +58,6 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
             "help": "for a model that exists only as TorchScript or torch.export: the file, which is copied",
         },
     )  # fmt: skip
-
-    def parse_execute(self, words: list[str]) -> int:
-        """Accept NAME before the options, too. doit's parser expects it after them."""
-        first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-        code: int = super().parse_execute([*words[first:], *words[:first]])
-        return code
 
     def execute(self, options: dict[str, Any], arguments: list[str]) -> int:
         try:

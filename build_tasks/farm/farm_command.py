@@ -33,6 +33,7 @@ PATIENCE = 60.0  # seconds without any worker for a unit, after which it is give
 class Farm(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no types
     """The command."""
 
+    takes_names_first = True
     doc_purpose = "build on the workers of a Dask cluster"
     doc_usage = "[MODEL ...] [--local N]"
     doc_description = (
@@ -43,11 +44,6 @@ class Farm(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no ty
     cmd_options = (
         {"name": "local", "long": "local", "type": int, "default": 0, "help": "start this many workers here"},
     )
-
-    def parse_execute(self, words: list[str]) -> Any:
-        """Accept models before the options, too. doit's parser expects them after the options."""
-        first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-        return super().parse_execute([*words[first:], *words[:first]])
 
     def _execute(self, pos_args: list[str], local: int) -> int:
         control = TaskControl(self.task_list)

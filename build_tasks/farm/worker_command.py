@@ -21,6 +21,7 @@ from build_tasks.runtime import resources
 class Worker(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command."""
 
+    takes_names_first = True
     doc_purpose = "offer this machine to a farm, until Ctrl-C"
     doc_usage = "ADDRESS [--name NAME] [--host ADDRESS]"
     doc_description = (
@@ -32,11 +33,6 @@ class Worker(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no typ
         {"name": "name", "long": "name", "type": str, "default": "", "help": "a name for messages"},
         {"name": "host", "long": "host", "type": str, "default": "", "help": "the address that it listens on"},
     )
-
-    def parse_execute(self, words: list[str]) -> Any:
-        """Accept ADDRESS before the options, too. doit's parser expects it after them."""
-        first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-        return super().parse_execute([*words[first:], *words[:first]])
 
     def execute(self, params: dict[str, Any], args: list[str]) -> int:
         if len(args) != 1:
