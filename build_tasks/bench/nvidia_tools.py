@@ -30,7 +30,11 @@ NO_REQUEST_MESSAGES = (
     "larger time window",
     "failed to find the requested model version",
 )  # perf_analyzer has two messages for this case
-TOOL_TIMEOUT = 600  # seconds
+TOOL_TIMEOUT = 200  # seconds beyond the measuring time. perf_analyzer 2.51 once sent nothing any more and did not end.
+
+
+class ToolTimeoutError(UserError):
+    """A tool that did not end."""
 
 
 def input_shapes(model: Model, batch: int) -> dict[str, list[int]]:
@@ -41,19 +45,22 @@ def input_shapes(model: Model, batch: int) -> dict[str, list[int]]:
     return {name: [batch, *array.shape[1:]] for name, array in feed.items()}
 
 
-def run_tool(command: list[str]) -> str:
+def run_tool(command: list[str], measuring_s: float = 0) -> str:
     """The output of a tool, both streams. The tool and its children end with this process.
 
+    Args:
+        measuring_s: Seconds for which the tool is to measure. It may take four times as long.
     Raises:
-        UserError: If the tool does not end within TOOL_TIMEOUT seconds.
+        ToolTimeoutError: If the tool does not end within TOOL_TIMEOUT seconds more.
     """
+    limit = TOOL_TIMEOUT + 4 * measuring_s
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
     ) as process:
         try:
-            return process.communicate(timeout=TOOL_TIMEOUT)[0]
+            return process.communicate(timeout=limit)[0]
         except subprocess.TimeoutExpired as error:
-            raise UserError(f"{command[0]} did not end within {TOOL_TIMEOUT} s") from error
+            raise ToolTimeoutError(f"{command[0]} did not end within {limit:g} s") from error
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -112,7 +119,8 @@ def perf_analyzer_point(
     window_s = max(seconds / WINDOWS, MIN_REQUESTS_PER_WINDOW * float(warm_up["p99 latency"]) / 1e6)
     # The windows may differ by any amount: the comparison with the last run shows how stable a figure is.
     command += ["--max-trials", str(WINDOWS), "--stability-percentage", "1000000", "--percentile", "99"]
-    report = measure_longer([*command, "--measurement-interval"], window_s * 1e3, f"{folder}/perf.csv")
+    measuring_s = WINDOWS * window_s
+    report = measure_longer([*command, "--measurement-interval"], window_s * 1e3, f"{folder}/perf.csv", measuring_s)
     images_per_s = round(float(report["Inferences/Second"]), 2)
     return Point(
         model_format=model_format,
@@ -126,30 +134,35 @@ def perf_analyzer_point(
     )
 
 
-def measure_longer(command: list[str], length: float, path: str) -> dict[str, str]:
+def measure_longer(command: list[str], length: float, path: str, measuring_s: float = 0) -> dict[str, str]:
     """The row of `run_perf_analyzer`. The measurement is repeated and longer if there was no request in it.
+
+    A perf_analyzer that does not end is started again as well.
 
     Args:
         command: It ends with the option that takes the length.
         length: Of the measurement, in the unit of that option.
         path: Of the CSV file.
+        measuring_s: The length in seconds, where it is known.
     """
-    for factor in RETRY_FACTORS[:-1]:
+    for factor in RETRY_FACTORS:
         try:
-            return run_perf_analyzer([*command, str(round(factor * length))], path)
+            return run_perf_analyzer([*command, str(round(factor * length))], path, factor * measuring_s)
         except UserError as error:
-            if not any(message in str(error) for message in NO_REQUEST_MESSAGES):
-                raise
-    return run_perf_analyzer([*command, str(round(RETRY_FACTORS[-1] * length))], path)
+            failure = error
+            found_none = any(message in str(error) for message in NO_REQUEST_MESSAGES)
+            if not (found_none or isinstance(error, ToolTimeoutError)):
+                break
+    raise failure
 
 
-def run_perf_analyzer(command: list[str], path: str) -> dict[str, str]:
+def run_perf_analyzer(command: list[str], path: str, measuring_s: float) -> dict[str, str]:
     """The only row of perf_analyzer's CSV file, by column. Times are in microseconds."""
     import csv
 
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
-    output = run_tool([*command, "-f", path])
+    output = run_tool([*command, "-f", path], measuring_s)
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return next(csv.DictReader(file))
@@ -174,7 +187,7 @@ def trtexec_point(path: str, shapes: Mapping[str, Sequence[int]], batch: int, st
     command += [f"--warmUp={round(seconds * 250)}", f"--duration={max(1, round(seconds))}"]
     texts = [f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()]
     command += [f"--shapes={','.join(texts)}"] if texts else []
-    return parse_trtexec(run_tool(command), batch, streams)
+    return parse_trtexec(run_tool(command, seconds), batch, streams)
 
 
 def parse_trtexec(output: str, batch: int, streams: int) -> Point:

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -164,7 +165,11 @@ class Project:
     def doit(self, *arguments: str, **environment: str) -> Run:
         """Run doit to its end."""
         process = self.start(*arguments, **environment)
-        out, _ = process.communicate(timeout=600)
+        try:
+            out, _ = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # it would go on beside the other tests
+            raise AssertionError(f"it did not end: {process.communicate()[0]}") from None
         return Run(process.returncode, out)
 
     def terminal(self, *arguments: str, **environment: str) -> str:
