@@ -23,13 +23,11 @@ delay until the latency is too long: the proposal is a value to begin with.
 """
 
 from build_tasks.bench.records import Point, Proposal
+from build_tasks.triton.cpu_cores import THREAD_PARAMETERS
 
 NEARLY_BEST = 0.95  # a point is nearly the best if it has this share of the best throughput
 
 SERVER_REASON = "nothing is proposed: the server builds batches itself, and its number of instances was not varied"
-
-# The backends' parameter for the threads of an instance. Sources: README.md of onnxruntime_backend and pytorch_backend.
-THREAD_PARAMETERS = {"onnx": "intra_op_thread_count", "torchscript": "INTRA_OP_THREAD_COUNT"}
 
 # The PyTorch backend calls at::set_num_threads, which is the process's setting, in a std::call_once. Source:
 # ModelState::ParseParameters in src/model_state.cc of triton-inference-server/pytorch_backend, commit 1dc810c.
@@ -83,6 +81,8 @@ def propose(
         reasons.append(f"{parameter}: each instance was measured with {threads} of {cores} cores")
         if model_format == "torchscript":
             reasons.append(WHOLE_SERVER)
+        if threads == 1 and chosen.concurrency == cores:
+            reasons.append(f'instance_group and parameters: device = "cpu" and cores = {cores} in [triton] do the same')
     return Proposal(lines, reasons)
 
 

@@ -24,7 +24,7 @@ from build_tasks.spec.model import Model
 from build_tasks.text_table import terminal_width
 
 DEFAULT_BATCHES = (1, 8, 32, 128)  # batches below max_batch_size of the spec; max_batch_size is added
-DEFAULT_INSTANCES = (1, 2, 4)  # on a CPU, at most the number of cores
+DEFAULT_INSTANCES = (1, 2, 4)  # on a CPU, those below the number of cores, and that number
 DEFAULT_REQUESTS = (1, 4, 16)  # number of requests at a time, for a server
 
 PARAMS = [
@@ -112,8 +112,9 @@ def parse_options(
     host, _, port = url.removeprefix("http://").rpartition(":")
     if url and not (host and port.isdecimal()):
         raise UserError(f"--url: expected host:port, found {url!r}")
-    limit = math.inf if url or isinstance(hardware.gpu(), hardware.Gpu) else results.cores()
-    default = [count for count in (DEFAULT_REQUESTS if url else DEFAULT_INSTANCES) if count <= limit]
+    default = list(DEFAULT_REQUESTS if url else DEFAULT_INSTANCES)
+    if not url and not isinstance(hardware.gpu(), hardware.Gpu):
+        default = [*(count for count in default if count < (cores := results.cores())), cores]
     return Options(
         batches=parse_counts("--batches", batches) or default_batches(model),
         concurrency=parse_counts("--concurrency", concurrency) or default,

@@ -14,6 +14,7 @@ def facts_of(model: Model) -> ServingFacts:
         model_formats=model_formats,
         release=keys.release,
         device=keys.device,
+        cores=keys.cores,
         keep_versions=keys.keep_versions,
         max_batch_size=spec.max_batch_size,
         largest_batches={model_format: model.largest_batch(model_format) for model_format in model_formats},

@@ -21,6 +21,8 @@ Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Batch = Annotated[int, Meta(ge=1, le=65536)]
 Pixels = Annotated[int, Meta(ge=1, le=65536)]
 Versions = Annotated[int, Meta(ge=1, le=1000)]
+MAX_CORES = 1024  # a larger number is probably a slip
+Cores = Annotated[int, Meta(ge=1, le=MAX_CORES)]
 Mebibytes = Annotated[int, Meta(ge=1, le=2**24)]
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[list[Pixels], Meta(min_length=2, max_length=2)]  # height, width
@@ -297,6 +299,10 @@ class TritonKeys(Table):
         str, Meta(pattern=RELEASE, description="Release of the Triton server that will serve the model.")
     ] = "26.08"
     device: Annotated[Device, Meta(description="Device of the instances; auto: a GPU if the server has one.")] = "auto"
+    cores: Annotated[
+        Cores | None,
+        Meta(description='Number of cores of a CPU server (device = "cpu"): instances and threads follow from it.'),
+    ] = None
     warm_up: Annotated[
         Batch,
         Meta(description="TorchScript on a GPU: warm up with every batch up to this one, and with the largest."),

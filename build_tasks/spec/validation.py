@@ -17,6 +17,7 @@ from build_tasks.spec.model import Model, Spec, table_settings
 from build_tasks.spec.overrides import Overrides
 from build_tasks.spec.tables import (
     DEVICES,
+    MAX_CORES,
     RELEASE,
     Architecture,
     Input,
@@ -167,13 +168,18 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
         yield "formats", 'no tensorrt, since triton.device = "cpu"', repr(spec.formats)
     if not isinstance(keys.provenance, bool):
         yield "triton.provenance", "bool", repr(keys.provenance)
-    for key, most in (("warm_up", 65536), ("keep_versions", 1000), ("first_version", 1000)):
+    counts = (("cores", MAX_CORES), ("warm_up", 65536), ("keep_versions", 1000), ("first_version", 1000))
+    for key, most in counts:
+        if key == "cores" and "cores" not in spec.triton:
+            continue
         if type(count := getattr(keys, key)) is not int or count < 1:
             yield f"triton.{key}", "int >= 1", repr(count)
             return
         if count > most:
             yield f"triton.{key}", f"int <= {most}", repr(count)
             return
+    if keys.cores is not None and keys.device != "cpu":
+        yield "triton.cores", 'nothing, since it needs triton.device = "cpu"', repr(keys.cores)
     if "warm_up" in spec.triton and (keys.device != "gpu" or "torchscript" not in spec.formats):
         expected = 'nothing, since it needs the format torchscript and triton.device = "gpu"'
         yield "triton.warm_up", expected, repr(keys.warm_up)

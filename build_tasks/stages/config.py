@@ -19,7 +19,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.interface import client_dims, dimensions_of, inputs_of, label_files, open_inputs
 from build_tasks.spec.model import Model, Spec
 from build_tasks.tensors import dims_at, signature_dims, tuned_lengths
-from build_tasks.triton import ensemble_graph, releases
+from build_tasks.triton import cpu_cores, ensemble_graph, releases
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.derived_config import (
     CONFIG_MODULES,
@@ -95,6 +95,7 @@ def settings_of(model: Model, model_format: str, **more: Any) -> Settings:
         triton=triton_config.fields_of_format(model.config_fields, model_format),
         release=model.release,
         device=keys.device,
+        cores=keys.cores,
         keep_versions=keys.keep_versions,
         max_batch_size=model.largest_batch(model_format),
         # On a GPU the first requests of every batch size are slow (docs/how-to/torchscript-on-gpu.md).
@@ -123,6 +124,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     notes = {"max_batch_size": config.max_batch_size}
     if warning := releases.load_warning(options.release, options.model_format, signature):
         notes["release"] = warning
+    if reason := cpu_cores.without_threads(options.cores, options.model_format, options.release):
+        notes["cores"] = reason
     if (smallest := signature["smallest_batch"]) > 1:
         notes["smallest batch"] = f"{smallest}, below which a request fails (engine.min_batch_size)"
     return notes

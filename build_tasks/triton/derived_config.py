@@ -8,7 +8,7 @@ from msgspec import Struct
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json
 from build_tasks.tensors import Signature
-from build_tasks.triton import derived_tensors, model_config, releases
+from build_tasks.triton import cpu_cores, derived_tensors, model_config, releases
 from build_tasks.triton.derived_tensors import DTYPES, ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.release_table import FIELDS_SINCE
@@ -22,6 +22,7 @@ PREPROCESS_INSTANCES = 2  # processes of the Python backend that decode pictures
 CONFIG_MODULES = (
     "build_tasks.tensors",
     "build_tasks.triton.batch_tensor_checks",
+    "build_tasks.triton.cpu_cores",
     "build_tasks.triton.derived_config",
     "build_tasks.triton.derived_tensors",
     "build_tasks.triton.model_config",
@@ -56,6 +57,7 @@ class ConfigSettings(Struct, frozen=True, kw_only=True):
     triton: dict[str, Any]  # the fields that the spec sets for this Triton model
     release: str  # "26.08"
     device: str  # "auto", "gpu" or "cpu"
+    cores: int | None = None  # of a CPU server
     keep_versions: int
     max_batch_size: int  # the largest batch of this Triton model; 0 if the batch is fixed
     warm_up: int | None = None  # one request for each batch up to this one
@@ -116,9 +118,9 @@ def derive(signature: CommonSignature, classes: Mapping[str, int], settings: Con
     """
     from build_tasks.triton import model_config_checks
 
-    fields = model_config.to_message(spec_fields(settings))
+    own = model_config.to_message(spec_fields(settings))
     config = model_config.to_message({})
-    if derived_tensors.has_open_batch(signature, fields, settings.views):
+    if derived_tensors.has_open_batch(signature, own, settings.views):
         config.max_batch_size = min(settings.max_batch_size, signature["largest_batch"] or settings.max_batch_size)
     if any(settings.capabilities):
         # Source: common, protobuf/model_config.proto. Triton loads the default file if no capability fits.
@@ -128,13 +130,17 @@ def derive(signature: CommonSignature, classes: Mapping[str, int], settings: Con
     for tensor in (*signature["inputs"], *signature["outputs"]):
         if tensor["dtype"] not in DTYPES:
             raise UserError(f"{tensor['name']} has the dtype {tensor['dtype']}, for which Triton has no type")
-    mistakes = list(derived_tensors.add_tensors(config, signature, fields, settings.views))
+    mistakes = list(derived_tensors.add_tensors(config, signature, own, settings.views))
     for tensor in config.input:
         layout = settings.inputs.get(tensor.name, InputLayout()).layout
         is_picture = len(tensor.dims) == 3 and list(tensor.reshape.shape)[-3:] in ([], list(tensor.dims))
         if layout and is_picture:
             tensor.format = model_config.enum("ModelInput.Format", LAYOUTS[layout])
-    config.MergeFrom(model_config.to_message({**default_fields(config, signature, settings), **spec_fields(settings)}))
+    fields = {**default_fields(config, signature, settings), **spec_fields(settings)}
+    threads = cpu_cores.thread_parameters(settings.cores, settings.model_format, settings.release, settings.triton)
+    if threads:  # beside the parameters of the spec, which win
+        fields["parameters"] = {**threads, **fields.get("parameters", {})}
+    config.MergeFrom(model_config.to_message(fields))
     mistakes += model_config_checks.config_mistakes(
         config, settings.model_format, [tensor.name for tensor in config.input]
     )
@@ -193,16 +199,19 @@ def instance_kind(settings: ConfigSettings) -> dict[str, str]:
 def default_fields(config: Any, signature: CommonSignature, settings: ConfigSettings) -> dict[str, Any]:
     """Return values for fields that the spec does not set."""
     defaults: dict[str, Any] = {}
+    cores = settings.cores
     if settings.keep_versions > 1:
         defaults["version_policy"] = {"latest": {"num_versions": settings.keep_versions}}
     if settings.model_format in FORMATS:
-        defaults["instance_group"] = [{"count": 1, **instance_kind(settings)}]
+        share = cores and cpu_cores.share_cores(cores, settings.model_format, settings.release, settings.triton)
+        defaults["instance_group"] = [{"count": share.instances if share else 1, **instance_kind(settings)}]
         if config.max_batch_size > 1 and not model_config.SCHEDULERS & settings.triton.keys():
             defaults["dynamic_batching"] = {}
         if "model_warmup" not in settings.triton:
             defaults["model_warmup"] = warm_up_samples(config, signature, settings)
     else:
-        defaults["instance_group"] = [{"count": PREPROCESS_INSTANCES, **instance_kind(settings)}]
+        count = max(PREPROCESS_INSTANCES, (cores or 0) // cpu_cores.CORES_PER_PREPROCESS)
+        defaults["instance_group"] = [{"count": count, **instance_kind(settings)}]
     return {field: value for field, value in defaults.items() if field not in settings.triton}
 
 

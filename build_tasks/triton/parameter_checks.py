@@ -122,6 +122,8 @@ def _meant(name: str, readers: list[str]) -> tuple[str, str] | None:
 def _expected(facts: ServingFacts, config: Any, name: str, parameter: Parameter) -> str | None:
     """Return what is expected of a parameter. None if its value is right."""
     value = config.parameters[name].string_value
+    if name.lower() == "intra_op_thread_count" and facts.cores and value.isdecimal() and int(value) > facts.cores:
+        return f"int <= {facts.cores}, since triton.cores = {facts.cores}"
     if name == SHRINKAGE:
         return _expected_shrinkage(facts, config, value)
     return expected_value(facts, parameter, value)

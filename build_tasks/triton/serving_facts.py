@@ -13,6 +13,7 @@ class ServingFacts(NamedTuple):
     model_formats: tuple[str, ...]  # one Triton model is published for each
     release: str  # triton.release, "26.08"
     device: str  # triton.device: "auto", "gpu" or "cpu"
+    cores: int | None  # triton.cores
     keep_versions: int  # triton.keep_versions
     max_batch_size: int  # the largest batch that the build checks
     largest_batches: dict[str, int]  # the largest batch by model format; 0 if the batch is fixed

@@ -286,6 +286,13 @@ def test_a_thread_count_for_the_whole_server_is_said_to_be_that() -> None:
     assert not any("INTRA_OP_THREAD_COUNT" in reason for reason in propose(points, "torchscript").reasons)
 
 
+def test_one_instance_for_each_core_is_said_to_be_what_the_key_cores_gives() -> None:
+    reason = 'instance_group and parameters: device = "cpu" and cores = 8 in [triton] do the same'
+    points = [point(1, n, 20 * n, 50, threads=8 // n) for n in (1, 2, 4, 8)]
+    assert reason in propose(points).reasons
+    assert reason not in propose(points[:3]).reasons
+
+
 def test_what_was_not_varied_is_not_proposed() -> None:
     proposal = propose(GPU, at_server=True)
     assert proposal.lines == []

@@ -6,12 +6,25 @@ from tests.support import tiny_network
 from tests.support.project import Project
 
 # Built as TorchScript and ONNX, since their two configs differ in more than the name.
-BOTH = {"plain", "queues", "sequences", "tuned", "versions"}
+BOTH = {"cores", "plain", "queues", "sequences", "tuned", "versions"}
 
 # By name: (keys above the tables, [input], [onnx], all other tables).
 SPECS: dict[str, tuple[str, str, str, str]] = {
     "plain": ("", "", "", ""),
     "on_cpu": ("", "", "", '[triton]\ndevice = "cpu"\ninstance_group = [{ count = 2 }]'),
+    "cores": (
+        "",
+        "",
+        "",
+        """
+        [triton]
+        device = "cpu"
+        cores = 2
+
+        [triton.onnx]
+        parameters = { enable_mem_arena = "0" }
+        """,
+    ),
     "queues": (
         "",
         "",

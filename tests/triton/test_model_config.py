@@ -19,6 +19,7 @@ from build_tasks.spec.loader import load
 from build_tasks.spec.model import Model
 from build_tasks.stages import config
 from build_tasks.triton import release_table, releases
+from build_tasks.triton.cpu_cores import THREAD_PARAMETERS
 from build_tasks.triton.platforms import TRITON_MODELS
 from tests.support.project import ROOT
 from tests.support.triton_cases import ENSEMBLE, PLANS, batching, of_format, plan, spec, tensors, triton
@@ -108,6 +109,26 @@ WRONG = [
     (
         triton('device = "gpu"\nwarm_up = 8', 'formats = ["onnx"]'),
         'triton.warm_up: expected nothing, since it needs the format torchscript and triton.device = "gpu", found 8',
+    ),
+    *(
+        (triton(lines, 'formats = ["torchscript", "onnx"]'), f"triton.{message}")
+        for lines, message in (
+            ('device = "cpu"\ncores = 0', "cores: expected int >= 1, found 0"),
+            ('device = "cpu"\ncores = "2"', "cores: expected int >= 1, found '2'"),
+            ('device = "cpu"\ncores = 2.0', "cores: expected int >= 1, found 2.0"),
+            ('device = "cpu"\ncores = true', "cores: expected int >= 1, found True"),
+            ('device = "cpu"\ncores = 1025', "cores: expected int <= 1024, found 1025"),
+            ('device = "gpu"\ncores = 2', 'cores: expected nothing, since it needs triton.device = "cpu", found 2'),
+            ("cores = 2", 'cores: expected nothing, since it needs triton.device = "cpu", found 2'),
+            (
+                'device = "cpu"\ncores = 2\n[triton.onnx]\nparameters = { intra_op_thread_count = 4 }',
+                "onnx.parameters.intra_op_thread_count: expected int <= 2, since triton.cores = 2, found '4'",
+            ),
+            (
+                'device = "cpu"\ncores = 2\nparameters = { INTRA_OP_THREAD_COUNT = 4 }',
+                "parameters.INTRA_OP_THREAD_COUNT: expected int <= 2, since triton.cores = 2, found '4'",
+            ),
+        )
     ),
     (triton("keep_versions = 0"), "triton.keep_versions: expected int >= 1, found 0"),
     (triton('provenance = "yes"'), "triton.provenance: expected bool, found 'yes'"),
@@ -768,6 +789,75 @@ def test_torchscript_is_warmed_up_at_every_batch_on_a_gpu_from_the_largest_down(
     parsed = derive_config(triton(lines, more), model_format, tensors(PyTorch="2.14.1"))
     count = 2 if model_format == "torchscript" else 0
     assert [(sample.batch_size, sample.count) for sample in parsed.model_warmup] == [(size, count) for size in expected]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("lines", "torchscript", "onnx"),
+    [
+        ("cores = 1", (1, "1"), (1, "1")),
+        ("cores = 16", (16, "1"), (16, "1")),
+        # What the spec sets stays, and the rest follows.
+        ("cores = 16\ninstance_group = [{ count = 4 }]", (4, "4"), (4, "4")),
+        ("cores = 16\ninstance_group = [{ count = 3 }, {}]", (3, "4"), (3, "4")),
+        ("cores = 2\ninstance_group = [{ count = 8 }]", (8, "1"), (8, "1")),
+        ("cores = 16\n[triton.onnx]\nparameters = { intra_op_thread_count = 4 }", (16, "1"), (4, "4")),
+        ("cores = 16\n[triton.onnx]\nparameters.intra_op_thread_count.string_value = '5'", (16, "1"), (3, "5")),
+        ("cores = 16\n[triton.onnx]\nparameters = { intra_op_thread_count = 0 }", (16, "1"), (1, "0")),
+        ("cores = 16\nparameters = { INTRA_OP_THREAD_COUNT = 8, owner = 'me' }", (2, "8"), (16, "1")),
+        (
+            "cores = 16\ninstance_group = [{ count = 2 }]\nparameters = { INTRA_OP_THREAD_COUNT = 3 }",
+            (2, "3"),
+            (2, "8"),
+        ),
+        # false leaves a default out, and so this one too.
+        ("cores = 16\nparameters = false", (1, ""), (1, "")),
+        ("cores = 16\ninstance_group = false", (0, ""), (0, "")),
+        # Triton 24.04 cannot limit the threads of PyTorch.
+        ("cores = 16\nrelease = '24.04'", (1, ""), (16, "1")),
+        ("", (1, ""), (1, "")),
+    ],
+)
+def test_instances_and_threads_follow_from_the_cores_of_a_cpu_server(
+    lines: str, torchscript: tuple[int, str], onnx: tuple[int, str]
+) -> None:
+    text = triton(f'device = "cpu"\n{lines}', 'formats = ["torchscript", "onnx"]')
+    for model_format, expected in {"torchscript": torchscript, "onnx": onnx}.items():
+        parsed = derive_config(text, model_format, tensors(PyTorch="2.2.0"))
+        count = parsed.instance_group[0].count if parsed.instance_group else 0
+        threads = parsed.parameters[THREAD_PARAMETERS[model_format]].string_value
+        assert (count, threads) == expected
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("cores", "processes", "limit"), [(2, 2, 64), (16, 4, 512)])
+def test_an_ensemble_follows_the_cores_of_a_cpu_server(cores: int, processes: int, limit: int) -> None:
+    text = spec(f'[triton]\ndevice = "cpu"\ncores = {cores}', f'{ENSEMBLE}\nformats = ["onnx"]')
+    derive_config(text, "onnx", tensors())
+    pictures = {
+        "inputs": [{"name": "IMAGE", "dtype": "bytes", "shape": [-1, 1]}],
+        "outputs": [{"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 160, 160]}],
+    }
+    model = load_model(text)
+    Path("build/m/preprocess.signature.json").write_text(json.dumps(pictures))
+    first = config.task(model, "preprocess", ["preprocess"])["meta"]["stage"]
+    first.build(first.inputs, first.outputs, first.settings)
+    group = text_format.Parse(Path(first.outputs["config"]).read_text(), ModelConfig()).instance_group
+    assert [each.count for each in group] == [processes]
+    whole = config.ensemble_task(model, steps_of(model, [model]))["meta"]["stage"]
+    whole.build(whole.inputs, whole.outputs, whole.settings)
+    parsed = text_format.Parse(Path(whole.outputs["config"]).read_text(), ModelConfig())
+    assert parsed.ensemble_scheduling.max_inflight_requests == limit
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_release_that_cannot_limit_threads_is_noted_beside_the_cores() -> None:
+    model = load_model(triton('device = "cpu"\ncores = 4\nrelease = "24.04"', 'formats = ["torchscript"]'))
+    Path("build/m").mkdir(parents=True)
+    Path("build/m/model.pt.signature.json").write_text(json.dumps(tensors(PyTorch="2.2.0")))
+    stage = config.task(model, "torchscript", ["model.pt"])["meta"]["stage"]
+    notes = stage.build(stage.inputs, stage.outputs, stage.settings)
+    assert notes["cores"].startswith("triton.cores has no effect, since Triton 24.04 does not read INTRA_OP_THREAD")
 
 
 @pytest.mark.usefixtures("folder")
