@@ -83,12 +83,13 @@ def verify_sha256(path: str, sha256: str | None, name: str = "") -> None:
         raise UserError(f"{name or path} has the sha256 {found}, but the spec expects {sha256}")
 
 
-def fetch(model: str, source: str, query: str, sha256: str | None) -> str:
+def fetch(model: str, source: str, query: str, sha256: str | None, by_hand: str | None = None) -> str:
     """Download a source and return the path of the file.
 
     Args:
         source: weights.source without its query.
         query: The query of its URL, with the question mark. It may be a secret, and appears in no message.
+        by_hand: What a message tells the user to do instead. Default: to put the file at its path.
     Raises:
         UserError: If it cannot be fetched. The message says where to put the file by hand.
     """
@@ -109,9 +110,8 @@ def fetch(model: str, source: str, query: str, sha256: str | None) -> str:
         reason = first_lines(error)
         if query:
             reason = re.sub(r"\?\S+", "?…", reason)  # requests repeats the path with its query
-        raise UserError(
-            f"{source} cannot be fetched ({reason[:MAX_REASON]}); put the file at {manual_path(model, source)}"
-        ) from None
+        advice = by_hand or f"put the file at {manual_path(model, source)}"
+        raise UserError(f"{source} cannot be fetched ({reason[:MAX_REASON]}); {advice}") from None
     verify_sha256(path, sha256, source)
     return path
 
@@ -181,7 +181,7 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
     """
     from httpx2 import HTTPError
     from huggingface_hub import constants, get_session, hf_hub_download
-    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, tqdm
+    from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, tqdm
 
     class ProgressBar(tqdm):
         """The client's progress bar, which sends the progress of the stage instead of drawing it."""
@@ -198,16 +198,13 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
     def check_request(request: Any) -> None:
         """Called before every request of the client, also before one that follows a redirect."""
         if constants.ENDPOINT.startswith("https:") and request.url.scheme != "https":
-            raise OSError(
-                f"the hub redirects from https to {request.url.scheme}://{request.url.host}, which is not secure"
-            )
-
+            target = f"{request.url.scheme}://{request.url.host}"
+            raise OSError(f"the hub redirects from https to {target}, which is not secure")
         # The client waits a minute, six times, for a hub that accepts connections and never answers.
         limits = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {key: min(each or HUB_TIMEOUT, HUB_TIMEOUT) for key, each in limits.items()}
         unanswered[str(request.url)] += 1
-        count = unanswered[str(request.url)]
-        if count > ATTEMPTS:
+        if (count := unanswered[str(request.url)]) > ATTEMPTS:
             raise OSError(f"{request.url.host} accepts connections and does not answer within {HUB_TIMEOUT:g} s")
         again = f", request {count} of {ATTEMPTS}" if count > 1 else ""
         progress.emit(progress.Progress(f"waiting for {request.url.host}{again}"))
@@ -217,15 +214,18 @@ def download_from_hub(repository: str, file: str, revision: str | None) -> str:
 
     client = get_session()
     hooks = client.event_hooks
-    client.event_hooks = {
-        "request": [*hooks["request"], check_request],
-        "response": [*hooks["response"], forget_requests],
-    }
+    more = {"request": check_request, "response": forget_requests}
+    client.event_hooks = {event: [*hooks[event], hook] for event, hook in more.items()}
     try:
         return hf_hub_download(repository, file, revision=revision, tqdm_class=ProgressBar)
     except LocalEntryNotFoundError as error:  # its own text is general, its cause gives the reason
         raise OSError(f"the Hugging Face hub cannot be reached: {first_lines(error.__cause__ or error)}") from error
+    except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{repository}"
+        raise OSError(f"{repository} is gated: accept its terms at {page}, and set HF_TOKEN to your token") from error
     except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise OSError(f"{repository} does not exist, or is private and HF_TOKEN has no token for it") from error
         raise OSError(f"the Hugging Face hub answers: {first_lines(error, count=2)}") from error
     except HTTPError as error:  # of a proxy, or of a connection that breaks; it is no OSError, unlike the others
         raise OSError(f"the Hugging Face hub cannot be reached: {first_lines(error)}") from error

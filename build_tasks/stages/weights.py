@@ -82,7 +82,7 @@ def stage(model: Model) -> Stage:
         inputs["source"] = file  # the user put it there, for example on a machine without a network
     if spec.from_onnx and "source" in inputs:
         inputs |= {path: path for path in external_data_files(inputs["source"])}
-    elif weights.source.endswith(model_files.INDEX) and "source" in inputs:
+    elif inputs.get("source", "").endswith(model_files.INDEX):
         folder = os.path.dirname(inputs["source"])
         inputs |= {path: path for path in (f"{folder}/{name}" for name in model_files.shards(inputs["source"]))}
     user_files = pytorch_network.user_source_files(model)
@@ -241,15 +241,28 @@ def read_source(
         weight_sources.verify_sha256(path, sha256)
     try:
         if "source" not in inputs and source.startswith("hf://"):
-            file, _, revision = source.partition("@")
-            for name in files_beside(path):
-                other = f"{os.path.dirname(file)}/{name}" + (f"@{revision}" if revision else "")
-                weight_sources.fetch(settings["model"], other, "", None)
+            fetch_beside(settings["model"], source, path, files_beside(path))
         return read(path)
     except UserError:
         if weight_sources.is_download(path):  # it may be a login page; the next run downloads the file again
             os.remove(path)
         raise
+
+
+def fetch_beside(model: str, source: str, path: str, names: list[str]) -> None:
+    """Fetch further files from the folder of a file on the hub, of the same commit: a branch may have moved meanwhile.
+
+    Args:
+        source: weights.source, with hf://.
+        path: Where the client has put the file, snapshots/<commit>/<path in the repository>.
+        names: The files, relative to the folder.
+    """
+    file = source.partition("@")[0]
+    in_repository = file.removeprefix("hf://").split("/", 2)[2]
+    commit = os.path.basename(path.removesuffix(f"/{in_repository}"))
+    by_hand = f"put {os.path.basename(file)} and the files that it names into {MODELS}/{model}"
+    for name in names:
+        weight_sources.fetch(model, f"{os.path.dirname(file)}/{name}@{commit}", "", None, by_hand)
 
 
 def read_with_path(path: str) -> "tuple[str, Checkpoint]":
