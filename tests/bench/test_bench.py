@@ -350,7 +350,7 @@ printf 'Concurrency,p50 latency\n1,20\n' > "$4"
 """)
     tool.chmod(0o755)
     assert nvidia_tools.measure_longer([str(tool), "2"], 3, str(row)) == {"Concurrency": "1", "p50 latency": "20"}
-    with pytest.raises(UserError, match="perf_analyzer did not end within 0.5 s"):
+    with pytest.raises(UserError, match=r"perf_analyzer did not end within 0\.5 s"):
         nvidia_tools.measure_longer([str(tool), "9"], 3, str(row))
 
 
