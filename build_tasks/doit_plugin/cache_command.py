@@ -26,6 +26,7 @@ WORDS = ("prune", "verify")
 DAY = 86400.0  # seconds
 # A writer stores the blobs of an action before the action. Until then, nothing names them.
 GRACE = DAY
+LISTING = 300.0  # seconds that a list of all files may take
 
 
 class Cache(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
@@ -42,7 +43,7 @@ class Cache(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no type
     )
     cmd_options = (
         {"name": "older", "long": "older", "type": str, "default": "", "help": "for prune: 12h, 30d, 8w"},
-        {"name": "size", "long": "size", "type": str, "default": "", "help": "for prune: 500MB, 50GB, 1TB"},
+        {"name": "size", "long": "size", "type": str, "default": "", "help": "for prune: 500MB, 50GB, 1TiB"},
     )
 
     def execute(self, params: dict[str, Any], args: list[str]) -> int:
@@ -83,28 +84,34 @@ def read_content(storage: Storage) -> Content:
     """Return all that is in a cache; each action is read."""
     cache = build_cache.BuildCache(os.environ[build_cache.URL], writes=False)
     actions = {}
-    for path, entry in storage.find(cache_entries.ACTIONS).items():
+    for path, entry in storage.find(cache_entries.ACTIONS, LISTING).items():
         action = cache.read_action(path)
-        actions[path] = action, action.time if action else entry.modified or 0.0
-    return Content(storage, actions, storage.find(cache_entries.BLOBS))
+        # The clock of the storage, where there is one, and not those of the machines that write.
+        actions[path] = action, entry.modified or (action.time if action else 0.0)
+    return Content(storage, actions, storage.find(cache_entries.BLOBS, LISTING))
 
 
 def show(content: Content) -> int:
     """Print the results by stage, and what this checkout got from the cache. Returns the exit code."""
-    groups: dict[str, list[Action]] = {}
-    for action, _ in content.actions.values():
-        groups.setdefault(action.stage if action else "not readable", []).extend([action] if action else [])
+    groups: dict[str, list[tuple[Action, float]]] = {}
+    unreadable = sum(action is None for action, _ in content.actions.values())
+    for action, used in content.actions.values():
+        if action is not None:
+            groups.setdefault(action.stage, []).append((action, used))
     now = time.time()
     rows = []
-    for stage, actions in sorted(groups.items()):
-        ages = [now - action.time for action in actions]
+    for stage, results in sorted(groups.items()):
+        actions, ages = [action for action, _ in results], [now - used for _, used in results]
         size = format_size(sum(action.size for action in actions))
         work = f"{sum(action.seconds for action in actions):.1f} s"
         rows.append([stage, str(len(actions)), size, work, *(format_age(age) for age in (max(ages), min(ages)))])
     if rows:
         print(format_table(["stage", "results", "size", "work", "oldest use", "newest use"], rows))
     stored = sum(entry.size for entry in content.blobs.values())
-    print(f"{content.storage.url}: {len(content.actions)} results, {len(content.blobs)} files, {format_size(stored)}")
+    print(
+        f"{content.storage.url}: {len(content.actions)} results, {len(content.blobs)} files, {format_size(stored)}"
+        + (f"; {unreadable} of the results cannot be read, `doit cache verify` removes them" if unreadable else "")
+    )
     usage = read_json(build_cache.USAGE) if os.path.exists(build_cache.USAGE) else {}
     if usage:
         tries = usage["fetched"] + usage["missed"]
@@ -145,7 +152,7 @@ def prune(content: Content, older: float | None, size: int | None, writes: bool)
         for path, entry in content.blobs.items()
         if path not in needed and (path in named or entry.modified is None or now - entry.modified > GRACE)
     }
-    drafts = [p for p, entry in content.storage.find(DRAFTS).items() if now - (entry.modified or now) > GRACE]
+    drafts = [p for p, entry in content.storage.find(DRAFTS, LISTING).items() if now - (entry.modified or now) > GRACE]
     if writes:
         content.storage.remove([*actions, *blobs, *drafts])
     gone = format_size(sum(entry.size for entry in blobs.values()))
@@ -194,7 +201,7 @@ def damage_of(storage: Storage, blob: Blob) -> str:
 
 
 def parse_duration(text: str) -> float | None:
-    """Return the seconds of "12h", "30d" or "8w"; None for "".
+    """Return the seconds of "12h", "30d" or "8w"; None for "". Case and a space do not matter.
 
     Raises:
         UserError: If it is something else.
@@ -204,19 +211,21 @@ def parse_duration(text: str) -> float | None:
 
 
 def parse_size(text: str) -> int | None:
-    """Return the bytes of "500MB", "50GB" or "1TB"; None for "".
+    """Return the bytes of "500MB", "50 GiB" or "1t"; None for "". Case, a space and the final B do not matter.
 
     Raises:
         UserError: If it is something else.
     """
-    value = _parse(text, {"MB": 1e6, "GB": 1e9, "TB": 1e12}, "--size: expected a size such as 500MB, 50GB or 1TB")
+    units = {f"{letter}{end}": 1000.0**power for power, letter in enumerate("kmgt", 1) for end in ("", "b")}
+    units |= {f"{letter}i{end}": 1024.0**power for power, letter in enumerate("kmgt", 1) for end in ("", "b")}
+    value = _parse(text, units, "--size: expected a size such as 500MB, 50GB or 1TiB")
     return None if value is None else int(value)
 
 
 def _parse(text: str, units: dict[str, float], expected: str) -> float | None:
     if not text:
         return None
-    found = re.fullmatch(rf"(\d{{1,9}}(?:\.\d+)?) ?({'|'.join(units)})", text)
+    found = re.fullmatch(rf"(\d{{1,9}}(?:\.\d{{1,9}})?) ?({'|'.join(units)})", text.strip().lower(), re.ASCII)
     if found is None:
         raise UserError(f"{expected}, found {text!r}")
     return float(found[1]) * units[found[2]]

@@ -9,8 +9,11 @@ file to its path.
 
 import contextlib
 import datetime
+import os
 import posixpath
 import queue
+import re
+import stat
 import threading
 import time
 import uuid
@@ -24,7 +27,9 @@ Advance = Callable[[int], None]
 
 PATIENCE = 5.0  # seconds that an access may take beyond the time for its bytes
 SLOWEST = 1e6  # bytes per second: a slower cache is given up
-CHUNK = 256 << 10  # bytes that are read and written at once; larger buffers are new pages each time, three times slower
+PROMPT = 1.0  # seconds: an access that waits for longer, beyond the time for its bytes, counts as slow
+MAX_WAITED = 10.0  # seconds that slow accesses may wait together; each prompt one takes PROMPT off that sum
+CHUNK = 1 << 20  # bytes that are read and written at once; with less, a thread for the sha256 costs more than it saves
 SMALL = 4 << 20  # bytes of a file that is fetched with a single request
 BLOCK = 16 << 20  # bytes of one part of an upload to an object store
 # In these, an object that was closed appears whole, and a rename is a copy.
@@ -68,6 +73,8 @@ class Storage:
     """
 
     def __init__(self, url: str):
+        if re.match(r"[A-Za-z][\w+.-]+:(?!//|:)", url):  # fsspec would take it for the name of a folder
+            raise StorageError(f"expected a URL, s3://bucket/prefix for example, found {printable(url)!r}")
         try:
             from fsspec.core import url_to_fs
 
@@ -78,9 +85,14 @@ class Storage:
         except Exception as error:  # the libraries have no common base class
             raise StorageError(first_lines(error)) from error
         self.url = printable(url)
+        self._waited = 0.0  # seconds of slow accesses; threads may lose an addition, which does no harm
         self._root = root.rstrip("/")
         protocols = self._files.protocol
-        self.renames = OBJECT_STORES.isdisjoint([protocols] if isinstance(protocols, str) else protocols)
+        names = [protocols] if isinstance(protocols, str) else protocols
+        self.renames = OBJECT_STORES.isdisjoint(names)
+        self._local = "file" in names
+        # The URL as it can be used in any folder: the path of a local cache may be relative to this project.
+        self.full_url = f"file://{self._root}" if self._local and "::" not in url else url
 
     def read(self, path: str, limit: int) -> bytes:
         """Return the content of a small file.
@@ -93,6 +105,7 @@ class Storage:
 
         def access(advance: Advance) -> bytes:
             content: bytes = self._files.cat_file(self._path(path), start=0, end=limit + 1)
+            advance(len(content))
             return content
 
         return self._bounded(access)
@@ -125,7 +138,7 @@ class Storage:
             draft = self._path(self.draft(path)) if self.renames else target
             if self.renames:
                 for folder in (posixpath.dirname(target), posixpath.dirname(draft)):
-                    self._files.makedirs(folder, exist_ok=True)
+                    self._make_folder(folder)
             try:
                 with self._files.open(draft, "wb", block_size=BLOCK) as file:
                     for chunk in chunks:
@@ -135,6 +148,8 @@ class Storage:
                 with contextlib.suppress(Exception):
                     self._files.rm_file(draft)
                 raise
+            if self._local:
+                os.chmod(draft, self._permissions() & 0o666)
             if self.renames:
                 self._files.mv(draft, target)
 
@@ -151,8 +166,12 @@ class Storage:
 
         return self._bounded(access)
 
-    def find(self, folder: str) -> dict[str, Entry]:
-        """Return all files below a folder, by path."""
+    def find(self, folder: str, patience: float = PATIENCE) -> dict[str, Entry]:
+        """Return all files below a folder, by path.
+
+        Args:
+            patience: Seconds that it may take. That depends on the number of files, which nobody knows before.
+        """
 
         def access(advance: Advance) -> dict[str, Entry]:
             try:
@@ -164,8 +183,7 @@ class Storage:
                 name.removeprefix(top): Entry(int(info["size"] or 0), _modified(info)) for name, info in found.items()
             }
 
-        # The time of a listing depends on the number of files, which nobody knows before.
-        return self._bounded(access, patience=60 * PATIENCE)
+        return self._bounded(access, patience)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files. One that does not exist any more is no error: another machine may prune, too."""
@@ -180,6 +198,21 @@ class Storage:
     def draft(self, path: str) -> str:
         """Return the path of an incomplete file, where a rename moves it to `path` later."""
         return f"{DRAFTS}/{uuid.uuid4().hex}"
+
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder of the cache. In a local one it gets the permissions of the cache's own folder."""
+        missing = []
+        while self._local and folder not in (self._root, "") and not os.path.isdir(folder):
+            missing.append(folder)
+            folder = posixpath.dirname(folder)
+        self._files.makedirs(missing[0] if missing else folder, exist_ok=True)
+        for path in missing:
+            with contextlib.suppress(OSError):  # another user has just made it
+                os.chmod(path, self._permissions())
+
+    def _permissions(self) -> int:
+        """Return those of the folder of the cache: they say who shares it, and not the umask of who writes a file."""
+        return stat.S_IMODE(os.stat(self._root).st_mode)
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -212,10 +245,18 @@ class Storage:
                     raise error
                 if error is not None:
                     raise StorageError(f"{self.url}: {first_lines(error)}") from error
+                if patience == PATIENCE:
+                    self._check_waits(time.monotonic() - begin - moved[0] / SLOWEST)
                 return value  # type: ignore[return-value]
         given_up.set()
         slow = f"slower than {SLOWEST / 1e6:g} MB/s" if moved[0] else f"no answer within {patience:g} s"
         raise StorageError(f"{self.url}: {slow}")
+
+    def _check_waits(self, waited: float) -> None:
+        """Raise StorageError if answers come, and nearly all of them late: the seconds would add up with the stages."""
+        self._waited = max(0.0, self._waited + (waited if waited > PROMPT else -PROMPT))
+        if self._waited > MAX_WAITED:
+            raise StorageError(f"{self.url}: its last answers took {self._waited:.0f} s")
 
 
 def _modified(info: dict[str, Any]) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from build_tasks.doit_plugin.cache_command import parse_size
 from tests.support.light_stages import use_light_stages
 from tests.support.project import TINY, Project
 
@@ -62,13 +63,37 @@ def test_show_prune_and_verify(light: tuple[Project, Path, dict[str, str]]) -> N
     age(unnamed, days=2)
     project.built("cache", "prune", **environment)
     assert not unnamed.exists()
-    blob = files(cache, "blobs")[0]
+    lost, *_, kept_action = files(cache, "actions")
+    lost.write_text("{}")
+    assert "1 of the results cannot be read" in project.built("cache", **environment).out
+    (blob,) = [path for path in files(cache, "blobs") if path.name in kept_action.read_text()][:1]
     blob.write_bytes(b"?")
     run = project.doit("cache", "verify", **environment)
-    assert (run.code, "1 damaged" in run.out, blob.exists()) == (1, True, False)
+    assert (run.code, "2 damaged" in run.out, blob.exists()) == (1, True, False), run.out
     assert project.doit("cache", "verify", **environment).code == 0
     project.built("cache", "prune", "--size", "0MB", **environment)
     assert files(cache, "actions") == []
+
+
+def test_the_clock_of_who_writes_decides_no_age(light: tuple[Project, Path, dict[str, str]]) -> None:
+    project, cache, environment = light
+    results = files(cache, "actions")
+    for index, path in enumerate(results):  # clocks of a year ago and of the next year
+        action = json.loads(path.read_text())
+        path.write_text(json.dumps({**action, "time": action["time"] + (index % 2 - 0.5) * 2 * 365 * 86400}))
+    assert "removed 0 results" in project.built("cache", "prune", "--older", "30 D", **environment).out
+    then = time.time() - 40 * 86400
+    for path in results:
+        os.utime(path, (then, then))
+    assert f"removed {len(results)} results" in project.built("cache", "prune", "--older", "30d", **environment).out
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("50GB", 50e9), ("50 GiB", 50 << 30), ("50g", 50e9), ("0.5t", 5e11), ("500 mb", 5e8), ("8Ki", 8192), ("", None)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: float | None) -> None:
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -76,7 +101,9 @@ def test_show_prune_and_verify(light: tuple[Project, Path, dict[str, str]]) -> N
     [
         (["purge"], "expected prune or verify, found 'purge'"),
         (["prune", "--older", "30"], "--older: expected a number of hours, days or weeks"),
-        (["prune", "--size", "big"], "--size: expected a size such as 500MB, 50GB or 1TB, found 'big'"),
+        (["prune", "--size", "big"], "--size: expected a size such as 500MB, 50GB or 1TiB, found 'big'"),
+        (["prune", "--size", "50"], "--size: expected a size such as 500MB, 50GB or 1TiB, found '50'"),
+        (["prune", "--size", "-1GB"], "--size: expected a size such as 500MB, 50GB or 1TiB, found '-1GB'"),
         (["verify", "--size", "1GB"], "--older and --size belong to `doit cache prune`"),
         ([], "BUILD_CACHE is not set"),
     ],

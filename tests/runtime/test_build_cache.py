@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from build_tasks.runtime import cache_storage, worker
+from build_tasks.runtime.build_cache import BuildCache
 from build_tasks.runtime.cache_entries import GZIP, Blob, Verifier
-from build_tasks.runtime.cache_storage import DamagedError, Storage
+from build_tasks.runtime.cache_storage import DamagedError, Storage, StorageError
 from tests.support import cache_server, fakes
 from tests.support.light_stages import use_light_stages
-from tests.support.project import DOIT, TINY, Project, add_tiny
+from tests.support.project import DOIT, TINY, Project, add_tiny, mounted
 from tests.support.tiny_network import NETWORK
 
 ENGINES = TINY.replace('["torchscript", "onnx"]', '["torchscript", "tensorrt"]').replace('labels = "labels.txt"\n', "")
@@ -242,6 +244,70 @@ def test_a_cache_that_does_not_work_costs_a_line_and_seconds(
         assert len(warnings(run.out)) == 1, run.out
         assert time.monotonic() - started < 30  # without the cache it takes 2 to 4
     assert (project / "model_repository/tiny/1/model").exists()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["error", "redirects", "another length", "no such host", pytest.param("only headers", marks=pytest.mark.long)],
+)
+def test_a_faulty_server_is_asked_once_in_a_run(
+    fault: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[object] = []
+    monkeypatch.setattr(worker, "listener", lambda task, message: lines.append(message))
+    with cache_server.over_http(tmp_path, fault) as url:
+        client = BuildCache("http://cache.invalid/team" if fault == "no such host" else url, writes=True)
+        assert [client.find(f"{index}" * 64, {}) for index in range(10)] == [None] * 10
+    (line,) = lines
+    assert str(line).startswith("! build cache: http://"), line
+    assert str(line).endswith("this run goes on without it"), line
+
+
+def test_answers_that_are_all_late_are_not_waited_for_in_each_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[object] = []
+    monkeypatch.setattr(worker, "listener", lambda task, message: lines.append(message))
+    monkeypatch.setattr(cache_storage, "PROMPT", 0.05)
+    monkeypatch.setattr(cache_storage, "MAX_WAITED", 0.5)
+    with cache_server.over_http(tmp_path, "late") as url:
+        client = BuildCache(url, writes=False)
+        assert [client.find(f"{index}" * 64, {}) for index in range(10)] == [None] * 10
+    (line,) = lines
+    assert "its last answers took" in str(line)
+
+
+def test_the_folder_of_a_cache_says_who_shares_it(cache: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o2775)
+    umask = os.umask(0o077)
+    try:
+        Storage(f"file://{cache}").write("v1/blobs/ab/c", [b"content"])
+    finally:
+        os.umask(umask)
+    modes = {str(path.relative_to(cache)): f"{path.stat().st_mode & 0o7777:o}" for path in cache.rglob("*")}
+    folders = dict.fromkeys(("drafts", "v1", "v1/blobs", "v1/blobs/ab"), "2775")
+    assert modes == {**folders, "v1/blobs/ab/c": "664"}
+
+
+@pytest.mark.parametrize("where", ["full", "read-only"])
+def test_a_cache_that_cannot_be_written_costs_a_line(
+    where: str, checkout: Callable[..., Project], tmp_path: Path
+) -> None:
+    options = {"full": "size=16k", "read-only": "size=16m,ro"}[where]
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", options, "tmpfs") as folder:
+        run = checkout("project").built(**in_cache(folder))
+    (line,) = warnings(run.out)
+    assert line.endswith("this run stores nothing more"), line
+
+
+def test_a_relative_path_is_that_of_the_project_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("team cache", "file://team cache", f"file://{tmp_path}/team cache"):
+        assert Storage(url).full_url == f"file://{tmp_path}/team cache"
+    assert Storage("memory://team").full_url == "memory://team"
+    with pytest.raises(StorageError, match="expected a URL, s3://bucket/prefix for example, found 's3:/team'"):
+        Storage("s3:/team")
 
 
 @pytest.mark.parametrize("fault", ["dies", pytest.param("hangs", marks=pytest.mark.long)])

@@ -60,9 +60,31 @@ def wait_for_port(port: int, timeout: float = 60) -> None:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, and ends or waits in the middle of blobs."""
+    """Serves a folder, with a fault: see `over_http`."""
 
     fault = ""
+    answers = 0
+
+    def do_GET(self) -> None:
+        type(self).answers += 1
+        if self.fault == "error":
+            self.send_error(500)
+        elif self.fault == "redirects":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+        elif self.fault in ("another length", "only headers"):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"{}")
+            self.wfile.flush()
+            if self.fault == "only headers":
+                time.sleep(60)
+        else:
+            if self.fault == "late":
+                time.sleep(0.1)
+            super().do_GET()
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
         if "/blobs/" in self.path and self.fault == "dies":
@@ -85,7 +107,8 @@ def over_http(folder: Path, fault: str = "") -> Iterator[str]:
     """The URL of a server of a folder.
 
     Args:
-        fault: "dies" or "hangs" in the middle of a blob.
+        fault: "dies" or "hangs" in the middle of a blob; "late" answers; every answer an "error" of the server,
+            "redirects" to itself, of "another length", or "only headers".
     """
     handler = type("Faulty", (Handler,), {"fault": fault})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
