@@ -130,7 +130,7 @@ def run_units(client: Any, units: list[Unit]) -> set[str]:
         for unit in startable(waiting, list(running.values()), counts):
             waiting.remove(unit)
             model = sources.send(cache, sources.files_of_model(unit.model))
-            arguments = (os.environ[build_cache.URL], code, model, unit.tasks)
+            arguments = (cache.storage.full_url, code, model, unit.tasks)
             key, resources = f"{unit.name} {time.time_ns()}", {SLOT: 1, unit.resource: 1}
             future = client.submit(run_tasks, *arguments, key=key, resources=resources)
             running[future] = unit

@@ -68,19 +68,11 @@ def resource_of(stage: Stage) -> str | None:
     """
     if stage.in_process or stage.names_model:
         return None
-    if stage.reproducible or stage.name.startswith("rtx:"):
-        return PYTORCH
-    capability = capability_of(stage)
-    return gpu_resource(capability) if capability else None
+    if stage.compute_capability is not None:
+        return gpu_resource(stage.compute_capability)
+    return PYTORCH if stage.made_elsewhere else None
 
 
 def gpu_resource(capability: str) -> str:
     """Return the name of the resource of a worker that compiles plans for a kind of GPU."""
     return f"gpu:{capability}"
-
-
-def capability_of(stage: Stage) -> str | None:
-    """Return the compute capability of the plan that a stage builds or measures, None if the spec names none."""
-    plans = stage.model.plans
-    files = [path.rpartition("/")[2] for path in (*stage.outputs.values(), *stage.inputs.values())]
-    return next((plans[file] for file in files if file in plans), None)

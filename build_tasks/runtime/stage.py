@@ -65,6 +65,8 @@ class Stage(msgspec.Struct, frozen=True):
             it; see memory_budget.py.
         made_elsewhere: Whether the targets may come from the build cache where a requirement is missing. Those of a
             plan may, if the spec names the kind of GPU.
+        compute_capability: The kind of GPU that the targets are for ("8.6"), if they are built or measured on it. None:
+            no GPU is needed, or the one of this machine is meant.
         names_model: Whether the targets contain the name of the model. Otherwise models share them in the build cache.
         host_fingerprint: Returns further facts about this machine that are part of the fingerprint, by name. It is
             called only if no requirement is missing.
@@ -87,6 +89,7 @@ class Stage(msgspec.Struct, frozen=True):
     peak_batch: int = 0
     missing_requirements: Callable[[], str | None] = nothing_missing
     made_elsewhere: bool = True
+    compute_capability: str | None = None
     names_model: bool = False
     host_fingerprint: Callable[[], dict[str, str]] = dict
     install: Callable[[str, str], None] = atomic_files.replace

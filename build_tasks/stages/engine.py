@@ -82,6 +82,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
         if rtx
         else functools.partial(hardware.missing_requirements, capability),
         made_elsewhere=rtx or capability is not None,
+        compute_capability=capability,
         host_fingerprint=hardware.host_fingerprint_rtx if rtx else hardware.host_fingerprint,
     )
     doc = f"{file}: {engine.precision}, batches {smallest}, {optimal}, {largest}"

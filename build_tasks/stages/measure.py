@@ -120,6 +120,7 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
         if is_plan
         else nothing_missing,
         made_elsewhere=not is_plan or model.plans[file] is not None,
+        compute_capability=model.plans[file] if is_plan else None,
         host_fingerprint=hardware.host_fingerprint
         if is_plan
         else functools.partial(serving_device.host_fingerprint, runner, served_on)

@@ -29,6 +29,9 @@ PLANS = CPU_SPEC.replace('["torchscript", "onnx"]', '["torchscript", "tensorrt"]
 )
 
 
+CERTIFICATES = ROOT / "docs/how-to/farm.md"  # shows how to make them
+
+
 def project_of(root: Path, *models: str, spec: str = CPU_SPEC) -> Project:
     """A project with light stages, whose models share no step."""
     project = Project(root)
@@ -45,18 +48,27 @@ class Cluster:
 
     Attributes:
         environment: The variables of the head.
+
+    Args:
+        seconds: That each stage sleeps.
+        first: The number of its first worker.
+        tls: The folder with the configuration of Dask for TLS, None for no TLS.
     """
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, seconds: str = "0", first: int = 2):
-        self.first = first  # number of its first worker
+    def __init__(
+        self, folder: Path, stack: contextlib.ExitStack, seconds: str = "0", first: int = 2, tls: Path | None = None
+    ):
+        self.first = first
         self.folder = folder
         self.stack = stack
         self.port = free_port()
-        self.address = f"tcp://127.0.0.1:{self.port}"
-        self.environment = {"BUILD_SCHEDULER": self.address, "BUILD_CACHE": f"file://{folder}/cache"}
+        protocol = "tls" if tls else "tcp"
+        self.address = f"{protocol}://127.0.0.1:{self.port}"
+        self.tls = {"DASK_CONFIG": str(tls)} if tls else {}
+        self.environment = {"BUILD_SCHEDULER": self.address, "BUILD_CACHE": f"file://{folder}/cache", **self.tls}
         self.seconds = seconds
         self.workers: list[subprocess.Popen[bytes]] = []
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--protocol", protocol, "--no-dashboard"]
         self.scheduler = self.start([sys.executable, "-m", "distributed.cli.dask_scheduler", *options], folder, {})
         wait_for_port(self.port)
 
@@ -65,7 +77,7 @@ class Cluster:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**ENVIRONMENT, **NO_NVML, "LIGHT_STAGE_SECONDS": self.seconds, **environment},
+            env={**ENVIRONMENT, **NO_NVML, "LIGHT_STAGE_SECONDS": self.seconds, **self.tls, **environment},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -89,10 +101,9 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 def wait_for_workers(cluster: Cluster) -> None:
     """Wait until the scheduler knows all workers: `doit farm` uses those that are there."""
-    from distributed import Client
-
-    with Client(cluster.address, set_as_default=False) as client:
-        client.wait_for_workers(len(cluster.workers), timeout=120)
+    count = len(cluster.workers)
+    code = f"from distributed import Client; Client({cluster.address!r}).wait_for_workers({count}, timeout=120)"
+    subprocess.run([sys.executable, "-c", code], env={**ENVIRONMENT, **cluster.tls}, check=True, timeout=200)
 
 
 @pytest.fixture
@@ -106,15 +117,18 @@ def actions(cluster: Cluster, stage: str) -> list[dict[str, object]]:
     return [action for path in paths if (action := json.loads(path.read_text()))["stage"] == stage]
 
 
-def test_each_plan_is_built_once_on_its_kind_of_gpu(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_each_plan_is_built_once_on_its_kind_of_gpu(each: int, tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    """With one or two workers of each kind."""
     cluster = Cluster(tmp_path, stack)
-    kinds = {"8.6": 2, "9.0": 3}
+    kinds = {"8.6": range(2, 2 + each), "9.0": range(2 + each, 2 + 2 * each)}
     gpus = {
         capability: fakes.machine(tmp_path / capability, gpus=f"GPU of {capability}, {capability}")
         for capability in kinds
     }
-    for capability in kinds:
-        cluster.add_worker(gpus[capability])
+    for capability, numbers in kinds.items():
+        for _ in numbers:
+            cluster.add_worker(gpus[capability])
     wait_for_workers(cluster)
     spec = PLANS.replace("'9.0'", "'9.0', '12.0'")
     head = project_of(tmp_path / "head", "one", "two", spec=spec)
@@ -122,9 +136,10 @@ def test_each_plan_is_built_once_on_its_kind_of_gpu(tmp_path: Path, stack: conte
     run = head.built("farm", **cluster.environment, **without)
     for model in ("one", "two"):
         assert f"– {model} not for this cluster: no worker has gpu:12.0 (engine:{model}.sm120" in run.out
-        for capability, number in kinds.items():
+        for capability, numbers in kinds.items():
             name = f"{model}.sm{capability.replace('.', '')}"
-            assert re.search(rf"✓ engine +{re.escape(name)} .*\[worker{number}\]", run.out), run.out
+            lines = re.findall(rf"✓ engine +{re.escape(name)} .*\[worker(\d)\]", run.out)
+            assert [int(number) in numbers for number in lines] == [True], run.out
     engines = actions(cluster, "engine")
     assert sorted(str(engine["tools"]["GPU"]) for engine in engines) == ["GPU of 8.6"] * 2 + ["GPU of 9.0"] * 2  # type: ignore[index]
     # The same as a build on one machine would give: everything but the plans, and each plan as on its kind.
@@ -210,8 +225,53 @@ def test_a_worker_that_dies_costs_its_unit_again_and_no_more(tmp_path: Path, sta
 
 
 @pytest.mark.long
+def test_a_unit_whose_workers_die_again_and_again_fails(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    """It starts again three times, and not a fourth time. The other model is built."""
+    cluster = Cluster(tmp_path, stack, seconds="1")
+    workers = {f"worker{2 + index}": cluster.add_worker() for index in range(5)}
+    wait_for_workers(cluster)
+    head = project_of(tmp_path / "head", "bad", "good")
+    farm = head.start("farm", **cluster.environment)
+    assert farm.stdout is not None
+    output, killed = "", set[str]()
+    for line in farm.stdout:
+        output += line
+        found = re.search(r"✓ \w+ +bad.*\[(worker\d)\]", line)
+        if found and found[1] not in killed:
+            killed.add(found[1])
+            os.killpg(workers[found[1]].pid, signal.SIGKILL)
+    assert farm.wait(timeout=60) == 1, output
+    assert "✗ bad on torch: Attempted to run task 'bad on torch" in output
+    assert len(killed) == 4, output
+    assert (head / "model_repository/good/1/model").exists()
+    assert not (head / "model_repository/bad").exists()
+
+
+@pytest.mark.long
+def test_a_cluster_with_the_certificates_of_the_docs(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    page = CERTIFICATES.read_text()
+    commands = re.findall(r"^    (openssl .+)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    tls = tmp_path / "tls"
+    tls.mkdir()
+    for command in commands:
+        subprocess.run(command, shell=True, cwd=tls, check=True, capture_output=True)
+    (configuration,) = re.findall(r"```yaml\n(distributed:.+?)```", page, re.DOTALL)
+    (tls / "tls.yaml").write_text(configuration.replace("/etc/farm", str(tls)))
+    cluster = Cluster(tmp_path, stack, tls=tls)
+    cluster.add_worker()
+    wait_for_workers(cluster)
+    head = project_of(tmp_path / "head", "one")
+    run = head.built("farm", **cluster.environment)
+    assert re.search(r"✓ onnx +one .*\[worker2\]", run.out), run.out
+    stranger = head.doit("farm", **{**cluster.environment, "DASK_CONFIG": str(tmp_path)})
+    assert (stranger.code, len(stranger.out.splitlines())) == (3, 1), stranger.out
+
+
+@pytest.mark.long
 def test_a_farm_in_a_network_namespace_of_its_own() -> None:
-    command = f"ip link set lo up && {sys.executable} -m pytest -n 0 -q -p no:cacheprovider {__file__} -k each_plan"
+    tests = f"{sys.executable} -m pytest -n 0 -q -p no:cacheprovider {__file__} -m long -k each_plan"
+    command = f"ip link set lo up && {tests}"
     probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
     if probe.returncode:
         pytest.skip("this machine does not permit a network namespace")
