@@ -67,6 +67,13 @@ class Range(TypedDict):
     max: int
 
 
+class OptimizationProfile(TypedDict):
+    """The batches and lengths that one optimization profile of an engine takes, from the spec."""
+
+    batch: Range
+    dimensions: dict[str, Range]
+
+
 class Normalization(TypedDict):
     """How an artifact prepares a picture that clients send as bytes. None: as timm's data config says."""
 
@@ -124,12 +131,20 @@ class Signature(TypedDict):
     needs_gpu: NotRequired[bool]  # TorchScript: it has operators that PyTorch has for GPUs only
     opset: NotRequired[int]  # ONNX
     ir_version: NotRequired[int]  # ONNX
-    profile: NotRequired[dict[str, ProfileShapes]]  # engines: by the name of each input with open dimensions
+    # Engines: their optimization profiles, each by the name of each input with open dimensions
+    profiles: NotRequired[list[dict[str, ProfileShapes]]]
     compiler: NotRequired[str]  # engines: "tensorrt" or "rtx"
     precision: NotRequired[str]  # engines
     version_compatible: NotRequired[bool]  # plans
     TensorRT: NotRequired[str]  # plans: the version that built the file
     GPU: NotRequired[str]  # plans: the GPU that the file was built on
+
+
+def profile_batches(signature: Signature) -> list[tuple[int, int, int]]:
+    """Return the smallest, the tuned and the largest batch of each optimization profile; empty without an open one."""
+    name = signature["inputs"][0]["name"]
+    points = [profile[name] for profile in signature.get("profiles", ()) if name in profile]
+    return [(shapes["min"][0], shapes["opt"][0], shapes["max"][0]) for shapes in points]
 
 
 def layout_dims(shape: Sequence[int], input_format: str) -> list[int]:

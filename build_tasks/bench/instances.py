@@ -174,7 +174,8 @@ def _load_contexts(inputs: Paths, count: int, rtx: bool) -> Loaded:
     polygraphy.config.USE_TENSORRT_RTX = rtx
     from build_tasks.formats.tensorrt_context import ExecutionContext
 
-    instances: list[Instance] = [ExecutionContext(inputs["model"]).prepare_request for _ in range(count)]
+    signature = read_signature(inputs)
+    instances: list[Instance] = [ExecutionContext(inputs["model"], signature).prepare_request for _ in range(count)]
     return Loaded(instances, "cuda", CUDA_EVENTS, _input_dtypes(inputs))
 
 

@@ -17,6 +17,8 @@ from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings, log_of
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
+from build_tasks.tensors import profile_batches
+from build_tasks.triton.optimization_profiles import nearest_profile
 
 
 def formats_of(model: Model) -> list[str]:
@@ -123,21 +125,20 @@ def accepts_batch(model: Model, model_format: str, batch: int) -> bool:
     if model_format == TRACE:
         return True
     signature = artifacts.read_signature(input_paths(model, model_format))
-    tensor = signature["inputs"][0]
-    if profile := signature.get("profile"):
-        shapes = profile[tensor["name"]]
-        return shapes["min"][0] <= batch <= shapes["max"][0]
-    return tensor["shape"][0] in (-1, batch)
+    if profiles := profile_batches(signature):
+        return any(smallest <= batch <= largest for smallest, _, largest in profiles)
+    return signature["inputs"][0]["shape"][0] in (-1, batch)
 
 
 def measure_with_trtexec(model: Model, paths: Paths, sweep: Sweep, run: Run) -> None:
     """Measure the plan again with NVIDIA's own tool, and append its points to the run."""
-    has_open_dims = bool(artifacts.read_signature(paths).get("profile"))
+    profiles = artifacts.read_signature(paths).get("profiles", [])
     for concurrency in sweep.concurrency:
         for batch in sweep.batches:
-            shapes = nvidia_tools.input_shapes(model, batch) if has_open_dims else {}
+            shapes = nvidia_tools.input_shapes(model, batch) if profiles else {}
+            profile = nearest_profile(profiles, shapes) or 0
             try:
-                point = nvidia_tools.trtexec_point(paths["model"], shapes, batch, concurrency, sweep.seconds)
+                point = nvidia_tools.trtexec_point(paths["model"], shapes, batch, concurrency, sweep.seconds, profile)
             except UserError as error:
                 run.failed.append(str(error))
                 return

@@ -175,11 +175,14 @@ def has_trtexec() -> bool:
     return shutil.which("trtexec") is not None
 
 
-def trtexec_point(path: str, shapes: Mapping[str, Sequence[int]], batch: int, streams: int, seconds: float) -> Point:
+def trtexec_point(
+    path: str, shapes: Mapping[str, Sequence[int]], batch: int, streams: int, seconds: float, profile: int = 0
+) -> Point:
     """Measure a plan on `streams` streams.
 
     Args:
         shapes: Of the inputs with their batch, if the plan has open dimensions.
+        profile: Index of the optimization profile.
     Raises:
         UserError: If trtexec fails.
     """
@@ -187,6 +190,7 @@ def trtexec_point(path: str, shapes: Mapping[str, Sequence[int]], batch: int, st
     command += [f"--warmUp={round(seconds * 250)}", f"--duration={max(1, round(seconds))}"]
     texts = [f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()]
     command += [f"--shapes={','.join(texts)}"] if texts else []
+    command += [f"--useProfile={profile}"] if profile else []
     return parse_trtexec(run_tool(command, seconds), batch, streams)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, listed
 from build_tasks.formats import picture_transform
-from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
+from build_tasks.formats.example_inputs import Lengths, example_inputs, lengths_to_check
 from build_tasks.tensors import Feed, InputTensor, Interface, dims_at, tuned_lengths
 from build_tasks.verification import accuracy_samples
 from build_tasks.verification.tensor_samples import Sample, fit, group, read_file, read_samples
@@ -30,13 +30,20 @@ RANDOM_SAMPLES_OF_LENGTH = 2  # at each other combination of lengths
 PictureTable = Mapping[str, Any]  # the keys of spec/picture_keys.py
 
 
-def random_samples(interface: Interface) -> tuple[list[str], list[Feed]]:
-    """Return the names and the groups of random samples."""
+def random_samples(interface: Interface, more: Sequence[Lengths] = ()) -> tuple[list[str], list[Feed]]:
+    """Return the names and the groups of random samples.
+
+    Args:
+        interface: The inputs.
+        more: Further lengths, besides those of `lengths_to_check`.
+    """
     import numpy as np
 
     names: list[str] = []
     groups: list[Feed] = []
-    for index, lengths in enumerate(lengths_to_check(interface["dimensions"])):
+    cases = lengths_to_check(interface["dimensions"])
+    cases += [case for index, case in enumerate(more) if case not in [*cases, *more[:index]]]
+    for index, lengths in enumerate(cases):
         count = RANDOM_SAMPLES_OF_LENGTH if index else RANDOM_SAMPLES
         values = example_inputs(interface, count, lengths, seed=1000 * index)
         keys = [each["name"] for each in interface["inputs"]]

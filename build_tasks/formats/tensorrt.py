@@ -1,6 +1,6 @@
-"""Engines of TensorRT and TensorRT-RTX: how they are compiled and run. Both libraries share an API.
+"""Engines of TensorRT and TensorRT-RTX: how they are compiled. Both libraries share an API.
 
-    model.onnx ─► parser ─► network ─► builder, with an optimization profile and a timing cache ─► engine, signature
+    model.onnx ─► parser ─► network ─► builder, with optimization profiles and a timing cache ─► engine, signature
 
 Polygraphy chooses the library. Import this module only in the process of a stage, after
 `polygraphy.config.USE_TENSORRT_RTX` was set to select one of the two.
@@ -9,8 +9,7 @@ Polygraphy chooses the library. Import this module only in the process of a stag
 import os
 import re
 import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polygraphy import config as polygraphy
 from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile, create_network, engine_bytes_from_network
@@ -22,10 +21,9 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime import progress
 from build_tasks.runtime.stage import Settings
-from build_tasks.tensors import Feed, ProfileShapes, Signature, TensorSignature, dims_at
+from build_tasks.tensors import OptimizationProfile, ProfileShapes, Shape, Signature, TensorSignature, dims_at
 
 if TYPE_CHECKING:
-    import numpy as np
     import tensorrt as trt
 else:
     trt = lazy_import_trt()
@@ -110,14 +108,14 @@ def compile_engine(path: str, settings: Settings, timing_cache: str) -> tuple[by
     recorder = ErrorRecorder()
     builder.error_recorder = recorder
     parser = parse_graph(network, path)
-    profile = optimization_profile(network, settings)
+    profiles = optimization_profiles(network, settings)
     monitor = BuildProgress()  # a variable, because the builder holds no reference to it
     try:
-        config = builder_config(profile, settings, timing_cache, monitor)
+        config = builder_config(profiles, settings, timing_cache, monitor)
         engine = engine_bytes_from_network((builder, network, parser), config, save_timing_cache=timing_cache)
     except PolygraphyException as error:
         raise UserError(build_error_message(recorder, error)) from error
-    return bytes(engine), {**network_tensors(network), "profile": profile}
+    return bytes(engine), {**network_tensors(network), "profiles": [each for each in profiles if each]}
 
 
 def parse_graph(network: "trt.INetworkDefinition", path: str) -> "trt.OnnxParser":
@@ -145,42 +143,43 @@ def parser_error_message(error: "trt.ParserError") -> str:
     return f"{library_name()} refuses {node}: {first_lines(Exception(error.desc()))} ({error.func()})"
 
 
-def optimization_profile(network: "trt.INetworkDefinition", settings: Settings) -> dict[str, ProfileShapes]:
-    """Return the min, opt and max shapes of each input with open dimensions.
+def optimization_profiles(network: "trt.INetworkDefinition", settings: Settings) -> list[dict[str, ProfileShapes]]:
+    """Return the min, opt and max shapes of each input with open dimensions, for each profile of the spec.
 
     Raises:
         UserError: If the batch sizes of the spec contradict the graph.
     """
-    profile: dict[str, ProfileShapes] = {}
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    return [_profile_shapes(inputs, each, settings["open_inputs"]) for each in settings["profiles"]]
+
+
+def _profile_shapes(
+    inputs: "list[trt.ITensor]", profile: OptimizationProfile, open_inputs: dict[str, Shape]
+) -> dict[str, ProfileShapes]:
+    shapes: dict[str, ProfileShapes] = {}
+    points: tuple[Literal["min"], Literal["opt"], Literal["max"]] = ("min", "opt", "max")
+    batches = [profile["batch"][point] for point in points]
+    lengths = [{word: bounds[point] for word, bounds in profile["dimensions"].items()} for point in points]
+    for tensor in inputs:
         shape = dims_of(tensor.shape)
-        batches = [settings[f"{point}_batch_size"] for point in ("min", "opt", "max")]
         if shape[0] != -1 and set(batches) != {shape[0]}:
             raise UserError(
                 f"the graph has a fixed batch of {shape[0]}, and the engine's profile asks for "
                 f"{', '.join(map(str, batches))}; set onnx.dynamic_axes = true, or leave the batch sizes out"
             )
-        dims = settings["open_inputs"].get(tensor.name, shape[1:])
-        rest = [
-            dims_at(dims, {word: bounds[point] for word, bounds in settings["dimensions"].items()})
-            for point in ("min", "opt", "max")
-        ]
+        rest = [dims_at(open_inputs.get(tensor.name, shape[1:]), each) for each in lengths]
         if -1 in shape:
             low, usual, high = ([batch, *dims] for batch, dims in zip(batches, rest, strict=True))
-            profile[tensor.name] = {"min": low, "opt": usual, "max": high}
-    return profile
+            shapes[tensor.name] = {"min": low, "opt": usual, "max": high}
+    return shapes
 
 
 def builder_config(
-    profile: dict[str, ProfileShapes], settings: Settings, timing_cache: str, monitor: BuildProgress
+    profiles: list[dict[str, ProfileShapes]], settings: Settings, timing_cache: str, monitor: BuildProgress
 ) -> Any:
     """Return Polygraphy's loader of the builder's configuration."""
-    shapes = Profile()
-    for tensor, points in profile.items():
-        shapes.add(tensor, tuple(points["min"]), tuple(points["opt"]), tuple(points["max"]))
     options: dict[str, Any] = {
-        "profiles": [shapes],
+        "profiles": [_polygraphy_profile(each) for each in profiles],
         "load_timing_cache": timing_cache,
         "builder_optimization_level": settings["optimization_level"],
         "sparse_weights": settings["sparse_weights"],
@@ -217,6 +216,13 @@ def builder_config(
     return PostprocessConfig(loader, set_other_options)
 
 
+def _polygraphy_profile(shapes: dict[str, ProfileShapes]) -> Profile:
+    profile = Profile()
+    for tensor, points in shapes.items():
+        profile.add(tensor, tuple(points["min"]), tuple(points["opt"]), tuple(points["max"]))
+    return profile
+
+
 def compute_capabilities(requested: list[str]) -> list[tuple[int, int]] | None:
     """Return compute capabilities as (major, minor), Polygraphy's form. None for all.
 
@@ -248,51 +254,17 @@ def build_error_message(recorder: ErrorRecorder, failure: PolygraphyException) -
     return f"{library_name()} cannot build the engine: {reason}"
 
 
-def engine_session(path: str, signature: Signature) -> "Callable[[Feed], list[np.ndarray]]":
-    """Load a plan on this machine's GPU and return the function from a batch to its outputs.
-
-    Raises:
-        UserError: If the plan cannot be loaded, or has other tensors than its signature.
-    """
-    from polygraphy.backend.trt import EngineFromPath, TrtRunner
-
-    try:
-        engine: trt.ICudaEngine = EngineFromPath(path)()
-        runner = TrtRunner(engine)
-        runner.activate()  # until the process of the stage ends
-    except (PolygraphyException, RuntimeError) as error:  # RuntimeError if there is no CUDA
-        raise UserError(
-            f"{library_name()} cannot run {path}, which TensorRT {signature['TensorRT']} built for "
-            f"{signature['GPU']}: {first_lines(error)}"
-        ) from error
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    expected = {tensor["name"]: tensor for tensor in (*signature["inputs"], *signature["outputs"])}
-    found = {
-        name: _tensor_signature(name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name)) for name in names
-    }
-    if found != expected:
-        raise UserError(f"{path} has other tensors than its signature: {found}, not {expected}")
-    dtypes = {tensor["name"]: tensor["dtype"] for tensor in signature["inputs"]}
-    outputs = [tensor["name"] for tensor in signature["outputs"]]
-
-    def run(feed: Feed) -> "list[np.ndarray]":
-        results = runner.infer({name: feed[name].astype(dtype) for name, dtype in dtypes.items()})
-        return [results[name].copy() for name in outputs]  # the next call writes to the same buffers
-
-    return run
-
-
 def network_tensors(network: "trt.INetworkDefinition") -> Signature:
     """Return the inputs and outputs of a network, as in the signature of its engine."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     return {
-        "inputs": [_tensor_signature(tensor.name, tensor.dtype, tensor.shape) for tensor in inputs],
-        "outputs": [_tensor_signature(tensor.name, tensor.dtype, tensor.shape) for tensor in outputs],
+        "inputs": [tensor_signature(tensor.name, tensor.dtype, tensor.shape) for tensor in inputs],
+        "outputs": [tensor_signature(tensor.name, tensor.dtype, tensor.shape) for tensor in outputs],
     }
 
 
-def _tensor_signature(name: str, dtype: "trt.DataType", shape: "trt.Dims") -> TensorSignature:
+def tensor_signature(name: str, dtype: "trt.DataType", shape: "trt.Dims") -> TensorSignature:
     import numpy as np
 
     return {"name": name, "dtype": str(np.dtype(trt.nptype(dtype)).name), "shape": dims_of(shape)}

@@ -14,7 +14,8 @@ from polygraphy.exception import PolygraphyException
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.tensorrt import library_name, trt
-from build_tasks.tensors import Feed, batch_of
+from build_tasks.formats.tensorrt_session import chosen_profile
+from build_tasks.tensors import Feed, Signature, batch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,8 @@ class ExecutionContext:
         UserError: If the engine cannot be loaded on this machine.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, signature: Signature):
+        self.profiles = signature.get("profiles", [])
         try:
             self.engine: trt.ICudaEngine = EngineFromPath(path)()
             self.stream = cuda.Stream()
@@ -47,6 +49,8 @@ class ExecutionContext:
 
     def prepare_request(self, feed: Feed) -> "Callable[[], float]":
         """Copy a batch to the GPU, and return the function that runs it and returns the seconds on the GPU."""
+        if len(self.profiles) > 1:
+            self.context.set_optimization_profile_async(chosen_profile(self.profiles, feed), self.stream.ptr)
         for name, array in feed.items():
             self.context.set_input_shape(name, array.shape)
         arrays = []

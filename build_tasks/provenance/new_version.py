@@ -78,7 +78,7 @@ def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object
     """The properties of plans that must be equal in all versions of a model: one row for each file."""
     if settings["format"] != "tensorrt":
         return []
-    keys = ("profile", "TensorRT", "version_compatible")
+    keys = ("profiles", "TensorRT", "version_compatible")
     rows = [
         [file, *(signature.get(key) for key in keys)]
         for file, signature in zip(settings["files"], signatures, strict=True)

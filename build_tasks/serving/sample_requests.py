@@ -102,7 +102,7 @@ def send_concurrently(
         own.run = connect()
 
     def send(batch: "np.ndarray") -> list[batch_check.BatchDifference]:
-        return reference.compare_batch(own.run, reference.answers, batch)
+        return reference.compare_batch(reference.answers, reference_outputs.Batch(own.run, batch))
 
     with ThreadPoolExecutor(CONCURRENCY, initializer=start) as pool:
         results = list(pool.map(send, batches))

@@ -158,9 +158,10 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     else:
         largest = sample_requests.largest_request(reference.groups, max_batch_size) if sizes[1] > sizes[0] else sizes[1]
         batches = batch_check.batches_between(sizes[0], batch_check.TUNED, largest)
-        other_batches = batch_check.arrangements(len(reference.names), batches, repeated=batches)
+        arranged = batch_check.arrangements(len(reference.names), batches, repeated=batches)
+        others = [reference_outputs.Batch(run, batch) for batch in arranged]
         measured = reference.measure(
-            run, *sizes, model.spec.output.top_k, batches=other_batches, class_names=class_outputs(model)
+            run, *sizes, model.spec.output.top_k, batches=others, class_names=class_outputs(model)
         )
         accuracy = apply_gate(model, model_format, measured)
         differences = sample_requests.send_concurrently(

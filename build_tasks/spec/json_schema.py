@@ -9,6 +9,7 @@ ModelConfig come from its protobuf. Editors find the schema through the first li
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -155,11 +156,19 @@ def markdown() -> str:
         elif ref := next((each["$ref"] for each in (of, *of.get("anyOf", ())) if "$ref" in each), None):
             table = definitions[ref.rpartition("/")[2]]
             parts.append(_table(f"[{key}]", table))
-            for inner, other in table["properties"].items():
-                if "$ref" in other.get("items", {}):
-                    element = definitions[other["items"]["$ref"].rpartition("/")[2]]
-                    parts.append(_table(f"[[{key}.{inner}]]", element))
+            parts += _inner_tables(key, table, definitions)
     return "\n".join(parts)
+
+
+def _inner_tables(key: str, of: Schema, definitions: dict[str, Schema]) -> Iterator[str]:
+    """Yield the tables below a table: [[engine.profiles]], [engine.profiles.dimensions.WORD]."""
+    for inner, value in of["properties"].items():
+        headings = {"items": f"[[{key}.{inner}]]", "additionalProperties": f"[{key}.{inner}.WORD]"}
+        for holder, heading in headings.items():
+            if isinstance(held := value.get(holder), dict) and "$ref" in held:
+                element = definitions[held["$ref"].rpartition("/")[2]]
+                yield _table(heading, element)
+                yield from _inner_tables(f"{key}.{inner}", element, definitions)
 
 
 def _table(heading: str, of: Schema) -> str:

@@ -5,12 +5,14 @@ The spec is data. Reading it runs no code of the model and imports nothing heavy
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field, to_builtins
 from msgspec.structs import replace
 
 from build_tasks.paths import BUILD, MODELS
+from build_tasks.spec.engine_tables import Engine, Profile
 from build_tasks.spec.ensemble_tables import Ensemble, EnsembleStep, ensemble_parts, own_steps, python_folders
 from build_tasks.spec.tables import (
     ENGINES,
@@ -19,7 +21,6 @@ from build_tasks.spec.tables import (
     Architecture,
     Batch,
     Card,
-    Engine,
     Formats,
     Input,
     MemoryFormat,
@@ -73,16 +74,21 @@ class Spec(Table, kw_only=True):
 
     @property
     def profile(self) -> tuple[int, int, int]:
-        """Smallest, best and largest batch of the engine.
+        """Smallest, best and largest batch of the engine. Of several profiles, the best batch is that of the first."""
+        tables: Sequence[Engine | Profile] = self.engine.profiles or [self.engine]
+        batches = [self.batches_of(table) for table in tables]
+        return min(each[0] for each in batches), batches[0][1], max(each[2] for each in batches)
+
+    def batches_of(self, table: Engine | Profile) -> tuple[int, int, int]:
+        """Return the smallest, best and largest batch of an optimization profile.
 
         Defaults: 1, at most 8, and max_batch_size. If the batch is fixed, all three are that batch.
         """
-        engine = self.engine
         if not self.onnx.dynamic_axes:
             return self.onnx.batch_size, self.onnx.batch_size, self.onnx.batch_size
-        largest = engine.max_batch_size or max(self.max_batch_size, engine.min_batch_size or 1)
-        smallest = engine.min_batch_size or 1
-        return smallest, engine.opt_batch_size or max(smallest, min(8, largest)), largest
+        largest = table.max_batch_size or max(self.max_batch_size, table.min_batch_size or 1)
+        smallest = table.min_batch_size or 1
+        return smallest, table.opt_batch_size or max(smallest, min(8, largest)), largest
 
     @property
     def from_onnx(self) -> bool:

@@ -12,7 +12,7 @@ from build_tasks.triton.model_config import fields_of_format
 
 def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     """Yield what is wrong, each as (key, expected, found)."""
-    yield from _engine_mistakes(model.spec, overrides)
+    yield from _engine_mistakes(model, overrides)
     yield from _onnx_mistakes(model)
 
 
@@ -48,18 +48,14 @@ def _has_accelerator(fields: Any) -> bool:
     return any(isinstance(entry, dict) and entry.get("name") == "tensorrt" for entry in entries)
 
 
-def _engine_mistakes(spec: Spec, overrides: Overrides) -> Iterator[Mistake]:
-    engine, precision = spec.engine, spec.engine.precision
-    smallest, best, largest = spec.profile
-    if not smallest <= best <= largest:
-        yield "engine", "min_batch_size <= opt_batch_size <= max_batch_size", f"{smallest}, {best}, {largest}"
-    if not spec.onnx.dynamic_axes:
-        for key in ("min_batch_size", "opt_batch_size", "max_batch_size"):
-            if ("onnx", "dynamic_axes") in overrides and ("engine", key) not in overrides:
-                continue  # a batch that an option fixes for one run also replaces the profile of the spec
-            if getattr(engine, key) not in (None, spec.onnx.batch_size):
-                expected = f"{spec.onnx.batch_size}, the batch that onnx.dynamic_axes = false fixes"
-                yield f"engine.{key}", expected, repr(getattr(engine, key))
+def _engine_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
+    spec, engine, precision = model.spec, model.spec.engine, model.spec.engine.precision
+    if engine.profiles:
+        from build_tasks.spec import profile_checks  # few specs have several profiles
+
+        yield from profile_checks.mistakes(model)
+    else:
+        yield from _batch_mistakes(spec, overrides)
     if precision != "fp16" and not engine.keep_io_types:
         expected = "true, since only fp16 engines can have inputs and outputs in their own precision"
         yield "engine.keep_io_types", expected, "false"
@@ -74,3 +70,17 @@ def _engine_mistakes(spec: Spec, overrides: Overrides) -> Iterator[Mistake]:
     for key in ("compute_capabilities", "rtx_compute_capabilities"):
         if len(set(getattr(engine, key))) != len(getattr(engine, key)):
             yield f"engine.{key}", "each compute capability once", repr(getattr(engine, key))
+
+
+def _batch_mistakes(spec: Spec, overrides: Overrides) -> Iterator[Mistake]:
+    """Yield contradictions between the batches of the only profile."""
+    smallest, best, largest = spec.profile
+    if not smallest <= best <= largest:
+        yield "engine", "min_batch_size <= opt_batch_size <= max_batch_size", f"{smallest}, {best}, {largest}"
+    if not spec.onnx.dynamic_axes:
+        for key in ("min_batch_size", "opt_batch_size", "max_batch_size"):
+            if ("onnx", "dynamic_axes") in overrides and ("engine", key) not in overrides:
+                continue  # a batch that an option fixes for one run also replaces the profile of the spec
+            if getattr(spec.engine, key) not in (None, spec.onnx.batch_size):
+                expected = f"{spec.onnx.batch_size}, the batch that onnx.dynamic_axes = false fixes"
+                yield f"engine.{key}", expected, repr(getattr(spec.engine, key))

@@ -1,5 +1,6 @@
 """The facts about a model of a spec that the checks of a ModelConfig use."""
 
+from build_tasks.spec.engine_profiles import profiles_of, promised_box
 from build_tasks.spec.interface import inputs_of
 from build_tasks.spec.model import Model
 from build_tasks.triton.model_config import INITIAL_STATE_FOLDER, WARM_UP_FOLDER
@@ -19,6 +20,8 @@ def facts_of(model: Model) -> ServingFacts:
         max_batch_size=spec.max_batch_size,
         largest_batches={model_format: model.largest_batch(model_format) for model_format in model_formats},
         profile=spec.profile,
+        profiles=tuple(profiles_of(spec)) if spec.engine.profiles else (),
+        promised=promised_box(model),
         warm_up_folder=model.source(WARM_UP_FOLDER),
         initial_state_folder=model.source(INITIAL_STATE_FOLDER),
         inputs=() if spec.from_onnx and not spec.inputs else tuple(each["name"] for each in inputs_of(spec)),

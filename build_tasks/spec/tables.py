@@ -23,7 +23,6 @@ Pixels = Annotated[int, Meta(ge=1, le=65536)]
 Versions = Annotated[int, Meta(ge=1, le=1000)]
 MAX_CORES = 1024  # a larger number is probably a slip
 Cores = Annotated[int, Meta(ge=1, le=MAX_CORES)]
-Mebibytes = Annotated[int, Meta(ge=1, le=2**24)]
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[list[Pixels], Meta(min_length=2, max_length=2)]  # height, width
 Shape = Annotated[list[Pixels], Meta(min_length=3, max_length=3)]  # channels, height, width
@@ -37,7 +36,6 @@ Formats = Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Met
 InputFormat = Literal["fp32_nchw", "uint8_nhwc"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
-Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
 Device = Literal["auto", "gpu", "cpu"]
 DEVICES: tuple[str, ...] = get_args(Device)
 RELEASE = r"^2[0-9]\.(0[1-9]|1[0-2])$"
@@ -150,77 +148,6 @@ class Onnx(Table):
     external_data: Annotated[
         bool, Meta(description="Store the weights in a separate file. Above 2 GB this is always done.")
     ] = False
-
-
-class Engine(Table):
-    """The engines that TensorRT and TensorRT-RTX compile."""
-
-    # The graph that is compiled
-    precision: Annotated[
-        Precision, Meta(description="Precision of the compiled graph. tf32 is a flag of the builder.")
-    ] = "fp16"
-    keep_fp32: Annotated[
-        list[Text],
-        Meta(description="Nodes that stay in fp32: types of operators, or regular expressions for names of nodes."),
-    ] = []
-    keep_io_types: Annotated[
-        bool, Meta(description="Keep inputs and outputs in fp32. Only fp16 graphs allow false.")
-    ] = True
-    calibration: Annotated[
-        Text | None,
-        Meta(description="Calibration samples for int8 and fp8, as in accuracy.samples, which is the default."),
-    ] = None
-    repair: Annotated[
-        bool,
-        Meta(description="If the gate fails, find the nodes that must stay in fp32, and record them in a lock file."),
-    ] = False
-    # Its optimization profile
-    min_batch_size: Annotated[
-        Batch | None,
-        Meta(description="Smallest batch of the profile. Default: 1, or onnx.batch_size if the batch is fixed."),
-    ] = None
-    opt_batch_size: Annotated[
-        Batch | None, Meta(description="Batch that the engine is tuned for. Default: at most 8.")
-    ] = None
-    max_batch_size: Annotated[
-        Batch | None, Meta(description="Largest batch of the profile. Default: the max_batch_size of the model.")
-    ] = None
-    # The builder
-    workspace: Annotated[
-        Mebibytes | None, Meta(description="Memory limit of the builder in MiB. Default: all memory of the GPU.")
-    ] = None
-    optimization_level: Annotated[
-        int, Meta(ge=0, le=5, description="A higher level takes longer to build and may give a faster engine.")
-    ] = 3
-    sparse_weights: Annotated[
-        bool, Meta(description="Allow kernels for weights in which two of four values are zero.")
-    ] = False
-    refittable: Annotated[bool, Meta(description="Allow the weights to be replaced later.")] = False
-    strip_plan: Annotated[
-        bool, Meta(description="Leave the weights out of the engine. They must be refitted where it runs.")
-    ] = False
-    profiling_verbosity: Annotated[
-        Literal["none", "layer_names_only", "detailed"], Meta(description="How much profilers show of the engine.")
-    ] = "layer_names_only"
-    # TensorRT only
-    compute_capabilities: Annotated[
-        list[Capability],
-        Meta(description="Build one plan for each, all in one Triton model. Default: the GPU of this machine."),
-    ] = []
-    hardware_compatibility: Annotated[
-        Literal["none", "ampere_plus", "same_compute_capability"],
-        Meta(description="GPUs that can run the plan besides the one that built it. TensorRT only."),
-    ] = "none"
-    version_compatible: Annotated[bool, Meta(description="Allow newer versions of TensorRT to run the plan.")] = False
-    timing_cache: Annotated[
-        Text | None,
-        Meta(description="A timing cache in the model's folder, which is only read. Default: one in build/."),
-    ] = None
-    # TensorRT-RTX only
-    rtx_compute_capabilities: Annotated[
-        list[Capability],
-        Meta(description="GPUs that an engine of TensorRT-RTX must run on. Default: all that it supports."),
-    ] = []
 
 
 class Gate(Table):

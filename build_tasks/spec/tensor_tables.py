@@ -4,6 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
+from build_tasks.spec.engine_tables import Length, Word
 from build_tasks.spec.picture_keys import Color, CropMode, CropShare, Files, Fill, Interpolation, Mean, Scale, Std
 from build_tasks.spec.tables import Table, Text
 
@@ -13,8 +14,6 @@ DType = Literal[
     "string",
 ]  # fmt: skip
 DTYPES: tuple[str, ...] = get_args(DType)
-Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Word = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 TensorName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]*$", max_length=100)]
 Number = int | float
 

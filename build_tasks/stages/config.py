@@ -16,6 +16,7 @@ from build_tasks.formats.ensemble_steps import Step, last_network, wanted_output
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.engine_profiles import profiles_of
 from build_tasks.spec.interface import client_dims, dimensions_of, inputs_of, label_files, open_inputs
 from build_tasks.spec.model import Model, Spec
 from build_tasks.tensors import dims_at, signature_dims, tuned_lengths
@@ -25,6 +26,7 @@ from build_tasks.triton.derived_config import (
     CONFIG_MODULES,
     ConfigSettings,
     InputLayout,
+    TunedPoint,
     common_signature,
     derive,
     inflight_limit,
@@ -64,6 +66,7 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
             files=files,
             capabilities=[model.plans.get(file) for file in files],
             inputs=input_layouts(model.spec),
+            profiles=tuned_points(model.spec) if model_format == "tensorrt" else [],
             ranked=model.spec.output.top_k is not None,
             views={name: ClientView(signature_dims(dims)) for name, dims in views.items()},
             labels=labels,
@@ -79,6 +82,19 @@ def input_layouts(spec: Spec) -> dict[str, InputLayout]:
     lengths, shapes, seen = tuned_lengths(dimensions_of(spec)), open_inputs(spec), client_dims(spec)
     tuned = {name: dims_at(seen.get(name, shape), lengths) for name, shape in shapes.items()}
     return {each["name"]: InputLayout(each["layout"], tuned.get(each["name"])) for each in inputs_of(spec)}
+
+
+def tuned_points(spec: Spec) -> list[TunedPoint]:
+    """Return what each optimization profile is tuned for, if the spec has several."""
+    if not spec.engine.profiles:
+        return []
+    shapes, seen = open_inputs(spec), client_dims(spec)
+    points = []
+    for profile in profiles_of(spec):
+        lengths = tuned_lengths(profile["dimensions"])
+        dims = {name: dims_at(seen.get(name, shape), lengths) for name, shape in shapes.items()}
+        points.append(TunedPoint(profile["batch"]["opt"], dims))
+    return points
 
 
 def settings_of(model: Model, model_format: str, **more: Any) -> Settings:

@@ -1,7 +1,7 @@
 """engine: model.<precision>.onnx -> model.plan (TensorRT) or model.rtx (TensorRT-RTX), and its signature
 
-    verdict ok? ─► parse ─► profile ─► build ─► model.plan
-                              timing cache ┘    model.plan.signature.json
+    verdict ok? ─► parse ─► profiles ─► build ─► model.plan
+                               timing cache ┘    model.plan.signature.json
 
 A plan must be built on the kind of GPU that it will run on, and runs only with the TensorRT version that built it.
 TensorRT-RTX builds without a GPU. Its engines are for GeForce and RTX GPUs, and Triton does not serve them.
@@ -22,8 +22,10 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
-from build_tasks.spec.interface import dimensions_of, open_inputs
+from build_tasks.spec.engine_profiles import profiles_of
+from build_tasks.spec.interface import open_inputs
 from build_tasks.spec.model import Model, table_settings
+from build_tasks.tensors import OptimizationProfile
 
 TOOLS = ("polygraphy",)
 TIMING_CACHES = f"{BUILD}/.timing"
@@ -36,6 +38,7 @@ OLDEST_CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "int8": (6, 1), "fp8": (8, 
 GRAPH_ONLY = {"keep_fp32", "keep_io_types", "calibration", "repair"}
 PLANS_ONLY = {"compute_capabilities", "hardware_compatibility", "version_compatible", "timing_cache"}
 RTX_ONLY = {"rtx_compute_capabilities"}
+BATCH_KEYS = {"min_batch_size", "opt_batch_size", "max_batch_size"}  # the profiles have them
 
 
 def task(model: Model, file: str) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
         file: "model.rtx", or one of the model's plans.
     """
     engine, rtx = model.spec.engine, file == "model.rtx"
-    smallest, optimal, largest = model.spec.profile
+    profiles = profiles_of(model.spec)
     capability = None if rtx else model.plans[file]
     cache = model.source(engine.timing_cache) if engine.timing_cache and not rtx else None
     stage = Stage(
@@ -66,15 +69,12 @@ def task(model: Model, file: str) -> dict[str, Any]:
             **{
                 key: value
                 for key, value in table_settings(engine).items()
-                if key not in GRAPH_ONLY | (PLANS_ONLY if rtx else RTX_ONLY)
+                if key not in GRAPH_ONLY | BATCH_KEYS | (PLANS_ONLY if rtx else RTX_ONLY)
             },
             **({} if rtx else {"compute_capabilities": capability and [capability]}),
             "compiler": "rtx" if rtx else "tensorrt",
-            "min_batch_size": smallest,
-            "opt_batch_size": optimal,
-            "max_batch_size": largest,
+            "profiles": profiles,
             "open_inputs": open_inputs(model.spec),
-            "dimensions": dimensions_of(model.spec),
         },
         tools=TOOLS,
         modules=(__name__, "build_tasks.formats.tensorrt", "build_tasks.runtime.hardware", "build_tasks.tensors"),
@@ -85,7 +85,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
         compute_capability=capability,
         host_fingerprint=hardware.host_fingerprint_rtx if rtx else hardware.host_fingerprint,
     )
-    doc = f"{file}: {engine.precision}, batches {smallest}, {optimal}, {largest}"
+    doc = f"{file}: {engine.precision}, batches {format_batches(profiles)}"
     return stage.task(doc=doc, params=overrides.params("rtx" if rtx else "engine"))
 
 
@@ -122,8 +122,14 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         file.write(engine)
     for name, record in (("signature", {**signature, **host}), ("tools", {**versions(TOOLS), **host})):
         write_json(outputs[name], record)
-    batches = [settings[f"{point}_batch_size"] for point in ("min", "opt", "max")]
+    batches = format_batches(settings["profiles"])
     return {"precision": settings["precision"], "batches": batches, "MB": f"{len(engine) / 1e6:.1f}"}
+
+
+def format_batches(profiles: list[OptimizationProfile]) -> str:
+    """Return the smallest, the tuned and the largest batch of each profile, "1, 1, 1; 1, 8, 32"."""
+    batches = [profile["batch"] for profile in profiles]
+    return "; ".join(f"{batch['min']}, {batch['opt']}, {batch['max']}" for batch in batches)
 
 
 def target_capabilities(settings: Settings) -> list[str]:

@@ -239,9 +239,9 @@ def _artifact(inputs: Paths, settings: Settings, name: str) -> Run:
 
         module = torch.jit.load(path)
         return functools.partial(_run_module, module, [tensor["name"] for tensor in signature["inputs"]], outputs)
-    from build_tasks.formats import tensorrt
+    from build_tasks.formats.tensorrt_session import engine_session
 
-    engine = tensorrt.engine_session(path, signature)
+    engine = engine_session(path, signature)
     return lambda feed: dict(zip(outputs, engine(feed), strict=True))
 
 

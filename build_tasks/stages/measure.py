@@ -8,9 +8,10 @@ The figures depend on no limit. The accuracy stage compares them with the gate.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from build_tasks.errors import UserError
 from build_tasks.formats import serving_device
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
 from build_tasks.formats.pytorch_network import NETWORK_MODULES
@@ -20,13 +21,14 @@ from build_tasks.runtime import hardware, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
-from build_tasks.tensors import Signature
-from build_tasks.verification import accuracy_samples, batch_check, metrics
+from build_tasks.tensors import Feed, Signature
+from build_tasks.verification import accuracy_samples, batch_check, metrics, profile_batches
 from build_tasks.verification.class_outputs import class_outputs
-from build_tasks.verification.reference_outputs import BATCH, Reference, RunBatch, batch_sizes
+from build_tasks.verification.reference_outputs import BATCH, Batch, Reference, RunBatch, batch_sizes
+from build_tasks.verification.sample_groups import count_samples
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 # The ways to run an artifact, and the distributions that each of them uses.
 RUNNERS = {
@@ -48,7 +50,11 @@ RUNNER_MODULES = {
     ),
     "onnx": ("build_tasks.formats.serving_device", *ONNX_MODULES),
     "graph": ("build_tasks.formats.serving_device", *ONNX_MODULES),
-    "tensorrt": ("build_tasks.formats.tensorrt",),
+    "tensorrt": (
+        "build_tasks.formats.tensorrt",
+        "build_tasks.formats.tensorrt_session",
+        "build_tasks.triton.optimization_profiles",
+    ),
 }
 
 
@@ -57,7 +63,10 @@ def task(model: Model, model_format: str, file: str) -> dict[str, Any]:
     runner = "cast" if model_format == "torchscript" and model.is_cast else model_format
     runner = "graph" if runner == "onnx" and file != "model.onnx" else runner
     name = model.artifact_task_name(model_format, file)
-    stage = _stage(model, name, runner, file, model.spec.max_batch_size)
+    largest = model.spec.max_batch_size
+    if model_format == "tensorrt" and model.spec.engine.profiles:  # they take no more than what Triton serves
+        largest = model.largest_batch(model_format) or largest
+    stage = _stage(model, name, runner, file, largest)
     return stage.task(doc=f"{file} against {model.reference} on the accuracy samples")
 
 
@@ -103,6 +112,7 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
             "top_k": model.spec.output.top_k,
             "largest_batch": largest_batch,
             "class_outputs": class_outputs(model),
+            "picture": not model.spec.inputs,
         },
         tools=RUNNERS[runner],
         modules=(
@@ -112,6 +122,7 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
             "build_tasks.verification.accuracy_samples",
             "build_tasks.verification.batch_check",
             "build_tasks.verification.metrics",
+            "build_tasks.verification.profile_batches",
             "build_tasks.verification.reference_outputs",
             "build_tasks.verification.sample_groups",
             *RUNNER_MODULES[runner],
@@ -138,6 +149,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "c
     signature = read_json(inputs["signature"])
     session = _open_session(inputs["model"], signature, settings["runner"], served_on)
     reference = Reference(inputs)
+    smallest, largest = batch_sizes(signature)
+    untried = profile_batches.untried_profiles(signature.get("profiles", []), reference.groups)
+    if untried and not settings["picture"]:
+        raise UserError(
+            f"accuracy.samples has none for engine.profiles {', '.join(map(str, untried))}: add a sample whose lengths "
+            "are in the ranges of each"
+        )
     each = map if session.on_gpu else threads.each  # one batch at a time on a GPU
     measured: metrics.MeasuredFile = {
         "model": digest(inputs["model"]),  # every reader of the figures compares these digests
@@ -146,11 +164,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "c
         "device": session.device,
         **reference.measure(
             session.run,
-            *batch_sizes(signature),
+            smallest,
+            min(largest, settings["largest_batch"] or largest),
             settings["top_k"],
             _truth(inputs, settings, reference.names),
             each,
-            _batches(signature, settings, len(reference.names), session.on_gpu),
+            _batches(signature, settings, reference.groups, session),
             settings["class_outputs"],
         ),
     }
@@ -159,14 +178,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "c
             output["arithmetic"] = session.arithmetic
     write_json(outputs["measured"], measured)
     served = {} if settings["largest_batch"] is None else {"device": session.device}
+    if untried:  # pictures of all samples have one size
+        served["not run"] = f"engine.profiles {', '.join(map(str, untried))}, since no sample has their lengths"
     return {**metrics.key_figures(measured), **served}
 
 
 def _open_session(path: str, signature: Signature, runner: str, served_on: str) -> serving_device.Session:
     if runner == "tensorrt":
-        from build_tasks.formats import tensorrt
+        from build_tasks.formats.tensorrt_session import engine_session
 
-        return serving_device.Session(tensorrt.engine_session(path, signature), signature["GPU"])
+        return serving_device.Session(engine_session(path, signature), signature["GPU"])
     names = [tensor["name"] for tensor in signature["inputs"]]
     runners: dict[str, Callable[[str], RunBatch]] = {
         "torchscript": lambda path: run_trace(path, names),
@@ -179,15 +200,23 @@ def _open_session(path: str, signature: Signature, runner: str, served_on: str) 
     return serving_device.open_session(runner, path, names, runners[runner])
 
 
-def _batches(signature: Signature, settings: Settings, samples: int, on_gpu: bool) -> "list[np.ndarray]":
+def _batches(
+    signature: Signature, settings: Settings, groups: Sequence[Feed], session: serving_device.Session
+) -> list[Batch]:
     """The further batches in which an artifact that Triton serves is run. On a CPU they are smaller."""
     if settings["largest_batch"] is None:
         return []
-    if on_gpu:
+    profiles = signature.get("profiles", [])
+    if len(profiles) > 1:
+        return profile_batches.batches_of_profiles(session.run, profiles, groups)
+    samples = count_samples(groups)
+    if session.on_gpu:
         sizes = batch_check.batches_of(signature, settings["largest_batch"])
-        return batch_check.arrangements(samples, sizes, repeated=sizes)
-    sizes = batch_check.batches_of(signature, min(settings["largest_batch"], batch_check.MAX_CPU_BATCH))
-    return batch_check.arrangements(samples, sizes, repeated=[min(batch_check.TUNED, sizes[-1])])
+        arranged = batch_check.arrangements(samples, sizes, repeated=sizes)
+    else:
+        sizes = batch_check.batches_of(signature, min(settings["largest_batch"], batch_check.MAX_CPU_BATCH))
+        arranged = batch_check.arrangements(samples, sizes, repeated=[min(batch_check.TUNED, sizes[-1])])
+    return [Batch(session.run, batch) for batch in arranged]
 
 
 def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth | None:

@@ -27,6 +27,7 @@ from build_tasks.json_files import write_json
 from build_tasks.paths import MODELS
 from build_tasks.runtime import threads
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
+from build_tasks.spec.engine_profiles import lengths_of_profiles
 from build_tasks.spec.interface import client_dims, interface_of, label_files, tuned_interface
 from build_tasks.spec.model import Model
 from build_tasks.spec.pictures import picture_tables
@@ -69,6 +70,7 @@ def task(model: Model) -> dict[str, Any]:
             "labels": label_counts(model),
             "pictures": picture_tables(model.spec),
             "reference": model.reference,
+            "lengths": lengths_of_profiles(model.spec) if source is None else [],
         },
         tools=(
             "torch",
@@ -176,7 +178,7 @@ def load_samples(
     source = settings["samples"]
     paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
     if source is None:
-        return *input_samples.random_samples(interface), {}
+        return *input_samples.random_samples(interface, settings["lengths"]), {}
     if not settings["picture"]:
         return *input_samples.load_samples(module, source, paths, interface, settings["pictures"]), {}
     input_format = settings["input"]["format"]

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json
-from build_tasks.tensors import Signature
+from build_tasks.tensors import Signature, profile_batches
 from build_tasks.triton import cpu_cores, derived_tensors, model_config, releases
 from build_tasks.triton.derived_tensors import DTYPES, ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
@@ -29,6 +29,7 @@ CONFIG_MODULES = (
     "build_tasks.triton.model_config_checks",
     "build_tasks.triton.newer_fields",
     "build_tasks.triton.optimization_checks",
+    "build_tasks.triton.optimization_profiles",
     "build_tasks.triton.parameter_checks",
     "build_tasks.triton.platforms",
     "build_tasks.triton.release_table",
@@ -48,6 +49,13 @@ class InputLayout(Struct, frozen=True):
     tuned: list[int] | None = None  # the dims to tune for, without the batch, if some are open
 
 
+class TunedPoint(Struct, frozen=True):
+    """The batch and the dims of open inputs, as clients see them, that one optimization profile is tuned for."""
+
+    batch: int
+    dims: dict[str, list[int]]  # by the name of the input, without the batch
+
+
 class ConfigSettings(Struct, frozen=True, kw_only=True):
     """The settings that affect a config.pbtxt. They are part of the fingerprint of the stage `config`."""
 
@@ -64,6 +72,7 @@ class ConfigSettings(Struct, frozen=True, kw_only=True):
     files: list[str] = []  # the artifacts that are served
     capabilities: list[str | None] = []  # compute capability of each file; None for a file that is not bound to one
     inputs: dict[str, InputLayout] = {}  # by name
+    profiles: list[TunedPoint] = []  # of a plan, if it has several
     ranked: bool = False  # outputs are the top_k values and classes, not one value for each class
     labels: dict[str, str] = {}  # files of labels by output; the key of those for the first output is empty
     views: dict[str, ClientView] = {}  # how clients see a tensor, where they see it otherwise than the network
@@ -96,11 +105,11 @@ def common_signature(paths: list[str], settings: ConfigSettings) -> CommonSignat
     for path, other in zip(paths, signatures, strict=True):
         if (other["inputs"], other["outputs"]) != (first["inputs"], first["outputs"]):
             raise UserError(f"{path} and {paths[0]} have different tensors and cannot be served as one model")
-    profiles = [next(iter(signature["profile"].values())) for signature in signatures if signature.get("profile")]
+    batches = [profiles for signature in signatures if (profiles := profile_batches(signature))]
     return {
         **first,
-        "smallest_batch": max((profile["min"][0] for profile in profiles), default=1),
-        "largest_batch": min((profile["max"][0] for profile in profiles), default=None),
+        "smallest_batch": max((min(smallest for smallest, _, _ in profiles) for profiles in batches), default=1),
+        "largest_batch": min((max(largest for _, _, largest in profiles) for profiles in batches), default=None),
     }
 
 
@@ -177,10 +186,10 @@ def _label_output(config: Any, name: str, file: str, count: int, settings: Confi
 def spec_fields(settings: ConfigSettings) -> dict[str, Any]:
     """Return the spec's fields. `false` in the spec only removes a default.
 
-    Instances without a kind run where triton.device says.
+    Instances without a kind run where triton.device says, and those without profiles have all of them.
     """
     fields = {field: value for field, value in settings.triton.items() if value is not False}
-    groups = [{**instance_kind(settings), **group} for group in fields.get("instance_group", ())]
+    groups = [{**instance_defaults(settings), **group} for group in fields.get("instance_group", ())]
     platform = TRITON_MODELS[settings.model_format]
     return {
         "name": settings.name,
@@ -196,6 +205,12 @@ def instance_kind(settings: ConfigSettings) -> dict[str, str]:
     return {"kind": KINDS[device]} if device in KINDS else {}
 
 
+def instance_defaults(settings: ConfigSettings) -> dict[str, Any]:
+    """Return the kind and the profiles of an instance group. Without its profiles, Triton uses the first one alone."""
+    profiles = [str(index) for index in range(len(settings.profiles))]
+    return {**instance_kind(settings), **({"profile": profiles} if profiles else {})}
+
+
 def default_fields(config: Any, signature: CommonSignature, settings: ConfigSettings) -> dict[str, Any]:
     """Return values for fields that the spec does not set."""
     defaults: dict[str, Any] = {}
@@ -204,7 +219,7 @@ def default_fields(config: Any, signature: CommonSignature, settings: ConfigSett
         defaults["version_policy"] = {"latest": {"num_versions": settings.keep_versions}}
     if settings.model_format in FORMATS:
         share = cores and cpu_cores.share_cores(cores, settings.model_format, settings.release, settings.triton)
-        defaults["instance_group"] = [{"count": share.instances if share else 1, **instance_kind(settings)}]
+        defaults["instance_group"] = [{"count": share.instances if share else 1, **instance_defaults(settings)}]
         if config.max_batch_size > 1 and not model_config.SCHEDULERS & settings.triton.keys():
             defaults["dynamic_batching"] = {}
         if "model_warmup" not in settings.triton:
@@ -238,27 +253,42 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
     largest = config.max_batch_size
     frequent = range(1, min(settings.warm_up or 0, largest) + 1)
     sizes = sorted({signature["smallest_batch"], largest, *frequent}, reverse=True) if largest else [1]
-    tensors = {}
-    for tensor in config.input:
-        dims = list(tensor.dims)
-        if -1 in dims[0 if largest else 1 :]:  # the spec has the lengths to tune for
-            tuned = settings.inputs[tensor.name].tuned
-            assert tuned is not None
-            dims[len(dims) - len(tuned) :] = tuned
-        if not largest and dims[0] == -1:  # clients form the batch
-            dims[0] = signature["smallest_batch"]
-        dtype = model_config.protobuf().DataType.Name(tensor.data_type)
-        tensors[tensor.name] = {"data_type": dtype, "dims": dims, "zero_data": True}
+    lengths = {name: each.tuned for name, each in settings.inputs.items() if each.tuned}
+    points = [(f"batch of {size}" if largest else "fixed batch", size, lengths) for size in sizes]
+    for index, point in enumerate(settings.profiles):
+        size = min(point.batch, largest) if largest else 1
+        if (size, point.dims) not in [(size, dims) for _, size, dims in points]:
+            points.append((f"profile {index}", size, point.dims))
     count = {"count": WARM_UP_COUNTS[settings.model_format]} if settings.model_format in WARM_UP_COUNTS else {}
     return [
         {
-            "name": f"batch of {size}" if largest else "fixed batch",
+            "name": name,
             "batch_size": size,  # 1 if the batch is fixed, because dims contain it
             **count,
-            "inputs": tensors,
+            "inputs": {tensor.name: _warm_up_input(config, tensor, dims, signature) for tensor in config.input},
         }
-        for size in sizes
+        for name, size, dims in points
     ]
+
+
+def _warm_up_input(
+    config: Any, tensor: Any, lengths: Mapping[str, list[int]], signature: CommonSignature
+) -> dict[str, Any]:
+    """Return one input of a warm-up request.
+
+    Args:
+        config: The ModelConfig.
+        tensor: Its input.
+        lengths: The dims of inputs with open dimensions, without the batch.
+        signature: That of the artifacts.
+    """
+    dims = list(tensor.dims)
+    if -1 in dims[0 if config.max_batch_size else 1 :]:
+        own = lengths[tensor.name]
+        dims[len(dims) - len(own) :] = own
+    if not config.max_batch_size and dims[0] == -1:  # clients form the batch
+        dims[0] = signature["smallest_batch"]
+    return {"data_type": model_config.protobuf().DataType.Name(tensor.data_type), "dims": dims, "zero_data": True}
 
 
 def to_text(config: Any) -> str:

@@ -41,6 +41,7 @@ from build_tasks.triton.model_config import (
     shorten,
     to_message,
 )
+from build_tasks.triton.optimization_profiles import find_uncovered, format_box
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
 from build_tasks.triton.serving_facts import ServingFacts
 
@@ -181,14 +182,8 @@ def _instances(facts: ServingFacts, model_format: str, config: Any, fields: dict
             yield f"{key}.gpus", 'nothing, since triton.device = "cpu"', repr(gpus)
         if len(set(gpus)) != len(gpus) or any(gpu < 0 for gpu in gpus):
             yield f"{key}.gpus", "numbers of GPUs, each once", repr(gpus)
-        if group.profile and model_format != "tensorrt":
-            yield f"{key}.profile", "nothing, since only plans have profiles", repr(list(group.profile))
-        elif set(group.profile) - {"0"}:
-            yield (
-                f"{key}.profile",
-                '["0"], since every engine of this project has one profile',
-                repr(list(group.profile)),
-            )
+        if group.profile:
+            yield from _profiles(facts, model_format, f"{key}.profile", list(group.profile), group.passive)
         for resource in group.rate_limiter.resources:
             if not resource.name or resource.count < 1:
                 found = f"{resource.name!r}, {resource.count}"
@@ -202,6 +197,26 @@ def _instances(facts: ServingFacts, model_format: str, config: Any, fields: dict
         for resource in group.rate_limiter.resources:
             if scopes.setdefault(resource.name, getattr(resource, "global")) != getattr(resource, "global"):
                 yield "instance_group", f"the resource {resource.name!r} with one value of global", "both"
+
+
+def _profiles(facts: ServingFacts, model_format: str, key: str, names: list[str], passive: bool) -> Iterator[Mistake]:
+    """Yield what is wrong with the optimization profiles of an instance group.
+
+    Triton gives a request to any instance that is free, so that the profiles of each group must take all requests.
+    """
+    count = len(facts.profiles)
+    valid = [str(index) for index in range(max(count, 1))]
+    if model_format != "tensorrt":
+        yield key, "nothing, since only plans have profiles", repr(names)
+    elif not count and set(names) - {"0"}:
+        yield key, '["0"], since the engine has one profile (engine.profiles)', repr(names)
+    elif unknown := [name for name in names if name not in valid]:
+        yield key, f"indices of engine.profiles, {', '.join(valid)}", repr(unknown[0])
+    elif len(set(names)) != len(names):
+        yield key, "each profile once", repr(names)
+    elif count and not passive and (left := find_uncovered(facts.promised, [facts.profiles[int(n)] for n in names])):
+        expected = "profiles that take all that clients may send, since a request goes to any free instance"
+        yield key, expected, f"{names!r}, none for {format_box(left)}"
 
 
 def _versions(facts: ServingFacts, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:

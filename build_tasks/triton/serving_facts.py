@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from build_tasks.tensors import OptimizationProfile
+from build_tasks.triton.optimization_profiles import Box
+
 
 class ServingFacts(NamedTuple):
     """One model of the project, as far as Triton is concerned.
@@ -18,6 +21,8 @@ class ServingFacts(NamedTuple):
     max_batch_size: int  # the largest batch that the build checks
     largest_batches: dict[str, int]  # the largest batch by model format; 0 if the batch is fixed
     profile: tuple[int, int, int]  # smallest, best and largest batch of the engine
+    profiles: tuple[OptimizationProfile, ...]  # of the engine, if the spec has several
+    promised: Box  # the batches and lengths that clients may send to it
     warm_up_folder: str  # holds the files that model_warmup names
     initial_state_folder: str  # holds the files that the states of sequence_batching begin with
     inputs: tuple[str, ...]  # the names of the network's inputs; empty if only its file knows them

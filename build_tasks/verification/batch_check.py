@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.tensors import Feed, Signature, take
+from build_tasks.tensors import Feed, Signature, profile_batches, take
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,14 +46,10 @@ def batches_of(signature: Signature, largest: int) -> list[int]:
     Args:
         largest: The largest batch to run, if the batch is open and no profile limits it.
     """
-    tensor = signature["inputs"][0]
-    smallest, tuned = 1, TUNED
-    if profile := signature.get("profile"):
-        shapes = profile[tensor["name"]]
-        smallest, tuned, largest = (shapes[point][0] for point in ("min", "opt", "max"))
-    elif tensor["shape"][0] != -1:
-        smallest = largest = tensor["shape"][0]
-    return batches_between(smallest, tuned, largest)
+    batch = signature["inputs"][0]["shape"][0]
+    if profiles := profile_batches(signature):
+        return sorted({size for profile in profiles for size in batches_between(*profile)})
+    return batches_between(1, TUNED, largest) if batch == -1 else [batch]
 
 
 def batches_between(smallest: int, tuned: int, largest: int) -> list[int]:

@@ -2,10 +2,10 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.runtime.stage import Paths
-from build_tasks.tensors import Feed, Signature, batch_of, resize, take
+from build_tasks.tensors import Feed, Signature, batch_of, profile_batches, resize, take
 from build_tasks.verification import batch_check, metrics
 from build_tasks.verification.sample_groups import count_distinct, count_samples, group_of, join_outputs
 
@@ -17,6 +17,13 @@ BATCH = 8  # samples that an artifact gets at once, if it takes as many
 Outputs = list["np.ndarray"]  # of one group of samples
 RunBatch = Callable[[Feed], "list[np.ndarray]"]  # from a batch of the inputs to the outputs of an artifact
 MapBatches = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]  # like `map`
+
+
+class Batch(NamedTuple):
+    """A batch of samples, and what runs it: an artifact, maybe with one of its optimization profiles."""
+
+    run: RunBatch
+    samples: "np.ndarray"  # their numbers
 
 
 class Reference:
@@ -53,7 +60,7 @@ class Reference:
         top_k: int | None,
         truth: metrics.Truth | None = None,
         map_batches: MapBatches = map,
-        batches: "Sequence[np.ndarray]" = (),
+        batches: "Sequence[Batch]" = (),
         class_names: list[str] | None = None,
     ) -> metrics.Measurements:
         """Run an artifact on all samples and return its figures.
@@ -65,7 +72,7 @@ class Reference:
             top_k: output.top_k of the spec. With it the first two outputs are values and their classes.
             truth: The classes that samples show.
             map_batches: Runs the batches.
-            batches: Further batches, as indices of samples, whose answers are compared with those of the first.
+            batches: Further batches, whose answers are compared with those of the first.
             class_names: As of `metrics.compare_outputs`.
         """
         answers = run_in_batches(run, self.groups, smallest, largest, map_batches)
@@ -76,7 +83,7 @@ class Reference:
             found, self.outputs, self.perturbed, self.names, truth, top_k_names, class_names
         )
         if batches:
-            results = list(map_batches(functools.partial(self.compare_batch, run, answers), list(batches)))
+            results = list(map_batches(functools.partial(self.compare_batch, answers), list(batches)))
             for name, differences in zip(found, zip(*results, strict=True), strict=False):
                 if name in figures and "wrong" not in figures[name]:  # the classes of top_k have no figures
                     figures[name]["worst_batch"] = max(differences, key=lambda each: each["difference"])
@@ -95,13 +102,12 @@ class Reference:
         names = [*self.outputs, *(f"output {index}" for index in range(len(self.outputs), len(outputs)))]
         return IterationResult(dict(zip(names, outputs, strict=False)))
 
-    def compare_batch(
-        self, run: RunBatch, answers: Sequence[Outputs], batch: "np.ndarray"
-    ) -> list[batch_check.BatchDifference]:
-        """Run one batch, given as numbers of samples, and compare it with the answers to the samples of its group."""
-        group, start, indices = group_of(self.groups, batch)
-        names = self.names[start : start + batch_of(self.groups[group])]
-        return batch_check.compare_batch(run, self.groups[group], answers[group], self.parts[group], names, indices)
+    def compare_batch(self, answers: Sequence[Outputs], batch: Batch) -> list[batch_check.BatchDifference]:
+        """Run one batch and compare it with the answers to the samples of its group."""
+        group, start, indices = group_of(self.groups, batch.samples)
+        feed = self.groups[group]
+        names = self.names[start : start + batch_of(feed)]
+        return batch_check.compare_batch(batch.run, feed, answers[group], self.parts[group], names, indices)
 
 
 def run_in_batches(
@@ -128,8 +134,7 @@ def run_in_batches(
 
 def batch_sizes(signature: Signature) -> tuple[int, int]:
     """Return the smallest and the largest batch that is run of an artifact with this signature."""
-    tensor = signature["inputs"][0]
-    if profile := signature.get("profile"):
-        shapes = profile[tensor["name"]]
-        return shapes["min"][0], shapes["max"][0]
-    return (1, BATCH) if tensor["shape"][0] == -1 else (tensor["shape"][0], tensor["shape"][0])
+    batch = signature["inputs"][0]["shape"][0]
+    if profiles := profile_batches(signature):
+        return min(profile[0] for profile in profiles), max(profile[2] for profile in profiles)
+    return (1, BATCH) if batch == -1 else (batch, batch)

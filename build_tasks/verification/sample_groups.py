@@ -36,6 +36,11 @@ def group_of(groups: Sequence[Feed], batch: "np.ndarray") -> tuple[int, int, "np
     return index, start, (batch - start) % batch_of(groups[index])
 
 
+def group_starts(groups: Sequence[Feed]) -> list[int]:
+    """Return the number of the first sample of each group."""
+    return [sum(map(batch_of, groups[:index])) for index in range(len(groups))]
+
+
 def join_outputs(parts: "Sequence[Sequence[np.ndarray]]") -> "list[np.ndarray]":
     """Return each output as one array for the samples of all groups.
 

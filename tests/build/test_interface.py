@@ -105,7 +105,7 @@ def test_engines_take_bytes_too(built: Project) -> None:
             "float32",
             "int64",
         ]
-    profile = json.loads((built / "build/sizes/model.rtx.signature.json").read_text())["profile"]["INPUT__0"]
+    profile = json.loads((built / "build/sizes/model.rtx.signature.json").read_text())["profiles"][0]["INPUT__0"]
     assert profile == {"min": [1, 16, 16, 3], "opt": [3, 16, 16, 3], "max": [3, 32, 24, 3]}
 
 

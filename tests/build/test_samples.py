@@ -262,7 +262,7 @@ def test_samples_of_other_lengths_pictures_beside_arrays_and_none_at_all(project
 
     (waves,) = load_json(project / "build/listener/samples.json")
     assert (waves["waveform"].shape, waves["waveform"].dtype) == ((8, 500), np.float32)
-    profile = json.loads((project / "build/listener/model.rtx.signature.json").read_text())["profile"]["waveform"]
+    profile = json.loads((project / "build/listener/model.rtx.signature.json").read_text())["profiles"][0]["waveform"]
     assert profile == {"min": [1, 100], "opt": [4, 400], "max": [4, 800]}
     config = (project / "model_repository/segmenter_onnx/config.pbtxt").read_text()
     assert 'name: "mask"' in config

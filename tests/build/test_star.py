@@ -415,6 +415,8 @@ ENGINE_STARS: list[tuple[str, Edit, list[str], list[str]]] = [
     ("engine.min_batch_size", key("engine", "min_batch_size = 2"), ENGINES_AND_CONFIG, []),
     ("engine.opt_batch_size", key("engine", "opt_batch_size = 2"), ENGINES_AND_CONFIG, []),
     ("engine.max_batch_size", key("engine", "max_batch_size = 7"), ENGINES_AND_CONFIG, []),
+    ("engine.profiles", append(SPEC, "\n[[engine.profiles]]\n[[engine.profiles]]\nmax_batch_size = 1\n"),
+     ENGINES_AND_CONFIG, []),
     ("engine.max_batch_size, the default written out", key("engine", "max_batch_size = 4"), [], []),
     ("input.min_size and max_size", key(
         "input", "shape = [3, 160, 160]\nmin_size = [128, 128]\nmax_size = [192, 192]"

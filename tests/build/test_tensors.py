@@ -3,6 +3,7 @@
 All models are built by one doit. Each answer is compared with the network itself, at batches and lengths of its own.
 """
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 from onnx import TensorProto, helper
+from polygraphy.json import load_json
 from safetensors.torch import save_file
 from tests.support.project import Project, Run
 
@@ -66,6 +68,11 @@ values = [1]
 min = 2
 opt = 6
 max = 16
+[[engine.profiles]]
+dimensions.length = { max = 8 }
+[[engine.profiles]]
+opt_batch_size = 1
+dimensions.length = { min = 7, opt = 12 }
 """
 FRAMES = """
 [[inputs]]
@@ -297,8 +304,12 @@ def test_dims_types_and_warm_ups_are_those_of_the_spec(built: tuple[Project, Run
     assert dims == {"input_ids": ["batch", "length"], "attention_mask": ["batch", "length"]}
     (states, _) = graph.output
     assert [d.dim_param or d.dim_value for d in states.type.tensor_type.shape.dim] == ["batch", "length", 8]
-    profile = (project / "build/text/model.rtx.signature.json").read_text()
-    assert '"min": [\n    1,\n    2\n   ]' in profile
+    assert json.loads((project / "build/text/model.rtx.signature.json").read_text())["profiles"] == [
+        dict.fromkeys(("input_ids", "attention_mask"), {"min": [1, 2], "opt": [4, 6], "max": [4, 8]}),
+        dict.fromkeys(("input_ids", "attention_mask"), {"min": [1, 7], "opt": [1, 12], "max": [4, 16]}),
+    ]
+    lengths = {group["input_ids"].shape[1] for group in load_json(str(project / "build/text/samples.json"))}
+    assert lengths >= {2, 6, 8, 7, 12, 16}, "every profile is run at its smallest, tuned and largest lengths"
 
 
 def test_an_onnx_file_with_several_inputs_is_served_by_the_names_of_the_spec(built: tuple[Project, Run]) -> None:

@@ -40,6 +40,7 @@ RUN_ONLY = {
     "runtime.worker": "how a stage runs, not what it builds",
     "spec.model_files": "lists files, whose paths and contents are recorded",
     "spec.source_checks": "which specs are refused; a refused one has no stages",
+    "spec.engine_profiles": "settings reach `build` as plain data, and are recorded by value",
     "spec.interface": "settings reach `build` as plain data, and are recorded by value",
     "spec.ensemble_tables": "settings reach `build` as plain data, and are recorded by value",
     "formats.artifacts": "names of files, which are part of every recorded path",
@@ -129,7 +130,7 @@ UNUSED = [
     Unused("stages.measure", "formats.pytorch_network", runs_in("torchscript", "cast"), "likewise"),
     Unused("stages.measure", "formats.serving_interface", runs_in("torchscript", "cast"), "likewise"),
     Unused("stages.measure", "formats.torchscript_graph", runs_in("cast"), "likewise"),
-    Unused("stages.measure", "formats.tensorrt", runs_in("tensorrt"), "likewise"),
+    Unused("stages.measure", "formats.tensorrt_session", runs_in("tensorrt"), "likewise"),
     Unused("formats.reduced_precision", "formats.pytorch_network", own_calibration, "prepares samples of the spec"),
     Unused("formats.reduced_precision", "formats.input_samples", own_calibration, "likewise"),
     Unused("formats.reduced_precision", "formats.picture_transform", own_calibration, "likewise"),
@@ -145,7 +146,7 @@ UNUSED = [
     Unused("formats.onnx_export", "runtime.threads", never, "the cores of a check, whose answers are not recorded"),
     Unused("formats.tensorrt", "formats.onnx_files", never, "finds the graph, whose content is an input"),
     Unused("stages.config", "triton.ensemble_graph", is_ensemble, "there are no steps"),
-    Unused("stages.ensemble", "formats.tensorrt", never, "runs the artifact of a step, where it has a GPU"),
+    Unused("stages.ensemble", "formats.tensorrt_session", never, "runs the artifact of a step, where it has a GPU"),
 ]
 
 SPECS = {

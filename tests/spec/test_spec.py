@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from build_tasks.errors import UserError
+from build_tasks.spec.engine_tables import Engine
 from build_tasks.spec.loader import load
-from build_tasks.spec.tables import Engine
 from tests.support.project import ROOT, Project
 from tests.support.spec_cases import (
     KEEP,

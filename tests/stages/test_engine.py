@@ -111,7 +111,7 @@ def test_a_signature_has_the_tensors_and_the_compiler_of_the_engine(rtx: tuple[P
     assert signature(project, "plain/model.rtx") == {
         "inputs": [tensor("INPUT__0", -1, 3, 16, 16)],
         "outputs": [tensor("OUTPUT__0", -1, 4)],
-        "profile": {"INPUT__0": shapes},
+        "profiles": [{"INPUT__0": shapes}],
         "compiler": "rtx",
         "precision": "fp16",
         "TensorRT-RTX": RTX,
@@ -137,10 +137,10 @@ def test_overrides_of_the_profile_hold_for_one_run(plain: Project) -> None:
     run = plain.built(*options, **without_gpu(plain))
     assert run.ran == ["rtx:plain"]
     assert "batches: 2, 4, 9" in run.out
-    assert signature(plain, "plain/model.rtx")["profile"]["INPUT__0"]["max"] == [9, 3, 16, 16]
+    assert signature(plain, "plain/model.rtx")["profiles"][0]["INPUT__0"]["max"] == [9, 3, 16, 16]
     assert plain.built(*options, **without_gpu(plain)).ran == []
     assert plain.built(**without_gpu(plain)).ran == ["rtx:plain"]
-    assert signature(plain, "plain/model.rtx")["profile"]["INPUT__0"]["max"] == [3, 3, 16, 16]
+    assert signature(plain, "plain/model.rtx")["profiles"][0]["INPUT__0"]["max"] == [3, 3, 16, 16]
 
 
 def test_another_precision_is_built_for_one_run(plain: Project) -> None:
@@ -271,11 +271,11 @@ polygraphy.config.USE_TENSORRT_RTX = settings["compiler"] == "rtx"
 from build_tasks.formats import tensorrt as compiler
 
 trt = compiler.trt
-profile = {"INPUT__0": {"min": [1, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [4, 3, 8, 8]}}
+profiles = [{"INPUT__0": {"min": [1, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [4, 3, 8, 8]}}]
 builder, network = compiler.create_network(strongly_typed=True)
 network.add_identity(network.add_input("INPUT__0", trt.float32, (-1, 3, 8, 8)))
 monitor = compiler.BuildProgress()
-config = compiler.builder_config(profile, settings, sys.argv[2], monitor)(builder, network)
+config = compiler.builder_config(profiles, settings, sys.argv[2], monitor)(builder, network)
 flags = ("TF32", "REFIT", "STRIP_PLAN", "SPARSE_WEIGHTS", "VERSION_COMPATIBLE")
 print("RESULT", json.dumps({
     "flags": [flag for flag in flags if config.get_flag(getattr(trt.BuilderFlag, flag))],
@@ -428,7 +428,7 @@ def test_a_hidden_gpu_counts_as_none(cpu_side: Project, copy_of: Callable[[Proje
 
 def test_the_signature_of_a_plan_names_its_gpu_and_tensorrt(with_plan: Project) -> None:
     found = signature(with_plan, "net/model.plan")
-    assert found["profile"]["INPUT__0"]["max"] == [3, 3, 16, 16]
+    assert found["profiles"][0]["INPUT__0"]["max"] == [3, 3, 16, 16]
     built_with = {"compiler": "tensorrt", "precision": "fp16", "TensorRT": "11.2.1.2", "GPU": "NVIDIA RTX A4000"}
     assert {**found, **built_with, "compute capability": "8.6"} == found
 

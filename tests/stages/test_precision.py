@@ -299,13 +299,13 @@ def test_open_height_and_width_reach_the_profile(zoo: tuple[Project, Run]) -> No
         signature = json.loads((project / f"build/{name}/model.rtx.signature.json").read_text())
         assert signature["inputs"][0]["shape"] == [-1, 3, -1, -1]
         profile = {"min": [1, 3, 12, 14], "opt": [3, 3, 16, 16], "max": [3, 3, 20, 24]}
-        assert signature["profile"] == {"INPUT__0": profile}
+        assert signature["profiles"] == [{"INPUT__0": profile}]
 
 
 def test_a_fixed_batch_leaves_no_profile(zoo: tuple[Project, Run]) -> None:
     project, _ = zoo
     signature = json.loads((project / "build/fixed/model.rtx.signature.json").read_text())
-    assert (signature["inputs"][0]["shape"], signature["profile"]) == ([2, 3, 16, 16], {})
+    assert (signature["inputs"][0]["shape"], signature["profiles"]) == ([2, 3, 16, 16], [])
 
 
 def test_a_graph_with_nothing_to_quantize_is_an_error(zoo: tuple[Project, Run]) -> None:

@@ -15,6 +15,10 @@ def table(name: str, line: str) -> str:
     return spec(more=f"[{name}]\n{line}")
 
 
+def profiles(*lines: str) -> str:
+    return spec(more="".join(f"[[engine.profiles]]\n{line}\n" for line in lines))
+
+
 def top(line: str) -> str:
     return spec(top=line)
 
@@ -50,7 +54,7 @@ TOP = (
 
 ENGINE = (
     "engine: expected one of precision, keep_fp32, keep_io_types, calibration, repair, min_batch_size, "
-    "opt_batch_size, max_batch_size, workspace, … (docs/reference/spec.md)"
+    "opt_batch_size, max_batch_size, profiles, workspace, … (docs/reference/spec.md)"
 )
 
 
@@ -73,6 +77,7 @@ KEEP = "expected true, since only fp16 engines can have inputs and outputs in th
 PRECISIONS = "fp32, tf32, fp16, bf16, int8, fp8"
 
 
+COVER = "expected profiles that together take all that clients may send (max_batch_size, [dimensions])"
 PROFILE = "min_batch_size <= opt_batch_size <= max_batch_size"
 
 
@@ -285,6 +290,45 @@ MISTAKES = [
             f"engine.{key}: expected 2, the batch that onnx.dynamic_axes = false fixes, found 3",
         )
         for key in ("min_batch_size", "opt_batch_size", "max_batch_size")
+    ),
+    # Several profiles
+    (
+        profiles("a = 1"),
+        "engine.profiles[0]: expected one of min_batch_size, opt_batch_size, max_batch_size, dimensions, found 'a'",
+    ),
+    (table("engine", "profiles = 2"), "engine.profiles: expected array, found 2"),
+    (profiles("min_batch_size = 0"), "engine.profiles[0].min_batch_size: expected int >= 1, found 0"),
+    (profiles("opt_batch_size = 8\nmax_batch_size = 4"), f"engine.profiles[0]: expected {PROFILE}, found 1, 8, 4"),
+    (
+        table("engine", "max_batch_size = 4\n[[engine.profiles]]"),
+        "engine.max_batch_size: expected nothing, since [[engine.profiles]] has the batches, found 4",
+    ),
+    (profiles("", ""), "engine.profiles[1]: expected other ranges than those of profiles[0], found the same"),
+    (profiles("max_batch_size = 1", "min_batch_size = 3"), f"engine.profiles: {COVER}, found none for batch 2"),
+    (
+        profiles("[engine.profiles.dimensions.length]\nmax = 8"),
+        "engine.profiles[0].dimensions.length: expected nothing, since no length is open, found 'length'",
+    ),
+    (
+        table("onnx", "dynamic_axes = false") + "[[engine.profiles]]\n",
+        "engine.profiles: expected nothing, since no dimension is open, found 1 of them",
+    ),
+    (
+        spec(top='formats = ["onnx"]', more="[[engine.profiles]]"),
+        "engine.profiles: expected nothing, since formats has no engine, found 1 of them",
+    ),
+    (
+        profiles("", "max_batch_size = 1") + '[triton.tensorrt]\ninstance_group = [{ profile = ["2"] }]',
+        "triton.tensorrt.instance_group[0].profile: expected indices of engine.profiles, 0, 1, found '2'",
+    ),
+    (
+        profiles("", "max_batch_size = 1") + '[triton.tensorrt]\ninstance_group = [{ profile = ["0", "0"] }]',
+        "triton.tensorrt.instance_group[0].profile: expected each profile once, found ['0', '0']",
+    ),
+    (
+        profiles("", "max_batch_size = 1") + '[triton.tensorrt]\ninstance_group = [{}, { profile = ["1"] }]',
+        "triton.tensorrt.instance_group[1].profile: expected profiles that take all that clients may send, since a "
+        "request goes to any free instance, found ['1'], none for batch 2 to 32",
     ),
     # The builder
     (table("engine", "workspace = 0"), "engine.workspace: expected int >= 1, found 0"),
@@ -501,6 +545,7 @@ MISTAKES = [
 VALID = [
     *(table("engine", f'precision = "{p}"\ncalibration = "pictures"\nkeep_fp32 = ["Conv"]') for p in ("int8", "fp8")),
     table("engine", "keep_io_types = false"),
+    profiles("max_batch_size = 1", "min_batch_size = 2\nopt_batch_size = 32"),
     rule('format = "graph"\nprecision = "int8"\noutput = "OUTPUT__1"\nrelative_l2 = 0.7\ntop1 = 0\nsnr = 3'),
     rule("top1_drop = 0.02", 'truth = "folders"'),
     table("engine", 'compute_capabilities = ["7.5", "12.0"]\nrtx_compute_capabilities = ["7.5", "12.0"]'),

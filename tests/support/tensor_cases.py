@@ -28,6 +28,11 @@ def length(lines: str) -> str:
     return tensors(f"{IDS}[dimensions.length]\n{lines}\n")
 
 
+def profiles(*lines: str) -> str:
+    tables = "".join(f"[[engine.profiles]]\n{each}\n" for each in lines)
+    return length(f"min = 2\nopt = 6\nmax = 16\n{tables}").replace('"torchscript", "onnx"', '"rtx"')
+
+
 NO_PICTURE = "expected nothing, since it prepares the picture of [input], and this spec has [[inputs]], found 'onnx'"
 ONE_OUTPUT = "output: expected nothing, since there are several [[outputs]], found [output]"
 INPUT_KEYS = (
@@ -178,6 +183,29 @@ MISTAKES = [
         length('max = 8\n[dimensions."a b"]\nmax = 3'),
         "dimensions: expected str matching regex '^[A-Za-z_][A-Za-z0-9_]*$', found 'length, a b'",
     ),
+    # Optimization profiles
+    (
+        profiles("dimensions.lenght = { max = 8 }"),
+        "engine.profiles[0].dimensions.lenght: expected an open dimension, length, found 'lenght' (did you mean "
+        "'length'?)",
+    ),
+    (
+        profiles("dimensions.length = { most = 8 }"),
+        "engine.profiles[0].dimensions.length: expected one of min, opt, max, found 'most'",
+    ),
+    (
+        profiles("dimensions.length = { min = 6, max = 5 }"),
+        "engine.profiles[0].dimensions.length: expected min <= opt <= max, found 6, 6, 5",
+    ),
+    (
+        profiles("dimensions.length = { max = 17 }"),
+        "engine.profiles[0].dimensions.length: expected lengths from 2 to 16, those of the dimension, found 2 to 17",
+    ),
+    (
+        profiles("dimensions.length = { max = 8 }", "max_batch_size = 4\ndimensions.length = { min = 9 }"),
+        "engine.profiles: expected profiles that together take all that clients may send (max_batch_size, "
+        "[dimensions]), found none for batch 5 to 32, length 9 to 16",
+    ),
     # [[outputs]]
     (
         one("[[outputs]]\nindex = 1"),
@@ -201,6 +229,8 @@ MISTAKES = [
 ]
 
 VALID = [
+    profiles("dimensions.length = { max = 8 }", "opt_batch_size = 1\ndimensions.length = { min = 5 }"),
+    profiles("dimensions.length = { min = 3, max = 8 }", ""),
     tensors(TWO.format(first="", second='name = "x"\nlow = -1\nhigh = 1.5\nbatch_dimension = 2')),
     length("max = 1"),
     length("min = 2\nopt = 3\nmax = 4"),

@@ -44,8 +44,8 @@ def tensors(batch: int = -1, **more: Any) -> dict[str, Any]:
 
 def plan(largest: int = 8, tensorrt: str = "11.2.1.2", **more: Any) -> dict[str, Any]:
     shape = [3, 160, 160]
-    profile = {"INPUT__0": {"min": [1, *shape], "opt": [2, *shape], "max": [largest, *shape]}}
-    return tensors(profile=profile, TensorRT=tensorrt, GPU="NVIDIA L4", **more)
+    shapes = {"INPUT__0": {"min": [1, *shape], "opt": [2, *shape], "max": [largest, *shape]}}
+    return tensors(profiles=[shapes], TensorRT=tensorrt, GPU="NVIDIA L4", **more)
 
 
 PLANS: dict[str, tuple[str, list[dict[str, Any]]]] = {

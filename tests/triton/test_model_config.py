@@ -254,7 +254,7 @@ WRONG = [
     ),
     (
         of_format("tensorrt", 'instance_group = [{ profile = ["99999999999"] }]'),
-        "triton.tensorrt.instance_group[0].profile: expected [\"0\"], since every engine of this project has one profile, "
+        "triton.tensorrt.instance_group[0].profile: expected [\"0\"], since the engine has one profile (engine.profiles), "
         "found ['99999999999']",
     ),
     (
@@ -413,6 +413,34 @@ def derive_config(text: str, model_format: str, *plans: dict[str, Any], labels: 
     stage = config.task(model, model_format, files)["meta"]["stage"]
     stage.build(stage.inputs, stage.outputs, stage.settings)
     return text_format.Parse(Path(stage.outputs["config"]).read_text(), ModelConfig())
+
+
+PROFILES = """
+[[engine.profiles]]
+max_batch_size = 1
+[[engine.profiles]]
+min_batch_size = 1
+opt_batch_size = 4
+max_batch_size = 8
+"""
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("lines", ["", "[triton.tensorrt]\ninstance_group = [{ count = 2 }, { profile = ['1'] }]\n"])
+def test_all_profiles_of_a_plan_are_served_and_warmed_up(lines: str) -> None:
+    """Without `profile`, Triton's TensorRT backend uses the first profile alone."""
+    shape = [3, 160, 160]
+    batches = [(1, 1, 1), (1, 4, 8)]
+    points = [dict(zip(("min", "opt", "max"), ([size, *shape] for size in each), strict=True)) for each in batches]
+    signature = {**plan(), "profiles": [{"INPUT__0": each} for each in points]}
+    parsed = derive_config(spec(PROFILES + lines), "tensorrt", signature)
+    assert parsed.max_batch_size == 8
+    assert [list(group.profile) for group in parsed.instance_group] == [["0", "1"], ["1"]][: 1 + bool(lines)]
+    assert [(each.name, each.batch_size) for each in parsed.model_warmup] == [
+        ("batch of 8", 8),
+        ("batch of 1", 1),
+        ("profile 1", 4),
+    ]
 
 
 ARTIFACT = [
@@ -685,7 +713,7 @@ def test_tensors_in_bf16_need_a_backend_that_has_them(model_format: str, release
     for tensor in (*signature["inputs"], *signature["outputs"]):
         tensor["dtype"] = "bfloat16"
     if model_format != "tensorrt":
-        del signature["profile"]
+        del signature["profiles"]
     text = triton(f'release = "{release}"', 'formats = ["torchscript", "onnx", "tensorrt"]')
     if reason is None:
         parsed = derive_config(text, model_format, signature)
@@ -760,7 +788,7 @@ def test_a_smallest_batch_above_one_is_noted() -> None:
     model = load_model(spec(""))
     Path("build/m").mkdir(parents=True)
     signature = plan()
-    signature["profile"]["INPUT__0"]["min"][0] = 4
+    signature["profiles"][0]["INPUT__0"]["min"][0] = 4
     Path("build/m/model.plan.signature.json").write_text(json.dumps(signature))
     stage = config.task(model, "tensorrt", ["model.plan"])["meta"]["stage"]
     notes = stage.build(stage.inputs, stage.outputs, stage.settings)

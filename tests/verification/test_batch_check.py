@@ -9,9 +9,10 @@ from polygraphy.comparator import RunResults
 from polygraphy.json import save_json
 
 from build_tasks.errors import UserError
-from build_tasks.tensors import INPUT, OUTPUT
-from build_tasks.verification import batch_check, gate
-from build_tasks.verification.reference_outputs import Reference
+from build_tasks.tensors import INPUT, OUTPUT, Feed, OptimizationProfile, Range
+from build_tasks.triton.optimization_profiles import find_uncovered, nearest_profile
+from build_tasks.verification import batch_check, gate, profile_batches
+from build_tasks.verification.reference_outputs import Batch, Reference
 from tests.support import tiny_network
 from tests.support.project import Project, failure_line
 
@@ -40,7 +41,11 @@ def reference(tmp_path: Path) -> Reference:
 
 def gate_error(reference: Reference, run: Run, precision: str = "fp32") -> str:
     batches = batch_check.arrangements(len(SAMPLES), SIZES, repeated=SIZES)
-    measured = reference.measure(lambda feed: run(feed[INPUT]), 1, 8, None, batches=batches)
+
+    def run_feed(feed: Feed) -> list[np.ndarray]:
+        return run(feed[INPUT])
+
+    measured = reference.measure(run_feed, 1, 8, None, batches=[Batch(run_feed, batch) for batch in batches])
     settings = {"precision": precision, "gate": [], "allow_untestable": False, "random_weights": False}
     return gate.gate_error(measured, settings, advice="") or ""
 
@@ -64,8 +69,52 @@ def test_the_smallest_the_tuned_an_odd_and_the_largest_batch_are_run() -> None:
     assert batch_check.batches_between(4, 8, 8) == [4, 7, 8]
     assert batch_check.batches_between(2, 2, 2) == [2]
     shape = {"min": [2, 3], "opt": [4, 3], "max": [16, 3]}
-    plan = {"inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3]}], "outputs": [], "profile": {"X": shape}}
+    plan = {"inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3]}], "outputs": [], "profiles": [{"X": shape}]}
     assert batch_check.batches_of(plan, 0) == [2, 4, 9, 16]  # type: ignore[arg-type]
+
+
+SHORT = {"X": {"min": [1, 2], "opt": [4, 3], "max": [8, 4]}}
+LONG = {"X": {"min": [1, 2], "opt": [1, 9], "max": [2, 9]}}
+
+
+def test_a_request_uses_the_nearest_profile_that_takes_it() -> None:
+    chosen = {(1, 3): 0, (2, 4): 0, (4, 4): 0, (2, 5): 1, (3, 5): None, (1, 1): None, (1, 10): None, (1, 8): 1}
+    for shape, profile in chosen.items():
+        assert nearest_profile([SHORT, LONG], {"X": shape}) == profile  # type: ignore[list-item]
+    assert nearest_profile([LONG, LONG], {"X": [1, 9]}) == 0  # type: ignore[list-item]
+
+
+def test_ranges_that_no_profile_takes_are_found() -> None:
+    def profile(batch: int, least: int, most: int) -> OptimizationProfile:
+        lengths: Range = {"min": least, "opt": least, "max": most}
+        return {"batch": {"min": 1, "opt": 1, "max": batch}, "dimensions": {"n": lengths}}
+
+    promised = {"batch": (1, 8), "n": (2, 9)}
+    assert find_uncovered(promised, [profile(8, 2, 5), profile(8, 6, 9)]) is None
+    assert find_uncovered(promised, [profile(8, 2, 5), profile(4, 3, 9)]) == {"batch": (5, 8), "n": (6, 9)}
+    assert find_uncovered(promised, [profile(8, 2, 5), profile(8, 7, 9)]) == {"batch": (1, 8), "n": (6, 6)}
+    assert find_uncovered(promised, []) == promised
+
+
+def test_every_profile_is_run_at_its_sizes_with_samples_of_its_lengths(reference: Reference) -> None:
+    """A profile that no sample is nearest to has kernels of its own, which may be wrong."""
+    wide = {INPUT: {"min": [1, 12], "opt": [4, 12], "max": [8, 12]}}
+    small = {INPUT: {"min": [1, 12], "opt": [1, 12], "max": [2, 12]}}
+    ran: set[tuple[int, int]] = set()
+
+    def run(feed: Feed, profile: int = 0) -> list[np.ndarray]:
+        batch = feed[INPUT]
+        ran.add((profile, len(batch)))
+        return [batch @ MATRIX * (1 + (profile == 1 and len(batch) == 2))]
+
+    batches = profile_batches.batches_of_profiles(run, [wide, small], reference.groups)  # type: ignore[list-item]
+    measured = reference.measure(run, 1, 8, None, batches=batches)
+    assert ran == {(0, 1), (0, 4), (0, 5), (0, 8), (1, 1), (1, 2), (0, 7)}
+    settings = {"precision": "fp16", "gate": [], "allow_untestable": False, "random_weights": False}
+    assert "a batch of 2, " in (gate.gate_error(measured, settings, advice="") or "")
+    long = {INPUT: {"min": [1, 13], "opt": [1, 13], "max": [2, 13]}}
+    assert profile_batches.untried_profiles([wide, long], reference.groups) == [1]  # type: ignore[list-item]
+    assert profile_batches.untried_profiles([long], reference.groups) == []  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
