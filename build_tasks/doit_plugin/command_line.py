@@ -67,10 +67,18 @@ class OneLineMistakes:
 
 
 class RecordsCommand(OneLineMistakes):
-    """Mixin of the commands that use doit's records: they use this project's, see state.py."""
+    """Mixin of the commands that use tasks and doit's records: they use this project's loader and records.
+
+    See dodo_loader.py and state.py.
+    """
 
     def execute(self, params: Any, args: list[str]) -> Any:
-        if is_default_dodo(params["dodoFile"]) and params["backend"] in ("dbm", "sqlite3"):  # the first: doit's default
+        own_dodo = is_default_dodo(params["dodoFile"])
+        if own_dodo:
+            from build_tasks.doit_plugin.dodo_loader import DodoLoader
+
+            self.loader = DodoLoader(self.loader)  # type: ignore[has-type]
+        if own_dodo and params["backend"] in ("dbm", "sqlite3"):  # the first: doit's default
             from doit.cmd_base import opt_depfile
 
             from build_tasks.doit_plugin.state import StateDB, StateManager, require_doit

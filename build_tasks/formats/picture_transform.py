@@ -6,7 +6,6 @@
 triton/preprocess_model/preprocessing.py does the same without PyTorch, to the bit.
 """
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,8 @@ def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any
     Raises:
         UserError: If mean, std or color do not fit the number of channels.
     """
+    import statistics
+
     from timm.data import resolve_data_config
 
     timm_keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")

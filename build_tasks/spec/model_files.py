@@ -86,7 +86,7 @@ def path_mistake(model: str, named: SpecPath) -> tuple[str, str] | None:
     """
     _, path, is_data, is_folder = named
     encoded = os.fsencode(path)
-    if re.search(UNSAFE, path) or "\n" in path:
+    if not path.isprintable() and (re.search(UNSAFE, path) or "\n" in path):  # the first word saves the expression
         return "a path without control characters", repr(path)
     if len(encoded) > MAX_PATH or max(map(len, encoded.split(b"/"))) > MAX_PART:
         return f"a path of at most {MAX_PATH} bytes, with names of at most {MAX_PART}", repr(path)
