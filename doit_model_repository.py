@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from doit.cmd_base import Command
+from doit.cmd_base import Command, DodoTaskLoader
 from doit.cmd_run import Run as DoitRun
 from doit.doit_cmd import DoitMain
 from doit.reporter import JsonReporter, ZeroReporter
@@ -42,6 +42,24 @@ class Unavailable(Command):  # type: ignore[misc]  # doit has no types
     def parse_execute(self, in_args: list[str]) -> int:
         sys.stderr.write(f"ERROR: doit {self.name}: {self.doc_purpose}\n")
         return 3
+
+
+class Loader(DodoTaskLoader):  # type: ignore[misc]  # doit has no types
+    """doit's own loader of dodo.py. doit creates it before it reads the command line.
+
+    `doit --help` and an empty word, such as an unset variable of a shell leaves, are answered here: doit itself prints
+    its own overview for the first, and stops with a traceback at the second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        words = sys.argv[1:]
+        if "" in words:
+            sys.stderr.write("ERROR: one word of the command line is empty; `doit help` shows what can be typed\n")
+            raise SystemExit(3)
+        if words[:1] == ["--help"] and os.path.exists("build_tasks/doit_plugin/usage.py"):
+            print(_module("doit_plugin.usage").USAGE)
+            raise SystemExit(0)
 
 
 class OtherRun(DoitRun):  # type: ignore[misc]  # doit has no types

@@ -111,10 +111,24 @@ def _words(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def wrap(text: str, width: int | None) -> str:
-    """Return a text whose lines are wrapped between words, with an indent."""
+    """Return a text whose lines are wrapped between words, with an indent.
+
+    A command that is about to run ("+ docker run …") stays one line, so that it can be copied.
+    """
     if width is None or all(len(line) <= width for line in text.split("\n")):
         return text
-    return "\n".join(part for line in text.split("\n") for part in _words(line, width, INDENT))
+    return "\n".join(part for line in text.split("\n") for part in _wrapped(line, width))
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return the lines of a wrapped one. If it has columns, they go on below the last one in the left half."""
+    if len(line) <= width or line.startswith("+ "):
+        return [line]
+    import re
+
+    columns = [match.end() for match in re.finditer(r"\S {2,}(?=\S)", line[: width // 2 + 1])]
+    indent = columns[-1] if columns else len(line) - len(line.lstrip(" ")) + len(INDENT)
+    return _words(line, width, " " * indent)
 
 
 def terminal_width(stream: TextIO) -> int | None:

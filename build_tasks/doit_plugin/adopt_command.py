@@ -18,6 +18,7 @@ from build_tasks.errors import UserError, printable
 class Adopt(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command. Heavy modules are imported where they are used."""
 
+    takes_names_first = True
     doc_purpose = "bring in a model repository that was made without doit"
     doc_usage = "PATH [--fields] [--write | --compare | --replace]"
     doc_description = (
@@ -43,10 +44,6 @@ class Adopt(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no type
             "help": "compare them, and replace originals in model_repository/ by what answers the same",
         },
     )  # fmt: skip
-
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Accept PATH before the options, too. doit's parser expects it after them."""
-        return super().parse_execute(sorted(in_args, key=lambda word: not word.startswith("-")))
 
     def execute(self, options: dict[str, Any], arguments: list[str]) -> int:
         if len(arguments) != 1 or sum(options[name] for name in ("write", "compare", "replace")) > 1:

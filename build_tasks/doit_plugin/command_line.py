@@ -8,6 +8,7 @@ doit itself prints its option objects where it cannot parse an option, and a tra
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,13 +36,14 @@ class OneLineMistakes:
     def parse_execute(self, in_args: list[str]) -> Any:
         from build_tasks.spec import overrides  # a run with nothing to do does not come here
 
-        words = overrides.without_booleans(options_first(in_args) if self.takes_names_first else in_args)
+        words = all_words(in_args)
+        words = overrides.without_booleans(options_first(words) if self.takes_names_first else words)
         if HELP_OPTIONS.intersection(words):
             return self.print_help([word for word in words if not word.startswith("-")])
         try:
             return super().parse_execute(words)  # type: ignore[misc]
         except CmdParseError as error:
-            raise CmdParseError(option_mistake(str(error), self.name)) from None  # type: ignore[attr-defined]
+            raise CmdParseError(option_mistake(str(error), self.name, self.cmdparser)) from None  # type: ignore[attr-defined]
         except InvalidCommand as error:
             raise InvalidCommand(self.name_mistake(error)) from None
 
@@ -61,8 +63,9 @@ class OneLineMistakes:
         tasks = [task.name for task in getattr(self, "task_list", [])]
         commands = self.all_commands or () if error.not_found is not None else ()
         found = with_suggestion(name, [*tasks, *commands])
+        hint = "options begin with --; " if "=" in name else ""
         return message_line(
-            f"{found} is no command, task or target; `doit list --all` shows the tasks, `doit help` the commands"
+            f"{found} is no command, task or target; {hint}`doit list --all` shows the tasks, `doit help` the commands"
         )
 
 
@@ -95,13 +98,40 @@ def options_first(words: list[str]) -> list[str]:
     return [*words[first:], *words[:first]]
 
 
+def all_words(in_args: Sequence[str]) -> list[str]:
+    """Return the words of this command, with those that doit has taken for variables, such as `epoch=12.ckpt`.
+
+    This project has no variables; doit removes every word with `=` that does not begin with `-`.
+
+    Args:
+        in_args: The words that doit has left, without the name of the command.
+    """
+    if not any(map(_is_variable, sys.argv[1:])):
+        return list(in_args)
+    first, left = len(sys.argv), len(in_args)
+    while first > 1 and (left or _is_variable(sys.argv[first - 1])):
+        first -= 1
+        left -= not _is_variable(sys.argv[first])
+    words = sys.argv[first:]
+    return words if [word for word in words if not _is_variable(word)] == list(in_args) else list(in_args)
+
+
+def _is_variable(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
 def is_default_dodo(path: str) -> bool:
     """Return whether a path leads to the dodo.py of this folder."""
     return path == "dodo.py" or os.path.realpath(path) == os.path.realpath("dodo.py")
 
 
-def option_mistake(message: str, command: str) -> str:
-    """Return one line for an option that doit could not parse, without its list of option objects."""
+def option_mistake(message: str, command: str, parser: Any) -> str:
+    """Return one line for an option that doit could not parse, without its list of option objects.
+
+    Args:
+        command: The name of the command.
+        parser: Its doit parser, which knows how the option is written.
+    """
     from build_tasks.errors import first_lines, message_line, with_suggestion
 
     text, _, options = message.partition(" (parsing options: ")
@@ -109,7 +139,10 @@ def option_mistake(message: str, command: str) -> str:
     if unknown := re.fullmatch(r"option --(\S+) not recognized", text):
         longs: Iterable[str] = re.findall(r"'long':'([^']+)'", options)
         text = f"there is no option {with_suggestion(f'--{unknown[1]}', [f'--{name}' for name in longs])}"
-    text = re.sub(r"parameter '(\w+)' <class '(\w+)'>\.", r"option \1:", text)
+    if wrong := re.match(r"parameter '(\w+)' <class '\w+'>\.", text):
+        option = next((option for option in parser.options if option.name == wrong[1]), None)
+        written = f"-{option.short}" if option and option.short else f"--{option.long if option else wrong[1]}"
+        text = f"option {written}:{text[wrong.end() :]}"
     text = text.replace("invalid literal for int() with base 10:", "expected a whole number, found")
     return message_line(
         f"{text}; `doit help {command}` lists the options of the command, `doit help TASK` those of a task"

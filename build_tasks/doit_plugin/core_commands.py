@@ -1,5 +1,6 @@
 """doit's own commands, with this project's help and with mistakes in one line (command_line.py)."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from doit.cmdparse import CmdOption, TaskParse
 from doit.exceptions import InvalidCommand
 
 from build_tasks.doit_plugin.command_line import OneLineMistakes, RecordsCommand
+from build_tasks.doit_plugin.standard_streams import keep_lines_whole
 from build_tasks.doit_plugin.usage import USAGE
 
 
@@ -80,7 +82,18 @@ class Info(RecordsCommand, cmd_info.Info):  # type: ignore[misc]  # doit has no 
         unknown = [name for name in pos_args if name not in {task.name for task in self.task_list}]
         if unknown:
             raise InvalidCommand(not_found=unknown[0])
+        for task in self.task_list:  # otherwise doit prints the objects
+            if task.name in pos_args:
+                options = TaskParse([CmdOption(option) for option in task.params]).options
+                task.params = [line.strip() for option in options for line in option.help_doc()]
+                task.meta = None
         return super()._execute(pos_args, hide_status)
+
+    @staticmethod
+    def get_reasons(reasons: dict[str, Any]) -> str:
+        """Return the reasons why a task would run, without the arguments of the functions that found them."""
+        text: str = cmd_info.Info.get_reasons(reasons)
+        return re.sub(r" \(args=\[.*\], kwargs=\{.*\}\)$", "", text, flags=re.MULTILINE)
 
 
 class Clean(RecordsCommand, cmd_clean.Clean):  # type: ignore[misc]
@@ -109,3 +122,7 @@ class Strace(RecordsCommand, cmd_strace.Strace):  # type: ignore[misc]
 
 class TabCompletion(OneLineMistakes, cmd_completion.TabCompletion):  # type: ignore[misc]
     """`doit tabcompletion`."""
+
+    def execute(self, params: Any, args: list[str]) -> Any:
+        keep_lines_whole()
+        return super().execute(params, args)

@@ -13,7 +13,6 @@ from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.errors import printable
 from build_tasks.runtime.digests import digest
 from build_tasks.spec import model_files
-from build_tasks.text_table import terminal_width, wrap
 
 
 class Plan(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no types
@@ -35,8 +34,7 @@ class Plan(OneLineMistakes, DoitCmdBase):  # type: ignore[misc]  # doit has no t
         control = TaskControl(self.task_list)
         control.process(self.sel_tasks)
         plan = plan_steps(control.tasks, control.selected_tasks, self.dep_manager, with_cache=True)
-        text = format_outside_files(plan) + format_plan(plan)
-        self.outstream.write(wrap(text, terminal_width(self.outstream)))
+        self.outstream.write(format_outside_files(plan) + format_plan(plan))
         return 0
 
 

@@ -23,7 +23,7 @@ from doit.exceptions import BaseFail, InvalidDodoFile, TaskFailed, UnmetDependen
 from doit.globals import Globals
 
 from build_tasks import text_table
-from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, task_graph, task_lines
+from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, standard_streams, task_graph, task_lines
 from build_tasks.doit_plugin.noop_cache import PRUNE, noop_cache
 from build_tasks.doit_plugin.state import StateManager, is_ignored
 from build_tasks.doit_plugin.state_file import StateError
@@ -304,6 +304,7 @@ class Json(Reporter):
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         super().initialize(tasks, selected_tasks)
+        standard_streams.keep_lines_whole()
         self.stdout_redirect = contextlib.redirect_stdout(sys.stderr)  # receives the output of tasks
         self.stdout_redirect.__enter__()
 

@@ -19,7 +19,7 @@ from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand, InvalidDodoFile
 
 from build_tasks.doit_plugin import display
-from build_tasks.doit_plugin.command_line import RecordsCommand, is_default_dodo
+from build_tasks.doit_plugin.command_line import RecordsCommand, all_words, is_default_dodo
 from build_tasks.doit_plugin.noop_cache import noop_cache, requested_models
 from build_tasks.doit_plugin.standard_streams import open_output
 from build_tasks.doit_plugin.task_state import format_counts
@@ -91,7 +91,7 @@ class Run(RecordsCommand, DoitRun):  # type: ignore[misc]  # doit has no types
 
     def parse_execute(self, in_args: list[str]) -> Any:
         if is_default_dodo(self.opt_vals.get("dodoFile", "dodo.py")) and self.opt_vals.get("cwdPath") is None:
-            words = requested_models(in_args)
+            words = requested_models(all_words(in_args))
             if words is not None and "DOIT_FILE" not in os.environ and nothing_to_do(words.models, words.quiet):
                 return 0
         if any(word.startswith("-") for word in in_args) or "DOIT_FILE" in os.environ:

@@ -1,7 +1,8 @@
 """Standard streams that never end a command, and one line for an early Ctrl-C.
 
-    print, reporter, doit ─► sys.stdout ─► a character that it cannot encode becomes another one
-                                 └─► RobustFile ─► the reader, terminal or file; nothing once that has failed
+    print, reporter, doit ─► sys.stdout ─► a line that is wider than the terminal is wrapped between words
+                                 └─► a character that it cannot encode becomes another one
+                                     └─► RobustFile ─► the reader, terminal or file; nothing once that has failed
 
 doit_model_repository.py calls `protect` before doit creates one of its commands.
 """
@@ -18,6 +19,8 @@ import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
+
+from build_tasks.text_table import terminal_width, wrap
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -70,6 +73,24 @@ class RobustFile(io.FileIO):
             return memoryview(data).nbytes
 
 
+class TerminalText(io.TextIOWrapper):
+    """The text stream of a terminal. It wraps lines between words, except those that control the cursor."""
+
+    wraps = True
+
+    def write(self, text: str, /) -> int:
+        if self.wraps and "\x1b" not in text and len(text) > (width := terminal_width(self) or len(text)):
+            super().write(wrap(text, width))
+            return len(text)
+        return super().write(text)
+
+
+def keep_lines_whole() -> None:
+    """From now on, write lines of any length as they are: those of JSON, Markdown or a script may be copied."""
+    if isinstance(sys.stdout, TerminalText):
+        sys.stdout.wraps = False
+
+
 def open_output(path: str) -> TextIO:
     """Open a file for the output of a run, as `doit --output-file` does."""
     return io.TextIOWrapper(io.BufferedWriter(RobustFile(path, "w")), "utf-8")
@@ -99,7 +120,7 @@ def _open_closed_descriptors() -> None:
 
 def _robust(stream: TextIO | None, descriptor: int) -> TextIO:
     """Return a stream that writes to a descriptor of the process in the encoding of its stream, which may be None."""
-    return io.TextIOWrapper(
+    return (TerminalText if stream and stream.isatty() else io.TextIOWrapper)(
         io.BufferedWriter(RobustFile(descriptor, "w", closefd=False)),
         encoding=stream.encoding if stream else "utf-8",
         errors=REPLACED,

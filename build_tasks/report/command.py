@@ -3,7 +3,8 @@
     specs, build/, doit's records ─► model_page.py: each model as a record ─► templates/report.html.j2 ─► one file
                                                └─► snapshot_diff.py: the changes since the last report
 
-It builds nothing, shows all files in their current state, and does not use the network.
+It builds nothing, shows all files in their current state, and uses no network, except to look stages up in the build
+cache if BUILD_CACHE names one.
 """
 
 import json
@@ -17,7 +18,7 @@ from doit.cmd_base import DoitCmdBase
 from doit.control import TaskControl
 from doit.exceptions import InvalidCommand
 
-from build_tasks.doit_plugin import dry_run, failures
+from build_tasks.doit_plugin import dry_run, failures, standard_streams
 from build_tasks.doit_plugin.command_line import RecordsCommand
 from build_tasks.errors import message_line, with_suggestion
 from build_tasks.paths import BUILD
@@ -57,6 +58,8 @@ class Report(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
             pages = self.write_page(tasks, models, pos_args)
         except OSError as error:  # for example a file in build/ that cannot be read
             raise InvalidCommand(message_line(f"{PAGE} was not written: {error}")) from error
+        if markdown:
+            standard_streams.keep_lines_whole()
         self.outstream.write(overview.format_markdown(pages) if markdown else f"{PAGE}\n")
         return 0
 
@@ -67,7 +70,8 @@ class Report(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
         pages = []
         for name in [name for name in models if not requested or name in requested]:
             order = {task: index for index, task in enumerate(tasks[name].task_dep)}
-            steps = [step for step in dry_run.plan_steps(tasks, [name], self.dep_manager) if step.stage]
+            steps = dry_run.plan_steps(tasks, [name], self.dep_manager, with_cache=True)
+            steps = [step for step in steps if step.stage]
             steps.sort(key=lambda step: order.get(step.task, len(order)))
             rows = [task_row(step, self.dep_manager.get_values(step.task), failed.get(step.task)) for step in steps]
             pages.append(model_page(models[name], dependencies, rows, before))

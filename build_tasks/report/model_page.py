@@ -45,6 +45,7 @@ MAX_NODES = 5  # number of nodes with large errors that the page names
 # States from best to worst. A group of tasks shows its worst state.
 STATES = (
     TaskState.UP_TO_DATE,
+    TaskState.TO_FETCH,
     TaskState.MAY_RUN,
     TaskState.TO_RUN,
     TaskState.NOT_BUILT,
@@ -211,7 +212,7 @@ def mark_waiting(tasks: list[TaskRow], dependencies: dict[str, set[str]]) -> Non
     failed_ancestors = {task.task: task.task for task in tasks if task.failure}
     for task in tasks:  # a task comes after those that it depends on
         found = sorted(failed_ancestors[name] for name in dependencies[task.task] if name in failed_ancestors)
-        if found and task.state in (TaskState.NOT_BUILT, TaskState.TO_RUN, TaskState.MAY_RUN):
+        if found and task.state in (TaskState.TO_FETCH, TaskState.NOT_BUILT, TaskState.TO_RUN, TaskState.MAY_RUN):
             task.waits_for = failed_ancestors[task.task] = found[0]
             task.reasons = [f"depends on {found[0]}, which failed"]
 

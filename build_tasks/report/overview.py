@@ -79,6 +79,9 @@ def next_steps(page: ModelPage) -> list[str]:
     counts = {state: sum(task.state == state and not task.waits_for for task in page.tasks) for state in TaskState}
     if stale := counts[TaskState.TO_RUN] + counts[TaskState.MAY_RUN]:
         steps.append(f"{_tasks(stale)} outdated: `doit {page.name}` builds {'it' if stale == 1 else 'them'} again.")
+    if fetched := counts[TaskState.TO_FETCH]:
+        them = "it" if fetched == 1 else "them"
+        steps.append(f"{_tasks(fetched)} in the build cache: `doit {page.name}` fetches {them}.")
     if never := counts[TaskState.NOT_BUILT]:
         steps.append(f"{_tasks(never)} not built: `doit {page.name}` builds {'it' if never == 1 else 'them'}.")
     steps += [f"{', '.join(names)}: this machine lacks {missing}." for missing, names in page.missing.items()]

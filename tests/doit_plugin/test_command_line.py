@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,12 @@ from build_tasks.doit_plugin.usage import USAGE
 from tests.support.project import DOIT, OTHER, Project
 
 TAKES_TASKS = ("plan", "list", "help", "info", "clean", "forget", "ignore", "reset-dep")
+
+
+# An environment that was made before this project had a loader of its own uses that of doit.
+needs_loader = pytest.mark.skipif(
+    not entry_points(group="doit.LOADER"), reason="the installed doit_model_repository is older than its loader"
+)
 
 
 @pytest.fixture
@@ -27,7 +35,10 @@ def test_the_overview_names_all_that_can_be_typed_on_80_columns() -> None:
     assert len(USAGE.splitlines()) <= 60, "it fits one tall screen"
 
 
-@pytest.mark.parametrize("words", [["help"], ["-h"], ["help", "-h"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [["help"], ["-h"], ["help", "-h"], ["run", "--help"], pytest.param(["--help"], marks=needs_loader)],
+)
 def test_help_is_the_overview(other: Project, words: list[str]) -> None:
     assert other.built(*words).out == f"{USAGE}\n"
 
@@ -62,7 +73,7 @@ def test_a_stage_has_the_options_of_its_tasks(other: Project, words: list[str]) 
         (["list", "--statuss"], "there is no option '--statuss' (did you mean '--status'?)"),
         (["check", "--sever", "core"], "there is no option '--sever' (did you mean '--server'?)"),
         (["plan", "-x"], "option -x not recognized"),
-        (["-n", "two"], "option num_process: expected a whole number, found 'two'"),
+        (["-n", "two"], "option -n: expected a whole number, found 'two'"),
         (["-n"], "option -n requires argument"),
         (["onnx:other", "--dynamic_axes=maybe"], "option --dynamic_axes: expected True or False, found 'maybe'"),
         (["othr"], "'othr' (did you mean 'other'?) is no command, task or target"),
@@ -70,6 +81,13 @@ def test_a_stage_has_the_options_of_its_tasks(other: Project, words: list[str]) 
         (["onnx:othe"], "'onnx:othe' (did you mean 'onnx:other'?) is no command"),
         *(([command, "onnx:othe"], "'onnx:othe' (did you mean 'onnx:other'?) is no") for command in TAKES_TASKS),
         (["info"], "`info` failed, must select *one* task"),
+        ([" "], "' ' is no command, task or target"),
+        (["onnx:"], "'onnx:' (did you mean 'onnx'?) is no command"),
+        (["opset_version=11"], "'opset_version=11' is no command, task or target; options begin with --;"),
+        (["plan", "onnx:other", "a=b"], "'a=b' is no command, task or target; options begin with --;"),
+        (["adopt", "/no=where", "--fields"], "expected a model repository or the folder of a model, found '/no=where'"),
+        pytest.param([""], "one word of the command line is empty", marks=needs_loader),
+        pytest.param(["plan", "other", ""], "one word of the command line is empty", marks=needs_loader),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(other: Project, words: list[str], expected: str) -> None:
@@ -109,6 +127,42 @@ from build_tasks.spec.loader import read_model
 sys.argv = sys.argv[1:]
 print(json.dumps(read_model("other", overrides.from_command_line(sys.argv)["other"]).spec.onnx.dynamic_axes))
 """
+
+
+LINES_OF = (
+    ["help", "run"], ["help", "onnx"], ["new", "--help"], ["list", "--all", "--status"], ["plan"], ["check"],
+    ["info", "engine:other"], ["upgrade", "25.03"], ["smoke", "--url", "localhost:1"], ["cache"], ["verify"],
+    ["nosuch"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_no_line_is_wider_than_the_terminal_and_no_word_is_broken(other: Project, columns: int) -> None:
+    other.edit("models/other/model.toml", '"onnx"', '"onnx", "tensorrt"')
+    for words in LINES_OF if columns == 80 else LINES_OF[-4:]:
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", other.terminal(*words, COLUMNS=str(columns)))
+        for line in shown.splitlines():
+            assert len(line) <= columns or " " not in line.strip(), (words, line)
+        log = other.doit(*words).out
+        assert shown.split() == log.split() or words == ["upgrade", "25.03"], words  # its table is split
+
+
+def test_what_may_be_copied_keeps_its_lines(other: Project) -> None:
+    assert json.loads(other.terminal("-r", "json", "prune", COLUMNS="50"))["aborted"] == []
+    assert other.terminal("tabcompletion", COLUMNS="50").splitlines() == other.built("tabcompletion").out.splitlines()
+
+
+def test_a_word_with_an_equals_sign_is_no_variable(other: Project) -> None:
+    """Checkpoints of PyTorch Lightning have such names."""
+    out = other.built("new", "mine", "--architecture", "resnet18", "--weights", "epoch=3-step=12.ckpt").out
+    assert "missing: models/mine/epoch=3-step=12.ckpt" in out
+
+
+def test_info_prints_words_and_no_objects(other: Project) -> None:
+    out = other.doit("info", "onnx:other").out
+    assert " - --opset_version=ARG" in out
+    assert "{" not in out
+    assert "<" not in out
 
 
 def test_a_group_that_was_never_built_is_not_up_to_date(other: Project) -> None:

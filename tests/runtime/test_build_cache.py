@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -74,6 +75,8 @@ def test_a_second_checkout_fetches_what_the_first_has_built(
     add_tiny(other, tiny_weights)
     no_torch = fakes.machine(tmp_path, tensorrt=None, gpus=None, torch=False)
     planned = other.built("plan", **in_cache(cache), **no_torch).out
+    other.built("report", **in_cache(cache), **no_torch)
+    page = (other / "build/report.html").read_text()
     second = other.built(**in_cache(cache), **no_torch)
     assert second.ran == first.ran
     expected = sorted(
@@ -82,6 +85,9 @@ def test_a_second_checkout_fetches_what_the_first_has_built(
     assert fetched(second.out) == expected
     assert {"weights:tiny", "reference:tiny", "torchscript:tiny", "onnx:tiny", "summary:tiny"} < {*expected}
     assert sorted(":".join(line.split()[2:4]) for line in planned.splitlines() if "to fetch" in line[:9]) == expected
+    in_page = re.findall(r"<title>(\S+): to fetch", page)
+    assert sorted(in_page) == expected, "the report knows what `doit` would fetch"
+    assert f"{len(expected)} tasks are in the build cache" in page
     assert other.tree() == project.tree()
     assert not (other / "build/tiny/logs").exists()
     assert other.built("plan", **in_cache(cache), **no_torch).out == f"{len(first.ran) + 1} up to date\n"

@@ -173,15 +173,15 @@ class Project:
         return Run(process.returncode, out)
 
     def terminal(self, *arguments: str, **environment: str) -> str:
-        """Run doit on a terminal of 120 columns, and return all that was written to the terminal."""
+        """Run doit on a terminal of COLUMNS columns (120), and return all that was written to the terminal."""
         import fcntl
         import pty
         import struct
         import termios
 
-        own_end, doit_end = pty.openpty()
-        fcntl.ioctl(doit_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         variables = {**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
+        own_end, doit_end = pty.openpty()
+        fcntl.ioctl(doit_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, int(variables["COLUMNS"]), 0, 0))
         process = subprocess.Popen(
             [DOIT, *arguments], cwd=self.root, env=variables, stdin=doit_end, stdout=doit_end, stderr=doit_end,
             start_new_session=True,
