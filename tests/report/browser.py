@@ -47,14 +47,15 @@ def chromium() -> Iterator[Chrome]:
             driver.quit()
 
 
-def open_page(driver: Chrome, page: Path, scheme: str, width: int, height: int = 900) -> None:
-    """Load a page in a window of this size, for a reader who prefers the scheme "light" or "dark"."""
+def open_page(driver: Chrome, page: Path, scheme: str, width: int, height: int = 900, media: str = "screen") -> None:
+    """Load a page in a window of this size, for a reader who prefers the scheme "light" or "dark"; or on paper."""
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
     )
     driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        "Emulation.setEmulatedMedia",
+        {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
     driver.get(page.absolute().as_uri())
 

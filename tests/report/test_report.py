@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from PIL import ImageStat
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from build_tasks.report import charts, snapshot_diff
 from build_tasks.report.records import FileSnapshot, ModelSnapshot, Snapshot
@@ -461,6 +463,62 @@ def test_state_and_accuracy_stand_in_the_first_screen_of_a_phone(hostile: Path, 
         .map(element => element.getBoundingClientRect()).map(box => [box.right, box.bottom])"""
     assert len(chromium.execute_script(ends)) == 4  # two models with an artifact that was measured
     assert all(right <= 390 and bottom <= 844 for right, bottom in chromium.execute_script(ends))
+
+
+PAPER_WIDTH = 718  # pixels of CSS: A4 without the margins of Chromium
+
+CUT = """
+const right = document.documentElement.clientWidth;
+return [...document.querySelectorAll("td, th, p, li, pre, svg, .state, h1, h2, h3")]
+    .filter(e => e.getBoundingClientRect().right > right + 1).map(e => e.outerHTML.slice(0, 120));
+"""
+
+
+@needs_browser
+def test_paper_is_light_and_shows_all_of_it(hostile: Path, chromium: Any) -> None:
+    browser.open_page(chromium, hostile, "dark", PAPER_WIDTH, media="print")
+    assert chromium.execute_script(CUT) == []
+    assert [row for row in chromium.execute_script(CONTRASTS) if row[0] < 4.5] == []
+    ground = chromium.execute_script("return getComputedStyle(document.querySelector('.panel')).backgroundColor")
+    assert ground == "rgb(255, 255, 255)"
+    closed = "return [...document.querySelectorAll('details:not([open]) > :not(summary)')].map(e => e.offsetHeight)"
+    assert all(chromium.execute_script(closed)), "what is folded on the screen is printed"
+
+
+# The element that has the focus: whether the reader sees it, and where it is.
+FOCUSED = """
+const element = document.activeElement, style = getComputedStyle(element), box = element.getBoundingClientRect();
+return [element.outerHTML.slice(0, 120), style.outlineStyle === "solid" && parseFloat(style.outlineWidth) >= 2
+    && box.bottom > 0 && box.top < innerHeight];
+"""
+WIDE = (
+    "[...document.querySelectorAll('.scroll, pre')].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth)"
+)
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1600])
+def test_the_keyboard_reaches_and_scrolls_all_of_it(hostile: Path, chromium: Any, width: int) -> None:
+    browser.open_page(chromium, hostile, "light", width)
+    stops = chromium.execute_script("return document.querySelectorAll('a[href], summary, [tabindex]').length")
+    seen = []
+    while len(seen) <= stops:
+        chromium.switch_to.active_element.send_keys(Keys.TAB)
+        html, visible = chromium.execute_script(FOCUSED)
+        if html.startswith("<body"):
+            break
+        assert visible, html
+        seen.append(html)
+        if html.startswith("<summary") and not chromium.execute_script("return document.activeElement.parentNode.open"):
+            chromium.switch_to.active_element.send_keys(Keys.ENTER)
+            assert chromium.execute_script("return document.activeElement.parentNode.open")
+    assert len(seen) == stops
+    assert chromium.execute_script(f"return {WIDE}.length") > (0 if width == 1600 else 5)
+    for index in range(chromium.execute_script(f"return {WIDE}.length")):
+        chromium.execute_script(f"{WIDE}[{index}].focus()")
+        chromium.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    moved = f"return {WIDE}.map(e => e.scrollLeft)"
+    WebDriverWait(chromium, 10).until(lambda driver: all(driver.execute_script(moved)))
 
 
 @needs_browser
