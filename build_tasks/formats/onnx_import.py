@@ -8,7 +8,6 @@ is an empty list, and copies a weight that the branches of an If node share into
 """
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
 CHANNELS = (1, 3, 4)  # numbers of channels of pictures: gray, RGB, RGBA
 IMPORT_MODULES = (  # the modules of the project that read and change such files, for the fingerprint of stages
     "build_tasks.formats.onnx_import",
+    "build_tasks.formats.onnx_batch_first",
     "build_tasks.formats.onnx_external_data",
+    "build_tasks.formats.onnx_names",
     "build_tasks.formats.file_kinds",
 )
 MIN_IR_VERSION = 4  # the first in which initializers need not be listed as inputs
@@ -53,7 +54,7 @@ def read_onnx(path: str) -> "onnx.ModelProto":
     onnx_external_data.load_data(graph, file)
     with report_damage(path):
         _open_unknown_dims(graph.graph)
-        _check_names(graph.graph, path)
+        _checktensors_in(graph.graph, path)
     return graph
 
 
@@ -91,7 +92,7 @@ def _open_unknown_dims(graph: "onnx.GraphProto") -> None:
         del graph.value_info[:]
 
 
-def _check_names(graph: "onnx.GraphProto", path: str) -> None:
+def _checktensors_in(graph: "onnx.GraphProto", path: str) -> None:
     """Raise UserError if two inputs or two outputs have the same name."""
     for kind, tensors in (("inputs", graph.input), ("outputs", graph.output)):
         names = [tensor.name for tensor in tensors]
@@ -139,9 +140,14 @@ def check_image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
     return dims
 
 
-def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface) -> None:
+def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface, batch_dimensions: list[int]) -> None:
     """Bring the inputs of a graph into the order of the spec: by name if it has all names, otherwise as they are.
 
+    Args:
+        graph: The graph.
+        path: Its file, for messages.
+        interface: The interface of the spec.
+        batch_dimensions: The dimension of the batch in each input of the file.
     Raises:
         UserError: If it has other inputs than the spec: in number, name, type or dimensions.
     """
@@ -156,11 +162,13 @@ def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface) -> N
         raise UserError(f"inputs: {path} takes {takes}, and the spec gives {', '.join(names)}")
     ordered = [*own.values()] if unknown else [own[name] for name in names]
     lengths = tuned_lengths(interface["dimensions"])
-    for tensor, each in zip(ordered, interface["inputs"], strict=True):
-        dims, declared = dimensions(tensor)[1:], dims_at(each["shape"] or [], lengths)
+    for tensor, each, axis in zip(ordered, interface["inputs"], batch_dimensions, strict=True):
+        dims, declared = dimensions(tensor), dims_at(each["shape"] or [], lengths)
+        dims = dims[:axis] + dims[axis + 1 :]
         fits = len(dims) == len(declared) and all(a in (None, b) for a, b in zip(dims, declared, strict=True))
         if input_dtype(tensor) != each["dtype"] or not fits or not dimensions(tensor):
-            found = f"{each['dtype']}{['batch', *(each['shape'] or [])]}".replace("'", "")
+            shape = [*(each["shape"] or [])]
+            found = f"{each['dtype']}{[*shape[:axis], 'batch', *shape[axis:]]}".replace("'", "")
             raise UserError(
                 f"inputs: {path} takes {input_dtype(tensor)}{format_dims(dimensions(tensor))} as {tensor.name}, and "
                 f"the spec gives {found}"
@@ -208,61 +216,6 @@ def dimensions(tensor: "onnx.ValueInfoProto") -> list[int | None]:
 def format_dims(dims: list[int | None]) -> str:
     """Format dimensions for messages, with a question mark for an open one."""
     return f"[{', '.join('?' if length is None else str(length) for length in dims)}]"
-
-
-def rename_tensors(graph: "onnx.ModelProto", input_names: list[str], output_names: list[str]) -> "onnx.ModelProto":
-    """Give the inputs and the outputs of the graph the names that they have in every format.
-
-    A tensor inside the graph that has one of these names gets another one. An output that is the input itself comes
-    from a node that copies it.
-    """
-    import onnx
-
-    inputs = {tensor.name for tensor in graph.graph.input}
-    used = set(_names(graph.graph))
-
-    def unused(name: str) -> str:
-        candidates = (f"{name}_{number}" for number in itertools.count(1))
-        used.add(new := next(candidate for candidate in candidates if candidate not in used))
-        return new
-
-    for tensor in graph.graph.output:
-        if tensor.name in inputs:
-            copy = unused(tensor.name)
-            graph.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [copy]))
-            tensor.name = copy
-    names = {tensor.name: name for tensor, name in zip(graph.graph.input, input_names, strict=True)}
-    names |= {tensor.name: name for tensor, name in zip(graph.graph.output, output_names, strict=True)}
-    names |= {name: unused(name) for name in sorted(set(names.values()) & (used - names.keys()))}
-    _rename(graph.graph, names)
-    return graph
-
-
-def _names(graph: "onnx.GraphProto") -> Iterator[str]:
-    """Yield the names of all tensors in a graph, and in the graphs inside its nodes."""
-    for node in graph.node:
-        yield from (*node.input, *node.output)
-        for inner in _inner_graphs(node):
-            yield from _names(inner)
-    yield from (tensor.name for tensor in (*graph.input, *graph.output, *graph.initializer))
-
-
-def _inner_graphs(node: "onnx.NodeProto") -> "Iterator[onnx.GraphProto]":
-    """Yield the graphs inside a node, such as the branches of an If."""
-    for attribute in node.attribute:
-        yield from (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))
-
-
-def _rename(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
-    """Rename tensors in a graph, and in the graphs inside its nodes, which may use the tensors of this one."""
-    for node in graph.node:
-        for tensors in (node.input, node.output):
-            tensors[:] = [names.get(name, name) for name in tensors]
-        for inner in _inner_graphs(node):
-            _rename(inner, names)
-    sparse = (tensor.values for tensor in graph.sparse_initializer)
-    for tensor in (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *sparse):
-        tensor.name = names.get(tensor.name, tensor.name)
 
 
 def declare_dims(graph: "onnx.ModelProto", network: Any, interface: Interface, settings: Settings) -> "onnx.ModelProto":

@@ -40,11 +40,12 @@ def interface_of(spec: "Spec") -> Interface:
         "std": table.std,
         "scale": table.scale,
     }
-    outputs = [_output(index, output) for index, output in enumerate(spec.outputs)]
-    if spec.from_onnx:  # they are renamed when the file is imported, so that their names are their keys
-        outputs = [{**output, "key": None} for output in outputs]
+    inputs, outputs = inputs_of(spec), [_output(index, output) for index, output in enumerate(spec.outputs)]
+    if spec.from_onnx:  # the file is renamed and transposed when it is imported
+        inputs = [{**each, "batch_dimension": 0} for each in inputs]
+        outputs = [{**output, "key": None, "batch_dimension": 0} for output in outputs]
     return {
-        "inputs": inputs_of(spec),
+        "inputs": inputs,
         "outputs": outputs,
         "dimensions": dimensions_of(spec),
         "softmax": spec.output.softmax,

@@ -69,8 +69,6 @@ def _input_mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistak
             yield f"{key}.dims", *mistake
     if table.batch_dimension > len(table.shape):
         yield f"{key}.batch_dimension", f"at most {len(table.shape)}, the last dimension", repr(table.batch_dimension)
-    if table.batch_dimension and spec.from_onnx:
-        yield f"{key}.batch_dimension", "0, since an ONNX file is used as it is", repr(table.batch_dimension)
     yield from _range_mistakes(key, table)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import pytorch_network, user_code, weight_sources
 from build_tasks.formats.example_inputs import example_inputs
+from build_tasks.formats.onnx_batch_first import put_batch_first
 from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import (
     IMPORT_MODULES,
@@ -31,16 +32,16 @@ from build_tasks.formats.onnx_import import (
     format_dims,
     match_inputs,
     read_onnx,
-    rename_tensors,
     report_damage,
     select_outputs,
 )
+from build_tasks.formats.onnx_names import rename_tensors
 from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward, served_name, wrap_for_serving
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import model_files
 from build_tasks.spec.interface import interface_of
-from build_tasks.spec.model import Model, split_source, table_settings
+from build_tasks.spec.model import Model, Spec, split_source, table_settings
 from build_tasks.tensors import OUTPUT, Interface, dims_at, tuned_lengths
 
 if TYPE_CHECKING:
@@ -102,11 +103,7 @@ def stage(model: Model) -> Stage:
             **pytorch_network.settings_of(model),
             "weights": table_settings(weights),
             **({"interface": interface_of(spec)} if spec.from_onnx or spec.program_suffix else {}),
-            **(
-                {"output_keys": [output.key for output in spec.outputs], "picture": not spec.inputs}
-                if spec.from_onnx
-                else {}
-            ),
+            **(file_settings(spec) if spec.from_onnx else {}),
         },
         tools=("torch", "timm", "safetensors"),
         modules=(
@@ -118,6 +115,18 @@ def stage(model: Model) -> Stage:
         ),
         source_files=user_files,
     )
+
+
+def file_settings(spec: Spec) -> Settings:
+    """What an ONNX file has, and the interface of its artifacts does not."""
+    return {
+        "output_keys": [output.key for output in spec.outputs],
+        "picture": not spec.inputs,
+        "batch_dimensions": {
+            "inputs": [each.batch_dimension for each in spec.inputs],
+            "outputs": [each.batch_dimension for each in spec.outputs],
+        },
+    }
 
 
 def external_data_files(source: str) -> list[str]:
@@ -184,12 +193,14 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
         if any(own not in (None, length) for own, length in zip(image[1:], shape, strict=True)):
             raise UserError(f"input.shape: {path} takes {format_dims(image)}, not {shape}")
     else:
-        match_inputs(graph, path, interface)
+        match_inputs(graph, path, interface, settings["batch_dimensions"]["inputs"])
     names = [each["name"] for each in interface["outputs"]]
     if names:
         select_outputs(graph, path, settings["output_keys"], names)
     for index, tensor in enumerate(graph.graph.output[len(names) :]):
         names.append(OUTPUT.format(index) if settings["picture"] else served_name(tensor.name))
+    if not settings["picture"]:
+        put_batch_first(graph, path, **settings["batch_dimensions"])
     rename_tensors(graph, [each["name"] for each in interface["inputs"]], names)
 
 

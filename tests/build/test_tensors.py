@@ -6,6 +6,7 @@ All models are built by one doit. Each answer is compared with the network itsel
 import json
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,29 @@ max = 12
 key = "hidden.1"
 name = "hidden"
 """
+# Files of a recogniser with the time first: (time, batch, features) -> scores (time, batch, classes), pooled.
+RECOGNISER = """
+formats = {formats}
+max_batch_size = 4
+[weights]
+source = "{file}"
+[[inputs]]
+name = "frames"
+shape = ["time", 6]
+batch_dimension = 1
+[dimensions.time]
+min = 2
+opt = 5
+max = 9
+[[outputs]]
+key = 0
+name = "scores"
+batch_dimension = 1
+[[outputs]]
+key = 1
+name = "pooled"
+"""
+FILES = {"script": "net.pt", "exported": "net.pt2", "graphed": "net.onnx"}
 WEIGHTS = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 
 
@@ -201,6 +225,41 @@ def two_inputs() -> onnx.ModelProto:
     ]
     graph = helper.make_graph(nodes, "g", inputs, outputs, [onnx.numpy_helper.from_array(WEIGHTS, "w")])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+class Recogniser(torch.nn.Module):
+    """Its answer depends on the order of the frames of a sequence, and on no other sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.c = torch.nn.Conv1d(6, 5, 3, padding=1)
+
+    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.c(frames.permute(1, 2, 0)).permute(2, 0, 1)
+        return scores, scores.cumsum(0)[-1]
+
+
+def add_recognisers(project: Project) -> None:
+    """Add a model for each kind of file that contains the network."""
+    frames, module = torch.randn(5, 2, 6), Recogniser().eval()
+    dims = {0: torch.export.Dim("time", min=2, max=9), 1: torch.export.Dim("batch", min=1, max=64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        for name, file in FILES.items():
+            formats = '["onnx"]' if name == "graphed" else '["torchscript", "onnx"]'
+            path = project.model(name, RECOGNISER.format(formats=formats, file=file)) / file
+            if name == "script":
+                torch.jit.script(module).save(path)
+            elif name == "exported":
+                torch.export.save(torch.export.export(module, (frames,), dynamic_shapes=(dims,)), path)
+            else:
+                axes = {"frames": {0: "t", 1: "n"}, "scores": {0: "t", 1: "n"}, "pooled": {0: "n"}}
+                outputs = ["scores", "pooled"]
+                torch.onnx.export(
+                    module, (frames,), path, dynamo=False, dynamic_axes=axes,
+                    input_names=["frames"], output_names=outputs,
+                )  # fmt: skip
 
 
 def add(project: Project, name: str, more: str, tables: str, layers: str, arguments: str, body: str) -> None:
@@ -225,6 +284,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     for name, (tables, _) in REFUSED.items():
         add(project, name, "", tables, "self.a = nn.Linear(4, 5)", "left, right", "return self.a(left) + right.sum()")
     onnx.save(two_inputs(), project.model("graph", GRAPH) / "two.onnx")
+    add_recognisers(project)
     return project, project.doit("-n", "2")
 
 
@@ -310,6 +370,23 @@ def test_dims_types_and_warm_ups_are_those_of_the_spec(built: tuple[Project, Run
     ]
     lengths = {group["input_ids"].shape[1] for group in load_json(str(project / "build/text/samples.json"))}
     assert lengths >= {2, 6, 8, 7, 12, 16}, "every profile is run at its smallest, tuned and largest lengths"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_with_the_time_first_is_served_with_the_batch_first(built: tuple[Project, Run], name: str) -> None:
+    project, run = built
+    assert config(project, f"{name}_onnx").max_batch_size == 4, run.out
+    session = onnxruntime.InferenceSession(project / f"model_repository/{name}_onnx/1/model.onnx")
+    for batch, length in ((1, 2), (3, 5), (4, 9)):
+        feed = feeds("frames", batch, length)
+        scores, pooled = Recogniser().eval()(torch.from_numpy(feed["frames"]).transpose(0, 1))
+        answers = [session.run(None, feed)]
+        if name != "graphed":
+            module = torch.jit.load(project / f"model_repository/{name}/1/model.pt")
+            answers.append([each.numpy() for each in module(torch.from_numpy(feed["frames"]))])
+        for found in answers:
+            np.testing.assert_allclose(found[0], scores.detach().transpose(0, 1).numpy(), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found[1], pooled.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_onnx_file_with_several_inputs_is_served_by_the_names_of_the_spec(built: tuple[Project, Run]) -> None:

@@ -8,7 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from build_tasks.formats import node_precision, onnx_import
+from build_tasks.errors import UserError
+from build_tasks.formats import node_precision, onnx_names
+from build_tasks.formats.onnx_batch_first import put_batch_first
 from build_tasks.formats.onnx_runtime import emulate_bf16, session_without_optimizations
 
 Array = np.ndarray[Any, Any]
@@ -181,7 +183,7 @@ def branches() -> onnx.ModelProto:
 def test_tensors_are_renamed_in_branches_too() -> None:
     model = branches()
     original = onnx.ModelProto.FromString(model.SerializeToString())
-    renamed = onnx_import.rename_tensors(model, ["INPUT__0"], ["OUTPUT__0"])
+    renamed = onnx_names.rename_tensors(model, ["INPUT__0"], ["OUTPUT__0"])
     onnx.checker.check_model(renamed, full_check=True)
     assert [tensor.name for tensor in (*renamed.graph.input, *renamed.graph.output)] == ["INPUT__0", "OUTPUT__0"]
     for sign in (1, -1):
@@ -202,8 +204,25 @@ def test_a_rename_keeps_the_rest_of_the_file() -> None:
     )
     model = model_of([mean, optional, helper.make_node("Sin", ["mean"], ["scores"])], {}, ("images", "scores"), ())
     model.metadata_props.add(key="names", value="cat, dog")
-    renamed = onnx_import.rename_tensors(model, ["INPUT__0"], ["OUTPUT__0"])
+    renamed = onnx_names.rename_tensors(model, ["INPUT__0"], ["OUTPUT__0"])
     attributes = [attribute.name for node in renamed.graph.node for attribute in node.attribute]
     assert attributes == ["keepdims", "axes", "type"]
     assert renamed.metadata_props[0].value == "cat, dog"
     np.testing.assert_allclose(run(renamed), np.sin(IMAGES.mean()), rtol=1e-5)
+
+
+def test_a_batch_dimension_that_an_output_does_not_have_is_one_line() -> None:
+    def sine(answer: tuple[int | None, ...] | None) -> onnx.ModelProto:
+        model = model_of([helper.make_node("Sin", ["images"], ["scores"])], {}, ("images", "scores"), (None, 8))
+        output = helper.make_tensor_value_info("scores", TensorProto.FLOAT, answer)
+        model.graph.output[0].CopyFrom(output)
+        return model
+
+    message = r"outputs\[0\]\.batch_dimension: m\.onnx declares 2 dimensions, and the spec gives 2"
+    for answer in ((None, 8), None):  # without a shape in the file, ONNX infers it
+        with pytest.raises(UserError, match=message):
+            put_batch_first(sine(answer), "m.onnx", [0], [2])
+    model = sine(None)
+    put_batch_first(model, "m.onnx", [1], [1])  # features first, in and out
+    images = IMAGES.T.copy()
+    np.testing.assert_allclose(run(model, images), np.sin(images), rtol=1e-5)

@@ -146,10 +146,6 @@ MISTAKES = [
         "x [65536, 65536]",
     ),
     (
-        'formats = ["onnx"]\n[weights]\nsource = "m.onnx"\n[[inputs]]\nshape = [2]\nbatch_dimension = 1',
-        "inputs[0].batch_dimension: expected 0, since an ONNX file is used as it is, found 1",
-    ),
-    (
         one("dims = [3]"),
         "inputs[0].dims: expected dims of as many values as [2], between the same open dimensions, found [3]",
     ),
@@ -229,6 +225,7 @@ MISTAKES = [
 ]
 
 VALID = [
+    'formats = ["onnx"]\n[weights]\nsource = "m.onnx"\n[[inputs]]\nshape = [2]\nbatch_dimension = 1',
     profiles("dimensions.length = { max = 8 }", "opt_batch_size = 1\ndimensions.length = { min = 5 }"),
     profiles("dimensions.length = { min = 3, max = 8 }", ""),
     tensors(TWO.format(first="", second='name = "x"\nlow = -1\nhigh = 1.5\nbatch_dimension = 2')),
