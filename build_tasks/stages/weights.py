@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The modules of the project that only this stage uses to import an ONNX file.
+EDIT_MODULES = ("build_tasks.formats.onnx_batch_first", "build_tasks.formats.onnx_names")
+
 # The modules of the project that read a checkpoint.
 CHECKPOINT_MODULES = (
     "build_tasks.formats.checkpoints",
@@ -109,7 +112,7 @@ def stage(model: Model) -> Stage:
         modules=(
             __name__,
             "build_tasks.formats.weight_sources",
-            *(IMPORT_MODULES if spec.from_onnx else CHECKPOINT_MODULES),
+            *((*IMPORT_MODULES, *EDIT_MODULES) if spec.from_onnx else CHECKPOINT_MODULES),
             *(INTERFACE_MODULES if spec.from_onnx or spec.program_suffix else ()),
             *pytorch_network.source_modules(model),
         ),

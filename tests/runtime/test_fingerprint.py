@@ -121,6 +121,8 @@ UNUSED = [
     Unused("stages.weights", "formats.example_inputs", runs_source, "likewise"),
     Unused("stages.weights", "formats.onnx_files", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_import", from_onnx, "the weights are an ONNX file"),
+    Unused("stages.weights", "formats.onnx_batch_first", from_onnx, "likewise"),
+    Unused("stages.weights", "formats.onnx_names", from_onnx, "likewise"),
     Unused("stages.onnx", "formats.onnx_import", from_onnx, "nothing is exported"),
     Unused("stages.accuracy", "formats.layer_errors", lambda s: "graph" in s.inputs, "graphs of reduced precision"),
     Unused("stages.measure", "formats.onnx_runtime", runs_in("onnx", "graph"), "one runner for each artifact"),
