@@ -5,6 +5,7 @@ Nothing changes in the repository. A model whose name is taken is left out.
 
 import os
 import sys
+from collections.abc import Mapping
 
 from build_tasks.doit_plugin import reserved_names
 from build_tasks.doit_plugin.adoption import Adoption
@@ -14,6 +15,7 @@ from build_tasks.errors import UserError, printable
 from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import atomic_files
 from build_tasks.spec import loader
+from build_tasks.spec.tensor_tables import Dimension
 
 
 def write(adoptions: list[Adoption]) -> int:
@@ -56,13 +58,17 @@ def write_spec(adoption: Adoption) -> None:
         write_folder(spec.model.name, text, files)
 
 
+def _ranges(dimensions: Mapping[str, Dimension]) -> str:
+    return ", ".join(f"{word} ({each.min} to {each.max})" for word, each in dimensions.items())
+
+
 def next_steps(written: list[str], adoptions: list[Adoption]) -> str:
     """Return what to type next."""
     folders = [adoption.existing.folder for adoption in adoptions if adoption.spec is not None]
     path = folders[0] if len(adoptions) == 1 else os.path.dirname(folders[0])
     words = ["doit", *(written if len(written) < len(loader.model_names()) else [])]
     lines = [
-        f"fill in: [dimensions] in {spec.model.file}: {', '.join(spec.model.spec.dimensions)}, whose range is a guess"
+        f"fill in: [dimensions] in {spec.model.file}: {_ranges(spec.model.spec.dimensions)}: the ranges are guesses"
         for spec in (adoption.spec for adoption in adoptions)
         if spec and spec.model.name in written and spec.model.spec.dimensions
     ]

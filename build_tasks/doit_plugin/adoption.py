@@ -21,6 +21,7 @@ from build_tasks.stages import config as config_stage
 from build_tasks.tensors import TensorSignature
 from build_tasks.triton import config_fields, derived_config
 from build_tasks.triton.existing_repository import ExistingModel, read_repository
+from build_tasks.triton.repository import PROVENANCE_PREFIX
 
 Tensors = tuple[list[FileTensor], list[FileTensor]]  # inputs and outputs
 
@@ -117,6 +118,8 @@ def completed(config: Any, inputs: list[FileTensor], outputs: list[FileTensor]) 
     """
     copy = type(config)()
     copy.CopyFrom(config)
+    for key in [key for key in copy.parameters if key.startswith(PROVENANCE_PREFIX)]:
+        del copy.parameters[key]  # of a model that this project built elsewhere: `publish` writes them anew
     says_nothing = not config.input and not config.output and not config.max_batch_size
     if says_nothing and all(isinstance(dim, str) for each in (*inputs, *outputs) for dim in each.shape[:1]):
         copy.max_batch_size = DEFAULT_BATCH

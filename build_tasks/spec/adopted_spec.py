@@ -119,8 +119,8 @@ def _batch(existing: ExistingModel, tensors: list[FileTensor]) -> dict[str, Any]
     first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}
     if all(isinstance(length, str) for length in first):
         return {"max_batch_size": CHECKED_BATCH, "clients form batches": True}
-    if len(first) == 1 and existing.model_format == "onnx":
-        (batch,) = first
+    batch = first.pop()
+    if not first and isinstance(batch, int) and existing.model_format == "onnx":
         return {"max_batch_size": batch, "onnx": {"dynamic_axes": False, "batch_size": batch}}
     raise UserError("max_batch_size: 0, and the tensors have no common first dimension, which would be the batch")
 
@@ -130,7 +130,7 @@ def _tensors(config: Any, inputs: list[FileTensor], outputs: list[FileTensor]) -
     first = 0 if config.max_batch_size else 1  # of the dims that are no batch
     formats = {tensor.name: protobuf().ModelInput.Format.Name(tensor.format) for tensor in config.input}
     tables: list[dict[str, Any]] = []
-    dimensions: dict[str, dict[str, int]] = {}
+    lengths: dict[str, list[int]] = {}  # by the word of the dimension
     for tensor in inputs:
         data_format = formats.get(tensor.name, "") if len(tensor.shape) == 4 else ""
         shape = [
@@ -144,7 +144,10 @@ def _tensors(config: Any, inputs: list[FileTensor], outputs: list[FileTensor]) -
             table |= {"low": 0, "high": 255}
         words = [dim for dim in shape if isinstance(dim, str)]
         tables.append(table | _client_dims(config.input, tensor.name, words, first))
-        dimensions |= {word: PICTURE_RANGE if word in ("height", "width") else OTHER_RANGE for word in words}
+        for axis, word in enumerate(shape):
+            if isinstance(word, str):
+                lengths.setdefault(word, []).extend(_lengths(config, tensor.name, axis))
+    dimensions = {word: _range(word, known) for word, known in lengths.items()}
     labeled = {output.name for output in config.output if output.label_filename}
     answers = [
         {
@@ -155,6 +158,31 @@ def _tensors(config: Any, inputs: list[FileTensor], outputs: list[FileTensor]) -
         for tensor in outputs
     ]
     return {"inputs": tables, **({"dimensions": dimensions} if dimensions else {}), "outputs": answers}
+
+
+def _lengths(config: Any, name: str, axis: int) -> list[int]:
+    """Return the lengths of an open dimension of an input that a config names: its dims, warm-up, CUDA graphs.
+
+    Args:
+        axis: Of the dims without the batch.
+    """
+    first = 0 if config.max_batch_size else 1
+    requests = [sample.inputs for sample in config.model_warmup]
+    requests += [spec.input for spec in config.optimization.cuda.graph_spec]
+    shapes = [tensor.dims for tensor in config.input if tensor.name == name and not tensor.HasField("reshape")]
+    for request in requests:
+        if name in request:
+            shapes.append(getattr(request[name], "dims", None) or getattr(request[name], "dim", []))
+    return [shape[first + axis] for shape in shapes if len(shape) > first + axis and shape[first + axis] > 0]
+
+
+def _range(word: str, lengths: list[int]) -> dict[str, int]:
+    """Return a guess of the range of a dimension, which holds the lengths that are known."""
+    guess = PICTURE_RANGE if word in ("height", "width") else OTHER_RANGE
+    if not lengths:
+        return guess
+    longest = max(lengths)
+    return {"min": min(guess["min"], *lengths), "opt": longest, "max": max(guess["max"], longest)}
 
 
 def _client_dims(tensors: Any, name: str, words: list[str], first: int) -> dict[str, list[int | str]]:

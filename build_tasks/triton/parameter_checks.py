@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from build_tasks.triton.model_config import Mistake
+from build_tasks.triton.repository import PROVENANCE_PREFIX
 from build_tasks.triton.serving_facts import ServingFacts
 
 BOOLEAN = ("true", "false", "on", "off", "1", "0")  # in any case
@@ -84,7 +85,7 @@ def mistakes(facts: ServingFacts, model_format: str, config: Any) -> Iterator[Mi
         key = f"parameters.{name}"
         if not name:
             yield "parameters", "parameters with a name", "''"
-        elif name.startswith("provenance."):
+        elif name.startswith(PROVENANCE_PREFIX):
             yield key, "another name, since publish writes parameters of this name", repr(name)
         elif parameter := PARAMETERS[model_format].get(name):
             if expected := _expected(facts, config, name, parameter):

@@ -7,7 +7,9 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from build_tasks.doit_plugin import adopted_ensembles, adoption
 from build_tasks.doit_plugin.adopt_command import Adopt
@@ -153,6 +155,47 @@ def test_a_warm_up_that_triton_would_skip_is_left_out(doit_adopt: Doit, tmp_path
     assert "not in a spec: model_warmup[1]: expected 32 bytes, as dims and data_type say," in " ".join(out.split())
     (warm_up,) = parse("warm_up_file", Path("models/warm_up_file/model.toml").read_bytes()).spec.triton["model_warmup"]
     assert warm_up["name"] == "zeros"
+
+
+TOKENS = """\
+platform: "onnxruntime_onnx" max_batch_size: 16
+input [ { name: "ids" data_type: TYPE_INT64 dims: [ -1 ] }, { name: "mask" data_type: TYPE_INT64 dims: [ -1 ] } ]
+output [ { name: "y" data_type: TYPE_INT64 dims: [ -1 ] } ]
+parameters { key: "provenance.1.build" value { string_value: "of another checkout" } }
+"""
+LENGTH_384 = """\
+model_warmup {
+  name: "long" batch_size: 1
+  inputs { key: "ids" value { data_type: TYPE_INT64 dims: 384 zero_data: true } }
+  inputs { key: "mask" value { data_type: TYPE_INT64 dims: 384 zero_data: true } }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("", ""), "seq = { min = 1, opt = 16, max = 64 }"),
+        (("", LENGTH_384), "seq = { min = 1, opt = 384, max = 384 }"),
+        (('"mask" data_type: TYPE_INT64 dims: [ -1 ]', '"mask" data_type: TYPE_INT64 dims: [ 512 ]'), "max = 512 }"),
+    ],
+    ids=["a guess", "warm-up", "dims of the config"],
+)
+def test_a_range_holds_the_lengths_that_the_config_names(
+    doit_adopt: Doit, tmp_path: Path, change: tuple[str, str], expected: str
+) -> None:
+    folder = tmp_path / "repository/tokens"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(TOKENS.replace(*change) if change[0] else TOKENS + change[1])
+    tensors = [helper.make_tensor_value_info(name, TensorProto.INT64, ["N", "seq"]) for name in ("ids", "mask", "y")]
+    graph = helper.make_graph([helper.make_node("Mul", ["ids", "mask"], ["y"])], "g", tensors[:2], tensors[2:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "1/model.onnx"
+    )
+    code, out = doit_adopt("repository", "--write")
+    assert code == 0
+    assert "provenance.1" not in out, "publish writes these parameters"
+    assert expected in Path("models/tokens/model.toml").read_text()
 
 
 def test_a_file_of_labels_outside_the_model_is_not_copied(doit_adopt: Doit, tmp_path: Path) -> None:

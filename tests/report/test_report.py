@@ -501,7 +501,7 @@ WIDE = (
 def test_the_keyboard_reaches_and_scrolls_all_of_it(hostile: Path, chromium: Any, width: int) -> None:
     browser.open_page(chromium, hostile, "light", width)
     stops = chromium.execute_script("return document.querySelectorAll('a[href], summary, [tabindex]').length")
-    seen = []
+    seen: list[str] = []
     while len(seen) <= stops:
         chromium.switch_to.active_element.send_keys(Keys.TAB)
         html, visible = chromium.execute_script(FOCUSED)
