@@ -1,12 +1,13 @@
 """The tasks that build a Triton model repository from the specs in models/.
 
     weights ──► torchscript ──► onnx ──► precision ──► engine, rtx     build/<model>/
-       │             │ └► cast   │           │           │
+       │ │           │ └► cast   │           │           │
+       │ └► aoti ────┤    │      │           │           │
        └► reference ─┴────┴──────┴► measure ─┴───────────┘
                                        ├─► summary
                                     accuracy
                                        │
-                labels ─► config ─► publish           model_repository/<model>, <model>_onnx, <model>_trt
+                labels ─► config ─► publish           model_repository/<model>, <model>_onnx, <model>_trt, <model>_aoti
                              │         │                               <model>_preprocess, <model>_ensemble
                            client    check, smoke, serve
 
@@ -42,6 +43,7 @@ from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
 from build_tasks.stages import (
     accuracy,
+    aoti,
     cast,
     client,
     config,
@@ -145,7 +147,9 @@ def chain(model: Model) -> Iterator[str]:
     yield from (labels.task_name(model, output) for output in label_files(model.spec))
     for model_format in model.served_formats:
         if model_format == "tensorrt":
-            yield from (f"engine:{model.name}{model.plan_suffix(plan)}" for plan in model.plans)
+            yield from (f"engine:{model.name}{model.capability_suffix(plan)}" for plan in model.plans)
+        if model_format == "aoti":
+            yield from (f"aoti:{model.name}{model.capability_suffix(file)}" for file in model.packages)
         for file in model.files(model_format):
             yield from (f"{stage}:{model.artifact_task_name(model_format, file)}" for stage in ("measure", "accuracy"))
         yield from publishing_tasks(model, model_format)
@@ -220,6 +224,11 @@ def task_engine() -> Tasks:
 def task_rtx() -> Tasks:
     """Compile with TensorRT-RTX -> model.rtx, which Triton does not serve"""
     yield from (engine.task(model, "model.rtx") for model in MODELS if "rtx" in model.spec.formats)
+
+
+def task_aoti() -> Tasks:
+    """Compile with AOTInductor, for this machine's GPU or CPU -> model.pt2"""
+    yield from (aoti.task(model, file) for model in MODELS if "aoti" in model.spec.formats for file in model.packages)
 
 
 def task_measure() -> Tasks:

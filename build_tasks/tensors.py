@@ -128,16 +128,17 @@ class Signature(TypedDict):
     traced_away: NotRequired[
         str
     ]  # TorchScript, ONNX: the lines of the user's code whose decisions the trace cannot keep
+    device: NotRequired[str]  # packages of AOTInductor: "gpu" or "cpu"
     needs_gpu: NotRequired[bool]  # TorchScript: it has operators that PyTorch has for GPUs only
     opset: NotRequired[int]  # ONNX
     ir_version: NotRequired[int]  # ONNX
-    # Engines: their optimization profiles, each by the name of each input with open dimensions
+    # Engines, packages: their optimization profiles, each by the name of each input with open dimensions
     profiles: NotRequired[list[dict[str, ProfileShapes]]]
     compiler: NotRequired[str]  # engines: "tensorrt" or "rtx"
-    precision: NotRequired[str]  # engines
+    precision: NotRequired[str]  # engines, packages
     version_compatible: NotRequired[bool]  # plans
     TensorRT: NotRequired[str]  # plans: the version that built the file
-    GPU: NotRequired[str]  # plans: the GPU that the file was built on
+    GPU: NotRequired[str]  # plans, packages: the GPU that the file was built on
 
 
 def profile_batches(signature: Signature) -> list[tuple[int, int, int]]:

@@ -5,7 +5,7 @@ from build_tasks.bench.records import TRACE, TRTEXEC, Run
 
 COLORS = {
     TRACE: "#666666", "torchscript": "#b3261e", "onnx": "#1f5fa8", "tensorrt": "#2a7f62", TRTEXEC: "#8ac2ab",
-    "rtx": "#b8860b",
+    "rtx": "#b8860b", "aoti": "#6a3d9a",
 }  # fmt: skip
 LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # one style for each concurrency
 

@@ -1,6 +1,7 @@
 """Instances of an artifact, as `doit bench` measures them: one loader for each format.
 
     model.pt, the plain trace    TorchScript modules     on the GPU a CUDA stream each
+    model.pt2                    AOTInductor packages    likewise
     model.onnx                   ONNX Runtime sessions
     plans, engines of RTX        execution contexts      always on a GPU
 
@@ -10,7 +11,7 @@ Only the artifact is timed: the inputs lie on its device before the first reques
 import io
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
 from build_tasks.formats.artifacts import read_signature
@@ -76,6 +77,16 @@ def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> L
     return _load_modules(buffer.getvalue(), dtypes, settings, threads, count)
 
 
+def load_aoti(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """Packages of AOTInductor, each loaded for itself, on the device that they are for."""
+    from build_tasks.formats.aoti_package import load_package
+
+    signature = read_signature(inputs)
+    device = "cuda" if signature["device"] == "gpu" else "cpu"
+    packages = [load_package(inputs["model"]) for _ in range(count)]
+    return _as_instances(packages, device, _input_dtypes(inputs), threads)
+
+
 def _device(settings: Settings) -> str:
     """The GPU if PyTorch sees one and [triton] allows it."""
     import torch
@@ -88,8 +99,22 @@ def _load_modules(data: bytes, dtypes: dict[str, str], settings: Settings, threa
     import torch
 
     device = _device(settings)
+    copies = [torch.jit.load(io.BytesIO(data), map_location=device).eval() for _ in range(count)]
+    return _as_instances(copies, device, dtypes, threads)
 
-    def instance(module: "torch.jit.ScriptModule") -> Instance:
+
+def _as_instances(modules: list[Any], device: str, dtypes: dict[str, str], threads: int) -> Loaded:
+    """Modules that PyTorch runs, each as an instance.
+
+    Args:
+        modules: Functions from the inputs, in their order, to the outputs, on the device.
+        device: "cpu" or "cuda".
+        dtypes: NumPy's type of each input, by its name.
+        threads: Threads of each instance.
+    """
+    import torch
+
+    def instance(module: Any) -> Instance:
         def prepare(feed: Feed) -> Request:
             torch.set_num_threads(threads)  # each thread has an OpenMP team of its own
             example = [torch.from_numpy(feed[name]).to(device) for name in dtypes]
@@ -111,13 +136,12 @@ def _load_modules(data: bytes, dtypes: dict[str, str], settings: Settings, threa
 
         return prepare
 
-    def run(module: "torch.jit.ScriptModule", example: "list[torch.Tensor]") -> None:
+    def run(module: Any, example: "list[torch.Tensor]") -> None:
         with torch.inference_mode():
             module(*example)
 
-    copies = [torch.jit.load(io.BytesIO(data), map_location=device).eval() for _ in range(count)]
     timed_by = WALL_CLOCK if device == "cpu" else CUDA_EVENTS
-    return Loaded([instance(module) for module in copies], device, timed_by, dtypes)
+    return Loaded([instance(module) for module in modules], device, timed_by, dtypes)
 
 
 def load_onnx(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -200,4 +224,5 @@ LOADERS: dict[str, Callable[[Paths, Settings, int, int], Loaded]] = {
     "onnx": load_onnx,
     "tensorrt": load_plan,
     "rtx": load_rtx,
+    "aoti": load_aoti,
 }

@@ -1,6 +1,6 @@
 """A benchmark on this machine: every format of a model, each in a process of its own.
 
-    the plain trace, model.pt, model.onnx, plans ─► workload.py ─► Points ─► a Run
+    the plain trace, model.pt, model.onnx, … ─► workload.py ─► Points ─► a Run
     plans ─► trtexec, if it is on the PATH       ─────────────────┘
 
 A process holds one format: it does not share memory or threads with another format, and a crash loses one format.
@@ -11,7 +11,7 @@ from build_tasks.bench.records import TRACE, TRTEXEC, Options, Run, Timing
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import artifacts, pytorch_network
-from build_tasks.runtime import hardware, worker
+from build_tasks.runtime import hardware, machine_bound, worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings, log_of
@@ -33,21 +33,24 @@ def measurable_formats(model: Model) -> list[str]:
 
 def missing_requirements(model: Model, model_format: str) -> str | None:
     """The missing requirement to run a format on this machine; None if nothing is missing."""
-    packages = {TRACE: ("torch",), "torchscript": ("torch",), "onnx": results.ONNX_RUNTIME}.get(model_format)
+    packages = {"onnx": results.ONNX_RUNTIME, **dict.fromkeys((TRACE, "torchscript", "aoti"), ("torch",))}.get(
+        model_format
+    )
     if packages and hardware.version(packages) is None:
         return f"the package {packages[0]} (pip install -r requirements.txt)"
-    if model_format == "tensorrt":
-        return hardware.missing_requirements(model.plans[plan_file(model)])
+    if model_format in model.served_formats:
+        return machine_bound.missing_requirements(model, served_file(model, model_format))
     if model_format == "rtx":
         gpu = hardware.gpu()
         return hardware.missing_requirements_rtx() or (gpu if isinstance(gpu, str) else None)
     return None
 
 
-def plan_file(model: Model) -> str:
-    """The plan for this machine's GPU, if the model has several."""
-    for_this_gpu = [file for file, capability in model.plans.items() if not hardware.missing_requirements(capability)]
-    return (for_this_gpu or artifacts.present_artifacts(model, "tensorrt"))[0]
+def served_file(model: Model, model_format: str) -> str:
+    """The artifact of a format that is served; the one for this machine's GPU, if there are several."""
+    files = model.files(model_format)
+    for_this_machine = [file for file in files if not machine_bound.missing_requirements(model, file)]
+    return (for_this_machine or artifacts.present_artifacts(model, model_format))[0]
 
 
 def input_paths(model: Model, model_format: str) -> Paths:
@@ -55,12 +58,7 @@ def input_paths(model: Model, model_format: str) -> Paths:
     samples = {"samples": model.artifact("samples.json")}
     if model_format == TRACE:
         return {**samples, "weights": model.weights}
-    if model_format == "rtx":
-        file = "model.rtx"
-    elif model_format == "tensorrt":
-        file = plan_file(model)
-    else:
-        file = model.files(model_format)[0]
+    file = "model.rtx" if model_format == "rtx" else served_file(model, model_format)
     return {**samples, "model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")}
 
 

@@ -26,6 +26,11 @@ from build_tasks.triton.repository import PROVENANCE_PREFIX
 Tensors = tuple[list[FileTensor], list[FileTensor]]  # inputs and outputs
 
 DEFAULT_BATCH = 4  # max_batch_size of a model without a config; source: the server's option default-max-batch-size
+# Why artifacts of these formats are left alone.
+COMPILED = {
+    "tensorrt": "a plan belongs to one type of GPU and one TensorRT, and is compiled anew",
+    "aoti": "a package of AOTInductor is compiled for one machine, and is compiled anew",
+}
 
 
 class Adoption(NamedTuple):
@@ -61,7 +66,7 @@ def adopt(path: str) -> list[Adoption]:
     models = read_repository(path)
     tensors: dict[str, Tensors] = {}
     adoptions = []
-    for existing in sorted(models, key=lambda model: model.model_format == "tensorrt"):  # plans after their sources
+    for existing in sorted(models, key=lambda model: model.model_format in COMPILED):  # after their sources
         try:
             adoptions.append(_adopt(existing, tensors))
         except UserError as error:
@@ -79,9 +84,9 @@ def _adopt(existing: ExistingModel, seen: dict[str, Tensors]) -> Adoption:
     """
     if existing.reason:
         raise UserError(existing.reason)
+    if existing.model_format in COMPILED:
+        raise UserError(_compiled_reason(existing, seen))
     inputs, outputs = artifact_tensors.read_tensors(existing)
-    if existing.model_format == "tensorrt":
-        raise UserError(_plan_reason(existing.name, (inputs, outputs), seen))
     seen[existing.name] = inputs, outputs
     existing = existing._replace(config=completed(existing.config, inputs, outputs))
     spec = adopted_spec.describe(_model_name(existing.name), existing, inputs, outputs)
@@ -98,13 +103,18 @@ def _model_name(name: str) -> str:
     return f"{name}_model" if name in RESERVED else name
 
 
-def _plan_reason(name: str, tensors: Tensors, seen: dict[str, Tensors]) -> str:
-    """Return why a plan is left alone, and what it would be built from."""
-    why = "a plan belongs to one type of GPU and one TensorRT, and is compiled anew"
-    same = [other for other, found in seen.items() if _shapes(found) == _shapes(tensors)]
-    if source := next(iter(difflib.get_close_matches(name, same, n=1, cutoff=0)), None):
-        return f"{why}: from {source}, which has the same tensors; add tensorrt to the formats of its spec"
-    return f"{why}: from the ONNX file or network that it was compiled from, see `doit help new`"
+def _compiled_reason(existing: ExistingModel, seen: dict[str, Tensors]) -> str:
+    """Return why a compiled artifact is left alone, and what it would be built from."""
+    why = COMPILED[existing.model_format]
+    try:
+        shapes = _shapes(artifact_tensors.read_tensors(existing))
+    except UserError:  # its config does not say them
+        shapes = []
+    same = [other for other, found in seen.items() if _shapes(found) == shapes]
+    if source := next(iter(difflib.get_close_matches(existing.name, same, n=1, cutoff=0)), None):
+        added = f"add {existing.model_format} to the formats of its spec"
+        return f"{why}: from {source}, which has the same tensors; {added}"
+    return f"{why}: from the file or network that it was compiled from, see `doit help new`"
 
 
 def _shapes(tensors: Tensors) -> list[list[tuple[str, list[int]]]]:

@@ -38,7 +38,7 @@ from build_tasks.doit_plugin.folder_listing import paths_below
 from build_tasks.paths import BUILD, MODELS, STATE_DB, has_spec
 
 CACHE_FILE = f"{BUILD}/.noop_cache"
-VERSION = b"2"  # version of the cache file's format
+VERSION = b"3"  # version of the cache file's format
 ABSENT = (0, 0, 0, 0, 0)
 PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two files may hold options of doit
 PRUNE = "prune"  # name of the task
@@ -55,7 +55,7 @@ class Record(NamedTuple):
     paths, stat_signatures: All other files that the model's tasks read or write, and their signatures.
     tasks: The names of the model's tasks and of their group. The group has the model's name.
     row_digests: The digests of doit's records of these tasks, from `state.row_digest`.
-    gpu: The GPU of this machine. It is None if the model does not depend on it.
+    machine: The facts about this machine, from `hardware.signature`. None if the model does not depend on them.
     triton_models: The descriptions of the Triton models, by name.
     counts: The number of tasks in each state.
     messages: The messages about tasks that are not for this machine.
@@ -68,7 +68,7 @@ class Record(NamedTuple):
     stat_signatures: bytes
     tasks: list[str]
     row_digests: list[bytes]
-    gpu: str | None
+    machine: str | None
     triton_models: dict[str, str]
     counts: dict[str, int]
     messages: list[str]
@@ -149,11 +149,11 @@ class NoopCache:
                 self.changed[name] = folder, stat_signatures(folder), stat_signatures([f"{BUILD}/{name}"])
 
     def _with_same_records(self, models: dict[str, Record]) -> dict[str, Record]:
-        """Return the models whose records in doit's database, and whose GPU, equal those in the cache."""
-        if any(record.gpu is not None for record in models.values()):
+        """Return the models whose records in doit's database, and whose machine, equal those in the cache."""
+        if any(record.machine is not None for record in models.values()):
             from build_tasks.runtime import hardware
 
-            models = {name: r for name, r in models.items() if r.gpu in (None, str(hardware.gpu()))}
+            models = {name: r for name, r in models.items() if r.machine in (None, hardware.signature())}
         if self.state_signature and self.state_signature == self.contents.state_signature:
             return models
         same = models_with_same_records(models)

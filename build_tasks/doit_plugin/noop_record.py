@@ -90,7 +90,7 @@ def _record(
             if not _add_signatures(external, signatures, False):
                 return None
     paths = sorted(signatures.keys() - set(folder))
-    depends_on_gpu = any(stage.missing_requirements is not nothing_missing for stage in stages)
+    depends_on_machine = any(stage.missing_requirements is not nothing_missing for stage in stages)
     return Record(
         folder=folder,
         folder_signatures=folder_signatures,
@@ -98,7 +98,7 @@ def _record(
         stat_signatures=build_folder + noop_cache.packed([number for path in paths for number in signatures[path]]),
         tasks=[*chain, name],
         row_digests=[row_digests[task] for task in (*chain, name)],
-        gpu=str(hardware.gpu()) if depends_on_gpu else None,
+        machine=hardware.signature() if depends_on_machine else None,
         triton_models=dict(stages[0].model.triton_models),
         counts={str(state): states.count(state) for state in NOTHING_TO_DO if state in states},
         messages=[messages[task] for task in chain if task in messages],

@@ -3,7 +3,7 @@
 from doit.doit_cmd import DoitMain
 
 STAGES = (
-    *("weights", "labels", "reference", "torchscript", "cast", "onnx", "repair", "precision", "engine", "rtx"),
+    *("weights", "labels", "reference", "torchscript", "cast", "onnx", "repair", "precision", "engine", "rtx", "aoti"),
     *(
         "measure",
         "accuracy",

@@ -15,9 +15,9 @@ Start here
 Build
   doit STAGE:NAME         one stage, and the stages that it depends on; STAGE is
                           weights, labels, reference, torchscript, cast, onnx,
-                          precision, engine, rtx, measure, accuracy, summary,
-                          preprocess, python_model, ensemble, config, client or
-                          publish
+                          precision, engine, rtx, aoti, measure, accuracy,
+                          summary, preprocess, python_model, ensemble, config,
+                          client or publish
   doit -n 2               two stages at a time
   doit container          the TensorRT engines, in NVIDIA's container
   doit prune              remove published models that have no spec any more

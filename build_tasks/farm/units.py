@@ -63,8 +63,8 @@ def resource_of(stage: Stage) -> str | None:
     """Return what a worker must have to run a stage, None for a stage that runs on the head.
 
     Stages of milliseconds run on the head, and on a worker where its own stages depend on them. Also on the head run
-    stages of plans for no particular kind of GPU, where the head's own GPU is meant, and summaries, which need the
-    figures of all kinds.
+    stages of plans and packages for no particular kind of GPU, where the head itself is meant, and summaries, which
+    need the figures of all kinds.
     """
     if stage.in_process or stage.names_model:
         return None

@@ -3,7 +3,7 @@
 import os
 
 from build_tasks.json_files import read_json
-from build_tasks.runtime import hardware
+from build_tasks.runtime import machine_bound
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
 from build_tasks.tensors import Signature
@@ -19,17 +19,16 @@ def artifacts_of(model: Model, model_format: str) -> list[str]:
 def present_artifacts(model: Model, model_format: str) -> list[str]:
     """Return the artifacts of a format that exist, or that this machine can build; all of them if there is none.
 
-    A format has several artifacts if it has a plan for each type of GPU. A machine with a second type adds its plan and
-    keeps the first one.
+    A format has several artifacts if it has a plan or a package for each type of GPU. A machine with a second type adds
+    its artifact and keeps the first one.
     """
     files = model.files(model_format)
     if len(files) == 1:
         return files
-    capabilities = model.plans
     present = [
         file
         for file in files
-        if os.path.exists(model.artifact(file)) or not hardware.missing_requirements(capabilities[file])
+        if os.path.exists(model.artifact(file)) or not machine_bound.missing_requirements(model, file)
     ]
     return present or files
 

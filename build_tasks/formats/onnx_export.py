@@ -18,6 +18,7 @@ from build_tasks.formats.onnx_clean_up import CLEAN_UP_MODULES, CLEAN_UP_TOOLS, 
 from build_tasks.formats.onnx_files import close_dimensions, onnx_file, opset, signature_tensors
 from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
 from build_tasks.formats.serving_interface import INTERFACE_MODULES, open_axes, open_output_axes
+from build_tasks.formats.torch_export import export_arguments
 from build_tasks.formats.torchscript_trace import TRACED_AWAY
 from build_tasks.json_files import write_json
 from build_tasks.runtime import threads
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # The modules of the project that affect the exported graph, for the fingerprint of the stage `onnx`.
 EXPORT_MODULES = (
     "build_tasks.formats.onnx_export",
+    "build_tasks.formats.torch_export",
     *CLEAN_UP_MODULES,
     *COMPARISON_MODULES,
     *INTERFACE_MODULES,
@@ -112,24 +114,12 @@ def _export_at(
         "input_names": [*inputs],
         "output_names": names,
     }
-    batch, lengths = settings["batch_size"], tuned_lengths(interface["dimensions"])
+    batch = settings["batch_size"]
     if exporter == "dynamo":
         arguments |= {"dynamo": True, "external_data": True, "verbose": False}
-        # torch.export fixes a dimension of size one, also if it is declared as open.
-        batch = max(2, batch) if settings["dynamic_axes"] else batch
-        lengths = {
-            word: max(length, min(2, bounds["max"]))
-            for (word, length), bounds in zip(lengths.items(), interface["dimensions"].values(), strict=True)
-        }
-        words = {
-            word: torch.export.Dim(word, min=bounds["min"], max=bounds["max"])
-            for word, bounds in interface["dimensions"].items()
-        }
-        first = {0: torch.export.Dim(BATCH)} if settings["dynamic_axes"] else {}
-        shapes = tuple({**first, **{axis: words[word] for axis, word in axes.items()}} for axes in inputs.values())
-        if any(shapes):
-            # A network in a file takes *inputs, which are one argument for torch.export.
-            arguments["dynamic_shapes"] = (shapes,) if pytorch_network.takes_any_number(source) else shapes
+        example, dynamic_shapes = export_arguments(source, interface, batch, settings["dynamic_axes"])
+        if dynamic_shapes is not None:
+            arguments["dynamic_shapes"] = dynamic_shapes
     else:
         arguments |= {"dynamo": False}
         dynamic_axes: dict[str, dict[int, str]] = {
@@ -140,7 +130,7 @@ def _export_at(
         if settings["dynamic_axes"]:
             dynamic_axes = {name: {0: BATCH, **axes} for name, axes in dynamic_axes.items()}
         arguments["dynamic_axes"] = {name: axes for name, axes in dynamic_axes.items() if axes}
-    example = tuple(example_inputs(interface, batch, lengths))
+        example = tuple(example_inputs(interface, batch, tuned_lengths(interface["dimensions"])))
     torch.backends.mha.set_fastpath_enabled(False)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the TorchScript exporter warns at every call that it is deprecated

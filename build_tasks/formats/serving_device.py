@@ -7,14 +7,12 @@ Triton's backends keep. So the files run in the same way here, and the gate appl
 """
 
 import functools
-import importlib.metadata
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.runtime import hardware
-from build_tasks.tensors import Feed, batch_of
+from build_tasks.tensors import Feed, Signature, batch_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +23,10 @@ CPU = "CPU"
 FIRST_TF32 = 8  # major compute capability
 
 # The distribution that runs a kind of artifact on a GPU. The package `onnxruntime` is for CPUs only.
-GPU_TOOLS = {"torchscript": "torch", "cast": "torch", "onnx": "onnxruntime-gpu", "graph": "onnxruntime-gpu"}
-
-# The file in which each of them states the version of CUDA that it was built for.
-CUDA_VERSION = {"torch": "torch/version.py", "onnxruntime-gpu": "onnxruntime/capi/build_and_package_info.py"}
+GPU_TOOLS = {
+    **dict.fromkeys(("torchscript", "cast", "aoti"), "torch"),
+    **dict.fromkeys(("onnx", "graph"), "onnxruntime-gpu"),
+}
 
 
 class Session(NamedTuple):
@@ -46,30 +44,11 @@ class Session(NamedTuple):
 def gpu_of(runner: str) -> hardware.Gpu | None:
     """Return the GPU of this machine if what runs a kind of artifact can use it, else None.
 
-    It must be built for a version of CUDA that the driver runs. A driver runs all minor versions of its newest major
-    version, and all older versions.
-
     Args:
         runner: A key of GPU_TOOLS.
-    Source: NVIDIA, CUDA Compatibility.
     """
-    gpu, cuda = hardware.gpu(), _built_for_cuda(GPU_TOOLS[runner])
-    return gpu if isinstance(gpu, hardware.Gpu) and cuda is not None and cuda <= hardware.driver_cuda() else None
-
-
-@functools.cache
-def _built_for_cuda(distribution: str) -> int | None:
-    """The major version of CUDA that a distribution was built for, None if it is for CPUs only or is not installed.
-
-    doit itself needs to know it, and imports neither PyTorch nor ONNX Runtime.
-    """
-    try:
-        path = importlib.metadata.distribution(distribution).locate_file(CUDA_VERSION[distribution])
-        with open(str(path), encoding="utf-8") as file:
-            version = re.search(r"""^cuda(?:_version)?\b[^=\n]*= *['"](\d+)""", file.read(), re.MULTILINE)
-    except (importlib.metadata.PackageNotFoundError, OSError):
-        return None
-    return int(version[1]) if version else None
+    gpu = hardware.usable_gpu(GPU_TOOLS[runner])
+    return gpu if isinstance(gpu, hardware.Gpu) else None
 
 
 def host_fingerprint(runner: str, served_on: str) -> dict[str, str]:
@@ -97,8 +76,37 @@ def open_session(runner: str, path: str, names: list[str], run_on_cpu: "Callable
     run = gpu and (_run_torchscript(path, names) if GPU_TOOLS[runner] == "torch" else _run_onnx(path))
     if gpu is None or run is None:
         return Session(run_on_cpu(path), f"{CPU}, because CUDA does not work here")
-    has_tf32 = int(gpu.compute_capability.partition(".")[0]) >= FIRST_TF32
-    return Session(functools.partial(_run_on_gpu, run, gpu.name), gpu.name, "tf32" if has_tf32 else None)
+    return Session(functools.partial(_run_on_gpu, run, gpu.name), gpu.name, _arithmetic(gpu.compute_capability))
+
+
+def package_session(path: str, signature: Signature, names: list[str]) -> Session:
+    """Load a package of AOTInductor, on the device that it is for.
+
+    Args:
+        path: The package.
+        signature: Its signature.
+        names: The names of its inputs, in their order.
+    """
+    import torch
+
+    from build_tasks.formats.aoti_package import load_package
+    from build_tasks.formats.serving_interface import forward
+
+    package = load_package(path)
+    gpu = gpu_of("aoti") if signature["device"] == "gpu" else None
+
+    def run(feed: Feed) -> "list[np.ndarray]":
+        inputs = [torch.from_numpy(feed[name]) for name in names]
+        on_device = [each.cuda() for each in inputs] if gpu else inputs
+        return [answer.cpu().numpy() for answer in forward(package, on_device)]
+
+    if gpu is None:
+        return Session(run, CPU)
+    return Session(functools.partial(_run_on_gpu, run, gpu.name), gpu.name, _arithmetic(gpu.compute_capability))
+
+
+def _arithmetic(compute_capability: str) -> str | None:
+    return "tf32" if int(compute_capability.partition(".")[0]) >= FIRST_TF32 else None
 
 
 def _run_on_gpu(run: "RunBatch", gpu: str, feed: Feed) -> "list[np.ndarray]":

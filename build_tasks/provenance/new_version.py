@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from build_tasks.tensors import Signature
 
 PACKAGE_NAME = re.compile("[a-z0-9][a-z0-9._-]*")  # a tool that is a Python package, and no fact about a GPU
+COMPILED_PROPERTIES = {"tensorrt": ("profiles", "TensorRT", "version_compatible"), "aoti": ("profiles", "device")}
 
 
 class Records(TypedDict):
@@ -75,12 +76,11 @@ def onnx_requirements(signature: "Signature") -> dict[str, int]:
 
 
 def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object]]) -> list[Any]:
-    """The properties of plans that must be equal in all versions of a model: one row for each file."""
-    if settings["format"] != "tensorrt":
+    """The properties of plans and packages that must be equal in all versions of a model: one row for each file."""
+    if settings["format"] not in COMPILED_PROPERTIES:
         return []
-    keys = ("profiles", "TensorRT", "version_compatible")
     rows = [
-        [file, *(signature.get(key) for key in keys)]
+        [file, *(signature.get(key) for key in COMPILED_PROPERTIES[settings["format"]])]
         for file, signature in zip(settings["files"], signatures, strict=True)
     ]
     return sorted(rows)  # lists, not tuples, because they are compared with lists that were read from JSON

@@ -59,7 +59,7 @@ STATES = (
 ARTIFACT_SUFFIXES = {
     "weights": None, "labels": None, "reference": None, "repair": None,
     "torchscript": "", "cast": "", "precision": "",
-    "onnx": "_onnx", "engine": "_trt", "rtx": "_rtx", "preprocess": "_preprocess",
+    "onnx": "_onnx", "engine": "_trt", "rtx": "_rtx", "aoti": "_aoti", "preprocess": "_preprocess",
 }  # fmt: skip
 SHARED_BAND, SUMMARY_BAND = "", "summary"
 

@@ -70,6 +70,7 @@ class Stage(msgspec.Struct, frozen=True):
         names_model: Whether the targets contain the name of the model. Otherwise models share them in the build cache.
         host_fingerprint: Returns further facts about this machine that are part of the fingerprint, by name. It is
             called only if no requirement is missing.
+        same_bytes: Whether the same facts give the same bytes, if there is a host_fingerprint.
         install: Moves a new file from the scratch folder to the path of its target.
         overwrite_error: Returns the reason why the file at the path of a target must not be replaced or removed, None
             if it may be. A person may have put something in its place.
@@ -92,6 +93,7 @@ class Stage(msgspec.Struct, frozen=True):
     compute_capability: str | None = None
     names_model: bool = False
     host_fingerprint: Callable[[], dict[str, str]] = dict
+    same_bytes: bool = False
     install: Callable[[str, str], None] = atomic_files.replace
     overwrite_error: Callable[[str], str | None] = may_be_replaced
 
@@ -134,7 +136,7 @@ class Stage(msgspec.Struct, frozen=True):
     @property
     def reproducible(self) -> bool:
         """Whether the same inputs give the same bytes. Files that are built or measured on a GPU differ each time."""
-        return self.host_fingerprint is dict
+        return self.host_fingerprint is dict or self.same_bytes
 
     def changes(self, record: BuildRecord) -> list[str]:
         """The reasons why the targets are outdated; empty if they are up to date.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # The fork server imports these before its first child. It skips modules that are not installed.
 STAGE_MODULES = [
     *(f"build_tasks.stages.{name}" for name in (
-        "weights", "labels", "reference", "torchscript", "cast", "onnx", "precision", "engine", "measure",
+        "weights", "labels", "reference", "torchscript", "cast", "onnx", "precision", "engine", "aoti", "measure",
     )),
     *(f"build_tasks.formats.{name}" for name in ("checkpoints", "state_dicts", "torch_program", "torchscript_graph")),
 ]  # fmt: skip
@@ -41,7 +41,7 @@ GRAPHS = ("torch", "torch.onnx", "onnx", "onnxslim", "onnxruntime")
 RUNS = ("torch", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt")
 CONVERSIONS = ("modelopt.onnx.autocast", "modelopt.onnx.quantization", *GRAPHS, *RUNS)
 HEAVY_LIBRARIES = {
-    **dict.fromkeys(("weights", "labels", "torchscript", "preprocess"), NETWORKS),
+    **dict.fromkeys(("weights", "labels", "torchscript", "aoti", "preprocess"), NETWORKS),
     **dict.fromkeys(("reference", "bench"), (*NETWORKS, *RUNS)),
     **dict.fromkeys(("precision", "repair", "layers"), CONVERSIONS),
     "cast": ("torch",),

@@ -35,7 +35,7 @@ MISSING_ON_MACHINE = {
     r"KIND_CPU but (\w+) backend supports only GPU": "backend {} needs a GPU, and this machine has none",
 }
 
-STUB_LIBRARIES = {"torchscript": "PyTorch", "onnx": "ONNX Runtime"}
+STUB_LIBRARIES = {"torchscript": "PyTorch", "onnx": "ONNX Runtime", "aoti": "PyTorch"}
 
 # The JPEG decoder of another version of Pillow may round differently, by one of 256 gray levels.
 DECODER_TOLERANCE = 1e-2  # relative L2
@@ -44,7 +44,7 @@ PARAMS = [
     server_kinds.SERVER_PARAM,
     {
         "name": "stubs", "long": "stubs", "type": bool, "default": False,
-        "help": "with the core: run ONNX and TorchScript models with the same libraries in its Python backend",
+        "help": "with the core: run all models but plans with the same libraries in its Python backend",
     },
     {"name": "old_stubs", "long": "stand_ins", "type": bool, "default": False, "help": "the former name of --stubs"},
 ]  # fmt: skip

@@ -53,7 +53,7 @@ def commands(models: list[Model], options: overrides.Overrides | None = None) ->
             tasks = releases.setdefault(model.release, [])
             if options:
                 read_model(model.name, options)  # a mistake is reported before the container starts
-                tasks += [f"engine:{model.name}{model.plan_suffix(next(iter(model.plans)))}", *words]
+                tasks += [f"engine:{model.name}{model.capability_suffix(next(iter(model.plans)))}", *words]
             tasks.append(f"publish:{model.triton_name('tensorrt')}")
     return [command(release, tasks) for release, tasks in sorted(releases.items())]
 

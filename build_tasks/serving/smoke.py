@@ -284,7 +284,7 @@ def _arithmetic(model: Model, model_format: str) -> str | None:
         return None
     if model.triton_keys.device == "gpu":
         return "tf32"
-    (file,) = model.files(model_format)
+    file = artifacts.artifacts_of(model, model_format)[0]
     outputs = read_json(model.artifact(f"{file}.measured.json"))["outputs"]
     return next((output["arithmetic"] for output in outputs.values() if "arithmetic" in output), None)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from build_tasks.paths import BUILD
 from build_tasks.runtime import atomic_files, temporary_folder
+from build_tasks.triton.platforms import FORMATS
 from build_tasks.triton.release_table import FIELDS_SINCE
 
 CORE = f"{BUILD}/.tritonserver"
@@ -105,10 +106,12 @@ def backend_directory(stubs: bool) -> Iterator[str]:
 def config_without_newer_fields(path: str) -> str | None:
     """Return a config.pbtxt as JSON, without the fields that the core's release does not have. None if it has none.
 
-    The core would refuse the whole file. The fields that are newer concern neither tensors nor artifacts.
+    The core would refuse the whole file. The fields that are newer concern neither tensors nor artifacts. A platform
+    that is newer becomes the older one of the same backend; the stub knows a package by the name of its file.
     """
     text = _read_text(path)
-    if text is None or not any(name.rpartition(".")[2] in text for name in FIELDS_SINCE):
+    newer_words = [*(name.rpartition(".")[2] for name in FIELDS_SINCE), FORMATS["aoti"].platform]
+    if text is None or not any(word in text for word in newer_words):
         return None
     from google.protobuf import json_format, text_format
 
@@ -119,7 +122,10 @@ def config_without_newer_fields(path: str) -> str | None:
         text_format.Parse(text, config)
     except text_format.ParseError:  # the server says what is wrong
         return None
-    if not newer_fields.remove(config, RELEASE):
+    is_package = config.platform == FORMATS["aoti"].platform
+    if is_package:
+        config.platform = FORMATS["torchscript"].platform
+    if not newer_fields.remove(config, RELEASE) and not is_package:
         return None
     return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
 

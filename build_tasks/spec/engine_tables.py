@@ -4,10 +4,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from build_tasks.spec.tables import Batch, Precision, Table, Text
+from build_tasks.spec.tables import Batch, Capability, Precision, Table, Text
 
 Mebibytes = Annotated[int, Meta(ge=1, le=2**24)]
-Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
 Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Word = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 

@@ -1,112 +1,20 @@
-"""The spec of a model, and everything that follows from it: which artifacts are built, and under which names.
+"""A model of the project, and everything that follows from its spec: which artifacts are built, and under which names.
 
 The spec is data. Reading it runs no code of the model and imports nothing heavy.
 """
 
 import os
-import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from msgspec import Meta, Struct, field, to_builtins
+from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from build_tasks.paths import BUILD, MODELS
-from build_tasks.spec.engine_tables import Engine, Profile
-from build_tasks.spec.ensemble_tables import Ensemble, EnsembleStep, ensemble_parts, own_steps, python_folders
-from build_tasks.spec.tables import (
-    ENGINES,
-    NATIVE_PRECISIONS,
-    Accuracy,
-    Architecture,
-    Batch,
-    Card,
-    Formats,
-    Input,
-    MemoryFormat,
-    Onnx,
-    Output,
-    Table,
-    Text,
-    TorchScript,
-    TritonKeys,
-    Weights,
-)
-from build_tasks.spec.tensor_tables import Dimension, TensorInput, TensorOutput, Word
+from build_tasks.spec.ensemble_tables import EnsembleStep, ensemble_parts, own_steps, python_folders
+from build_tasks.spec.spec_table import Spec
+from build_tasks.spec.tables import NATIVE_PRECISIONS, Aoti, MemoryFormat, Table, TorchScript, TritonKeys
 from build_tasks.triton import releases
 from build_tasks.triton.platforms import ENSEMBLE_MODELS, FORMATS, TRITON_MODELS
-
-
-class Spec(Table, kw_only=True):
-    """The model."""
-
-    architecture: Architecture = field(default_factory=Architecture)
-    weights: Weights
-    input: Input = field(default_factory=Input)
-    inputs: Annotated[list[TensorInput], Meta(description="The inputs, if they are not one picture.")] = field(
-        default_factory=list
-    )
-    dimensions: Annotated[dict[Word, Dimension], Meta(description="Open dimensions of [[inputs]].")] = field(
-        default_factory=dict
-    )
-    output: Output = field(default_factory=Output)
-    outputs: Annotated[list[TensorOutput], Meta(description="The outputs. Default: all.")] = field(default_factory=list)
-    formats: Annotated[Formats, Meta(description="Formats to build.")] = field(
-        default_factory=lambda: ["torchscript", "onnx", "tensorrt"]
-    )
-    max_batch_size: Annotated[Batch, Meta(description="Largest batch that is served and checked.")] = 32
-    ensemble: Annotated[
-        Literal["torchscript", "onnx", "tensorrt"] | Ensemble | None,
-        Meta(description="Also serve this format as an ensemble, which takes encoded pictures and prepares them."),
-    ] = None
-    labels: Annotated[
-        Text | None, Meta(description='"imagenet-1k", or a text file of the model with one class per line.')
-    ] = None
-    torchscript: TorchScript = field(default_factory=TorchScript)
-    onnx: Onnx = field(default_factory=Onnx)
-    engine: Engine = field(default_factory=Engine)
-    accuracy: Accuracy = field(default_factory=Accuracy)
-    card: Card = field(default_factory=Card)
-    triton: Annotated[
-        dict[str, Any],
-        Meta(description="How Triton serves the model. Fields of Triton's ModelConfig, and keys of this project."),
-    ] = field(default_factory=dict)
-
-    @property
-    def profile(self) -> tuple[int, int, int]:
-        """Smallest, best and largest batch of the engine. Of several profiles, the best batch is that of the first."""
-        tables: Sequence[Engine | Profile] = self.engine.profiles or [self.engine]
-        batches = [self.batches_of(table) for table in tables]
-        return min(each[0] for each in batches), batches[0][1], max(each[2] for each in batches)
-
-    def batches_of(self, table: Engine | Profile) -> tuple[int, int, int]:
-        """Return the smallest, best and largest batch of an optimization profile.
-
-        Defaults: 1, at most 8, and max_batch_size. If the batch is fixed, all three are that batch.
-        """
-        if not self.onnx.dynamic_axes:
-            return self.onnx.batch_size, self.onnx.batch_size, self.onnx.batch_size
-        largest = table.max_batch_size or max(self.max_batch_size, table.min_batch_size or 1)
-        smallest = table.min_batch_size or 1
-        return smallest, table.opt_batch_size or max(smallest, min(8, largest)), largest
-
-    @property
-    def from_onnx(self) -> bool:
-        """Whether the source is an ONNX file. Then there is no PyTorch network, and the file is the reference."""
-        return re.search(r"\.onnx([@?#].*)?$", self.weights.source) is not None
-
-    @property
-    def program_suffix(self) -> str | None:
-        """The suffix of a source of TorchScript or torch.export, which contains the network; None for other sources."""
-        if (self.architecture.timm, self.architecture.network) != (None, None):
-            return None
-        found = re.search(r"(\.pt2|\.pth?|\.ts|\.jit|\.torchscript)([@?#].*)?$", self.weights.source)
-        return found and found[1]
-
-    @property
-    def has_engine(self) -> bool:
-        """Whether one of the formats is an engine."""
-        return not set(ENGINES).isdisjoint(self.formats)
 
 
 class Model(Struct, frozen=True):
@@ -199,8 +107,12 @@ class Model(Struct, frozen=True):
     @property
     def plans(self) -> dict[str, str | None]:
         """The compute capability of each TensorRT plan, by file name. None: the capability of this machine's GPU."""
-        capabilities = self.spec.engine.compute_capabilities
-        return {f"model.sm{c.replace('.', '')}.plan": c for c in capabilities} or {"model.plan": None}
+        return _files_by_capability("plan", self.spec.engine.compute_capabilities)
+
+    @property
+    def packages(self) -> dict[str, str | None]:
+        """The compute capability of each package of AOTInductor, by file name. None: the machine that builds it."""
+        return _files_by_capability("pt2", self.spec.aoti.compute_capabilities)
 
     @property
     def triton_models(self) -> dict[str, str]:
@@ -216,9 +128,19 @@ class Model(Struct, frozen=True):
     def torchscript(self) -> TorchScript:
         """[torchscript] with its defaults, which were measured on an H100 (docs/how-to/torchscript-on-gpu.md)."""
         table = self.spec.torchscript
-        precision = table.precision or ("fp16" if self.triton_keys.device == "gpu" else "fp32")
+        precision = table.precision or self._default_precision
         default: MemoryFormat = "contiguous" if precision == "fp32" else "channels_last"
         return TorchScript(precision=precision, memory_format=table.memory_format or default)
+
+    @property
+    def aoti(self) -> Aoti:
+        """[aoti] with its defaults."""
+        return replace(self.spec.aoti, precision=self.spec.aoti.precision or self._default_precision)
+
+    @property
+    def _default_precision(self) -> Literal["fp16", "fp32"]:
+        """The precision in which PyTorch serves a network if the spec does not say it."""
+        return "fp16" if self.triton_keys.device == "gpu" else "fp32"
 
     @property
     def newest_opset(self) -> int:
@@ -233,26 +155,27 @@ class Model(Struct, frozen=True):
 
     def precision(self, model_format: str) -> str:
         """Return the precision of the artifact that is served in a format."""
-        if model_format == "torchscript":
-            return str(self.torchscript.precision)
+        if model_format in ("torchscript", "aoti"):
+            return str(getattr(self, model_format).precision)
         return self.spec.engine.precision if model_format == "tensorrt" else self.spec.onnx.precision
 
     def files(self, model_format: str) -> list[str]:
         """Return the artifacts that are served together as one Triton model."""
-        if model_format == "tensorrt":
-            return list(self.plans)
+        if model_format in ("tensorrt", "aoti"):
+            return list(self.plans if model_format == "tensorrt" else self.packages)
         if model_format == "onnx":
             return [self.graph_file(self.spec.onnx.precision)]
         cast = model_format == "torchscript" and self.is_cast
         return [f"model.{self.torchscript.precision}.pt" if cast else FORMATS[model_format].file]
 
-    def plan_suffix(self, plan: str) -> str:
-        """Return ".sm86" for one of several plans, and an empty text for the only plan."""
-        return "" if self.plans[plan] is None else "." + plan.split(".")[1]
+    def capability_suffix(self, file: str) -> str:
+        """Return ".sm86" for the plan or package of a compute capability, and an empty text for other artifacts."""
+        capability = (self.plans | self.packages).get(file)
+        return "" if capability is None else "." + file.split(".")[1]
 
     def artifact_task_name(self, model_format: str, file: str) -> str:
-        """Return the name of an artifact's tasks: the Triton model, and the suffix of the plan."""
-        return self.triton_name(model_format) + (self.plan_suffix(file) if model_format == "tensorrt" else "")
+        """Return the name of an artifact's tasks: the Triton model, and the suffix of a compute capability."""
+        return self.triton_name(model_format) + self.capability_suffix(file)
 
     def graph_file(self, precision: str) -> str:
         """Return the ONNX file from which an engine of this precision is compiled."""
@@ -306,6 +229,11 @@ class Model(Struct, frozen=True):
         """The seed of random weights, None if the weights are real."""
         scheme, rest = split_source(self.spec.weights.source)
         return int(rest) if scheme == "random" else None
+
+
+def _files_by_capability(suffix: str, capabilities: list[str]) -> dict[str, str | None]:
+    """Return the compute capability of each compiled artifact, by file name; {"model.plan": None} without any."""
+    return {f"model.sm{c.replace('.', '')}.{suffix}": c for c in capabilities} or {f"model.{suffix}": None}
 
 
 def table_settings(table: Table) -> dict[str, Any]:

@@ -14,6 +14,7 @@ def mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     """Yield what is wrong, each as (key, expected, found)."""
     yield from _engine_mistakes(model, overrides)
     yield from _onnx_mistakes(model)
+    yield from _aoti_mistakes(model)
 
 
 def _onnx_mistakes(model: Model) -> Iterator[Mistake]:
@@ -38,6 +39,15 @@ def _onnx_mistakes(model: Model) -> Iterator[Mistake]:
         )
     if spec.has_engine and precision == spec.engine.precision and not spec.engine.keep_io_types:
         yield "engine.keep_io_types", "true, since onnx.precision serves the same graph", "false"
+
+
+def _aoti_mistakes(model: Model) -> Iterator[Mistake]:
+    """Yield what is wrong with aoti.compute_capabilities."""
+    capabilities, key = model.spec.aoti.compute_capabilities, "aoti.compute_capabilities"
+    if len(set(capabilities)) != len(capabilities):
+        yield key, "each compute capability once", repr(capabilities)
+    if capabilities and model.triton_keys.device == "cpu":
+        yield key, 'nothing, since triton.device = "cpu"', repr(capabilities)
 
 
 def _has_accelerator(fields: Any) -> bool:

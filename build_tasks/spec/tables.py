@@ -32,10 +32,16 @@ RelativeError = Annotated[float, Meta(gt=0, lt=1)]
 AbsoluteError = Annotated[float, Meta(gt=0, lt=1e30)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 Decibels = Annotated[float, Meta(ge=-200, le=200)]
-Formats = Annotated[list[Literal["torchscript", "onnx", "tensorrt", "rtx"]], Meta(min_length=1)]
+ServedFormat = Literal["torchscript", "onnx", "tensorrt", "aoti"]
+Formats = Annotated[list[ServedFormat | Literal["rtx"]], Meta(min_length=1)]
 InputFormat = Literal["fp32_nchw", "uint8_nhwc"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+PyTorchPrecision = Annotated[
+    Literal["fp32", "fp16", "bf16"] | None,
+    Meta(description='Precision of the computation. Default: fp16 if triton.device = "gpu", fp32 otherwise.'),
+]
+Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
 Device = Literal["auto", "gpu", "cpu"]
 DEVICES: tuple[str, ...] = get_args(Device)
 RELEASE = r"^2[0-9]\.(0[1-9]|1[0-2])$"
@@ -116,10 +122,7 @@ class Output(Table):
 class TorchScript(Table):
     """The TorchScript file that is served: model.pt or a cast of it. The types of inputs and outputs stay the same."""
 
-    precision: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None,
-        Meta(description='Precision of the computation. Default: fp16 if triton.device = "gpu", fp32 otherwise.'),
-    ] = None
+    precision: PyTorchPrecision = None
     memory_format: Annotated[
         MemoryFormat | None,
         Meta(description="Memory format of images and filters. Default: channels_last for fp16 and bf16."),
@@ -150,12 +153,22 @@ class Onnx(Table):
     ] = False
 
 
+class Aoti(Table):
+    """The package that AOTInductor compiles for one kind of machine. The types of inputs and outputs stay the same."""
+
+    precision: PyTorchPrecision = None
+    compute_capabilities: Annotated[
+        list[Capability],
+        Meta(description="Build one package for each, all in one Triton model. Default: this machine's GPU or CPU."),
+    ] = []
+
+
 class Gate(Table):
     """Limits for some artifacts. If several rules set a metric, the last one counts. Defaults: accuracy.md."""
 
     # The artifacts that the rule is for
     format: Annotated[
-        Literal["torchscript", "onnx", "graph", "tensorrt"] | None,
+        ServedFormat | Literal["graph"] | None,
         Meta(description="Format that the rule is for; graph: what engines are compiled from. Default: all."),
     ] = None
     precision: Annotated[

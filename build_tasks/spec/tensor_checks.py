@@ -24,6 +24,7 @@ UNSUPPORTED = {
     "tensorrt": ("float64", "int8", "int16", "uint16", "uint32", "uint64", "string"),
 }
 UNSUPPORTED["rtx"] = UNSUPPORTED["tensorrt"]
+UNSUPPORTED["aoti"] = UNSUPPORTED["torchscript"]  # the same backend
 
 
 def mistakes(spec: Spec) -> Iterator[Mistake]:
@@ -154,6 +155,13 @@ def _name_mistakes(spec: Spec) -> Iterator[Mistake]:
         if found == name:
             yield f"{other}.name", f"another name than that of {key}", repr(found)
             return
+    if "aoti" in spec.formats:
+        # Triton finds the tensors of a package by their places. Source: README.md of pytorch_backend.
+        for kind, start in (("inputs", "INPUT__"), ("outputs", "OUTPUT__")):
+            for index, name in enumerate(each["name"] for each in interface[kind]):  # type: ignore[literal-required]
+                if name != f"{start}{index}":
+                    expected = f"'{start}{index}', since Triton's torch_aoti finds tensors by their place (formats)"
+                    yield f"{kind}[{index}].name", expected, repr(name)
     if "torchscript" not in spec.formats or spec.from_onnx:
         return
     for index, table in enumerate(spec.inputs):

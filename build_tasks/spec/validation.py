@@ -19,6 +19,7 @@ from build_tasks.spec.tables import (
     DEVICES,
     MAX_CORES,
     RELEASE,
+    Aoti,
     Architecture,
     Input,
     Onnx,
@@ -29,7 +30,7 @@ from build_tasks.spec.value_checks import MAX_NAME, Mistake
 from build_tasks.triton import releases
 
 GATE_SELECTORS = {"format", "precision", "output"}  # keys of a rule of accuracy.gate that are not limits
-ONE_PRECISION = ("torchscript", "onnx")  # formats with one artifact, and so one precision
+ONE_PRECISION = ("torchscript", "onnx", "aoti")  # formats whose artifacts have one precision
 
 MORE = " (docs/reference/spec.md)"
 
@@ -120,6 +121,7 @@ def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
         "output": (spec.output, Output(), Output.__struct_fields__),
         "torchscript": (spec.torchscript, TorchScript(), TorchScript.__struct_fields__),
         "onnx": (spec.onnx, Onnx(), ("exporter", "opset")),
+        "aoti": (spec.aoti, Aoti(), Aoti.__struct_fields__),
     }
     for name, (table, default, keys) in tables.items():
         for key in keys:
@@ -128,8 +130,9 @@ def _onnx_source_mistakes(spec: Spec) -> Iterator[Mistake]:
     for key in ("converter", "prefix", "ema"):
         if value := getattr(spec.weights, key):
             yield f"weights.{key}", f"nothing, {reason}", repr(value)
-    if "torchscript" in spec.formats:
-        yield "formats", f"no torchscript, {reason}, which cannot become TorchScript", repr(spec.formats)
+    for model_format, other in (("torchscript", "TorchScript"), ("aoti", "a program of torch.export")):
+        if model_format in spec.formats:
+            yield "formats", f"no {model_format}, {reason}, which cannot become {other}", repr(spec.formats)
 
 
 def _program_mistakes(spec: Spec) -> Iterator[Mistake]:
@@ -145,6 +148,8 @@ def _program_mistakes(spec: Spec) -> Iterator[Mistake]:
             yield key, f"nothing, {reason}", repr(value)
     if spec.onnx.exporter == "dynamo" and spec.program_suffix != ".pt2":
         yield "onnx.exporter", "auto or torchscript, since the dynamo exporter cannot read TorchScript", "'dynamo'"
+    if "aoti" in spec.formats and spec.program_suffix != ".pt2":
+        yield "formats", "no aoti, since torch.export cannot read TorchScript", repr(spec.formats)
 
 
 def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
@@ -152,7 +157,11 @@ def _triton_mistakes(model: Model, overrides: Overrides) -> Iterator[Mistake]:
     spec, keys = model.spec, model.triton_keys
     if not isinstance(keys.release, str) or not re.fullmatch(RELEASE, keys.release):
         yield "triton.release", 'a release of Triton\'s containers, such as "26.08"', repr(keys.release)
-    elif (
+        return
+    for model_format in model.served_formats:
+        if error := releases.platform_error(keys.release, model_format):
+            yield "formats", f"no {model_format}, since {error}", repr(spec.formats)
+    if (
         "onnx" in spec.formats
         and isinstance(spec.onnx.opset, int)
         and (support := releases.onnx_support(keys.release))

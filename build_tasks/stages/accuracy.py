@@ -88,11 +88,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 def advice(settings: Settings) -> str:
     """The end of the message about a refused artifact: the remedies that the user can try."""
     precision, model_format, model = settings["precision"], settings["format"], settings["model"]
-    by_format = precision == "fp32" or model_format in ("torchscript", "onnx")
+    by_format = precision == "fp32" or model_format in ("torchscript", "onnx", "aoti")
     key = f'format = "{model_format}"' if by_format else f'precision = "{precision}"'
     rule = f"an [[accuracy.gate]] with {key}"
-    if precision != "fp32" and model_format == "torchscript":
-        return f"; try another torchscript.precision (fp32 serves model.pt itself), or {rule}"
+    if precision != "fp32" and model_format in ("torchscript", "aoti"):
+        itself = " (fp32 serves model.pt itself)" if model_format == "torchscript" else ""
+        return f"; try another {model_format}.precision{itself}, or {rule}"
     if precision != "fp32" and model_format == "onnx":
         return f"; try another onnx.precision (fp32 serves model.onnx itself), nodes in engine.keep_fp32, or {rule}"
     if precision in NATIVE_PRECISIONS or model_format == "tensorrt":

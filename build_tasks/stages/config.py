@@ -64,7 +64,7 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
             model,
             model_format,
             files=files,
-            capabilities=[model.plans.get(file) for file in files],
+            capabilities=[(model.plans | model.packages).get(file) for file in files],
             inputs=input_layouts(model.spec),
             profiles=tuned_points(model.spec) if model_format == "tensorrt" else [],
             ranked=model.spec.output.top_k is not None,
@@ -131,6 +131,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             f"model.pt would fail on a GPU: {device_errors[0]} In forward, create tensors with device=x.device or as "
             f'buffers; or serve it on CPUs only: triton.device = "cpu" in {options.spec}'
         )
+    if device := signature.get("device"):  # that the package was compiled for
+        options = msgspec.structs.replace(options, device=device)
     classes = {}
     for name in options.labels.values():
         with open(inputs[name], encoding="utf-8") as file:

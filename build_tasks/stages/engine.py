@@ -52,7 +52,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
     capability = None if rtx else model.plans[file]
     cache = model.source(engine.timing_cache) if engine.timing_cache and not rtx else None
     stage = Stage(
-        name=f"rtx:{model.name}" if rtx else f"engine:{model.name}{model.plan_suffix(file)}",
+        name=f"rtx:{model.name}" if rtx else f"engine:{model.name}{model.capability_suffix(file)}",
         model=model,
         build=build,
         inputs={

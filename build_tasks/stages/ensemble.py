@@ -239,10 +239,15 @@ def _artifact(inputs: Paths, settings: Settings, name: str) -> Run:
 
         module = torch.jit.load(path)
         return functools.partial(_run_module, module, [tensor["name"] for tensor in signature["inputs"]], outputs)
-    from build_tasks.formats.tensorrt_session import engine_session
+    if kind == "aoti":
+        from build_tasks.formats.serving_device import package_session
 
-    engine = engine_session(path, signature)
-    return lambda feed: dict(zip(outputs, engine(feed), strict=True))
+        run = package_session(path, signature, [tensor["name"] for tensor in signature["inputs"]]).run
+    else:
+        from build_tasks.formats.tensorrt_session import engine_session
+
+        run = engine_session(path, signature)
+    return lambda feed: dict(zip(outputs, run(feed), strict=True))
 
 
 def _run_module(module: Any, inputs: list[str], outputs: list[str], feed: Feed) -> Feed:

@@ -17,7 +17,7 @@ from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced
 from build_tasks.formats.pytorch_network import NETWORK_MODULES
 from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward
 from build_tasks.json_files import read_json, write_json
-from build_tasks.runtime import hardware, threads
+from build_tasks.runtime import machine_bound, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
@@ -37,6 +37,7 @@ RUNNERS = {
     "onnx": ("onnxruntime", "onnxruntime-gpu", "polygraphy"),
     "graph": ("onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu", "polygraphy"),
     "tensorrt": ("polygraphy",),
+    "aoti": ("torch", "polygraphy"),
 }
 
 # The modules that each of them uses.
@@ -54,6 +55,12 @@ RUNNER_MODULES = {
         "build_tasks.formats.tensorrt",
         "build_tasks.formats.tensorrt_session",
         "build_tasks.triton.optimization_profiles",
+    ),
+    "aoti": (
+        "build_tasks.formats.aoti_package",
+        "build_tasks.formats.serving_device",
+        *INTERFACE_MODULES,
+        *NETWORK_MODULES,
     ),
 }
 
@@ -84,8 +91,8 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
     Args:
         largest_batch: The largest batch that is served; None for an artifact that is not served.
     """
-    is_plan, served_on = runner == "tensorrt", model.triton_keys.device
-    is_served = largest_batch is not None and not is_plan
+    machine, served_on = machine_bound.machine_of(model, file), model.triton_keys.device
+    is_served = largest_batch is not None and machine is None
     may_use_gpu = is_served and "bf16" not in file and serving_device.gpu_of(runner) is not None
     truth = model.spec.accuracy.truth
     truth_inputs = {
@@ -127,13 +134,12 @@ def _stage(model: Model, name: str, runner: str, file: str, largest_batch: int |
             "build_tasks.verification.sample_groups",
             *RUNNER_MODULES[runner],
         ),
-        missing_requirements=functools.partial(hardware.missing_requirements, model.plans[file])
-        if is_plan
-        else nothing_missing,
-        made_elsewhere=not is_plan or model.plans[file] is not None,
-        compute_capability=model.plans[file] if is_plan else None,
-        host_fingerprint=hardware.host_fingerprint
-        if is_plan
+        missing_requirements=machine.missing_requirements if machine else nothing_missing,
+        made_elsewhere=machine is None or machine.made_elsewhere,
+        compute_capability=machine.compute_capability if machine else None,
+        same_bytes=runner == "aoti" and machine_bound.package_device(model) == "cpu",
+        host_fingerprint=machine.host_fingerprint
+        if machine
         else functools.partial(serving_device.host_fingerprint, runner, served_on)
         if may_use_gpu
         else dict,
@@ -189,6 +195,8 @@ def _open_session(path: str, signature: Signature, runner: str, served_on: str) 
 
         return serving_device.Session(engine_session(path, signature), signature["GPU"])
     names = [tensor["name"] for tensor in signature["inputs"]]
+    if runner == "aoti":
+        return serving_device.package_session(path, signature, names)
     runners: dict[str, Callable[[str], RunBatch]] = {
         "torchscript": lambda path: run_trace(path, names),
         "cast": lambda path: run_cast(path, names),

@@ -59,6 +59,7 @@ ARTIFACT_TABLES = {
     "torchscript": ("architecture", "weights", "input", "output", "torchscript"),
     "onnx": ("architecture", "weights", "input", "output", "onnx"),
     "tensorrt": ("architecture", "weights", "input", "output", "onnx", "engine"),
+    "aoti": ("architecture", "weights", "input", "output", "aoti"),
     "ensemble": ("ensemble",),  # without a network
     PYTHON: (),
 }
@@ -217,7 +218,8 @@ def folder_overwrite_error(folder: str) -> str | None:
 
 def spec_digest(model: Model, model_format: str) -> str:
     """The sha256 of the tables that change the bytes of an artifact, without comments, accuracy limits and [triton]."""
-    tables = table_settings(model.spec) | {"torchscript": table_settings(model.torchscript)}
+    with_defaults = {"torchscript": model.torchscript, "aoti": model.aoti}
+    tables = table_settings(model.spec) | {name: table_settings(table) for name, table in with_defaults.items()}
     names = [
         *ARTIFACT_TABLES[model_format],
         *(name for name in TENSOR_TABLES if tables[name] and model_format in FORMATS),

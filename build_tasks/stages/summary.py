@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 from build_tasks.figures import pyplot, save_svg
 from build_tasks.json_files import read_json, write_json
-from build_tasks.runtime import hardware
+from build_tasks.runtime import machine_bound
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import installed_version
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -62,10 +62,8 @@ def task_of_precisions(model: Model) -> dict[str, Any]:
 
 
 def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) -> Stage:
-    # Plans that another machine built and measured. They are shown, but doit cannot build them here.
-    foreign_plans = [
-        a.file for a in artifacts if a.format == "tensorrt" and hardware.missing_requirements(model.plans[a.file])
-    ]
+    # What another machine compiled and measured. It is shown, but doit cannot build it here.
+    foreign = [a.file for a in artifacts if machine_bound.missing_requirements(model, a.file)]
     return Stage(
         name=f"{name}:{model.name}",
         model=model,
@@ -73,9 +71,9 @@ def _stage(model: Model, name: str, file: str, artifacts: list[JudgedArtifact]) 
         inputs={
             "preprocessing": model.artifact("preprocessing.json"),
             "reference": model.artifact("reference.json"),
-            **{a.file: measured_file(model, a.file) for a in artifacts if a.file not in foreign_plans},
+            **{a.file: measured_file(model, a.file) for a in artifacts if a.file not in foreign},
         },
-        external_inputs={file: measured_file(model, file) for file in foreign_plans},
+        external_inputs={file: measured_file(model, file) for file in foreign},
         outputs={"json": model.artifact(f"{file}.json"), "picture": model.artifact(f"{file}.svg")},
         settings={
             "model": model.name,

@@ -5,7 +5,6 @@ network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new
                                  compared with the network at batches 1, 2, 3, max and at lengths of open dimensions
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
@@ -14,12 +13,11 @@ from build_tasks.formats.example_inputs import cases_to_check, example_inputs, f
 from build_tasks.formats.serving_interface import (
     INTERFACE_MODULES,
     forward,
-    open_axes,
-    open_output_axes,
     output_names,
     resolve_interface,
     wrap_for_serving,
 )
+from build_tasks.formats.torch_signature import signature_tensors
 from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_AWAY, TRACED_BATCH, save_trace, traced_away_note
 from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
@@ -55,6 +53,7 @@ def task(model: Model) -> dict[str, Any]:
         tools=TOOLS,
         modules=(
             __name__,
+            "build_tasks.formats.torch_signature",
             *TRACE_MODULES,
             *fp32_comparison.COMPARISON_MODULES,
             *INTERFACE_MODULES,
@@ -80,15 +79,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         if not constants:
             raise
         raise UserError(f"{constants} {TRACED_AWAY}; {error}") from error
-    loaded = torch.jit.load(outputs["model"])
-    batch = example_inputs(interface, TRACED_BATCH)
-    answers = zip(output_names(module), forward(loaded, batch), open_output_axes(loaded, interface), strict=True)
-    signature = {
-        "inputs": [
-            tensor(each["name"], value, open_axes(each["shape"] or []))
-            for each, value in zip(interface["inputs"], batch, strict=True)
-        ],
-        "outputs": [tensor(*answer) for answer in answers],
+    signature: dict[str, Any] = {
+        **signature_tensors(torch.jit.load(outputs["model"]), output_names(module), interface, TRACED_BATCH),
         "PyTorch": torch.__version__.partition("+")[0],
     }
     examples = [example_inputs(interface, 1, lengths) for lengths in lengths_to_check(interface["dimensions"])]
@@ -137,13 +129,3 @@ def check(
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
     return errors
-
-
-def tensor(name: str, value: "torch.Tensor", opened: Iterable[int]) -> dict[str, Any]:
-    """One tensor of a signature.
-
-    Args:
-        opened: Axes that are open (-1) besides the batch.
-    """
-    shape = [-1 if axis in (0, *opened) else length for axis, length in enumerate(value.shape)]
-    return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}

@@ -27,8 +27,9 @@ def mistakes(config: Any, model_format: str, inputs: Collection[str]) -> Iterato
         if config.max_batch_size == 0:
             yield field, "nothing, since max_batch_size = 0 forms no batch", f"{len(entries)} of them"
             return
-        if field == "batch_output" and model_format == "torchscript":
-            yield field, "nothing in torchscript, since PyTorch's backend does not read it", f"{len(entries)} of them"
+        if field == "batch_output" and model_format in ("torchscript", "aoti"):
+            expected = f"nothing in {model_format}, since PyTorch's backend does not read it"
+            yield field, expected, f"{len(entries)} of them"
             continue
         targets: list[str] = []
         for index, entry in enumerate(entries):

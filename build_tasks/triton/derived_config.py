@@ -136,6 +136,8 @@ def derive(signature: CommonSignature, classes: Mapping[str, int], settings: Con
         config.default_model_filename = settings.files[0]
         for file, capability in zip(settings.files, settings.capabilities, strict=True):
             config.cc_model_filenames[capability] = file
+    elif settings.model_format == "aoti":  # Triton 26.03 would look for model.pt (core: model_config_utils.cc)
+        config.default_model_filename = TRITON_MODELS["aoti"].file
     for tensor in (*signature["inputs"], *signature["outputs"]):
         if tensor["dtype"] not in DTYPES:
             raise UserError(f"{tensor['name']} has the dtype {tensor['dtype']}, for which Triton has no type")
@@ -150,6 +152,7 @@ def derive(signature: CommonSignature, classes: Mapping[str, int], settings: Con
     if threads:  # beside the parameters of the spec, which win
         fields["parameters"] = {**threads, **fields.get("parameters", {})}
     config.MergeFrom(model_config.to_message(fields))
+    mistakes += _other_devices(config, settings) if "device" in signature else []
     mistakes += model_config_checks.config_mistakes(
         config, settings.model_format, [tensor.name for tensor in config.input]
     )
@@ -163,6 +166,17 @@ def derive(signature: CommonSignature, classes: Mapping[str, int], settings: Con
     for name, file in () if settings.ranked else settings.labels.items():
         _label_output(config, name, file, classes[file], settings)
     return config
+
+
+def _other_devices(config: Any, settings: ConfigSettings) -> list[model_config.Mistake]:
+    """Return the instance groups on another device than the one that a package was compiled for, settings.device."""
+    kinds = [model_config.protobuf().ModelInstanceGroup.Kind.Name(group.kind) for group in config.instance_group]
+    expected = f"{KINDS[settings.device]}, since the package was compiled for it"
+    return [
+        (f"instance_group[{index}].kind", expected, repr(kind))
+        for index, kind in enumerate(kinds)
+        if kind != KINDS[settings.device]
+    ]
 
 
 def _label_output(config: Any, name: str, file: str, count: int, settings: ConfigSettings) -> None:
@@ -218,9 +232,13 @@ def default_fields(config: Any, signature: CommonSignature, settings: ConfigSett
     if settings.keep_versions > 1:
         defaults["version_policy"] = {"latest": {"num_versions": settings.keep_versions}}
     if settings.model_format in FORMATS:
+        together = releases.batching_error(settings.release, settings.model_format) is None
         share = cores and cpu_cores.share_cores(cores, settings.model_format, settings.release, settings.triton)
-        defaults["instance_group"] = [{"count": share.instances if share else 1, **instance_defaults(settings)}]
-        if config.max_batch_size > 1 and not model_config.SCHEDULERS & settings.triton.keys():
+        # Without a number of a GPU, there is an instance on each of them.
+        one_gpu = {} if together or settings.device != "gpu" else {"gpus": [0]}
+        count = share.instances if share and together else 1
+        defaults["instance_group"] = [{"count": count, **instance_defaults(settings), **one_gpu}]
+        if together and config.max_batch_size > 1 and not model_config.SCHEDULERS & settings.triton.keys():
             defaults["dynamic_batching"] = {}
         if "model_warmup" not in settings.triton:
             defaults["model_warmup"] = warm_up_samples(config, signature, settings)

@@ -25,7 +25,6 @@ FORMAT_OF = {
 OTHERS = {
     "python": "a Python model is code, and no artifact that is built",
     "dali": "a pipeline of DALI is code, and no artifact that is built",
-    "torch_aoti": "a package of AOTInductor is compiled for one machine: adopt the network by its torch.export file",
 }
 
 

@@ -28,6 +28,7 @@ from build_tasks.triton import (
     newer_fields,
     optimization_checks,
     parameter_checks,
+    releases,
     scheduler_checks,
     sequence_checks,
     warm_up_checks,
@@ -47,7 +48,7 @@ from build_tasks.triton.serving_facts import ServingFacts
 
 RUNTIMES = {
     "torchscript": "libtriton_pytorch.so", "onnx": "libtriton_onnxruntime.so", "tensorrt": "libtriton_tensorrt.so",
-    "preprocess": "libtriton_python.so",
+    "aoti": "libtriton_pytorch.so", "preprocess": "libtriton_python.so",
 }  # fmt: skip
 RESERVED_TAGS = ("model", "version", "gpu_uuid", "namespace")  # Source: the core's constants.h
 NOT_OF_AN_ENSEMBLE = ("instance_group", "optimization", "model_warmup", *sorted(SCHEDULERS))
@@ -121,6 +122,7 @@ def _model_mistakes(facts: ServingFacts, model_format: str, config: Any, fields:
         yield "sequence_batching", expected, shorten(fields["sequence_batching"])
         return
     yield from _instances(facts, model_format, config, fields)
+    yield from _single_requests(facts, model_format, config, fields)
     yield from _versions(facts, config, fields)
     yield from optimization_checks.mistakes(facts, model_format, config, fields)
     yield from _other_fields(facts, model_format, config)
@@ -217,6 +219,20 @@ def _profiles(facts: ServingFacts, model_format: str, key: str, names: list[str]
     elif count and not passive and (left := find_uncovered(facts.promised, [facts.profiles[int(n)] for n in names])):
         expected = "profiles that take all that clients may send, since a request goes to any free instance"
         yield key, expected, f"{names!r}, none for {format_box(left)}"
+
+
+def _single_requests(facts: ServingFacts, model_format: str, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:
+    """Yield schedulers and instances that a release cannot serve right, because it runs one request at a time."""
+    error = releases.batching_error(facts.release, model_format)
+    if error is None:
+        return
+    for field in sorted(SCHEDULERS):
+        if fields.get(field, False) is not False:
+            yield field, f"false in [triton.{model_format}], since {error}", shorten(fields[field])
+    count = sum(max(group.count, 1) * max(len(group.gpus), 1) for group in config.instance_group)
+    if count > 1:
+        expected = f"one instance in [triton.{model_format}], since Triton {facts.release} does not load a second one"
+        yield "instance_group", expected, str(count)
 
 
 def _versions(facts: ServingFacts, config: Any, fields: dict[str, Any]) -> Iterator[Mistake]:

@@ -62,6 +62,8 @@ PARAMETERS = {
         "multi_device_gpus": Parameter("nothing, since a plan of this project runs on one GPU"),
         "multi_device_per_rank_engines": Parameter("nothing, since a plan of this project runs on one GPU"),
     },
+    # ParseParameters in src/pt2/model_state.cc of pytorch_backend, r26.05, reads none of them.
+    "aoti": {},
     "preprocess": {
         "FORCE_CPU_ONLY_INPUT_TENSORS": Parameter(("yes", "no")),
         "EXECUTION_ENV_PATH": Parameter("nothing, since the published folder contains no environment"),

@@ -19,6 +19,7 @@ FORMATS = {
     "torchscript": Platform("", "pytorch_libtorch", "model.pt"),
     "onnx": Platform("_onnx", "onnxruntime_onnx", "model.onnx"),
     "tensorrt": Platform("_trt", "tensorrt_plan", "model.plan"),
+    "aoti": Platform("_aoti", "torch_aoti", "model.pt2"),
 }
 # The parts of an ensemble besides one of the formats: encoded pictures in, scores out.
 ENSEMBLE_MODELS = {

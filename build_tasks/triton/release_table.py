@@ -110,8 +110,15 @@ FIELDS_SINCE = {
 }
 
 # The first release whose backend has tensors in bfloat16. Source: onnxruntime_utils.cc of the branch r26.03 of
-# onnxruntime_backend, tensorrt_utils.cc of the branch r24.06 of tensorrt_backend. PyTorch's backend has none.
-BF16_SINCE = {"onnx": "26.03", "tensorrt": "24.06"}
+# onnxruntime_backend, tensorrt_utils.cc of the branch r24.06 of tensorrt_backend, release notes of 26.11. PyTorch's
+# backend has none for TorchScript.
+BF16_SINCE = {"onnx": "26.03", "tensorrt": "24.06", "aoti": "26.11"}
+
+# The first release that loads a format, and the first one that runs requests of several clients as one batch. Source:
+# README.md of pytorch_backend, release notes of 26.07. Measured with the backend of June 2026 in the core of 24.10:
+# with dynamic_batching every request got the rows of the whole batch, and a second instance was not loaded.
+PLATFORM_SINCE = {"aoti": "26.03"}
+BATCHING_SINCE = {"aoti": "26.07"}
 
 CHANGES = (
     Change(
@@ -153,6 +160,10 @@ CHANGES = (
         "26.06", ("onnx",),
         "optimization: TensorRT 11 has no flags for fp16, bf16 and int8: precision_mode may only be FP32",
         "onnxruntime#28611; release notes of TensorRT 11",
+    ),
+    Change(
+        "26.07", ("aoti",), "dynamic_batching and several instances work: until then config.pbtxt has neither of them",
+        "release notes of 26.07; pytorch_backend#196",
     ),
 )
 # fmt: on

@@ -7,11 +7,20 @@ release = "26.08"    # the server is nvcr.io/nvidia/tritonserver:26.08-py3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from build_tasks.triton.release_table import BF16_SINCE, ONNX_RUNTIME, RELEASES, OnnxSupport
+from build_tasks.triton.platforms import TRITON_MODELS
+from build_tasks.triton.release_table import (
+    BATCHING_SINCE,
+    BF16_SINCE,
+    ONNX_RUNTIME,
+    PLATFORM_SINCE,
+    RELEASES,
+    OnnxSupport,
+)
 
 # TensorRT's backend loads a version-compatible plan only with this option, since such a plan contains code that runs on
 # the host. Source: tensorrt_backend, src/tensorrt.cc; server#6129.
 VERSION_COMPATIBLE_OPTION = "--backend-config=tensorrt,version-compatible=true"
+MADE = {"torchscript": "traced", "aoti": "compiled"}  # how PyTorch makes an artifact, by its format
 
 
 def unknown(release: str) -> str | None:
@@ -46,14 +55,32 @@ def oldest_release_for(opset: int) -> str | None:
     return next((r for r in RELEASES if (support := onnx_support(r)) and support.opset >= opset), None)
 
 
+def platform_error(release: str, model_format: str) -> str | None:
+    """Return why a server of this release cannot load any artifact of a format, None if it can."""
+    since = PLATFORM_SINCE.get(model_format, "")
+    if release >= since:
+        return None
+    return f"Triton {release} has no platform {TRITON_MODELS[model_format].platform} ({since} and newer have it)"
+
+
+def batching_error(release: str, model_format: str) -> str | None:
+    """Return what goes wrong if a server of this release runs several requests as one batch; None if it is right."""
+    since = BATCHING_SINCE.get(model_format, "")
+    if release >= since:
+        return None
+    return f"Triton {release} would answer each request with the rows of all of them ({since} and newer do not)"
+
+
 def load_error(release: str, model_format: str, signature: Mapping[str, Any]) -> str | None:
     """Return why a server of this release cannot load an artifact. None if it can, or if that is unknown.
 
     Args:
         release: "26.08".
-        model_format: "torchscript", "onnx" or "tensorrt".
+        model_format: A key of FORMATS.
         signature: Of the artifact; ONNX needs opset and ir_version, a plan TensorRT and version_compatible.
     """
+    if error := platform_error(release, model_format):
+        return error
     tensors = (*signature.get("inputs", ()), *signature.get("outputs", ()))
     since = BF16_SINCE.get(model_format)
     if (since is None or release < since) and (narrow := [t["name"] for t in tensors if t["dtype"] == "bfloat16"]):
@@ -106,11 +133,11 @@ def load_warning(release: str, model_format: str, signature: Mapping[str, Any]) 
     contents = RELEASES.get(release)
     if contents is None:
         return f"{unknown(release)}: it was not checked whether it can load this artifact"
-    if model_format == "torchscript" and (contained := contents.pytorch or _at_least(release, "pytorch")):
+    if model_format in MADE and (contained := contents.pytorch or _at_least(release, "pytorch")):
         built = str(signature["PyTorch"])
         if [int(part) for part in built.split(".")[:2]] > [int(part) for part in contained.split(".")]:
             return (
-                f"traced with PyTorch {built}, and Triton {release} has {contained}"
+                f"{MADE[model_format]} with PyTorch {built}, and Triton {release} has {contained}"
                 f"{'' if contents.pytorch else ' or newer'}: `doit smoke` shows whether it can be loaded"
             )
     unchecked = model_format == "tensorrt" and contents.tensorrt is None

@@ -4,7 +4,7 @@ import math
 import os
 from typing import NamedTuple, TypedDict, cast
 
-from build_tasks.runtime import hardware
+from build_tasks.runtime import machine_bound
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model
 from build_tasks.verification import gate
@@ -12,20 +12,21 @@ from build_tasks.verification.metrics import MeasuredFile, Measurements, OutputF
 
 WILSON_Z = 1.645  # standard score of a one-sided confidence of 95 %
 
-TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tensorrt": "plan"}
+TITLES = {"torchscript": "TorchScript", "onnx": "ONNX", "graph": "graph", "tensorrt": "plan", "aoti": "AOTInductor"}
+COMPILED = ("tensorrt", "aoti")  # for one kind of machine
 
 
 class JudgedArtifact(NamedTuple):
     """An artifact that the gate checks."""
 
-    format: str  # "torchscript", "onnx", "tensorrt"; "graph" for the ONNX file that engines are compiled from
+    format: str  # "torchscript", "onnx", "tensorrt", "aoti"; "graph" for the ONNX file that engines are compiled from
     precision: str
     file: str
 
     @property
     def title(self) -> str:
         """Its name in tables: "ONNX", "int8 plan"."""
-        exact = self.format in ("torchscript", "onnx") and self.precision == "fp32"
+        exact = self.format in ("torchscript", "onnx", "aoti") and self.precision == "fp32"
         return TITLES[self.format] if exact else f"{self.precision} {TITLES[self.format]}"
 
 
@@ -65,17 +66,15 @@ class ArtifactResult(TypedDict):
 
 def judged_artifacts(model: Model) -> list[JudgedArtifact]:
     """Return the artifacts of a model that are measured, or can be measured on this machine."""
-    precision = model.spec.engine.precision
     artifacts = [
-        JudgedArtifact(model_format, model.precision(model_format), *model.files(model_format))
-        for model_format in model.served_formats
-        if model_format != "tensorrt"
+        JudgedArtifact(model_format, model.precision(model_format), file)
+        for model_format in sorted(model.served_formats, key=COMPILED.__contains__)
+        for file in model.files(model_format)
+        if os.path.exists(measured_file(model, file)) or not machine_bound.missing_requirements(model, file)
     ]
     if model.graph_gated_separately:
-        artifacts.append(JudgedArtifact("graph", precision, model.graph))
-    for plan, capability in model.plans.items() if "tensorrt" in model.spec.formats else ():
-        if os.path.exists(measured_file(model, plan)) or not hardware.missing_requirements(capability):
-            artifacts.append(JudgedArtifact("tensorrt", precision, plan))
+        first_compiled = next((i for i, each in enumerate(artifacts) if each.format in COMPILED), len(artifacts))
+        artifacts.insert(first_compiled, JudgedArtifact("graph", model.spec.engine.precision, model.graph))
     return artifacts
 
 

@@ -230,7 +230,7 @@ ONNX = 'platform: "onnxruntime_onnx"'
     [
         (f'name: "other" {ONNX}', "the config's name is 'other', which Triton refuses"),
         ('backend: "openvino"', "its backend is openvino; what can be built is ONNX, TorchScript and TensorRT"),
-        ('platform: "torch_aoti"', "a package of AOTInductor is compiled for one machine"),
+        ('platform: "torch_aoti" default_model_filename: "text.onnx"', "a package of AOTInductor is compiled for"),
         (f"{ONNX} version_policy {{ specific {{ versions: 7 }} }}", "no version that Triton serves has a model.onnx"),
         (f"{ONNX} model_transaction_policy {{ decoupled: true }}", "a decoupled model answers a request with"),
         (f'{ONNX} output {{ name: "z" }}', "output: the file has no 'z', only y; Triton refuses the config"),

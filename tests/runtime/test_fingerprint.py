@@ -33,6 +33,7 @@ RUN_ONLY = {
     "runtime.distributions": "versions are recorded by value",
     "runtime.fingerprint": "decides when a stage runs, not what it builds",
     "runtime.hardware": "facts of the machine are recorded by value",
+    "runtime.machine_bound": "facts of the machine are recorded by value",
     "runtime.limits": "which inputs are refused, and when a stage is ended; there are no targets then",
     "runtime.progress": "messages to the terminal",
     "runtime.repository_files": "moves and copies files; the umask is recorded by value",
@@ -126,11 +127,14 @@ UNUSED = [
     Unused("stages.onnx", "formats.onnx_import", from_onnx, "nothing is exported"),
     Unused("stages.accuracy", "formats.layer_errors", lambda s: "graph" in s.inputs, "graphs of reduced precision"),
     Unused("stages.measure", "formats.onnx_runtime", runs_in("onnx", "graph"), "one runner for each artifact"),
-    Unused("stages.measure", "formats.serving_device", runs_in("torchscript", "cast", "onnx", "graph"), "likewise"),
-    Unused("formats.serving_device", "formats.serving_interface", runs_in("torchscript", "cast"), "likewise"),
+    Unused(
+        "stages.measure", "formats.serving_device", runs_in("torchscript", "cast", "onnx", "graph", "aoti"), "likewise"
+    ),
+    Unused("formats.serving_device", "formats.serving_interface", runs_in("torchscript", "cast", "aoti"), "likewise"),
+    Unused("formats.serving_device", "formats.aoti_package", runs_in("aoti"), "likewise"),
     Unused("formats.serving_device", "formats.onnx_files", runs_in("onnx", "graph"), "likewise"),
-    Unused("stages.measure", "formats.pytorch_network", runs_in("torchscript", "cast"), "likewise"),
-    Unused("stages.measure", "formats.serving_interface", runs_in("torchscript", "cast"), "likewise"),
+    Unused("stages.measure", "formats.pytorch_network", runs_in("torchscript", "cast", "aoti"), "likewise"),
+    Unused("stages.measure", "formats.serving_interface", runs_in("torchscript", "cast", "aoti"), "likewise"),
     Unused("stages.measure", "formats.torchscript_graph", runs_in("cast"), "likewise"),
     Unused("stages.measure", "formats.tensorrt_session", runs_in("tensorrt"), "likewise"),
     Unused("formats.reduced_precision", "formats.pytorch_network", own_calibration, "prepares samples of the spec"),
@@ -149,6 +153,7 @@ UNUSED = [
     Unused("formats.tensorrt", "formats.onnx_files", never, "finds the graph, whose content is an input"),
     Unused("stages.config", "triton.ensemble_graph", is_ensemble, "there are no steps"),
     Unused("stages.ensemble", "formats.tensorrt_session", never, "runs the artifact of a step, where it has a GPU"),
+    Unused("stages.ensemble", "formats.serving_device", never, "runs the artifact of a step, a package of AOTInductor"),
 ]
 
 SPECS = {
@@ -171,7 +176,7 @@ SPECS = {
         device = "gpu"
         """,
     "own_network": """\
-        formats = ["torchscript", "tensorrt"]
+        formats = ["torchscript", "tensorrt", "aoti"]
         [architecture]
         network = "network.py:build"
         [input]

@@ -29,7 +29,10 @@ from build_tasks.serving.triton_client import Client
 from tests.support import specs_served, tiny_network
 from tests.support.project import ROOT, Project
 
-GOLDEN = sorted(path.stem for path in (ROOT / "tests/triton/golden").glob("*.pbtxt") if not path.stem.endswith("_trt"))
+COMPILED = ("_trt", "_aoti")  # see tests/triton/test_model_config.py and tests/stages/test_aoti.py
+GOLDEN = sorted(
+    path.stem for path in (ROOT / "tests/triton/golden").glob("*.pbtxt") if not path.stem.endswith(COMPILED)
+)
 CopyOf = Callable[[str], Project]
 Serving = Callable[[Project], tuple[triton_server.Server, Client]]
 

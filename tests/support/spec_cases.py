@@ -194,11 +194,12 @@ MISTAKES = [
     ),
     (
         top('formats = ["torchscript", "tensorflow"]'),
-        "formats[1]: expected one of torchscript, onnx, tensorrt, rtx, found 'tensorflow' (did you mean 'tensorrt'?)",
+        "formats[1]: expected one of torchscript, onnx, tensorrt, aoti, rtx, found 'tensorflow' "
+        "(did you mean 'tensorrt'?)",
     ),
     (
         top('formats = ["onxx"]'),
-        "formats[0]: expected one of torchscript, onnx, tensorrt, rtx, found 'onxx' (did you mean 'onnx'?)",
+        "formats[0]: expected one of torchscript, onnx, tensorrt, aoti, rtx, found 'onxx' (did you mean 'onnx'?)",
     ),
     (top('formats = ["onnx", "onnx"]'), "formats: expected each format once, found ['onnx', 'onnx']"),
     (top('formats = ["rtx", "onnx", "rtx"]'), "formats: expected each format once, found ['rtx', 'onnx', 'rtx']"),

@@ -42,11 +42,32 @@ def tensors(batch: int = -1, **more: Any) -> dict[str, Any]:
     }
 
 
+def package(device: str = "cpu", **more: Any) -> dict[str, Any]:
+    """The signature of a package of AOTInductor."""
+    signature = tensors(device=device, PyTorch="2.13.0", profiles=plan()["profiles"], **more)
+    return {key: value for key, value in signature.items() if key not in ("opset", "ir_version")}
+
+
 def plan(largest: int = 8, tensorrt: str = "11.2.1.2", **more: Any) -> dict[str, Any]:
     shape = [3, 160, 160]
     shapes = {"INPUT__0": {"min": [1, *shape], "opt": [2, *shape], "max": [largest, *shape]}}
     return tensors(profiles=[shapes], TensorRT=tensorrt, GPU="NVIDIA L4", **more)
 
+
+AOTI = 'formats = ["aoti"]'
+# By name: (spec, signatures).
+PACKAGES: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "cpu_aoti": (triton('release = "26.07"', AOTI), [package()]),
+    "early_aoti": (triton('release = "26.05"\ndevice = "gpu"', AOTI), [package("gpu", GPU="NVIDIA L4")]),
+    "fleet_aoti": (
+        spec(
+            '[aoti]\ncompute_capabilities = ["8.9", "9.0"]\n[triton]\nrelease = "26.11"\n'
+            "[triton.aoti]\ninstance_group = [{ count = 2 }]",
+            AOTI,
+        ),
+        [package("gpu", GPU="NVIDIA L4"), package("gpu", GPU="NVIDIA H100")],
+    ),
+}
 
 PLANS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "plan_trt": (spec(""), [plan()]),

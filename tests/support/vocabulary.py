@@ -29,7 +29,7 @@ EVERYWHERE = {
     "UpToDate, imported_digests, nothing_missing, unsupported_message, spec_key_of": (
         "Current code_of LOADED nothing not_here in_spec"
     ),
-    "ensemble_parts, triton_models, graph_gated_separately, graph_file, plan_suffix, artifact_task_name, from_onnx": (
+    "ensemble_parts, triton_models, graph_gated_separately, graph_file, capability_suffix, artifact_task_name": (
         "around serves graph_apart graph_in variant served_as only_onnx"
     ),
     "ENSEMBLE_MODELS, REDUCED_PRECISIONS, NATIVE_PRECISIONS, STATE_DB": "AROUND CONVERTED UNCONVERTED RECORDS",

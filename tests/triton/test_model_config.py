@@ -22,7 +22,19 @@ from build_tasks.triton import release_table, releases
 from build_tasks.triton.cpu_cores import THREAD_PARAMETERS
 from build_tasks.triton.platforms import TRITON_MODELS
 from tests.support.project import ROOT
-from tests.support.triton_cases import ENSEMBLE, PLANS, batching, of_format, plan, spec, tensors, triton
+from tests.support.triton_cases import (
+    AOTI,
+    ENSEMBLE,
+    PACKAGES,
+    PLANS,
+    batching,
+    of_format,
+    package,
+    plan,
+    spec,
+    tensors,
+    triton,
+)
 
 PATH = "models/m/model.toml"
 
@@ -372,6 +384,35 @@ WRONG = [
         spec('[onnx]\nopset = 23\n[triton]\nrelease = "24.10"'),
         "onnx.opset: expected at most 21, the newest opset that Triton 24.10 reads, or triton.release = '25.08' or newer, found 23",
     ),
+    # Packages of AOTInductor
+    (
+        triton('release = "26.02"', AOTI),
+        "formats: expected no aoti, since Triton 26.02 has no platform torch_aoti (26.03 and newer have it), found ['aoti']",
+    ),
+    (
+        triton('release = "26.06"\ndynamic_batching = {}', AOTI),
+        "triton.dynamic_batching: expected false in [triton.aoti], since Triton 26.06 would answer each request with the rows of all of them (26.07 and newer do not), found {}",
+    ),
+    (
+        spec('[triton]\nrelease = "26.03"\n[triton.aoti]\nsequence_batching = {}', AOTI),
+        "triton.aoti.sequence_batching: expected false in [triton.aoti], since Triton 26.03 would answer each request with the rows of all of them (26.07 and newer do not), found {}",
+    ),
+    (
+        triton('release = "26.06"\ninstance_group = [{ count = 2 }]', AOTI),
+        "triton.instance_group: expected one instance in [triton.aoti], since Triton 26.06 does not load a second one, found 2",
+    ),
+    (
+        spec('[triton.aoti]\nparameters = { INTRA_OP_THREAD_COUNT = 2 }', AOTI),
+        "triton.aoti.parameters: expected INTRA_OP_THREAD_COUNT, which torchscript reads, or a name unlike it, since Triton ignores this one, found 'INTRA_OP_THREAD_COUNT'",
+    ),
+    (
+        spec('[aoti]\ncompute_capabilities = ["9.0"]\n[triton]\ndevice = "cpu"', AOTI),
+        "aoti.compute_capabilities: expected nothing, since triton.device = \"cpu\", found ['9.0']",
+    ),
+    (
+        spec('[[inputs]]\nname = "image"\nshape = [3, 8, 8]\ndtype = "float32"', AOTI),
+        "inputs[0].name: expected 'INPUT__0', since Triton's torch_aoti finds tensors by their place (formats), found 'image'",
+    ),
 ]  # fmt: skip
 
 
@@ -637,6 +678,23 @@ def test_the_config_of_a_plan_is_the_golden_one(name: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_config_of_a_package_is_the_golden_one(name: str) -> None:
+    """Before 26.07, requests are not batched, and there is one instance, since others would not load."""
+    text, packages = PACKAGES[name]
+    assert derive_config(text, "aoti", *packages) == text_format.Parse(
+        (ROOT / f"tests/triton/golden/{name}.pbtxt").read_text(), ModelConfig()
+    )
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_instance_on_another_device_than_the_package_is_refused() -> None:
+    text = spec("[triton.aoti]\ninstance_group = [{ kind = 'KIND_GPU' }]", AOTI)
+    with pytest.raises(UserError, match="expected KIND_CPU, since the package was compiled for it, found 'KIND_GPU'"):
+        derive_config(text, "aoti", package("cpu"))
+
+
 # Releases of Triton.
 
 
@@ -705,6 +763,8 @@ def test_a_graph_needs_a_release_that_reads_it(release: str, opset: int, ir_vers
         ("onnx", "26.03", None),
         ("onnx", "26.02", "INPUT__0, OUTPUT__0 has the dtype bfloat16, which Triton 26.02 cannot serve; Triton 26.03"),
         ("tensorrt", "26.08", None),
+        ("aoti", "26.11", None),
+        ("aoti", "26.10", "INPUT__0, OUTPUT__0 has the dtype bfloat16, which Triton 26.10 cannot serve; Triton 26.11"),
         ("torchscript", "26.11", "INPUT__0, OUTPUT__0 has the dtype bfloat16, which Triton 26.11 cannot serve"),
     ],
 )
@@ -714,7 +774,7 @@ def test_tensors_in_bf16_need_a_backend_that_has_them(model_format: str, release
         tensor["dtype"] = "bfloat16"
     if model_format != "tensorrt":
         del signature["profiles"]
-    text = triton(f'release = "{release}"', 'formats = ["torchscript", "onnx", "tensorrt"]')
+    text = triton(f'release = "{release}"', f'formats = ["{model_format}"]')
     if reason is None:
         parsed = derive_config(text, model_format, signature)
         assert {tensor.data_type for tensor in (*parsed.input, *parsed.output)} == {DataType.Value("TYPE_BF16")}

@@ -1,7 +1,8 @@
 """A stub for Triton's PyTorch backend: runs a model with the same library, on the CPU, in Triton's Python backend.
 
-It is for a machine that has only the server's core. It is slower than the backend, and ignores its parameters. It
-refuses what the backend refuses, both when it loads a model and when the model answers.
+Like the backend, it serves two platforms: TorchScript files, and packages of AOTInductor (torch_aoti). It is for a
+machine that has only the server's core. It is slower than the backend, and ignores its parameters. It refuses what the
+backend refuses, both when it loads a model and when the model answers.
 """
 
 import json
@@ -31,13 +32,16 @@ class TritonPythonModel:
         self.torch = torch
         config = json.loads(args["model_config"])
         path = f"{args['model_repository']}/{args['model_version']}/{config['default_model_filename']}"
-        self.module = torch.jit.load(path)
-        if "aten::cudnn_convolution" in str(self.module.graph):
-            raise pb_utils.TritonModelException(
-                f"unable to load model '{config['name']}': it was built for a GPU (triton.device), and has operators "
-                "that PyTorch does not have for a CPU"
-            )
-        arguments = [argument.name for argument in self.module.forward.schema.arguments[1:]]  # the first is self
+        if path.endswith(".pt2"):
+            self.module, arguments = load_package(path, config)
+        else:
+            self.module = torch.jit.load(path)
+            if "aten::cudnn_convolution" in str(self.module.graph):
+                raise pb_utils.TritonModelException(
+                    f"unable to load model '{config['name']}': it was built for a GPU (triton.device), and has "
+                    "operators that PyTorch does not have for a CPU"
+                )
+            arguments = [argument.name for argument in self.module.forward.schema.arguments[1:]]  # the first is self
         if mistake := self.mistake(config, arguments):
             raise pb_utils.TritonModelException(f"unable to load model '{config['name']}', {mistake}")
         controls = [tensor["name"] for tensor in sequence_controls(config)]
@@ -129,6 +133,38 @@ class TritonPythonModel:
         if outputs[index].ndim == 0:
             raise ValueError(f"output '{name}' is a scalar which is not supported")
         return outputs[index]
+
+
+def load_package(path: str, config: dict[str, Any]) -> tuple[Any, list[str]]:
+    """A package of AOTInductor, and the names of its inputs: INPUT__0, INPUT__1 and so on.
+
+    Source: src/pt2/model_state.cc and src/pt2/model_instance_state.cc of pytorch_backend, r26.05. The names by the call
+    specification, such as ARGS[0], are left out: this project does not use them.
+
+    Raises:
+        TritonModelException: If it is for a GPU, or if a tensor of the config has another name.
+    """
+    import torch
+    from torch._inductor import config as inductor
+
+    with inductor.patch({"cpp.vec_isa_ok": False}):  # as in build_tasks/formats/aoti_package.py
+        package = torch._inductor.aoti_load_package(path)
+    prefix = f"unable to load model '{config['name']}'"
+    if (device := package.get_metadata()["AOTI_DEVICE_KEY"]) != "cpu":
+        raise pb_utils.TritonModelException(f"{prefix}: the package was compiled for {device}, and runs there only")
+    inputs, outputs = (json.loads(spec)[1] for spec in package.loader.get_call_spec())
+    counts = {"input": count_tensors(inputs), "output": count_tensors(outputs)}
+    for kind, count in counts.items():
+        known = [f"{kind.upper()}__{index}" for index in range(count)]
+        for tensor in config[kind]:
+            if tensor["name"] not in known:
+                raise pb_utils.TritonModelException(f'{prefix}: io_data does not contain name: "{tensor["name"]}"')
+    return package, [f"INPUT__{index}" for index in range(counts["input"])]
+
+
+def count_tensors(spec: dict[str, Any]) -> int:
+    """The number of tensors in a call specification of torch.export, as JSON."""
+    return sum(map(count_tensors, spec["children_spec"])) if spec["type"] else 1
 
 
 def sequence_controls(config: dict[str, Any]) -> list[dict[str, Any]]:
