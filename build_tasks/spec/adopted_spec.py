@@ -69,6 +69,8 @@ def describe(name: str, existing: ExistingModel, inputs: list[FileTensor], outpu
             raise UserError(
                 f"{kind}: the file has no {unknown[0]!r}, only {', '.join(names)}; Triton refuses the config"
             )
+    if texts := [tensor.name for tensor in outputs if tensor.dtype == "string"]:
+        raise UserError(f"output.{texts[0]}: it holds strings, which the accuracy gate cannot compare")
     document: dict[str, Any] = {"formats": [model_format], **_batch(existing, [*inputs, *outputs])}
     document["weights"] = {"source": FORMATS[model_format].file}
     document |= _tensors(config, inputs, outputs)

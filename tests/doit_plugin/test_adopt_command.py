@@ -137,7 +137,7 @@ def test_it_writes_specs_that_load_and_copies_of_their_files(doit_adopt: Doit, r
     assert (
         Path("models/warm_up_file/warmup/x.bin").read_bytes() == (repository / "warm_up_file/warmup/x.bin").read_bytes()
     )
-    assert "fill in: [dimensions] in models/open_length/model.toml: input_ids_0, whose range is a guess" in out
+    assert "fill in: [dimensions] in models/open_length/model.toml: input_ids_0 (1 to 64): the ranges are guesses" in out
     assert tree(repository) == before
     code, out = doit_adopt(str(repository / "commas"), "--write")
     assert (code, out.splitlines()[-1]) == (3, "ERROR: models/commas exists already")
@@ -196,6 +196,16 @@ def test_a_range_holds_the_lengths_that_the_config_names(
     assert code == 0
     assert "provenance.1" not in out, "publish writes these parameters"
     assert expected in Path("models/tokens/model.toml").read_text()
+
+
+def test_a_model_that_answers_with_strings_is_left_alone(doit_adopt: Doit, tmp_path: Path) -> None:
+    (tmp_path / "repository/text/1").mkdir(parents=True)
+    tensors = [helper.make_tensor_value_info(name, TensorProto.STRING, ["N", 1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "repository/text/1/model.onnx")
+    code, out = doit_adopt("repository")
+    assert code == 0
+    assert "text: left alone: output.y: it holds strings, which the accuracy gate" in out
 
 
 def test_a_file_of_labels_outside_the_model_is_not_copied(doit_adopt: Doit, tmp_path: Path) -> None:
