@@ -190,7 +190,7 @@ def start_local(workers: int, folder: str) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         scheduler = stack.enter_context(
             LocalCluster(
-                n_workers=0, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address=None,
+                n_workers=0, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address="127.0.0.1:0",
                 silence_logs="error",
             )
         )  # fmt: skip

@@ -52,14 +52,19 @@ class Farm(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no ty
             if name not in models:
                 raise InvalidCommand(f"expected the name of a model, found {with_suggestion(name, models)}")
         requested = pos_args or models
+        units, failed = list[Unit](), set[str]()
         try:
-            with cluster_of(local) as client:
+            check_variables(local)
+            with contextlib.ExitStack() as stack:
+                client = None if local else stack.enter_context(remote_cluster())
                 steps = plan_steps(control.tasks, requested, self.dep_manager, with_cache=True)
-                tools = {tool for step in steps if step.stage for tool in step.stage.tools}
-                cluster.check_versions(client, tools)
-                requested_units = units_of(steps)
-                units = possible_units(requested_units, cluster.count_resources(client))
-                failed = run_units(client, units) if units else set()
+                if requested_units := units_of(steps):
+                    client = client or stack.enter_context(local_cluster(local))
+                    tools = {tool for step in steps if step.stage for tool in step.stage.tools}
+                    cluster.check_versions(client, tools)
+                    units = possible_units(requested_units, cluster.count_resources(client))
+                if units:
+                    failed = run_units(client, units)
         except (UserError, StorageError) as error:
             raise InvalidCommand(str(error)) from error
         if len(units) < len(requested_units):
@@ -72,29 +77,43 @@ def emit(line: str) -> None:
     print(printable(f"{time.strftime('%H:%M:%S')} {line}"), flush=True)
 
 
-@contextlib.contextmanager
-def cluster_of(local: int) -> Iterator[Any]:
-    """Context manager for the client of the scheduler, or of a cluster on this machine that ends with the block.
+def check_variables(local: int) -> None:
+    """Check what names the cluster and the cache; `--local` has a cache of its own, unless there is one.
 
     Args:
         local: Number of workers to start here; 0 for the scheduler of BUILD_SCHEDULER.
+    Raises:
+        UserError: If something is missing or wrong.
     """
+    if local < 0:
+        raise UserError(f"--local: expected a number of workers, found {local}")
     if local:
-        folder = os.path.abspath(LOCAL_FOLDER)
-        os.makedirs(folder, exist_ok=True)
-        os.environ.setdefault(build_cache.URL, f"file://{folder}/cache")
+        os.makedirs(LOCAL_FOLDER, exist_ok=True)
+        os.environ.setdefault(build_cache.URL, f"file://{os.path.abspath(LOCAL_FOLDER)}/cache")
     if not os.environ.get(build_cache.URL):
         raise UserError(f"{build_cache.URL} is not set: workers and this machine share files through it")
-    if local:
-        with cluster.start_local(local, folder) as address, contextlib.closing(cluster.connect(address)) as client:
-            client.wait_for_workers(local, timeout=cluster.STARTUP)
-            yield client
-        return
-    address = os.environ.get(cluster.SCHEDULER, "")
-    if not address:
+    if os.environ.get(build_cache.MODE) == build_cache.READ:
+        raise UserError(f"{build_cache.MODE}={build_cache.READ}: a farm stores the project's files in the cache")
+    if not local and not os.environ.get(cluster.SCHEDULER):
         raise UserError(f"{cluster.SCHEDULER} is not set; or use --local N to start workers on this machine")
-    with contextlib.closing(cluster.connect(cluster.check_address(address))) as client:
+
+
+@contextlib.contextmanager
+def local_cluster(workers: int) -> Iterator[Any]:
+    """Context manager for the client of a cluster on this machine, which ends with the block."""
+    folder = os.path.abspath(LOCAL_FOLDER)
+    with cluster.start_local(workers, folder) as address, contextlib.closing(cluster.connect(address)) as client:
+        try:
+            client.wait_for_workers(workers, timeout=cluster.STARTUP)
+        except TimeoutError as error:
+            logs = f"{LOCAL_FOLDER}/worker-*.log"
+            raise UserError(f"not all workers started within {cluster.STARTUP} s; their logs are {logs}") from error
         yield client
+
+
+def remote_cluster() -> contextlib.closing[Any]:
+    """Return a context manager for the client of the scheduler of BUILD_SCHEDULER."""
+    return contextlib.closing(cluster.connect(cluster.check_address(os.environ[cluster.SCHEDULER])))
 
 
 def possible_units(units: list[Unit], resources: Collection[str]) -> list[Unit]:
