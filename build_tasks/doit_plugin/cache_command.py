@@ -5,6 +5,7 @@ BUILD_CACHE ─► actions: age, stage ─┬─► blobs that they name: size �
                                     └─► verify: every blob against its sha256
 """
 
+import contextlib
 import os
 import re
 import time
@@ -83,6 +84,8 @@ class Content(NamedTuple):
 def read_content(storage: Storage) -> Content:
     """Return all that is in a cache; each action is read."""
     cache = build_cache.BuildCache(os.environ[build_cache.URL], writes=False)
+    with contextlib.suppress(FileNotFoundError):  # a listing of fsspec hides that a server does not answer
+        storage.read(f"{cache_entries.FORMAT}/anything", 0)
     actions = {}
     for path, entry in storage.find(cache_entries.ACTIONS, LISTING).items():
         action = cache.read_action(path)

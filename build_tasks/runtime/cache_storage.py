@@ -243,6 +243,8 @@ class Storage:
                 value, error = results.get(timeout=left)
                 if isinstance(error, FileNotFoundError | EntryError):
                     raise error
+                if isinstance(error, NotImplementedError):
+                    raise StorageError(f"{self.url} can only be read; BUILD_CACHE_MODE=read says so") from error
                 if error is not None:
                     raise StorageError(f"{self.url}: {first_lines(error)}") from error
                 if patience == PATIENCE:

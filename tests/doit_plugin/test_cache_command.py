@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from build_tasks.doit_plugin.cache_command import parse_size
+from tests.support.cache_server import free_port
 from tests.support.light_stages import use_light_stages
 from tests.support.project import TINY, Project
 
@@ -113,6 +114,12 @@ def test_mistakes_are_one_line(words: list[str], message: str, project: Project)
     assert run.code == 3
     assert message in run.out
     assert len(run.out.splitlines()) == 1
+
+
+def test_a_cache_that_does_not_answer_is_not_an_empty_one(project: Project) -> None:
+    run = project.doit("cache", BUILD_CACHE=f"http://127.0.0.1:{free_port()}/cache")
+    assert (run.code, len(run.out.splitlines())) == (1, 1), run.out
+    assert "Cannot connect" in run.out
 
 
 def test_a_second_build_is_compared_with_what_is_there(light: tuple[Project, Path, dict[str, str]]) -> None:

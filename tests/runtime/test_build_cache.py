@@ -269,6 +269,11 @@ def test_a_faulty_server_is_asked_once_in_a_run(
     assert str(line).endswith("this run goes on without it"), line
 
 
+def test_a_server_that_takes_no_files_is_named(tmp_path: Path) -> None:
+    with cache_server.over_http(tmp_path) as url, pytest.raises(StorageError, match="can only be read"):
+        Storage(url).write("v1/blobs/ab/c", [b"content"])
+
+
 def test_answers_that_are_all_late_are_not_waited_for_in_each_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
