@@ -29,7 +29,7 @@ PATIENCE = 5.0  # seconds that an access may take beyond the time for its bytes
 SLOWEST = 1e6  # bytes per second: a slower cache is given up
 PROMPT = 1.0  # seconds: an access that waits for longer, beyond the time for its bytes, counts as slow
 MAX_WAITED = 10.0  # seconds that slow accesses may wait together; each prompt one takes PROMPT off that sum
-CHUNK = 1 << 20  # bytes that are read and written at once; with less, a thread for the sha256 costs more than it saves
+CHUNK = 512 << 10  # bytes that are read and written at once; with less, the second thread of a sha256 costs more
 SMALL = 4 << 20  # bytes of a file that is fetched with a single request
 BLOCK = 16 << 20  # bytes of one part of an upload to an object store
 # In these, an object that was closed appears whole, and a rename is a copy.
