@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import shutil
 import subprocess
+from collections.abc import Mapping
 
 from build_tasks.errors import UserError
 from build_tasks.serving import triton_core
@@ -79,3 +80,21 @@ def bind_address(kind: str, release: str, address: str) -> str:
             f"listens on 127.0.0.1 only. For other machines use --server local or docker with a newer release"
         )
     return str(ip)
+
+
+def require_free(ports: Mapping[str, int], address: str) -> None:
+    """Raise UserError if a process listens on a port: its answers would be taken for those of the new server.
+
+    Args:
+        ports: By the name of the option that sets them.
+    """
+    import socket
+
+    for name, port in ports.items():
+        with socket.socket() as each:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            try:
+                each.bind((address, port))
+            except OSError as error:
+                found = f"port {port} of {address} cannot be used ({error.strerror})"
+                raise UserError(f"{found}; `--{name} PORT` takes another one") from error

@@ -28,7 +28,7 @@ from build_tasks.errors import UserError
 from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import hardware
 from build_tasks.serving import triton_core
-from build_tasks.serving.server_kinds import IMAGE, succeeds
+from build_tasks.serving.server_kinds import IMAGE, require_free, succeeds
 from build_tasks.serving.triton_client import KEY_NAME, Client
 from build_tasks.triton.releases import VERSION_COMPATIBLE_OPTION
 
@@ -260,6 +260,7 @@ def start(
             f"Triton {release} cannot protect its HTTP port: whoever reaches it could run code. Set triton.release to "
             f"{FIRST_RESTRICTED_RELEASE} or newer, or use --server core"
         )
+    require_free(ports._asdict(), address)
     os.makedirs(os.path.dirname(log), exist_ok=True)
     image = IMAGE.format(release)
     if kind == "docker" and not succeeds(["docker", "image", "inspect", image]):

@@ -137,7 +137,9 @@ def test_it_writes_specs_that_load_and_copies_of_their_files(doit_adopt: Doit, r
     assert (
         Path("models/warm_up_file/warmup/x.bin").read_bytes() == (repository / "warm_up_file/warmup/x.bin").read_bytes()
     )
-    assert "fill in: [dimensions] in models/open_length/model.toml: input_ids_0 (1 to 64): the ranges are guesses" in out
+    assert (
+        "fill in: [dimensions] in models/open_length/model.toml: input_ids_0 (1 to 64): the ranges are guesses" in out
+    )
     assert tree(repository) == before
     code, out = doit_adopt(str(repository / "commas"), "--write")
     assert (code, out.splitlines()[-1]) == (3, "ERROR: models/commas exists already")

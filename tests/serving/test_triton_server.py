@@ -175,6 +175,15 @@ def test_check_without_models_or_without_a_server_says_so(project: Project) -> N
     assert "there is no Triton server on this machine: neither tritonserver on the PATH, nor Docker" in run.out
 
 
+def test_a_port_of_another_process_is_refused(tmp_path: Path) -> None:
+    ports = triton_server.free_ports()
+    with socket.create_server(("127.0.0.1", ports.grpc)):
+        message = rf"port {ports.grpc} of 127.0.0.1 cannot be used \(Address already in use\); `--grpc PORT` takes"
+        with pytest.raises(UserError, match=message), triton_server.start("core", "26.08", ports, f"{tmp_path}/log"):
+            pass
+    assert not (tmp_path / "log").exists()
+
+
 def test_a_server_that_has_ended_is_the_reason_why_a_model_is_not_loaded(tmp_path: Path) -> None:
     url = f"127.0.0.1:{triton_server.free_ports().http}"
     with subprocess.Popen(["true"]) as process, open(tmp_path / "log", "w+") as log:
