@@ -19,6 +19,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.engine_profiles import profiles_of
 from build_tasks.spec.interface import client_dims, dimensions_of, inputs_of, label_files, open_inputs
 from build_tasks.spec.model import Model, Spec
+from build_tasks.spec.warm_up import warm_up_folder, warm_up_values
 from build_tasks.tensors import dims_at, signature_dims, tuned_lengths
 from build_tasks.triton import cpu_cores, ensemble_graph, releases
 from build_tasks.triton import model_config as triton_config
@@ -36,6 +37,7 @@ from build_tasks.triton.derived_config import (
 from build_tasks.triton.derived_tensors import ClientView, signature_of
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line, release_mark
+from build_tasks.triton.warm_up_data import write_files
 
 
 def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
     """The stage of a Triton model that is no ensemble. `doit adopt` reads its settings."""
     labels = {output: file for output, (file, _) in label_files(model.spec).items()} if model_format in FORMATS else {}
     views = client_dims(model.spec) if model_format in FORMATS else {}
+    config = model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")
+    values = warm_up_values(model, model_format)
     return Stage(
         name=f"config:{model.triton_name(model_format)}",
         model=model,
@@ -59,13 +63,14 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
             **{file: model.artifact(f"{file}.signature.json") for file in files},
             **{file: model.artifact(file) for file in labels.values()},
         },
-        outputs={"config": model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")},
+        outputs={"config": config, **({"warm_up": warm_up_folder(config)} if values else {})},
         settings=settings_of(
             model,
             model_format,
             files=files,
             capabilities=[(model.plans | model.packages).get(file) for file in files],
             inputs=input_layouts(model.spec),
+            warm_up_values=values,
             profiles=tuned_points(model.spec) if model_format == "tensorrt" else [],
             ranked=model.spec.output.top_k is not None,
             views={name: ClientView(signature_dims(dims)) for name, dims in views.items()},
@@ -139,6 +144,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             classes[name] = len(file.readlines())
     config = derive(signature, classes, options)
     write_config(config, [inputs[name] for name in options.files], outputs["config"], options)
+    if "warm_up" in outputs:
+        write_files(config, options.warm_up_values, outputs["warm_up"])
     notes = {"max_batch_size": config.max_batch_size}
     if warning := releases.load_warning(options.release, options.model_format, signature):
         notes["release"] = warning

@@ -41,6 +41,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.ensemble_tables import python_folders, short_form
 from build_tasks.spec.interface import label_files
 from build_tasks.spec.model import Model, table_settings
+from build_tasks.spec.warm_up import warm_up_folder, warm_up_values
 from build_tasks.triton import model_config, releases
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import (
@@ -66,6 +67,7 @@ ARTIFACT_TABLES = {
 
 TENSOR_TABLES = ("inputs", "dimensions", "outputs")  # of every network, where the spec has them
 
+DATA = ("preprocessing.json", model_config.WARM_UP_FOLDER)
 DATA_FOLDERS = (f"{model_config.WARM_UP_FOLDER}/", f"{model_config.INITIAL_STATE_FOLDER}/")  # of the model's folder
 
 PUBLISH_MODULES = (
@@ -179,6 +181,7 @@ def _task(
             **({"preprocessing.json": model.artifact("preprocessing.json")} if of_pictures else {}),
             **{file: model.artifact(file) for file in labels},
             **{file: model.source(file) for file in model_config.config_files(fields)},
+            **({model_config.WARM_UP_FOLDER: warm_up_folder(config)} if warm_up_values(model, model_format) else {}),
         },
         outputs={"folder": f"{REPOSITORY}/{name}"},
         settings={
@@ -234,7 +237,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, signer: Identity | 
     folder, several = outputs["folder"], settings["keep_versions"] > 1
     os.makedirs(folder)
     for name, path in inputs.items():
-        if name == "preprocessing.json" or is_label_file(name) or name.startswith(DATA_FOLDERS):
+        if name in DATA or is_label_file(name) or name.startswith(DATA_FOLDERS):
             os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
             repository_files.copy(path, f"{folder}/{name}")
     new = new_provenance(inputs, settings, records, statement.code_digest(imported_digests(MODULES)))

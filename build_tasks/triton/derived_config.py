@@ -1,6 +1,6 @@
 """The ModelConfig of an artifact, derived from its signature and from the fields that the spec sets."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -12,6 +12,7 @@ from build_tasks.triton import cpu_cores, derived_tensors, model_config, release
 from build_tasks.triton.derived_tensors import DTYPES, ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.release_table import FIELDS_SINCE
+from build_tasks.triton.warm_up_data import data_file
 
 LAYOUTS = {"nchw": "FORMAT_NCHW", "nhwc": "FORMAT_NHWC"}
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
@@ -39,6 +40,7 @@ CONFIG_MODULES = (
     "build_tasks.triton.sequence_checks",
     "build_tasks.triton.serving_facts",
     "build_tasks.triton.warm_up_checks",
+    "build_tasks.triton.warm_up_data",
 )
 
 
@@ -69,6 +71,7 @@ class ConfigSettings(Struct, frozen=True, kw_only=True):
     keep_versions: int
     max_batch_size: int  # the largest batch of this Triton model; 0 if the batch is fixed
     warm_up: int | None = None  # one request for each batch up to this one
+    warm_up_values: dict[str, int | float | bool | str] = {}  # of inputs that zeros are not valid for, by name
     files: list[str] = []  # the artifacts that are served
     capabilities: list[str | None] = []  # compute capability of each file; None for a file that is not bound to one
     inputs: dict[str, InputLayout] = {}  # by name
@@ -266,7 +269,7 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
 
     They have the largest batch, every batch up to triton.warm_up, and the smallest batch, in this order: PyTorch makes
     its best kernels for the first shapes that it sees (docs/how-to/torchscript-on-gpu.md). All values are zero, since
-    random data may contain any bits and so NaN and infinity.
+    random data may contain any bits and so NaN and infinity; a file has them where zero is not valid.
     """
     largest = config.max_batch_size
     frequent = range(1, min(settings.warm_up or 0, largest) + 1)
@@ -283,14 +286,17 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
             "name": name,
             "batch_size": size,  # 1 if the batch is fixed, because dims contain it
             **count,
-            "inputs": {tensor.name: _warm_up_input(config, tensor, dims, signature) for tensor in config.input},
+            "inputs": {
+                tensor.name: _warm_up_input(config, tensor, dims, signature, settings.warm_up_values)
+                for tensor in config.input
+            },
         }
         for name, size, dims in points
     ]
 
 
 def _warm_up_input(
-    config: Any, tensor: Any, lengths: Mapping[str, list[int]], signature: CommonSignature
+    config: Any, tensor: Any, lengths: Mapping[str, list[int]], signature: CommonSignature, filled: Collection[str]
 ) -> dict[str, Any]:
     """Return one input of a warm-up request.
 
@@ -299,6 +305,7 @@ def _warm_up_input(
         tensor: Its input.
         lengths: The dims of inputs with open dimensions, without the batch.
         signature: That of the artifacts.
+        filled: The inputs whose values are in a file.
     """
     dims = list(tensor.dims)
     if -1 in dims[0 if config.max_batch_size else 1 :]:
@@ -306,7 +313,8 @@ def _warm_up_input(
         dims[len(dims) - len(own) :] = own
     if not config.max_batch_size and dims[0] == -1:  # clients form the batch
         dims[0] = signature["smallest_batch"]
-    return {"data_type": model_config.protobuf().DataType.Name(tensor.data_type), "dims": dims, "zero_data": True}
+    source = {"input_data_file": data_file(tensor.name, dims)} if tensor.name in filled else {"zero_data": True}
+    return {"data_type": model_config.protobuf().DataType.Name(tensor.data_type), "dims": dims, **source}
 
 
 def to_text(config: Any) -> str:

@@ -389,6 +389,18 @@ def test_a_file_with_the_time_first_is_served_with_the_batch_first(built: tuple[
             np.testing.assert_allclose(found[1], pooled.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_warm_up_requests_hold_valid_values_where_zeros_are_not(built: tuple[Project, Run]) -> None:
+    """A mask of `values = [1]` is never zero. Triton reads such values from a file, one sample for the whole batch."""
+    project, _ = built
+    for name in ("text", "text_onnx"):
+        for sample in config(project, name).model_warmup:
+            mask, ids = sample.inputs["attention_mask"], sample.inputs["input_ids"]
+            assert (mask.input_data_file, ids.zero_data) == ("attention_mask.6.bin", True)
+        written = np.fromfile(project / f"model_repository/{name}/warmup/attention_mask.6.bin", np.int64)
+        np.testing.assert_array_equal(written, np.ones(6))
+    assert not (project / "model_repository/frames/warmup").exists()
+
+
 def test_an_onnx_file_with_several_inputs_is_served_by_the_names_of_the_spec(built: tuple[Project, Run]) -> None:
     project, run = built
     found = config(project, "graph_onnx")
@@ -423,7 +435,7 @@ STAR = [  # model, line of its spec, another one, and the stages that run becaus
     ("frames", 'name = "pooled"', 'name = "mean"', ()),
     ("frames", "classes = false", "classes = true", ("measure",)),
     ("vector", 'layout = "nhwc"\n', "", ("config",)),
-    ("vector", "low = 0.5", "low = 0.25", ()),
+    ("vector", "low = 0.5", "low = 0.25", ("config",)),  # warm-up holds this value
     ("vector", "high = 2", "high = 3", ()),
     ("vector", 'dtype = "bool"', 'dtype = "uint8"', ()),
     ("vector", "shape = [3]", "shape = [4]", ()),

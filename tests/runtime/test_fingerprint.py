@@ -42,6 +42,7 @@ RUN_ONLY = {
     "spec.model_files": "lists files, whose paths and contents are recorded",
     "spec.source_checks": "which specs are refused; a refused one has no stages",
     "spec.engine_profiles": "settings reach `build` as plain data, and are recorded by value",
+    "spec.warm_up": "settings reach `build` as plain data, and are recorded by value",
     "spec.interface": "settings reach `build` as plain data, and are recorded by value",
     "spec.ensemble_tables": "settings reach `build` as plain data, and are recorded by value",
     "formats.artifacts": "names of files, which are part of every recorded path",

@@ -19,6 +19,7 @@ from build_tasks.serving import triton_server
 from build_tasks.serving.triton_client import Client, cast_to_input_types
 from build_tasks.triton.derived_config import ConfigSettings, derive, to_text
 from build_tasks.triton.derived_tensors import ClientView
+from build_tasks.triton.warm_up_data import write_files
 from tests.support.project import OTHER, Project
 
 F, I32, I64, B = 1, 6, 7, 9  # of onnx.TensorProto
@@ -85,6 +86,16 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "views": {"X": ClientView([1, 2, -1, 1]), "Y": ClientView([-1, 1, 2])},
         "triton": "",
     },
+    "shifted": {
+        # A warm-up with zeros would be an index that the network does not have, so that the model would not load.
+        "inputs": {"X": (I64, ["b", 2]), "M": (B, ["b", 2]), "W": (F, ["b", 1])},
+        "outputs": {"Y": (F, ["b", 2]), "Z": (F, ["b", 1])},
+        "nodes": [("Sub", ["X", "first"], "place", {}), ("Gather", ["table", "place"], "Y", {}),
+                  ("Identity", ["W"], "Z", {})],
+        "constants": {"first": np.int64(100), "table": np.array([3, 4], np.float32)},
+        "triton": "",
+        "warm_up": {"X": 101, "M": True, "W": 0.5},
+    },
     "unbatched": {
         "inputs": {"X": (F, ["b", "n"])},
         "outputs": {"Y": (F, ["b"])},
@@ -128,10 +139,12 @@ def signature_of(network: dict[str, Any]) -> Any:
 def settings_of(name: str, network: dict[str, Any]) -> ConfigSettings:
     fields = tomllib.loads(network["triton"])
     # Warm-up requests of open dims need their lengths, which [dimensions] of a spec would have.
-    fields = {"model_warmup": False, **fields}
+    values = network.get("warm_up", {})
+    fields = {**({} if values else {"model_warmup": False}), **fields}
     return ConfigSettings(
         name=name, model_format="onnx", spec="models/m/model.toml", triton=fields, release="26.08", device="cpu",
         keep_versions=1, max_batch_size=fields.get("max_batch_size", 8), views=network.get("views", {}),
+        warm_up_values=values,
     )  # fmt: skip
 
 
@@ -151,6 +164,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton_server.S
             write_network(folder / "1/model.onnx", network)
             config = derive(signature_of(network), {}, settings_of(name, network))
             (folder / "config.pbtxt").write_text(to_text(config))
+            write_files(config, network.get("warm_up", {}), f"{folder}/warmup")
         with triton_server.start("core", "24.10", triton_server.free_ports(), "build/t.log", stubs=True) as running:
             for name in NETWORKS:
                 assert running.load(name) is None
@@ -213,3 +227,11 @@ def test_clients_form_the_batch_if_max_batch_size_is_0(server: triton_server.Ser
     assert infer(server, "unbatched", {"X": batch}) == {"Y": [shape[1]] * shape[0]}
     config = json.loads(json.dumps(Path("model_repository/unbatched/config.pbtxt").read_text()))
     assert "max_batch_size: 0" in config
+
+
+def test_a_warm_up_with_valid_values_loads_what_zeros_would_not(server: triton_server.Server) -> None:
+    """With zeros in the file, ONNX Runtime refuses the index, and a failing warm-up ended this core with SIGSEGV."""
+    config = Path("model_repository/shifted/config.pbtxt").read_text()
+    assert config.count('input_data_file: "X.2.bin"') == 2, "at the largest and the smallest batch"
+    mask, weight = np.ones((1, 2), bool), np.ones((1, 1), np.float32)
+    assert infer(server, "shifted", {"X": np.array([[101, 100]]), "M": mask, "W": weight})["Y"] == [[4, 3]]
