@@ -1,9 +1,15 @@
 """The FLOPs and bytes that `benchmarks/serving.py --roofline` counts for a network."""
 
+import sys
+
 import pytest
 import torch
 
-from benchmarks.roofline import Ceilings, count_operators, images_per_second
+from tests.support.project import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from roofline import Ceilings, count_operators, images_per_second  # benchmarks/ is no package
 
 
 class Attention(torch.nn.Module):
