@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats.file_kinds import program_kind, reject_long_names, reject_placeholder
+from build_tasks.formats.file_kinds import program_kind, reject_long_names, reject_other_kinds
 from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model_files import INDEX, shards
 
@@ -27,7 +27,8 @@ def read_checkpoint(path: str) -> Checkpoint:
     Raises:
         UserError: If the file cannot be read, or holds more than data.
     """
-    reject_placeholder(path)
+    if not path.endswith(INDEX):
+        reject_other_kinds(path)
     check_archive(path)
     if kind := program_kind(path):
         raise UserError(
@@ -82,18 +83,41 @@ def _read(path: str) -> Any:
 
 def _read_shards(path: str) -> Any:
     """Return the tensors of all shards of an index."""
-    from safetensors.torch import load_file
-
     with open(path, encoding="utf-8") as file:
-        weight_map = json.load(file)["weight_map"]
+        index = json.load(file)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{path}: expected an index of shards, a table `weight_map` of tensors and their files")
     files = {name: f"{os.path.dirname(path)}/{name}" for name in sorted({*weight_map.values()})}
     if missing := [name for name, file in files.items() if name not in shards(path) or not os.path.isfile(file)]:
         raise UserError(f"{path} lists {missing[0]!r}, which is not beside it: put all its shards into this folder")
     tensors = {}
     for shard in files.values():
-        reject_placeholder(shard)
-        tensors.update(load_file(shard))
+        tensors.update(read_checkpoint(shard))
     return tensors
+
+
+def unusable_reason(state: Checkpoint, expected: Checkpoint) -> str | None:
+    """Return why the values of a state dict cannot be those of the network, whatever its keys are. None if they can.
+
+    Args:
+        state: Tensors by key, without the prefixes of wrappers.
+        expected: The state dict of the network.
+    """
+    if any(re.search(r"\.lora_(A|B|up|down)\b", key) for key in state):
+        return (
+            "it has adapters of LoRA, which only change the weights of another checkpoint: merge them into it (peft: "
+            "merge_and_unload), and save the state_dict()"
+        )
+    for key in [key for key in expected if key in state]:
+        kind, tensor = str(state[key].dtype).removeprefix("torch."), state[key]
+        if tensor.is_quantized or (kind in ("int8", "uint8") and expected[key].is_floating_point() and tensor.ndim > 1):
+            return f"{key} is quantized ({kind}): save the weights in fp32, as they were before"
+        if tensor.is_complex() and not expected[key].is_complex():
+            return f"{key} has complex numbers ({kind}), and the network's are real"
+        if tensor.is_meta:
+            return f"{key} has no values, since it was saved from the device meta"
+    return None
 
 
 def _plain_classes() -> list[Any]:
@@ -129,5 +153,9 @@ def _reason(path: str, error: Exception) -> str:
         return (
             f"{path} {what}, and could execute code: save the state_dict() of the network instead, as safetensors or "
             "with torch.save"
+        )
+    if isinstance(error, LookupError | EOFError):  # of an unpickler, which names the byte or the opcode
+        return (
+            f"{path} cannot be read as weights: it is not a checkpoint ({type(error).__name__}: {first_lines(error)})"
         )
     return f"{path} cannot be read as weights: {first_lines(error)}"

@@ -6,6 +6,19 @@ from typing import IO
 from build_tasks.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first line; source: git-lfs, docs/spec.md
+# What lies on people's disks under the name of a checkpoint or of an ONNX file, by its first bytes in lower case.
+OTHER_KINDS = {
+    b"<!doctype html": "a web page: download the file again, perhaps with a login",
+    b"<html": "a web page: download the file again, perhaps with a login",
+    b"<?xml": "an answer in XML: download the file again, perhaps with a login",
+    b'{"': "text in JSON",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"\x89hdf\r\n\x1a\n": "a file of HDF5, as Keras writes it: save the weights as .npz or .safetensors",
+    b"gguf": "a GGUF file, whose weights are quantized for llama.cpp",
+    b"\x93numpy": "one array of NumPy: save all arrays with numpy.savez, as .npz",
+}
+TAR_OFFSET, TAR = 257, b"ustar"
+HEAD = 512  # bytes that show the kind
 
 # Members of PyTorch's archives, below one folder, that only one kind of archive has.
 # Source: torch/jit/_serialization.py, torch/export/pt2_archive/constants.py, torch/serialization.py.
@@ -21,15 +34,29 @@ PICKLES = 5  # at the beginning of a checkpoint in the format before PyTorch 1.6
 MAX_NAME = 1000  # characters of the name of a class or function in a pickle
 
 
-def reject_placeholder(path: str) -> None:
-    """Raise UserError if a file is a pointer of Git LFS instead of the file itself. Other problems are not reported."""
+def reject_other_kinds(path: str, wanted: str = "weights") -> None:
+    """Raise UserError if a file is empty, a pointer of Git LFS, a web page, or of another kind that is no source.
+
+    Other problems are not reported.
+
+    Args:
+        wanted: What the file should be, for the message.
+    """
     try:
         with open(path, "rb") as file:
-            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+            head = file.read(HEAD)
     except OSError:
         return
-    if is_pointer:
+    if head.startswith(LFS_POINTER):
         raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
+    begin = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    kind = next((kind for mark, kind in OTHER_KINDS.items() if begin.startswith(mark)), None)
+    if not head:
+        kind = "empty"
+    elif head[TAR_OFFSET:].startswith(TAR):
+        kind = "a tar archive: unpack it"
+    if kind:
+        raise UserError(f"{path} cannot be read as {wanted}: it is {kind}")
 
 
 def program_kind(path: str) -> str | None:

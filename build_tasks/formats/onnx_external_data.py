@@ -28,12 +28,16 @@ def load_data(graph: "onnx.ModelProto", file: str) -> None:
         graph: As it was read from the file, without its external data.
         file: The ONNX file.
     Raises:
-        UserError: If a file of the data does not exist, is too short, or lies elsewhere than the graph.
+        UserError: If a file of the data does not exist, is too short, or lies elsewhere than the graph, or if the place
+            of the data in it is no number.
     """
     import onnx
 
     for tensor in external_tensors(graph):
         fields = _fields(tensor)
+        for name in ("offset", "length"):
+            if not fields.get(name, "0").isdecimal():
+                raise UserError(f"{file}: expected a number as the {name} of {tensor.name!r}, found {fields[name]!r}")
         with open(_data_file(file, fields["location"]), "rb") as data:
             data.seek(int(fields.get("offset", 0)))
             length = int(fields["length"]) if "length" in fields else -1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from build_tasks.errors import UserError, first_lines, listed, with_suggestion
 from build_tasks.formats import onnx_external_data, onnx_files
 from build_tasks.formats.example_inputs import example_inputs
-from build_tasks.formats.file_kinds import reject_placeholder
+from build_tasks.formats.file_kinds import reject_other_kinds
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.formats.serving_interface import forward, open_output_axes
 from build_tasks.runtime.stage import Settings
@@ -22,6 +22,7 @@ from build_tasks.tensors import BATCH, Interface, dims_at, tuned_lengths
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 CHANNELS = (1, 3, 4)  # numbers of channels of pictures: gray, RGB, RGBA
 IMPORT_MODULES = (  # the modules of the project that read and change such files, for the fingerprint of stages
@@ -44,7 +45,7 @@ def read_onnx(path: str) -> "onnx.ModelProto":
     import onnx
 
     file = onnx_file(path)
-    reject_placeholder(file)
+    reject_other_kinds(file, "ONNX")
     try:
         graph = onnx.load(file, load_external_data=False)
     except Exception as error:  # from onnx, from protobuf, or from the file system
@@ -98,6 +99,27 @@ def _checktensors_in(graph: "onnx.GraphProto", path: str) -> None:
             raise UserError(
                 f"{path}: expected {kind} with different names, found two called {twice!r}; export the file again"
             )
+
+
+def check_output_types(graph: "onnx.ModelProto", path: str) -> None:
+    """Raise UserError if an output is no tensor: a server has no type for sequences and maps."""
+    for output in graph.graph.output:
+        if (kind := output.type.WhichOneof("value")) not in (None, "tensor_type"):
+            found = f"{output.name!r}, a {kind.removesuffix('_type')}, as ZipMap makes it"
+            raise UserError(f"{path}: expected outputs that are tensors, found {found}: choose others in [[outputs]]")
+
+
+def check_answers(answers: "list[torch.Tensor]", graph: "onnx.ModelProto", path: str) -> None:
+    """Raise UserError if all answers of a graph are NaN. The message names the weights that are."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    if not all(answer.is_floating_point() and bool(answer.isnan().all()) for answer in answers):
+        return
+    floats = [tensor for tensor in graph.graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    names = [tensor.name for tensor in floats if np.isnan(numpy_helper.to_array(tensor)).any()]
+    reason = f"NaN is in {', '.join(names[:4])}: train it again" if names else "no weight is NaN"
+    raise UserError(f"{path} answers NaN alone; {reason}")
 
 
 def remove_weights_from_inputs(graph: "onnx.ModelProto") -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
-from build_tasks.formats.checkpoints import TIMM_KEYS, Checkpoint
+from build_tasks.formats.checkpoints import TIMM_KEYS, Checkpoint, unusable_reason
 
 if TYPE_CHECKING:
     import torch
@@ -221,8 +221,13 @@ def match_keys(
     Raises:
         UserError: If any key or shape does not match, or if a weight is not a finite number. The message lists them.
     """
+    import torch
+
     if problems := _problems(state, expected):
         raise UserError(f"{source} does not fit the architecture: {_details(problems, state, expected)}")
+    if reason := unusable_reason(state, expected):
+        raise UserError(f"{source} cannot be the weights: {reason}")
+    state = {key: tensor if tensor.layout == torch.strided else tensor.to_dense() for key, tensor in state.items()}
     matched = {key: state.get(key, tensor).to(tensor.dtype).clone().contiguous() for key, tensor in expected.items()}
     require_finite({key: tensor for key, tensor in matched.items() if _is_finite(expected[key])}, source)
     return matched
@@ -264,6 +269,8 @@ def _mismatch(attempt: Attempt, network: "torch.nn.Module", source: str, prefix:
     if not state:
         begin = f" whose name begins with weights.prefix = {prefix!r}" if prefix else ""
         return f"{source}: expected weights, found no tensor{begin}"
+    if reason := unusable_reason(state, expected):
+        return f"{source} cannot be the weights: {reason}"
     message = f"{source} does not fit the architecture: {_details(_problems(state, expected), state, expected)}"
     return message + _shape_advice(state, network)
 

@@ -9,7 +9,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats.file_kinds import AOTI_PACKAGE, EXPORTED, TORCHSCRIPT, program_kind, reject_placeholder
+from build_tasks.formats.file_kinds import AOTI_PACKAGE, EXPORTED, TORCHSCRIPT, program_kind, reject_other_kinds
 from build_tasks.runtime.limits import check_archive
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def check_program(path: str) -> str:
     Raises:
         UserError: If the file holds no network that can be loaded.
     """
-    reject_placeholder(path)
+    reject_other_kinds(path, "a network of PyTorch")
     check_archive(path)
     kind = program_kind(path)
     if kind == AOTI_PACKAGE:

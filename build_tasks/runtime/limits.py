@@ -77,7 +77,7 @@ def check_archive(path: str) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a zip archive: {error}") from error
+        raise UserError(f"{path} cannot be read as a zip archive: {error}; copy it again if it is cut off") from error
     size, allowed = os.path.getsize(path), limit(UNPACKED_SIZE)
     if unpacked > max(size, allowed * 1e9):
         raise UserError(

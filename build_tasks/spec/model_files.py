@@ -24,7 +24,8 @@ VARIABLE = "BUILD_DATA_FOLDERS"  # environment variable: folders outside the mod
 MAX_ENTRIES = 100_000  # files and folders that a walk looks at; ImageNet's validation set has 51,000
 MAX_PART = 255  # bytes of a name in a path, as most file systems allow
 MAX_PATH = 4000  # bytes of a path
-INDEX = ".safetensors.index.json"  # lists the shards of a model; source: huggingface_hub, serialization/_base.py
+# The ends of names of files that list the shards of a model. Source: huggingface_hub, serialization/_base.py.
+INDEX = (".safetensors.index.json", ".bin.index.json")
 MAX_INDEX = 1 << 26  # bytes of an index; that of a network with a million tensors has 60 MB
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISREG, "a file"))
 

@@ -20,6 +20,7 @@ NO_SOURCES = (
     *(".engine", ".plan", ".trt", ".rtx", ".ort", ".tflite", ".pb", ".h5", ".hdf5", ".keras", ".mlmodel", ".mlpackage"),
     *(".xml", ".pdmodel", ".pdiparams", ".caffemodel", ".gguf", ".msgpack", ".tar", ".mar", ".so"),
 )
+CALLED_TAR = (".pth.tar", ".pt.tar")  # timm and torchvision's examples call their checkpoints so; torch.save wrote them
 READABLE = (
     "a checkpoint (.safetensors, its .index.json, .pth, .npz), ONNX (.onnx), TorchScript (.pt) or torch.export (.pt2)"
 )
@@ -63,8 +64,9 @@ def _source_mistakes(spec: Spec) -> Iterator[Mistake]:
     elif not rest:
         yield key, "a name after ://", repr(source)
     if scheme not in ("random", "timm"):
+        file = rest.partition("?")[0].partition("#")[0].partition("@")[0].lower()
         suffix = os.path.splitext(rest.partition("?")[0].partition("#")[0].partition("@")[0])[1]
-        if suffix.lower() in NO_SOURCES:
+        if suffix.lower() in NO_SOURCES and not file.endswith(CALLED_TAR):
             yield key, READABLE, f"a file {suffix!r}"
         elif suffix.lower() == ".onnx" and not spec.from_onnx:
             yield key, f"{READABLE}, with the suffix in lower case", repr(suffix)

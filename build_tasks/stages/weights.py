@@ -27,7 +27,9 @@ from build_tasks.formats.onnx_batch_first import put_batch_first
 from build_tasks.formats.onnx_files import save_onnx
 from build_tasks.formats.onnx_import import (
     IMPORT_MODULES,
+    check_answers,
     check_image_input,
+    check_output_types,
     external_files,
     format_dims,
     match_inputs,
@@ -175,11 +177,12 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
         save_onnx(graph, outputs["weights"], external_data=False)
     try:
         network = wrap_for_serving(pytorch_network.create_network(settings, outputs["weights"]), interface)
-        forward(network, example_inputs(interface, 2))
+        answers = forward(network, example_inputs(interface, 2))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # the errors of ONNX Runtime have no common base class
         raise UserError(f"{path} does not run in ONNX Runtime: {first_lines(error)}") from error
+    check_answers(answers, graph, path)
     parameters = sum(math.prod(tensor.dims) for tensor in graph.graph.initializer)
     return {"weights": settings["weights"]["source"], "parameters": parameters}
 
@@ -200,6 +203,7 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
     names = [each["name"] for each in interface["outputs"]]
     if names:
         select_outputs(graph, path, settings["output_keys"], names)
+    check_output_types(graph, path)
     for index, tensor in enumerate(graph.graph.output[len(names) :]):
         names.append(OUTPUT.format(index) if settings["picture"] else served_name(tensor.name))
     if not settings["picture"]:
@@ -267,16 +271,14 @@ def fetch_beside(model: str, source: str, path: str, names: list[str]) -> None:
     """Fetch further files from the folder of a file on the hub, of the same commit: a branch may have moved meanwhile.
 
     Args:
-        source: weights.source, with hf://.
         path: Where the client has put the file, snapshots/<commit>/<path in the repository>.
-        names: The files, relative to the folder.
     """
-    file = source.partition("@")[0]
-    in_repository = file.removeprefix("hf://").split("/", 2)[2]
-    commit = os.path.basename(path.removesuffix(f"/{in_repository}"))
+    repository, file, _ = weight_sources.hub_file(source)
+    commit = os.path.basename(path.removesuffix(f"/{file}"))
     by_hand = f"put {os.path.basename(file)} and the files that it names into {MODELS}/{model}"
     for name in names:
-        weight_sources.fetch(model, f"{os.path.dirname(file)}/{name}@{commit}", "", None, by_hand)
+        other = os.path.join(repository, os.path.dirname(file), name)
+        weight_sources.fetch(model, f"hf://{other}@{commit}", "", None, by_hand)
 
 
 def read_with_path(path: str) -> "tuple[str, Checkpoint]":

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -297,5 +298,92 @@ def test_an_index_names_only_files_beside_it(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(f"lists {name!r}, which is not beside it")):
             fit_file(index, network())
     index.write_text("[]")
-    with pytest.raises(UserError, match="cannot be read as weights"):
+    with pytest.raises(UserError, match="expected an index of shards"):
         fit_file(index, network())
+
+
+def write_torch(content: Callable[[State], Any]) -> Callable[[Path, State], None]:
+    return lambda path, state: torch.save(content(state), path)
+
+
+def write_bytes(content: bytes) -> Callable[[Path, State], None]:
+    return lambda path, state: (path.write_bytes(content), None)[1]
+
+
+def quantized(state: State) -> dict[str, Any]:
+    """The weights as torch.ao.quantization saves them."""
+    return {
+        key: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8) if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+
+
+def eight_bits(state: State) -> dict[str, Any]:
+    """The weights as programs save them that keep a scale beside each weight."""
+    integers = {key: value.to(torch.int8) if value.ndim > 1 else value for key, value in state.items()}
+    return integers | {f"{key}_scale": torch.ones(1) for key, value in state.items() if value.ndim > 1}
+
+
+KEY = "conv_stem.weight"  # the first one of the network
+NOT_WEIGHTS: dict[str, tuple[Callable[[Path, State], None], str]] = {
+    "page.pth": (write_bytes(b"\n <!DOCTYPE HTML><title>Sign in</title>"), "it is a web page: download the file again"),
+    "page.npz": (write_bytes(b"<html>404</html>"), "it is a web page: download the file again"),
+    "denied.safetensors": (write_bytes(b'<?xml version="1.0"?><Error/>'), "it is an answer in XML"),
+    "answer.bin": (write_bytes(b'{"error": "not found"}'), "it is text in JSON"),
+    "empty.pth": (write_bytes(b""), "it is empty"),
+    "empty.npz": (write_bytes(b""), "it is empty"),
+    "packed.pth": (write_bytes(gzip.compress(b"weights")), "it is compressed by gzip: unpack it"),
+    "archive.pth.tar": (write_bytes(bytes(257) + b"ustar\x0000"), "it is a tar archive: unpack it"),
+    "keras.pth": (write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(90)), "it is a file of HDF5, as Keras writes it"),
+    "language.bin": (write_bytes(b"GGUF\x03\0\0\0" + bytes(90)), "it is a GGUF file"),
+    "text.pth": (write_bytes(b"hello\n"), "it is not a checkpoint"),
+    "quantized.pth": (write_torch(quantized), f"{KEY} is quantized (qint8): save the weights in fp32"),
+    "eight_bits.pth": (write_torch(eight_bits), f"{KEY} is quantized (int8): save the weights in fp32"),
+    "complex.pth": (write_torch(lambda s: s | {KEY: s[KEY].to(torch.complex64)}), f"{KEY} has complex numbers"),
+    "empty_meta.pth": (write_torch(lambda s: {k: v.to("meta") for k, v in s.items()}), f"{KEY} has no values"),
+    "adapter_model.bin": (
+        write_torch(lambda s: {f"base_model.model.head.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}),
+        "it has adapters of LoRA, which only change the weights of another checkpoint: merge them into it",
+    ),
+    "kohya.bin": (write_torch(lambda s: {"lora_unet_x.lora_up.weight": torch.ones(2, 2)}), "adapters of LoRA"),
+    "list.bin.index.json": (write_bytes(b'{"weight_map": []}'), "expected an index of shards"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, about quantized tensors
+@pytest.mark.parametrize("name", NOT_WEIGHTS)
+def test_the_kind_of_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    write, reason = NOT_WEIGHTS[name]
+    write(tmp_path / name, state_of(network()))
+    with pytest.raises(UserError, match=re.escape(reason)) as raised:
+        fit_file(tmp_path / name, network())
+    assert "\n" not in str(raised.value)
+
+
+WEIGHTS: dict[str, Callable[[Path, State], None]] = {
+    "model_best.pth.tar": write_torch(
+        lambda state: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+    ),
+    "compiled.pt": write_torch(lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()}),
+    "sparse.pth": write_torch(lambda state: state | {KEY: state[KEY].to_sparse()}),
+    "doubled.pth": write_torch(lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_other_forms_of_the_same_weights_are_taken(tmp_path: Path, name: str) -> None:
+    state = state_of(network())
+    WEIGHTS[name](tmp_path / name, state)
+    assert_same(fit_file(tmp_path / name, network())[0], state)
+
+
+def test_shards_that_torch_save_wrote_are_read_through_their_index(tmp_path: Path) -> None:
+    state = state_of(network())
+    names = sorted(state)
+    shards = {"pytorch_model-1.bin": names[:40], "pytorch_model-2.bin": names[40:]}
+    for shard, keys in shards.items():
+        torch.save({key: state[key] for key in keys}, tmp_path / shard)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {key: shard for shard, keys in shards.items() for key in keys}}))
+    assert_same(fit_file(index, network())[0], state)

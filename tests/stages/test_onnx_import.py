@@ -16,6 +16,9 @@ from onnx import TensorProto, helper
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.doit_plugin.new_command import New
+from build_tasks.errors import UserError
+from build_tasks.spec.loader import load
+from build_tasks.stages import weights
 from tests.support.project import ROOT, Project, failure_line
 
 if TYPE_CHECKING:
@@ -458,3 +461,58 @@ def test_a_file_whose_parts_are_missing_or_elsewhere_is_refused(
     assert line in error
     assert error.count("\n") == 1
     assert list(Path("models").iterdir()) == []
+
+
+def flat_network(weight: float = 1.0, **field: str) -> onnx.ModelProto:
+    """One convolution over the whole picture. `field` is one of external data, beside its location."""
+    values = onnx.numpy_helper.from_array(np.full((4, 3, 8, 8), weight, "float32"), "weight")
+    if field:
+        values.ClearField("raw_data")
+        values.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": "source.onnx", **field}.items():
+            values.external_data.add(key=key, value=value)
+    nodes = [
+        helper.make_node("Conv", ["x", "weight"], ["scores"]),
+        helper.make_node("SequenceConstruct", ["scores"], ["list"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", FLOAT, IMAGES)]
+    outputs = [helper.make_tensor_value_info("scores", FLOAT, [None, 4, 1, 1])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [values])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def sequence_network() -> onnx.ModelProto:
+    """Its second output is a list, as classifiers of scikit-learn have one (ZipMap)."""
+    model = flat_network()
+    model.graph.output.append(helper.make_tensor_sequence_value_info("list", FLOAT, None))
+    return model
+
+
+NOT_SERVED: dict[str, tuple[Callable[[], Any], str]] = {
+    "sequence": (sequence_network, "expected outputs that are tensors, found 'list', a sequence, as ZipMap makes it"),
+    "nan": (lambda: flat_network(float("nan")), "answers NaN alone; NaN is in weight: train it again"),
+    "offset": (lambda: flat_network(offset="-5"), "expected a number as the offset of 'weight', found '-5'"),
+    "length": (lambda: flat_network(length="many"), "expected a number as the length of 'weight', found 'many'"),
+    "page": (lambda: b"<!DOCTYPE html><title>Sign in</title>", "cannot be read as ONNX: it is a web page"),
+    "empty": (lambda: b"", "cannot be read as ONNX: it is empty"),
+}
+
+
+@pytest.mark.usefixtures("empty_project")
+@pytest.mark.parametrize("case", NOT_SERVED)
+def test_the_stage_refuses_in_one_line_what_no_server_could_use(case: str) -> None:
+    make, line = NOT_SERVED[case]
+    folder = Path("models/net")
+    folder.mkdir()
+    source = make()
+    (folder / "source.onnx").write_bytes(source if isinstance(source, bytes) else source.SerializeToString())
+    (folder / "model.toml").write_text(
+        'formats = ["onnx"]\n[weights]\nsource = "source.onnx"\n[input]\nshape = [3, 8, 8]\n'
+    )
+    [model] = load()
+    Path("build/net").mkdir(parents=True)
+    stage = weights.stage(model)
+    with pytest.raises(UserError) as refused:
+        stage.build(stage.inputs, stage.outputs, stage.settings)
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)

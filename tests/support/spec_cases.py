@@ -489,6 +489,7 @@ MISTAKES = [
             ("hf://owner/repository/model.TFLITE@main", ".TFLITE"),
             ("https://host/model.h5?download=true", ".h5"),
             ("folder/saved_model.pb", ".pb"),
+            ("weights.tar", ".tar"),
         )
     ),
     (source("MODEL.ONNX"), f"{READABLE}, with the suffix in lower case, found '.ONNX'"),
