@@ -135,7 +135,8 @@ KEYS = [
 TABLES = {
     "": [field for field in Spec.__struct_fields__ if field != "weights"],
     **{
-        name: get_type_hints(Spec)[name].__struct_fields__ for name in ("input", "output", "onnx", "engine", "accuracy")
+        name: get_type_hints(Spec)[name].__struct_fields__
+        for name in ("input", "output", "onnx", "engine", "aoti", "accuracy")
     },
     "torchscript": TorchScript.__struct_fields__,
     "triton": (*TritonKeys.__struct_fields__, *protobuf().ModelConfig.DESCRIPTOR.fields_by_name, *TRITON_MODELS),
