@@ -18,6 +18,7 @@ from doit.exceptions import TaskFailed
 
 from build_tasks.errors import UserError
 from build_tasks.formats import artifacts
+from build_tasks.formats.ensemble_steps import steps_of
 from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.serving import sample_requests, triton_server
@@ -109,7 +110,7 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
             for served in selected:
                 print(f"  {served.name} ...", flush=True)
                 try:
-                    rows.append(smoke_model(client, served))
+                    rows.append(smoke_model(client, served, models))
                 except UserError as error:
                     rows.append(SmokeRow(served.name, protocol, result="failed"))
                     failures.append(f"{served.name} ({protocol}): {error}")
@@ -118,8 +119,8 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
     return TaskFailed("; ".join(failures)) if failures else None
 
 
-def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
-    """Send the samples to one model.
+def smoke_model(client: Client, served: ServedModel, models: list[Model]) -> SmokeRow:
+    """Send the samples to one model. `models` are all of them: steps of an ensemble may be those of other specs.
 
     Raises:
         UserError: If the server refuses a request, serves another build, or its answers do not pass the gate.
@@ -128,7 +129,7 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     if not client.ready(name):
         raise UserError("the server has not loaded it")
     if model_format == "ensemble" and model.steps:
-        return smoke_own_ensemble(client, name, model)
+        return smoke_own_ensemble(client, name, model, models)
     takes_images = model_format in model.ensemble_parts
     encoded = accuracy_samples.read_encoded(model) if takes_images else None
     if takes_images and encoded is None:
@@ -173,7 +174,11 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
             apply_gate(model, model_format, measured)
         except UserError as error:
             raise UserError(f"{sample_requests.CONCURRENCY} requests at a time: {error}") from error
-    check_build(model, model_format, config, versions)
+    if model_format == "ensemble":
+        paths = artifacts_of_steps(model, models)
+    else:
+        paths = [model.artifact(file) for file in artifacts.artifacts_of(model, model_format)]
+    check_build(paths, config, versions)
     seconds = sample_requests.request_latencies(run, reference.groups, sizes[0])
     median, slowest = (f"{value * 1e3:.1f} ms" for value in (statistics.median(seconds), max(seconds)))
     return SmokeRow(
@@ -188,7 +193,7 @@ def smoke_model(client: Client, served: ServedModel) -> SmokeRow:
     )
 
 
-def smoke_own_ensemble(client: Client, name: str, model: Model) -> SmokeRow:
+def smoke_own_ensemble(client: Client, name: str, model: Model, models: list[Model]) -> SmokeRow:
     """Send the samples of the stage `ensemble` to an ensemble of one's own steps, in batches and one at a time.
 
     Raises:
@@ -225,6 +230,7 @@ def smoke_own_ensemble(client: Client, name: str, model: Model) -> SmokeRow:
         if reason := gate.gate_error(measured, settings, ""):
             raise UserError(reason)
         accuracy = Accuracy(*gate.nearest_limit(measured, settings))
+    check_build(artifacts_of_steps(model, models), config, versions)
     return SmokeRow(
         name, client.protocol, version=", ".join(sorted(versions)), error=accuracy.error, limit=accuracy.limit
     )
@@ -289,16 +295,23 @@ def _arithmetic(model: Model, model_format: str) -> str | None:
     return next((output["arithmetic"] for output in outputs.values() if "arithmetic" in output), None)
 
 
-def check_build(model: Model, model_format: str, config: dict[str, Any], versions: set[str]) -> None:
+def artifacts_of_steps(model: Model, models: list[Model]) -> list[str]:
+    """Return the paths of what the steps of an ensemble are served from, in the order of its provenance."""
+    files = {key: path for step in steps_of(model, models) for key, path in step.artifacts.items()}
+    return [*files.values()]
+
+
+def check_build(paths: list[str], config: dict[str, Any], versions: set[str]) -> None:
     """Compare the provenance in the server's ModelConfig with the newest build.
 
+    Args:
+        paths: The artifacts, in the order of the provenance.
+        config: The server's ModelConfig.
+        versions: The versions that answered.
     Raises:
         UserError: If a version that answered is of another build. A version without provenance is accepted.
     """
-    network = short_form(model.spec.ensemble)
-    steps = ("preprocess", network) if model_format == "ensemble" and network else (model_format,)
-    files = [file for step in steps for file in artifacts.artifacts_of(model, step)]
-    newest = " ".join(read_json(model.artifact(f"{file}.verdict.json"))["model"] for file in files)
+    newest = " ".join(read_json(f"{path}.verdict.json")["model"] for path in paths)
     for version in versions:
         build = config.get("parameters", {}).get(f"provenance.{version}.build", {}).get("string_value")
         if build not in (None, newest):

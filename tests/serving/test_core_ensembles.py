@@ -5,6 +5,7 @@ IMAGE ─► net_preprocess ─► PIXELS ─┬► net_onnx ─► one ─┬�
 """
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -105,6 +106,12 @@ def test_triton_answers_as_the_steps_do_in_pytorch(project: Project, server: tri
     assert np.allclose(answer.as_numpy("SUM"), expected["SUM"][:2], rtol=1e-5, atol=1e-6)
     run = project.built("smoke", f"--url={server.http}", f"--grpc={server.grpc}", "--model", "net_ensemble")
     assert len(re.findall(r"^ net_ensemble .* ok$", run.out, re.MULTILINE)) == 2, run.out
+    verdict = project / "build/second/model.pt.verdict.json"
+    before = verdict.read_text()
+    verdict.write_text(json.dumps(json.loads(before) | {"model": 64 * "0"}))  # a newer build of a step
+    run = project.doit("smoke", f"--url={server.http}", f"--grpc={server.grpc}", "--model", "net_ensemble")
+    verdict.write_text(before)
+    assert "net_ensemble (HTTP): version 1 is build " in run.out
 
 
 def test_an_edit_of_a_step_runs_the_ensemble_again(project: Project) -> None:
