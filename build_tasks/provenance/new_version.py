@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from build_tasks.json_files import read_json, write_json
 from build_tasks.paths import REPOSITORY
-from build_tasks.provenance import bill_of_materials, statement
+from build_tasks.provenance import statement
+from build_tasks.provenance.bill_of_materials import BOM_FILE, Part, write_bom
 from build_tasks.provenance.statement import Provenance, file_digests
 from build_tasks.runtime import repository_files
 from build_tasks.runtime.digests import digest
@@ -54,7 +55,7 @@ def new_provenance(inputs: Paths, settings: Settings, records: Records, code: st
             **{name: digest(path) or "" for name, path in inputs.items() if name == path},
         },
         "tools": ", ".join(sorted(f"{name} {version}" for name, version in tools)),
-        "packages": sorted([name, version] for name, version in tools if PACKAGE_NAME.fullmatch(name)),
+        "packages": packages_of(records["tools"]),
         "tensors": [signatures[0]["inputs"], signatures[-1]["outputs"], *plan_properties(settings, signatures)],
         "needs": onnx_requirements(signatures[0]),
         "parameters": settings["parameters"],
@@ -62,6 +63,31 @@ def new_provenance(inputs: Paths, settings: Settings, records: Records, code: st
         "samples": read_samples(inputs) if gated else {},
         "files": {},
     }
+
+
+def packages_of(tools: Iterable[Mapping[str, str]]) -> list[list[str]]:
+    """Name and version of the tools that are Python packages.
+
+    Args:
+        tools: The tools of each artifact.
+    """
+    found = {tool for each in tools for tool in each.items()}
+    return sorted([name, version] for name, version in found if PACKAGE_NAME.fullmatch(name))
+
+
+def parts_of(inputs: Paths, settings: Settings, records: Records) -> list[Part]:
+    """The steps of an ensemble, for its bill of materials; empty for other models."""
+    tools = dict(zip(settings["files"], records["tools"], strict=True))
+    return [
+        {
+            "name": name,
+            "files": {file: None if os.path.isdir(inputs[file]) else digest(inputs[file]) for file in step["files"]},
+            "packages": packages_of(tools[file] for file in step["files"]),
+            "source": step["source"],
+            "license": step["license"],
+        }
+        for name, step in settings["steps"].items()
+    ]
 
 
 def read_samples(inputs: Paths) -> dict[str, Any]:
@@ -86,11 +112,13 @@ def plan_properties(settings: Settings, signatures: Sequence[Mapping[str, object
     return sorted(rows)  # lists, not tuples, because they are compared with lists that were read from JSON
 
 
-def write_version(provenance: Provenance, version: int, inputs: Paths, folder: str, settings: Settings) -> None:
+def write_version(
+    provenance: Provenance, version: int, inputs: Paths, folder: str, settings: Settings, records: Records
+) -> None:
     """Write the folder of a version, and the digests of its files into its provenance.
 
-    The version of an ensemble holds no artifact. Its provenance is that of its config.pbtxt, and it has no bill of
-    materials: those of its steps name all that it is made of.
+    The version of an ensemble holds no artifact. Its provenance is that of its config.pbtxt, and its bill of materials
+    names its steps.
     """
     config, folder = f"{folder}/{CONFIG_FILE}", f"{folder}/{version}"
     os.makedirs(folder)
@@ -106,10 +134,10 @@ def write_version(provenance: Provenance, version: int, inputs: Paths, folder: s
     provenance["files"] = file_digests(folder, remember=False)
     if settings["format"] == "ensemble":
         provenance["files"][CONFIG_FILE] = digest(config, remember=False) or ""
-    else:
-        bom = f"{folder}/{bill_of_materials.BOM_FILE}"
-        published = f"{REPOSITORY}/{settings['name']}/{version}/{bill_of_materials.BOM_FILE}"
-        if bill_of_materials.write_bom(bom, published, settings["name"], version, provenance, settings["card"]):
-            provenance["files"][bill_of_materials.BOM_FILE] = digest(bom, remember=False) or ""
+    bom = f"{folder}/{BOM_FILE}"
+    published = f"{REPOSITORY}/{settings['name']}/{version}/{BOM_FILE}"
+    parts = parts_of(inputs, settings, records)
+    if write_bom(bom, published, settings["name"], version, provenance, settings["card"], parts):
+        provenance["files"][BOM_FILE] = digest(bom, remember=False) or ""
     write_json(f"{folder}/{PROVENANCE_FILE}", statement.to_statement(provenance))
     block_bytecode(folder, settings["format"])

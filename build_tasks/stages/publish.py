@@ -115,7 +115,7 @@ def ensemble_task(model: Model, steps: list[Step]) -> dict[str, Any]:
     own = [step for step in steps if step.kind in FORMATS and step.model.name == model.name]
     gated = {key: rule for step in own for key, rule in gate_settings(model, step.kind, step.artifacts).items()}
     measured = {"measured": f"{config.removesuffix('config.pbtxt')}measured.json"} if model.steps else {}
-    task = _task(model, model.triton_name("ensemble"), "ensemble", paths, config, of_spec, gated, measured)
+    task = _task(model, model.triton_name("ensemble"), "ensemble", paths, config, of_spec, gated, measured, steps)
     task["task_dep"] = [f"publish:{step.name}" for step in steps]
     return task
 
@@ -143,6 +143,7 @@ def _task(
     digest_of_spec: str,
     gated: dict[str, Settings],
     files: Paths | None = None,
+    steps: Iterable[Step] = (),
 ) -> dict[str, Any]:
     """The doit task of one Triton model.
 
@@ -152,6 +153,7 @@ def _task(
         digest_of_spec: The digest of the tables that its artifacts depend on.
         gated: The settings of the gate for those artifacts of this model that have figures.
         files: Further files that must exist before it is published.
+        steps: The steps of an ensemble.
     """
     # An ensemble has one version: only its steps have versions.
     keep_versions = 1 if model_format == "ensemble" else model.triton_keys.keep_versions
@@ -192,6 +194,7 @@ def _task(
             "source": weights.source,
             "gate": gated,
             "card": {**table_settings(model.spec.card), "architecture": architecture.timm or architecture.network},
+            "steps": {step.name: step_settings(step) for step in steps},
             "parameters": {"model": model.name, "format": model_format},
             "keep_versions": keep_versions,
             "first_version": model.triton_keys.first_version,
@@ -212,6 +215,16 @@ def _task(
         overwrite_error=folder_overwrite_error,
     )
     return stage.task(doc=f"{REPOSITORY}/{name}, as Triton loads it")
+
+
+def step_settings(step: Step) -> Settings:
+    """The settings of a step of an ensemble, for the bill of materials."""
+    spec, network = step.model.spec, step.kind in FORMATS
+    return {
+        "files": list(step.artifacts),
+        "source": spec.weights.source if network else "",
+        "license": spec.card.license if network else None,
+    }
 
 
 def folder_overwrite_error(folder: str) -> str | None:
@@ -259,7 +272,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, signer: Identity | 
     for number in kept:
         published = f"{REPOSITORY}/{settings['name']}/{number}"
         if number == version:
-            write_version(new, version, inputs, folder, settings)
+            write_version(new, version, inputs, folder, settings, records)
         elif not signer and bytecode_is_blocked(published, settings["format"]):
             os.symlink(os.path.abspath(published), f"{folder}/{number}")
         else:
