@@ -16,7 +16,7 @@ import platform
 import tarfile
 from typing import IO, Any
 
-from build_tasks.delivery.push import own_files
+from build_tasks.delivery.push import own_files, refuse_own_repository
 from build_tasks.errors import UserError
 from build_tasks.paths import REPOSITORY
 from build_tasks.runtime import atomic_files, repository_files
@@ -54,6 +54,7 @@ def write(folder: str, models: list[str]) -> str:
     Raises:
         UserError: If a model is damaged, or if the folder holds something else.
     """
+    refuse_own_repository(folder)
     if os.path.lexists(folder) and not {*os.listdir(folder)} <= GENERATED:
         raise UserError(f"{folder} is no OCI image layout, and is not replaced: name another folder")
     parent = os.path.dirname(os.path.abspath(folder))

@@ -38,6 +38,8 @@ class Sign(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
         signer = Identity(params["key"], params["certificate"], chain_of(params["chain"]), params["keyless"])
         if bool(signer.key) == signer.keyless:
             raise InvalidCommand("expected either --key or --keyless; `doit help sign` shows both")
+        if (signer.certificate and signer.keyless) or (signer.chain and not signer.certificate):
+            raise InvalidCommand("expected --certificate with --key, and --chain with --certificate")
         try:
             require_files(signer)
             for name in requested_models(args):

@@ -22,26 +22,35 @@ from build_tasks.delivery.options import CHAIN, KEY, chain_of, option, require_f
 from build_tasks.doit_plugin.command_line import RecordsCommand
 from build_tasks.doit_plugin.noop_cache import CACHE_FILE
 from build_tasks.doit_plugin.state import ReadOnlyStateDB, StateManager
-from build_tasks.errors import UserError, printable
-from build_tasks.paths import REPOSITORY
+from build_tasks.errors import UserError, message_line
+from build_tasks.paths import REPOSITORY, TRANSIT
 from build_tasks.provenance import signature
 from build_tasks.provenance.signature import Identity
-from build_tasks.provenance.verify_repository import check, files_of, read_files
+from build_tasks.provenance.verify_repository import (
+    MANIFEST,
+    SIGNATURE,
+    check,
+    files_of,
+    model_folders,
+    read_files,
+)
 from build_tasks.runtime.digests import digest, folder_digest
 from build_tasks.runtime.stage import Stage, stage_of
 from build_tasks.text_table import format_size
-from build_tasks.triton.repository import is_generated, published_models
+from build_tasks.triton.repository import is_generated
 
 
 class Damage(NamedTuple):
     """A target that is not what was built.
 
     task: The task that builds it.
+    path: Its path.
     files: The files in it that may be damaged.
     lines: What differs.
     """
 
     task: str
+    path: str
     files: list[str]
     lines: list[str]
 
@@ -69,6 +78,10 @@ class Verify(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
     def execute(self, params: Any, args: list[str]) -> Any:
         chain = chain_of(params["chain"])
         self.signer = Identity(params["key"], chain=chain, identity=params["identity"], issuer=params["issuer"])
+        if sum(map(bool, (self.signer.key, chain, self.signer.identity))) > 1:
+            raise InvalidCommand("expected only one of --key, --chain and --identity")
+        if bool(self.signer.identity) != bool(self.signer.issuer):
+            raise InvalidCommand("expected --identity and --issuer together")
         try:
             require_files(self.signer)
             if args and "://" in args[0]:
@@ -82,25 +95,23 @@ class Verify(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
         except UserError as error:
             raise InvalidCommand(str(error)) from error
 
-    def _execute(self, heal: bool) -> int:
+    def _execute(self, heal: bool, pos_args: list[str]) -> int:
         control = TaskControl(self.task_list)
         control.process(self.sel_tasks)
-        selected = with_dependencies(control.tasks, control.selected_tasks if self.sel_tasks else control.tasks)
+        selected = with_dependencies(control.tasks, control.selected_tasks if pos_args else control.tasks)
         stages = [stage for name in selected if (stage := stage_of(control.tasks[name]))]
         faults, summary = find_damages(stages)
         if faults:  # another doit may have exchanged files meanwhile
             names = {fault.task for fault in faults}
             faults, _ = find_damages([stage for stage in stages if stage.name in names])
-        problems = {fault.task: fault.lines for fault in faults}
+        problems = {fault.path: fault.lines for fault in faults}
         models = published_by(stages)
         if any(self.signer):
             for name in models:
                 if reason := signature.verify(f"{REPOSITORY}/{name}", self.signer):
                     problems.setdefault(f"{REPOSITORY}/{name}", []).append(f"{REPOSITORY}/{name}: {reason}")
-        if not self.sel_tasks:
-            for name in sorted({*published_models()} - {*models}):
-                if not is_generated(name):
-                    self.outstream.write(printable(f"{REPOSITORY}/{name} was not generated here; it is not checked\n"))
+        if not pos_args:
+            problems |= self._check_other_models({*models})
         code = write_result(self.outstream, problems, summary)
         if not faults:
             return code
@@ -108,6 +119,23 @@ class Verify(RecordsCommand, DoitCmdBase):  # type: ignore[misc]  # doit has no 
             self.outstream.write("`doit verify --heal` builds what is damaged again\n")
             return code
         return build_again(faults, stages)
+
+    def _check_other_models(self, models: set[str]) -> dict[str, list[str]]:
+        """Check the models that no task publishes any more, and name the folders that are not checked.
+
+        Args:
+            models: The names of all other models.
+        Returns: What differs, by path.
+        """
+        folders = model_folders(REPOSITORY) if os.path.isdir(REPOSITORY) else []
+        others = [name for name in folders if name not in models and not name.startswith(TRANSIT)]
+        generated = [name for name in others if is_generated(name)]
+        for name in others:
+            if name not in generated:
+                text = f"{REPOSITORY}/{name} was not generated here; it is not checked"
+                self.outstream.write(f"{message_line(text)}\n")
+        found = check(REPOSITORY, generated, read_files(files_of(REPOSITORY, generated)))
+        return {f"{REPOSITORY}/{name}": [f"{REPOSITORY}/{name}: {line}" for line in found[name]] for name in generated}
 
 
 def with_dependencies(tasks: Mapping[str, Any], names: Iterable[str]) -> list[str]:
@@ -147,7 +175,10 @@ def find_damages(stages: list[Stage]) -> tuple[list[Damage], str]:
         if current(path, digests) != value or lines:
             reasons = [digests[file] for file in files[path] if not is_digest(digests[file])]
             word = "missing" if not os.path.lexists(path) else reasons[0] if reasons else "changed"
-            faults.append(Damage(task, files[path], [f"{path}: {line}" for line in lines] or [f"{path}: {word}"]))
+            if word == "changed" and folder == REPOSITORY:  # the manifest does not list itself and the signature
+                word = f"changed: {MANIFEST} or {SIGNATURE}"
+            described = [f"{path}: {line}" for line in lines or [word]]
+            faults.append(Damage(task, path, files[path], described))
     size = sum(os.path.getsize(file) for file in digests if os.path.isfile(file))
     return faults, f"{len(digests)} files, {format_size(size)}"
 
@@ -174,7 +205,7 @@ def write_result(out: Any, problems: Mapping[str, list[str]], summary: str) -> i
     """Print what differs. Return the exit code."""
     for lines in problems.values():
         for line in lines:
-            out.write(printable(f"✗ {line}\n"))
+            out.write(f"✗ {message_line(line, limit=None)}\n")
     count = sum(map(bool, problems.values()))
     text = f"{count} not as it was built and published" if count else "all as it was built and published"
     out.write(f"{summary}{': ' if summary else ''}{text}\n")

@@ -10,6 +10,7 @@ Source: https://github.com/sigstore/model-transparency
 """
 
 import os
+import re
 from typing import Any, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
@@ -55,7 +56,7 @@ def sign(folder: str, signer: Identity, path: str) -> None:
         else:
             config.use_elliptic_key_signer(private_key=signer.key, password=os.environ.get(PASSWORD_VARIABLE))
     except Exception as error:  # the library has no class of its own
-        raise UserError(f"{signer.key}: cannot sign with this key: {first_lines(error)}") from error
+        raise UserError(f"cannot sign with {_described(signer)}: {first_lines(error)}") from error
     # The signature itself is no part of what it signs.
     hashing = _library("hashing").Config().set_ignored_paths(paths=[SIGNATURE])
     try:
@@ -79,15 +80,25 @@ def verify(folder: str, signer: Identity) -> str | None:
         else:
             config.use_elliptic_key_verifier(public_key=signer.key)
     except Exception as error:
-        raise UserError(f"{signer.key}: cannot verify with this key: {first_lines(error)}") from error
+        raise UserError(f"cannot verify with {_described(signer)}: {first_lines(error)}") from error
     path = f"{folder}/{SIGNATURE}"
     if os.path.islink(path) or not os.path.isfile(path):
         return f"there is no signature {SIGNATURE}"
     try:
         config.verify(folder, path)
     except Exception as error:  # a wrong key, a changed file and a damaged signature raise different classes
-        return f"the signature is not accepted: {first_lines(error)}"
+        return f"the signature is not accepted: {_without_digests(first_lines(error))}"
     return None
+
+
+def _described(signer: Identity) -> str:
+    """Return the files of a key and its certificates, as a message names them."""
+    return ", ".join(filter(None, (signer.key, signer.certificate, *signer.chain))) or "Sigstore"
+
+
+def _without_digests(text: str) -> str:
+    """Return a reason of the library without the digests of changed files, which it shows as Python's bytes."""
+    return re.sub(r"Hash mismatch for \\?'(.*?)\\?': Expected .*?, Actual .*?\)\\?'(?=['\"])", r"\1 has changed", text)
 
 
 def from_environment() -> Identity | None:

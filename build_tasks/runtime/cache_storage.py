@@ -81,7 +81,9 @@ class Storage:
             # A listing that is kept would hide what other machines write.
             self._files, root = url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            raise StorageError(f"{first_lines(error)} (pip install -r requirements-cache.txt)") from error
+            # The libraries for gs:// and az:// are not in that file; fsspec's message names them.
+            hint = " (pip install -r requirements-cache.txt)" if re.search("fsspec|s3fs", str(error)) else ""
+            raise StorageError(f"{first_lines(error)}{hint}") from error
         except Exception as error:  # the libraries have no common base class
             raise StorageError(first_lines(error)) from error
         self.url = printable(url)

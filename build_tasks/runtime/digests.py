@@ -249,10 +249,13 @@ class Digests:
 
 
 def folder_digest(entries: Iterable[tuple[str, str | None]]) -> str:
-    """The sha256 of a folder, in hex: of the names and digests of its entries."""
+    """The sha256 of a folder, in hex: of the names and digests of its entries.
+
+    A name that is not UTF-8 counts with the bytes that it has on the disk.
+    """
     listing = hashlib.sha256()
     for name, value in sorted(entries):
-        listing.update(f"{name}\0{value}\0".encode())
+        listing.update(f"{name}\0{value}\0".encode(errors="surrogateescape"))
     return listing.hexdigest()
 
 

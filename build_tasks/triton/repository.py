@@ -69,9 +69,19 @@ def is_generated(name: str) -> bool:
         return False
     try:
         with open(f"{REPOSITORY}/{name}/config.pbtxt", encoding="utf-8") as file:
-            return file.readline().startswith(f"{GENERATED_MARK} {name},")
+            return is_marked(file.readline(), name)
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def is_marked(text: str, name: str) -> bool:
+    """Return whether a config.pbtxt begins as this project begins that of a model."""
+    return text.startswith(f"{GENERATED_MARK} {name},")
+
+
+def is_generated_name(entry: str) -> bool:
+    """Return whether an entry of a published folder has a name that this project gives, and is no version."""
+    return entry in GENERATED_NAMES or is_label_file(entry)
 
 
 def spec_of(name: str) -> str | None:
@@ -126,7 +136,7 @@ def overwrite_error(name: str) -> str | None:
             recorded = f'"{PROVENANCE_PREFIX}{entry}.' in config or os.path.exists(f"{path}/{PROVENANCE_FILE}")
             if not recorded:
                 return _refusal(path)
-        elif entry not in GENERATED_NAMES and not is_label_file(entry):
+        elif not is_generated_name(entry):
             return _refusal(path)
     return None
 
