@@ -30,11 +30,11 @@ from build_tasks.triton.derived_config import (
     TunedPoint,
     common_signature,
     derive,
-    inflight_limit,
     spec_fields,
     to_text,
 )
 from build_tasks.triton.derived_tensors import ClientView, signature_of
+from build_tasks.triton.inflight_requests import inflight_limit
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line, release_mark
 from build_tasks.triton.warm_up_data import write_files

@@ -11,13 +11,11 @@ from build_tasks.tensors import Signature, profile_batches
 from build_tasks.triton import cpu_cores, derived_tensors, model_config, releases
 from build_tasks.triton.derived_tensors import DTYPES, ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
-from build_tasks.triton.release_table import FIELDS_SINCE
 from build_tasks.triton.warm_up_data import data_file
 
 LAYOUTS = {"nchw": "FORMAT_NCHW", "nhwc": "FORMAT_NHWC"}
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 WARM_UP_COUNTS = {"torchscript": 2}  # PyTorch's profiling executor compiles at the second request of a shape
-MIN_IN_FLIGHT = 64  # requests of an ensemble at each step
 PREPROCESS_INSTANCES = 2  # processes of the Python backend that decode pictures
 # The modules that decide a config.pbtxt, for the stages that write one.
 CONFIG_MODULES = (
@@ -26,6 +24,7 @@ CONFIG_MODULES = (
     "build_tasks.triton.cpu_cores",
     "build_tasks.triton.derived_config",
     "build_tasks.triton.derived_tensors",
+    "build_tasks.triton.inflight_requests",
     "build_tasks.triton.model_config",
     "build_tasks.triton.model_config_checks",
     "build_tasks.triton.newer_fields",
@@ -249,19 +248,6 @@ def default_fields(config: Any, signature: CommonSignature, settings: ConfigSett
         count = max(PREPROCESS_INSTANCES, (cores or 0) // cpu_cores.CORES_PER_PREPROCESS)
         defaults["instance_group"] = [{"count": count, **instance_kind(settings)}]
     return {field: value for field, value in defaults.items() if field not in settings.triton}
-
-
-def inflight_limit(ensemble: Any, network: Any, release: str) -> int:
-    """Return the default of an ensemble's max_inflight_requests, 0 if the release does not have it.
-
-    Prepared pictures wait in memory for the network. The limit ends that before memory does, and is far above what the
-    network needs to be busy: four of its largest batches for each instance. It must not be low: a request above the
-    limit blocks a thread of the server's HTTP or gRPC. Source: the core's ensemble_scheduler.cc in branch r26.04.
-    """
-    if release < FIELDS_SINCE["ModelEnsembling.max_inflight_requests"]:
-        return 0
-    instances = sum(max(group.count, 1) * max(len(group.gpus), 1) for group in network.instance_group)
-    return max(MIN_IN_FLIGHT, int(4 * ensemble.max_batch_size * max(instances, 1)))
 
 
 def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSettings) -> list[dict[str, Any]]:
