@@ -10,7 +10,7 @@ from build_tasks.bench import duration, nvidia_tools, results, workload
 from build_tasks.bench.records import TRACE, TRTEXEC, Options, Run, Timing
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import artifacts, pytorch_network
+from build_tasks.formats import artifacts, declarations
 from build_tasks.runtime import hardware, machine_bound, worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
@@ -112,7 +112,7 @@ def settings_of(model: Model, model_format: str) -> Settings:
     settings: Settings = {"device": model.triton_keys.device, "cores": results.cores()}
     if model_format == TRACE:
         settings |= {
-            "network": pytorch_network.settings_of(model),
+            "network": declarations.settings_of(model),
             "interface": interface_of(model.spec),
         }
     return settings

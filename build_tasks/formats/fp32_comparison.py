@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
+from build_tasks.formats.declarations import PHOTOGRAPHS
 from build_tasks.formats.example_inputs import Lengths, example_inputs
 from build_tasks.formats.perturbation import exact_inputs, perturbed
 from build_tasks.formats.serving_interface import forward
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     Inputs = list[Any]  # a tensor for each input, in their order; an array of NumPy for strings
     Outputs = list[np.ndarray]
 
-COMPARISON_MODULES = (
-    "build_tasks.formats.fp32_comparison",
-    "build_tasks.formats.perturbation",
-    "build_tasks.verification.tolerance",
-)
-PHOTOGRAPHS = ("build_tasks/verification/photographs/coffee.jpg",)
 SAMPLES = ("coffee.jpg", "noise")  # of a picture; few, because fp64 is slow on a CPU
 RANDOM_SAMPLES = ("random sample 0", "random sample 1")  # of other inputs
 DRAWS = 2  # runs of the network with perturbed inputs

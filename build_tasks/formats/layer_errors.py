@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypedDict
 
-from build_tasks.formats.onnx_files import onnx_file
-from build_tasks.formats.onnx_runtime import ONNX_MODULES, emulate_on_cpu, session_without_optimizations
 from build_tasks.runtime.stage import Paths
 from build_tasks.spec.model import Model
 from build_tasks.tensors import Feed, batch_of, take
@@ -22,13 +20,6 @@ if TYPE_CHECKING:
 
     RunTensors = Callable[[Feed], dict[str, np.ndarray]]  # from a batch to tensors by name
 
-# The modules of the project that affect the errors of layers, for the fingerprint of the stages that compute them.
-LAYER_MODULES = (
-    "build_tasks.formats.layer_errors",
-    "build_tasks.text_table",
-    "build_tasks.verification.tolerance",
-    *ONNX_MODULES,
-)
 MAX_SAMPLES = 4  # run one after the other, because every tensor of a graph is in memory at once
 JUMP_FACTOR = 8  # an error begins with a node if it is larger than the errors of the node's inputs by this factor
 QUANTIZED_ROUNDOFF = 2**-7  # replaces the unit roundoff for int8 and fp8
@@ -67,6 +58,8 @@ def compare_layers(source: str, reduced: str, samples: str, precision: str) -> L
     """
     import onnx
     from polygraphy.json import load_json
+
+    from build_tasks.formats.onnx_files import onnx_file
 
     fp32, low = (onnx.load(onnx_file(path)) for path in (source, reduced))
     low_nodes = {node.name: node for node in low.graph.node}
@@ -173,6 +166,8 @@ def is_jump(error: float, before: float, after: float) -> bool:
 def run_with_outputs(graph: "onnx.ModelProto", tensors: list[str]) -> "RunTensors":
     """Return the graph as a function from a batch to the tensors of these names."""
     from polygraphy.backend.onnx import ModifyOutputs
+
+    from build_tasks.formats.onnx_runtime import emulate_on_cpu, session_without_optimizations
 
     runnable = emulate_on_cpu(graph)
     del runnable.graph.value_info[:]  # modelopt's may contradict the graph

@@ -19,8 +19,6 @@ from build_tasks.formats.onnx_files import strip_metadata
 if TYPE_CHECKING:
     import onnx
 
-CLEAN_UP_MODULES = ("build_tasks.formats.onnx_clean_up",)
-CLEAN_UP_TOOLS = ("onnx", "onnxslim", "onnxruntime", "polygraphy", "onnx-graphsurgeon")
 
 USUAL = "onnxslim"  # the record of a clean-up of one step
 

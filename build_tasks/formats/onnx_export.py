@@ -11,13 +11,13 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import pytorch_network
+from build_tasks.formats.declarations import EXPORT_TOOLS
 from build_tasks.formats.example_inputs import cases_to_check, example_inputs, format_case
-from build_tasks.formats.fp32_comparison import COMPARISON_MODULES, Comparison, InaccurateError
-from build_tasks.formats.onnx_clean_up import CLEAN_UP_MODULES, CLEAN_UP_TOOLS, GraphRefusedError
+from build_tasks.formats.fp32_comparison import Comparison, InaccurateError
+from build_tasks.formats.onnx_clean_up import GraphRefusedError
 from build_tasks.formats.onnx_files import close_dimensions, onnx_file, opset, signature_tensors
-from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session
-from build_tasks.formats.serving_interface import INTERFACE_MODULES, open_axes, open_output_axes
+from build_tasks.formats.onnx_runtime import onnx_session
+from build_tasks.formats.serving_interface import open_axes, open_output_axes
 from build_tasks.formats.torch_export import export_arguments
 from build_tasks.formats.torchscript_trace import TRACED_AWAY
 from build_tasks.json_files import write_json
@@ -31,17 +31,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-# The modules of the project that affect the exported graph, for the fingerprint of the stage `onnx`.
-EXPORT_MODULES = (
-    "build_tasks.formats.onnx_export",
-    "build_tasks.formats.torch_export",
-    *CLEAN_UP_MODULES,
-    *COMPARISON_MODULES,
-    *INTERFACE_MODULES,
-    *pytorch_network.NETWORK_MODULES,
-    *ONNX_MODULES,
-)
-TOOLS = ("torch", "timm", "onnxscript", *CLEAN_UP_TOOLS)
 # The limits of torch 2.14. The dynamo exporter writes 18 and above, and converts to lower opsets if it can.
 MAX_OPSET = {"torchscript": 20, "dynamo": 23}
 # The opset "auto" begins here. 17 is the first in which LayerNormalization is one operator.
@@ -217,7 +206,7 @@ def write_records(
             **({"traced_away": f"{constants} {TRACED_AWAY}"} if constants else {}),
         },
         "export": {"exporter": exporter, "why": why, "clean_up": clean_up, **versions_of_graph},
-        "tools": versions(TOOLS),
+        "tools": versions(EXPORT_TOOLS),
     }
     for name, record in records.items():
         write_json(outputs[name], record)

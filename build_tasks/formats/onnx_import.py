@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 CHANNELS = (1, 3, 4)  # numbers of channels of pictures: gray, RGB, RGBA
-IMPORT_MODULES = (  # the modules of the project that read and change such files, for the fingerprint of stages
-    "build_tasks.formats.onnx_import",
-    "build_tasks.formats.onnx_external_data",
-    "build_tasks.formats.file_kinds",
-)
 MIN_IR_VERSION = 4  # the first in which initializers need not be listed as inputs
 
 

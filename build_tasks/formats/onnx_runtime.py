@@ -13,14 +13,6 @@ if TYPE_CHECKING:
 
     from build_tasks.tensors import Feed
 
-# The modules of the project that affect the outputs of ONNX Runtime, for the fingerprint of the stages that run it.
-ONNX_MODULES = (
-    "build_tasks.formats.onnx_files",
-    "build_tasks.formats.onnx_runtime",
-    "build_tasks.tensors",
-    "build_tasks.verification.tolerance",
-)
-
 
 def onnx_session(path: str, cores: int = 1) -> "Callable[[Feed], list[np.ndarray]]":
     """Load an ONNX artifact and return the function from a batch of its inputs to its outputs.

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 Transform = Callable[[Sequence["Image"]], "torch.Tensor"]  # from the pictures of one sample to the input
 
-# The modules of the project that this one uses, for the fingerprint of the stages that use it.
-TRANSFORM_MODULES = (__name__, "build_tasks.spec.picture_keys", "build_tasks.spec.pictures")
-
 
 def data_config(module: "torch.nn.Module", overrides: Settings) -> dict[str, Any]:
     """Return timm's data config of the network with the overrides of the spec.

@@ -9,55 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats.onnx_files import fixed_batch, tensor_names
-from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, perturbed_session
-from build_tasks.formats.picture_transform import TRANSFORM_MODULES, set_channels
-from build_tasks.formats.user_code import fp32_network, python_files, user_function
+from build_tasks.formats.onnx_runtime import onnx_session, perturbed_session
+from build_tasks.formats.picture_transform import set_channels
+from build_tasks.formats.user_code import fp32_network, user_function
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Settings
-from build_tasks.spec.model import Model, table_settings
 
 if TYPE_CHECKING:
     import torch
-
-# The modules of the project that make and run a network, for the fingerprint of the stages that use one.
-NETWORK_MODULES = (
-    "build_tasks.formats.pytorch_network",
-    "build_tasks.formats.user_code",
-    *TRANSFORM_MODULES,
-    "build_tasks.tensors",
-)
-
-PROGRAM_MODULES = ("build_tasks.formats.torch_program", "build_tasks.formats.file_kinds")  # and for files of PyTorch
-
-
-def settings_of(model: Model) -> Settings:
-    """Return the settings of the network, for the fingerprint of every stage that creates it."""
-    return {"model": model.name, "architecture": table_settings(model.spec.architecture)}
-
-
-def input_settings_of(model: Model) -> Settings:
-    """Return the settings of the preprocessing, without those of the network."""
-    return {
-        key: value for key, value in table_settings(model.spec.input).items() if key not in ("min_size", "max_size")
-    }
-
-
-def source_modules(model: Model) -> tuple[str, ...]:
-    """Return the project's modules that make the network, for the fingerprint of every stage that uses it."""
-    return (
-        *NETWORK_MODULES,
-        *(ONNX_MODULES if model.spec.from_onnx else ()),
-        *(PROGRAM_MODULES if model.spec.program_suffix else ()),
-    )
-
-
-def user_source_files(model: Model) -> tuple[str, ...]:
-    """Return the user's files that make the network: the Python files of the model except for a converter."""
-    network = model.spec.architecture.network
-    if network is None:
-        return ()
-    converter = model.source((model.spec.weights.converter or "").partition(":")[0])
-    return tuple(sorted({*python_files(model)} - {converter} | {model.source(network.partition(":")[0])}))
 
 
 def create_network(settings: Settings, weights: str | None = None, exportable: bool = False) -> "torch.nn.Module":

@@ -13,9 +13,8 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import input_samples, picture_transform, pytorch_network
-from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
-from build_tasks.formats.serving_interface import INTERFACE_MODULES, resolve_interface
+from build_tasks.formats import declarations
+from build_tasks.formats.declarations import INTERFACE_MODULES
 from build_tasks.runtime.stage import Paths, Settings
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
@@ -60,8 +59,8 @@ def settings_of(model: Model, precision: str) -> Settings:
         "keep_io_types": engine.keep_io_types or precision != "fp16",
         "external_data": model.spec.onnx.external_data,
         "calibration": source,
-        **(pytorch_network.settings_of(model) if source else {}),
-        **({"input": pytorch_network.input_settings_of(model)} if source else {}),
+        **(declarations.settings_of(model) if source else {}),
+        **({"input": declarations.input_settings_of(model)} if source else {}),
         **({"interface": interface_of(model.spec), "pictures": picture_tables(model.spec)} if source else {}),
         **({"picture": not model.spec.inputs} if source else {}),
     }
@@ -94,6 +93,8 @@ def convert_graph(
         UserError: If modelopt cannot convert the graph.
         NothingToQuantizeError: If no node was quantized.
     """
+    from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
+
     operators, nodes = resolve_keep_fp32(source, settings["keep_fp32"])
     excluded_patterns = [f"{re.escape(name)}$" for name in excluded]
     with tempfile.TemporaryDirectory(dir=folder) as drafts:
@@ -248,6 +249,9 @@ def calibration_samples(inputs: Paths, settings: Settings) -> list[Feed] | None:
     """Return the calibration samples in groups of one shape, as clients send them. None for fp16 and bf16."""
     from polygraphy.json import load_json
 
+    from build_tasks.formats import input_samples, picture_transform, pytorch_network
+    from build_tasks.formats.serving_interface import resolve_interface
+
     if settings["precision"] not in QUANTIZED_PRECISIONS:
         return None
     if settings["calibration"] is None:
@@ -280,12 +284,12 @@ def source_modules(model: Model, precision: str) -> tuple[str, ...]:
         "build_tasks.verification.accuracy_samples",
         "build_tasks.verification.tensor_samples",
     )
-    return (*modules, *samples, *pytorch_network.source_modules(model))
+    return (*modules, *samples, *declarations.source_modules(model))
 
 
 def user_source_files(model: Model, precision: str) -> tuple[str, ...]:
     """Return the user's files that define the network. They are needed only to preprocess engine.calibration."""
-    return pytorch_network.user_source_files(model) if calibration_source(model, precision) else ()
+    return declarations.user_source_files(model) if calibration_source(model, precision) else ()
 
 
 def calibration_source(model: Model, precision: str) -> str | None:

@@ -20,9 +20,6 @@ from build_tasks.tensors import OUTPUT, Interface, OutputTensor, Shape
 if TYPE_CHECKING:
     import torch
 
-# The modules of the project that run a network or an artifact, besides those that make a network.
-INTERFACE_MODULES = ("build_tasks.formats.example_inputs", "build_tasks.formats.serving_interface")
-
 
 def resolve_interface(module: "torch.nn.Module", interface: Interface) -> Interface:
     """Return the interface with the size of pictures that only timm knows."""

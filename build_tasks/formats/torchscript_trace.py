@@ -20,12 +20,6 @@ from build_tasks.tensors import INPUT, Interface
 if TYPE_CHECKING:
     import torch
 
-# The modules of the project that affect a trace, besides those that make the network.
-TRACE_MODULES = (
-    "build_tasks.formats.torchscript_trace",
-    "build_tasks.formats.torchscript_device",
-    "build_tasks.formats.torchscript_graph",
-)
 
 TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
 VALUES = re.compile("to a (Python|NumPy) ")  # the words of PyTorch's warning

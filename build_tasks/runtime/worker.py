@@ -33,7 +33,10 @@ STAGE_MODULES = [
     *(f"build_tasks.stages.{name}" for name in (
         "weights", "labels", "reference", "torchscript", "cast", "onnx", "precision", "engine", "aoti", "measure",
     )),
-    *(f"build_tasks.formats.{name}" for name in ("checkpoints", "state_dicts", "torch_program", "torchscript_graph")),
+    *(f"build_tasks.formats.{name}" for name in (
+        "checkpoints", "fp32_comparison", "input_samples", "onnx_export", "onnx_import", "state_dicts", "torch_program",
+        "torchscript_device", "torchscript_graph",
+    )),
 ]  # fmt: skip
 # Before them it imports libraries that take a second or two each, for the stages that may run in this call of doit.
 NETWORKS = ("torch", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch")

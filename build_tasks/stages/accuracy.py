@@ -10,6 +10,7 @@ from typing import Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import layer_errors
+from build_tasks.formats.declarations import LAYER_MODULES
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import worker
 from build_tasks.runtime.digests import digest
@@ -59,7 +60,7 @@ def _stage(model: Model, name: str, model_format: str, file: str, precision: str
             __name__,
             "build_tasks.verification.judged_artifacts",
             *gate.GATE_MODULES,
-            *(layer_errors.LAYER_MODULES if reduced else ()),
+            *(LAYER_MODULES if reduced else ()),
         ),
         in_process=True,
     )

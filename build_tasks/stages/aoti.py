@@ -13,16 +13,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import fp32_comparison, pytorch_network
-from build_tasks.formats.example_inputs import cases_to_check, example_inputs, format_case
-from build_tasks.formats.serving_interface import (
-    INTERFACE_MODULES,
-    forward,
-    output_names,
-    resolve_interface,
-    wrap_for_serving,
-)
-from build_tasks.formats.torch_signature import signature_tensors
+from build_tasks.formats import declarations
+from build_tasks.formats.declarations import COMPARISON_MODULES, INTERFACE_MODULES, PHOTOGRAPHS
 from build_tasks.json_files import write_json
 from build_tasks.runtime import hardware, machine_bound
 from build_tasks.runtime.distributions import versions
@@ -56,7 +48,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
         name=f"aoti:{model.name}{model.capability_suffix(file)}",
         model=model,
         build=build,
-        inputs={"weights": model.weights, **{path: path for path in fp32_comparison.PHOTOGRAPHS}},
+        inputs={"weights": model.weights, **{path: path for path in PHOTOGRAPHS}},
         outputs={
             "model": model.artifact(file),
             "signature": model.artifact(f"{file}.signature.json"),
@@ -64,7 +56,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
         },
         peak_batch=model.spec.max_batch_size,
         settings={
-            **pytorch_network.settings_of(model),
+            **declarations.settings_of(model),
             "interface": interface_of(model.spec),
             "max_batch_size": model.spec.max_batch_size,
             "precision": model.aoti.precision,
@@ -76,11 +68,11 @@ def task(model: Model, file: str) -> dict[str, Any]:
             __name__,
             "build_tasks.verification.batch_check",
             *PACKAGE_MODULES,
-            *fp32_comparison.COMPARISON_MODULES,
+            *COMPARISON_MODULES,
             *INTERFACE_MODULES,
-            *pytorch_network.source_modules(model),
+            *declarations.source_modules(model),
         ),
-        source_files=pytorch_network.user_source_files(model),
+        source_files=declarations.user_source_files(model),
         missing_requirements=functools.partial(missing_requirements, machine),
         made_elsewhere=machine.made_elsewhere,
         compute_capability=machine.compute_capability,
@@ -104,7 +96,9 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
     from timm.utils.model import reparameterize_model
 
-    from build_tasks.formats import aoti_package, torch_export, torchscript_graph
+    from build_tasks.formats import aoti_package, pytorch_network, torch_export, torchscript_graph
+    from build_tasks.formats.serving_interface import resolve_interface, wrap_for_serving
+    from build_tasks.formats.torch_signature import signature_tensors
 
     network = pytorch_network.create_network(settings, inputs["weights"])
     interface = resolve_interface(network, settings["interface"])
@@ -144,6 +138,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 def output_names_of(module: Any, example: tuple[Any, ...]) -> list[str]:
     """The names of the outputs, which a network has when it has run."""
+    from build_tasks.formats.serving_interface import forward, output_names
+
     forward(module, example)
     return output_names(module)
 
@@ -191,7 +187,9 @@ def check(path: str, module: Any, interface: Interface, settings: Settings) -> d
     Raises:
         UserError: If the package refuses a batch or a length, or if its outputs are other ones.
     """
-    from build_tasks.formats import aoti_package
+    from build_tasks.formats import aoti_package, fp32_comparison
+    from build_tasks.formats.example_inputs import cases_to_check, example_inputs, format_case
+    from build_tasks.formats.serving_interface import forward
 
     loaded = aoti_package.load_package(path)
     exact = settings["precision"] == "fp32" and settings["device"] == "cpu"

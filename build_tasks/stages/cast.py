@@ -14,9 +14,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import pytorch_network
-from build_tasks.formats.example_inputs import lengths_to_check, random_values
-from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward
+from build_tasks.formats.declarations import INTERFACE_MODULES, TRANSFORM_MODULES
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -56,7 +54,7 @@ def task(model: Model) -> dict[str, Any]:
             "for_gpu": model.triton_keys.device == "gpu",
         },
         tools=TOOLS,
-        modules=(__name__, *GRAPH_MODULES, *INTERFACE_MODULES, *pytorch_network.source_modules(model)),
+        modules=(__name__, *GRAPH_MODULES, *INTERFACE_MODULES, *TRANSFORM_MODULES, "build_tasks.tensors"),
     )
     return stage.task(doc=f"{file}: {model.torchscript.precision}, {model.torchscript.memory_format}")
 
@@ -102,6 +100,7 @@ def save_cast(
         RuntimeError: If the file does not run, or if its outputs are other ones than those of model.pt.
     """
     from build_tasks.formats import torchscript_gpu, torchscript_graph
+    from build_tasks.formats.example_inputs import lengths_to_check
 
     module = torchscript_graph.cast_trace(
         trace,
@@ -133,6 +132,8 @@ def check(trace: str, path: str, signature: Signature, settings: Settings) -> No
     import torch
 
     from build_tasks.formats import torchscript_graph
+    from build_tasks.formats.example_inputs import lengths_to_check
+    from build_tasks.formats.serving_interface import forward
 
     exact, loaded = torch.jit.load(trace), torch.jit.load(path)
     rounded = functools.partial(torchscript_graph.run_with_gpu_rounding, loaded)
@@ -149,6 +150,8 @@ def example_inputs(
     signature: Signature, settings: Settings, count: int, lengths: dict[str, int]
 ) -> "list[torch.Tensor]":
     """Random tensors for all inputs of the network, of a batch and of these lengths of the open dimensions."""
+    from build_tasks.formats.example_inputs import random_values
+
     return [
         random_values(each, [count, *dims_at(each["shape"] or own["shape"][1:], lengths)], seed)
         for seed, (each, own) in enumerate(zip(settings["inputs"], signature["inputs"], strict=True))

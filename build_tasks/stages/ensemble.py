@@ -15,10 +15,9 @@ from typing import Any
 import msgspec
 
 from build_tasks.errors import UserError
-from build_tasks.formats import pytorch_network
+from build_tasks.formats import declarations
+from build_tasks.formats.declarations import INTERFACE_MODULES, ONNX_MODULES
 from build_tasks.formats.ensemble_steps import PYTHON, Step, wanted_outputs, wiring_of
-from build_tasks.formats.onnx_runtime import ONNX_MODULES
-from build_tasks.formats.serving_interface import INTERFACE_MODULES, wrap_for_serving
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.ensemble_tables import Ensemble
@@ -29,7 +28,6 @@ from build_tasks.triton import ensemble_graph
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.verification import accuracy_samples, gate, metrics
-from build_tasks.verification.ensemble_samples import save_samples
 
 Run = Callable[[Feed], Feed]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")  # from the most to the least exact
@@ -85,9 +83,9 @@ def task(model: Model, steps: list[Step]) -> dict[str, Any]:
             *gate.GATE_MODULES,
             *dict.fromkeys(ONNX_MODULES),
             *INTERFACE_MODULES,
-            *{module: None for step in networks for module in pytorch_network.source_modules(step.model)},
+            *{module: None for step in networks for module in declarations.source_modules(step.model)},
         ),
-        source_files=tuple(path for step in networks for path in pytorch_network.user_source_files(step.model)),
+        source_files=tuple(path for step in networks for path in declarations.user_source_files(step.model)),
     )
     return stage.task(doc=f"{model.triton_name('ensemble')} end to end, against its steps in PyTorch")
 
@@ -99,13 +97,15 @@ def _pictures(model: Model) -> list[str]:
 
 
 def _network_settings(model: Model) -> Settings:
-    return {**pytorch_network.settings_of(model), "interface": interface_of(model.spec)}
+    return {**declarations.settings_of(model), "interface": interface_of(model.spec)}
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import numpy as np
     from google.protobuf import text_format
     from polygraphy.comparator import IterationResult, RunResults
+
+    from build_tasks.verification.ensemble_samples import save_samples
 
     steps = msgspec.convert(settings["steps"], list[ensemble_graph.Wiring])
     configs = []
@@ -261,6 +261,9 @@ def _run_module(module: Any, inputs: list[str], outputs: list[str], feed: Feed) 
 
 def _reference(inputs: Paths, settings: Settings, name: str) -> Run:
     """Return the network of a step in PyTorch as such a function; for an ONNX file, the file itself."""
+    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.serving_interface import wrap_for_serving
+
     network = settings["networks"][name]
     signature: Signature = read_json(inputs[f"{name}/signature"])
     module = pytorch_network.create_network(network, inputs[f"{name}/weights"])

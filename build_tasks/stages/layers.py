@@ -8,7 +8,8 @@ It runs on demand (`doit layers:NAME`). The accuracy stage computes the same err
 
 from typing import Any
 
-from build_tasks.formats.layer_errors import LAYER_MODULES, compare_layers, first_jump, inputs_of, layers_table
+from build_tasks.formats.declarations import LAYER_MODULES
+from build_tasks.formats.layer_errors import compare_layers, first_jump, inputs_of, layers_table
 from build_tasks.json_files import write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides

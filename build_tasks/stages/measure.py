@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import serving_device
-from build_tasks.formats.onnx_runtime import ONNX_MODULES, onnx_session, reduced_session
-from build_tasks.formats.pytorch_network import NETWORK_MODULES
-from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward
+from build_tasks.formats.declarations import INTERFACE_MODULES, ONNX_MODULES, TRANSFORM_MODULES
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import machine_bound, threads
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, nothing_missing
 from build_tasks.spec.model import Model
 from build_tasks.tensors import Feed, Signature
-from build_tasks.verification import accuracy_samples, batch_check, metrics, profile_batches
+from build_tasks.verification import accuracy_samples, metrics
 from build_tasks.verification.class_outputs import class_outputs
 from build_tasks.verification.reference_outputs import BATCH, Batch, Reference, RunBatch, batch_sizes
-from build_tasks.verification.sample_groups import count_samples
 
 if TYPE_CHECKING:
     pass
@@ -42,12 +39,12 @@ RUNNERS = {
 
 # The modules that each of them uses.
 RUNNER_MODULES = {
-    "torchscript": ("build_tasks.formats.serving_device", *INTERFACE_MODULES, *NETWORK_MODULES),
+    "torchscript": ("build_tasks.formats.serving_device", *INTERFACE_MODULES, *TRANSFORM_MODULES),
     "cast": (
         "build_tasks.formats.serving_device",
         "build_tasks.formats.torchscript_graph",
         *INTERFACE_MODULES,
-        *NETWORK_MODULES,
+        *TRANSFORM_MODULES,
     ),
     "onnx": ("build_tasks.formats.serving_device", *ONNX_MODULES),
     "graph": ("build_tasks.formats.serving_device", *ONNX_MODULES),
@@ -60,7 +57,7 @@ RUNNER_MODULES = {
         "build_tasks.formats.aoti_package",
         "build_tasks.formats.serving_device",
         *INTERFACE_MODULES,
-        *NETWORK_MODULES,
+        *TRANSFORM_MODULES,
     ),
 }
 
@@ -152,6 +149,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "c
     Args:
         served_on: triton.device if the artifact may run on the GPU of this machine, else "cpu".
     """
+    from build_tasks.verification import profile_batches
+
     signature = read_json(inputs["signature"])
     session = _open_session(inputs["model"], signature, settings["runner"], served_on)
     reference = Reference(inputs)
@@ -190,6 +189,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, served_on: str = "c
 
 
 def _open_session(path: str, signature: Signature, runner: str, served_on: str) -> serving_device.Session:
+    from build_tasks.formats.onnx_runtime import onnx_session, reduced_session
+
     if runner == "tensorrt":
         from build_tasks.formats.tensorrt_session import engine_session
 
@@ -212,6 +213,9 @@ def _batches(
     signature: Signature, settings: Settings, groups: Sequence[Feed], session: serving_device.Session
 ) -> list[Batch]:
     """The further batches in which an artifact that Triton serves is run. On a CPU they are smaller."""
+    from build_tasks.verification import batch_check, profile_batches
+    from build_tasks.verification.sample_groups import count_samples
+
     if settings["largest_batch"] is None:
         return []
     profiles = signature.get("profiles", [])
@@ -256,5 +260,7 @@ def run_cast(path: str, names: list[str]) -> RunBatch:
 
 def _run_module(module: Any, names: list[str]) -> RunBatch:
     import torch
+
+    from build_tasks.formats.serving_interface import forward
 
     return lambda feed: [answer.numpy() for answer in forward(module, [torch.from_numpy(feed[n]) for n in names])]

@@ -19,15 +19,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import MAX_LINE, UserError
-from build_tasks.formats import pytorch_network
-from build_tasks.formats.example_inputs import example_inputs
-from build_tasks.formats.fp32_comparison import PHOTOGRAPHS, Comparison
-from build_tasks.formats.onnx_clean_up import USUAL, GraphRefusedError, clean_up
-from build_tasks.formats.onnx_export import EXPORT_MODULES, TOOLS, check_export, export, write_records
-from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
-from build_tasks.formats.onnx_import import IMPORT_MODULES, declare_dims
-from build_tasks.formats.serving_interface import forward, output_names, resolve_interface, wrap_for_serving
-from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_AWAY, save_trace, traced_away_note
+from build_tasks.formats import declarations
+from build_tasks.formats.declarations import (
+    EXPORT_MODULES,
+    EXPORT_TOOLS,
+    IMPORT_MODULES,
+    PHOTOGRAPHS,
+    PROGRAM_MODULES,
+    TRACE_MODULES,
+)
 from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
@@ -38,6 +38,8 @@ from build_tasks.tensors import Interface
 if TYPE_CHECKING:
     import onnx
     import torch
+
+    from build_tasks.formats.fp32_comparison import Comparison
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -64,20 +66,20 @@ def stage(model: Model) -> Stage:
         },
         peak_batch=max(model.spec.max_batch_size, model.spec.onnx.batch_size),
         settings={
-            **pytorch_network.settings_of(model),
+            **declarations.settings_of(model),
             **{key: value for key, value in table_settings(model.spec.onnx).items() if key != "precision"},
             "interface": interface_of(model.spec),
             "max_batch_size": model.spec.max_batch_size,
             **({} if from_onnx else {"max_opset": model.newest_opset}),
         },
-        tools=TOOLS,
+        tools=EXPORT_TOOLS,
         modules=(
             __name__,
             *EXPORT_MODULES,
             *TRACE_MODULES,
-            *(IMPORT_MODULES if from_onnx else pytorch_network.PROGRAM_MODULES if model.spec.program_suffix else ()),
+            *(IMPORT_MODULES if from_onnx else PROGRAM_MODULES if model.spec.program_suffix else ()),
         ),
-        source_files=pytorch_network.user_source_files(model),
+        source_files=declarations.user_source_files(model),
     )
 
 
@@ -92,6 +94,14 @@ class Export(NamedTuple):
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
+
+    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.example_inputs import example_inputs
+    from build_tasks.formats.fp32_comparison import Comparison
+    from build_tasks.formats.onnx_export import write_records
+    from build_tasks.formats.onnx_files import opset, save_onnx
+    from build_tasks.formats.serving_interface import forward, output_names, resolve_interface, wrap_for_serving
+    from build_tasks.formats.torchscript_trace import TRACED_AWAY, traced_away_note
 
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     interface = resolve_interface(module, settings["interface"])
@@ -141,6 +151,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 def _trace(inputs: Paths, interface: Interface, settings: Settings, folder: str) -> tuple[str, str]:
     """Trace the network as the stage `torchscript` does, and return the path of the file and what it leaves out."""
+    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.onnx_clean_up import GraphRefusedError
+    from build_tasks.formats.torchscript_trace import save_trace
+
     path = f"{folder}/model.pt"
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     try:
@@ -160,6 +174,9 @@ def _first_right_graph(
     refusals: dict[str, str],
 ) -> Export | None:
     """Return the graph of the first exporter that writes a right one. The reasons of the others go into `refusals`."""
+    from build_tasks.formats.onnx_clean_up import GraphRefusedError, clean_up
+    from build_tasks.formats.onnx_export import export
+
     for name in names:
         try:
             graph = export(name, source(name), outputs, interface, settings, folder)
@@ -172,6 +189,14 @@ def _first_right_graph(
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
+
+    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.fp32_comparison import Comparison
+    from build_tasks.formats.onnx_clean_up import GraphRefusedError, clean_up
+    from build_tasks.formats.onnx_export import write_records
+    from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
+    from build_tasks.formats.onnx_import import declare_dims
+    from build_tasks.formats.serving_interface import wrap_for_serving
 
     interface = settings["interface"]
     network = wrap_for_serving(pytorch_network.create_network(settings, inputs["weights"]), interface)
@@ -191,11 +216,16 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 
 def _save_and_check(
-    path: str, comparison: Comparison, interface: Interface, settings: Settings, graph: "onnx.ModelProto"
+    path: str, comparison: "Comparison", interface: Interface, settings: Settings, graph: "onnx.ModelProto"
 ) -> float:
+    from build_tasks.formats.onnx_export import check_export
+    from build_tasks.formats.onnx_files import save_onnx
+
     save_onnx(graph, path, settings["external_data"])
     return check_export(graph, path, comparison, interface, settings)
 
 
 def _notes(graph: "onnx.ModelProto", clean_up: str) -> Notes:
+    from build_tasks.formats.onnx_clean_up import USUAL
+
     return {"nodes": len(graph.graph.node), **({} if clean_up == USUAL else {"clean-up": clean_up})}

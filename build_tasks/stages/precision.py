@@ -16,7 +16,6 @@ import os
 from typing import Any
 
 from build_tasks.formats.lock_file import LOCK_FILE, locked_nodes
-from build_tasks.formats.onnx_files import onnx_file, opset, save_onnx, signature_tensors
 from build_tasks.formats.reduced_precision import (
     CALIBRATION_SAMPLES,
     calibration_samples,
@@ -70,6 +69,8 @@ def task(model: Model, precision: str) -> dict[str, Any]:
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
+
+    from build_tasks.formats.onnx_files import onnx_file, opset, save_onnx, signature_tensors
 
     source = onnx.load(onnx_file(inputs["model.onnx"]))
     excluded = locked_nodes(inputs["lock"], settings["precision"], source) if "lock" in inputs else []

@@ -12,8 +12,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.formats.artifacts import PREPROCESS_FOLDER
+from build_tasks.formats.declarations import TRANSFORM_MODULES
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
@@ -55,7 +55,8 @@ def task(model: Model) -> dict[str, Any]:
             "build_tasks.triton.preprocess_model.model",
             "build_tasks.triton.preprocess_model.preprocessing",
             "build_tasks.verification.accuracy_samples",
-            *pytorch_network.source_modules(model),
+            *TRANSFORM_MODULES,
+            "build_tasks.tensors",
         ),
     )
     return stage.task(doc=f"The Python model {model.triton_name('preprocess')}, equal to timm's transform in every bit")
@@ -64,6 +65,7 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import numpy as np
 
+    from build_tasks.formats import picture_transform
     from build_tasks.triton.preprocess_model.preprocessing import PictureError, colors_of, decode_all, preprocess
 
     preprocessing = read_json(inputs["preprocessing"])

@@ -13,16 +13,9 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import input_samples, picture_transform, pytorch_network
+from build_tasks.formats import declarations
+from build_tasks.formats.declarations import INTERFACE_MODULES
 from build_tasks.formats.label_file import read_labels
-from build_tasks.formats.perturbation import exact_inputs, perturbed
-from build_tasks.formats.serving_interface import (
-    INTERFACE_MODULES,
-    forward,
-    output_names,
-    resolve_interface,
-    wrap_for_serving,
-)
 from build_tasks.json_files import write_json
 from build_tasks.paths import MODELS
 from build_tasks.runtime import threads
@@ -62,8 +55,8 @@ def task(model: Model) -> dict[str, Any]:
         },
         peak_batch=BATCH * threads.AT_ONCE,
         settings={
-            **pytorch_network.settings_of(model),
-            "input": pytorch_network.input_settings_of(model),
+            **declarations.settings_of(model),
+            "input": declarations.input_settings_of(model),
             "interface": interface_of(model.spec) if model.spec.inputs else tuned_interface(interface_of(model.spec)),
             "samples": source,
             "picture": not model.spec.inputs,
@@ -91,9 +84,9 @@ def task(model: Model) -> dict[str, Any]:
             "build_tasks.verification.tensor_samples",
             "build_tasks.verification.tolerance",
             *INTERFACE_MODULES,
-            *pytorch_network.source_modules(model),
+            *declarations.source_modules(model),
         ),
-        source_files=pytorch_network.user_source_files(model),
+        source_files=declarations.user_source_files(model),
     )
     return stage.task(doc=f"reference.json: the outputs of {model.reference} for the accuracy samples")
 
@@ -130,6 +123,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
+
+    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.perturbation import exact_inputs, perturbed
+    from build_tasks.formats.serving_interface import forward, output_names, resolve_interface, wrap_for_serving
 
     network = pytorch_network.create_network(settings, inputs["weights"])
     interface = resolve_interface(network, settings["interface"])
@@ -175,6 +172,8 @@ def load_samples(
         inputs: The inputs of the stage.
         settings: Its settings.
     """
+    from build_tasks.formats import input_samples, picture_transform
+
     source = settings["samples"]
     paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
     if source is None:

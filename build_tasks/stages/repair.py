@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from build_tasks.errors import UserError
-from build_tasks.formats import lock_file, node_precision, reduced_precision
-from build_tasks.formats.onnx_files import onnx_file, save_onnx
-from build_tasks.formats.onnx_runtime import ONNX_MODULES, reduced_session, session_without_optimizations
+from build_tasks.formats import lock_file, reduced_precision
+from build_tasks.formats.declarations import ONNX_MODULES
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import atomic_files, progress
 from build_tasks.runtime.digests import digest
@@ -30,9 +29,8 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.model import Model
 from build_tasks.tensors import resize, take
-from build_tasks.verification import gate, metrics, node_sensitivity, reference_outputs
+from build_tasks.verification import gate, metrics, reference_outputs
 from build_tasks.verification.class_outputs import class_outputs
-from build_tasks.verification.tolerance import float_outputs, max_relative_error, tolerance
 
 if TYPE_CHECKING:
     import onnx
@@ -97,6 +95,10 @@ def task(model: Model) -> dict[str, Any]:
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import onnx
+
+    from build_tasks.formats.onnx_files import onnx_file
+    from build_tasks.verification import node_sensitivity
+    from build_tasks.verification.tolerance import tolerance
 
     tables, lock = lock_file.read_lock(settings["lock"]), settings["lock"]
     source = onnx.load(onnx_file(inputs["model.onnx"]))
@@ -214,6 +216,9 @@ class Trial:
 
     def _measure(self, excluded: list[str]) -> metrics.Measurements | dict[str, str]:
         """The figures of the converted graph, or {"empty": reason} or {"wrong": reason} if there are none."""
+        from build_tasks.formats.onnx_files import save_onnx
+        from build_tasks.formats.onnx_runtime import reduced_session
+
         self.steps += 1
         try:
             graph = reduced_precision.convert_graph(self.source, self.calibration, self.settings, excluded, self.folder)
@@ -234,6 +239,10 @@ class Trial:
         The error is infinite if an output is not finite. The function emulates the precision on a few samples. That
         is faster than a conversion.
         """
+        from build_tasks.formats import node_precision
+        from build_tasks.formats.onnx_runtime import session_without_optimizations
+        from build_tasks.verification.tolerance import float_outputs, max_relative_error
+
         batch = take(self.reference.groups[0], slice(EFFECT_SAMPLES))
         if fixed := self.source.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
             batch = resize(batch, fixed)

@@ -9,7 +9,6 @@ include the artifacts that the gate refuses.
 import os
 from typing import Any, Literal, TypedDict
 
-from build_tasks.figures import pyplot, save_svg
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime import machine_bound
 from build_tasks.runtime.digests import digest
@@ -207,6 +206,8 @@ def _format_channels(values: list[float]) -> str:
 
 def draw(summary: Summary, path: str, reference: str) -> None:
     """Draw the error of every sample by artifact, with the error of all samples and the limit."""
+    from build_tasks.figures import pyplot, save_svg
+
     columns = [
         (row, output) for row in summary["artifacts"] for output in row["outputs"].values() if "wrong" not in output
     ]

@@ -8,17 +8,8 @@ network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
-from build_tasks.formats import fp32_comparison, pytorch_network
-from build_tasks.formats.example_inputs import cases_to_check, example_inputs, format_case, lengths_to_check
-from build_tasks.formats.serving_interface import (
-    INTERFACE_MODULES,
-    forward,
-    output_names,
-    resolve_interface,
-    wrap_for_serving,
-)
-from build_tasks.formats.torch_signature import signature_tensors
-from build_tasks.formats.torchscript_trace import TRACE_MODULES, TRACED_AWAY, TRACED_BATCH, save_trace, traced_away_note
+from build_tasks.formats import declarations
+from build_tasks.formats.declarations import COMPARISON_MODULES, INTERFACE_MODULES, PHOTOGRAPHS, TRACE_MODULES
 from build_tasks.json_files import write_json
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -38,7 +29,7 @@ def task(model: Model) -> dict[str, Any]:
         name=f"torchscript:{model.name}",
         model=model,
         build=build,
-        inputs={"weights": model.weights, **{path: path for path in fp32_comparison.PHOTOGRAPHS}},
+        inputs={"weights": model.weights, **{path: path for path in PHOTOGRAPHS}},
         outputs={
             "model": model.artifact("model.pt"),
             "signature": model.artifact("model.pt.signature.json"),
@@ -46,7 +37,7 @@ def task(model: Model) -> dict[str, Any]:
         },
         peak_batch=model.spec.max_batch_size,
         settings={
-            **pytorch_network.settings_of(model),
+            **declarations.settings_of(model),
             "interface": interface_of(model.spec),
             "max_batch_size": model.spec.max_batch_size,
         },
@@ -55,11 +46,11 @@ def task(model: Model) -> dict[str, Any]:
             __name__,
             "build_tasks.formats.torch_signature",
             *TRACE_MODULES,
-            *fp32_comparison.COMPARISON_MODULES,
+            *COMPARISON_MODULES,
             *INTERFACE_MODULES,
-            *pytorch_network.source_modules(model),
+            *declarations.source_modules(model),
         ),
-        source_files=pytorch_network.user_source_files(model),
+        source_files=declarations.user_source_files(model),
     )
     return stage.task(doc="model.pt: traced, frozen, checked at batches 1, 2, 3 and the maximum")
 
@@ -67,7 +58,11 @@ def task(model: Model) -> dict[str, Any]:
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import torch
 
-    from build_tasks.formats import torchscript_device
+    from build_tasks.formats import pytorch_network, torchscript_device
+    from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
+    from build_tasks.formats.serving_interface import output_names, resolve_interface, wrap_for_serving
+    from build_tasks.formats.torch_signature import signature_tensors
+    from build_tasks.formats.torchscript_trace import TRACED_AWAY, TRACED_BATCH, save_trace, traced_away_note
 
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     interface = resolve_interface(module, settings["interface"])
@@ -103,6 +98,11 @@ def check(
         UserError: If model.pt refuses a batch or a length, or if its error is above its limit.
     """
     import torch
+
+    from build_tasks.formats import fp32_comparison
+    from build_tasks.formats.example_inputs import cases_to_check, format_case
+    from build_tasks.formats.serving_interface import forward
+    from build_tasks.formats.torchscript_trace import TRACED_BATCH
 
     try:
         loaded = torch.jit.load(path)

@@ -21,24 +21,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import pytorch_network, user_code, weight_sources
-from build_tasks.formats.example_inputs import example_inputs
-from build_tasks.formats.onnx_batch_first import put_batch_first
-from build_tasks.formats.onnx_files import save_onnx
-from build_tasks.formats.onnx_import import (
-    IMPORT_MODULES,
-    check_answers,
-    check_image_input,
-    check_output_types,
-    external_files,
-    format_dims,
-    match_inputs,
-    read_onnx,
-    report_damage,
-    select_outputs,
-)
-from build_tasks.formats.onnx_names import rename_tensors
-from build_tasks.formats.serving_interface import INTERFACE_MODULES, forward, served_name, wrap_for_serving
+from build_tasks.formats import declarations, user_code, weight_sources
+from build_tasks.formats.declarations import CHECKPOINT_MODULES, EDIT_MODULES, IMPORT_MODULES, INTERFACE_MODULES
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import model_files
@@ -53,16 +37,6 @@ if TYPE_CHECKING:
     from build_tasks.formats.checkpoints import Checkpoint
 
 T = TypeVar("T")
-
-# The modules of the project that only this stage uses to import an ONNX file.
-EDIT_MODULES = ("build_tasks.formats.onnx_batch_first", "build_tasks.formats.onnx_names")
-
-# The modules of the project that read a checkpoint.
-CHECKPOINT_MODULES = (
-    "build_tasks.formats.checkpoints",
-    "build_tasks.formats.file_kinds",
-    "build_tasks.formats.state_dicts",
-)
 
 
 def task(model: Model) -> dict[str, Any]:
@@ -91,7 +65,7 @@ def stage(model: Model) -> Stage:
     elif inputs.get("source", "").endswith(model_files.INDEX):
         folder = os.path.dirname(inputs["source"])
         inputs |= {path: path for path in (f"{folder}/{name}" for name in model_files.shards(inputs["source"]))}
-    user_files = pytorch_network.user_source_files(model)
+    user_files = declarations.user_source_files(model)
     if weights.converter is not None:
         inputs["converter"] = model.source(weights.converter.partition(":")[0])
         user_files = (*user_files, *user_code.python_files(model))  # a converter may import the files beside it
@@ -105,7 +79,7 @@ def stage(model: Model) -> Stage:
         external_inputs=external,
         outputs={"weights": model.weights},
         settings={
-            **pytorch_network.settings_of(model),
+            **declarations.settings_of(model),
             "weights": table_settings(weights),
             **({"interface": interface_of(spec)} if spec.from_onnx or spec.program_suffix else {}),
             **(file_settings(spec) if spec.from_onnx else {}),
@@ -116,7 +90,7 @@ def stage(model: Model) -> Stage:
             "build_tasks.formats.weight_sources",
             *((*IMPORT_MODULES, *EDIT_MODULES) if spec.from_onnx else CHECKPOINT_MODULES),
             *(INTERFACE_MODULES if spec.from_onnx or spec.program_suffix else ()),
-            *pytorch_network.source_modules(model),
+            *declarations.source_modules(model),
         ),
         source_files=user_files,
     )
@@ -147,7 +121,7 @@ def external_data_files(source: str) -> list[str]:
 def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     from safetensors.torch import save_file
 
-    from build_tasks.formats import checkpoints, state_dicts
+    from build_tasks.formats import checkpoints, pytorch_network, state_dicts
 
     source = settings["weights"]["source"]
     scheme, rest = split_source(source)
@@ -169,6 +143,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
 
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
+    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.example_inputs import example_inputs
+    from build_tasks.formats.onnx_files import save_onnx
+    from build_tasks.formats.onnx_import import check_answers, external_files, read_onnx, report_damage
+    from build_tasks.formats.serving_interface import forward, wrap_for_serving
+
     path = inputs.get("source", settings["weights"]["source"])
     graph = read_source(inputs, settings, read_onnx, query, external_files)
     interface: Interface = settings["interface"]
@@ -193,6 +173,17 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
     Raises:
         UserError: If the graph does not have them.
     """
+    from build_tasks.formats.onnx_batch_first import put_batch_first
+    from build_tasks.formats.onnx_import import (
+        check_image_input,
+        check_output_types,
+        format_dims,
+        match_inputs,
+        select_outputs,
+    )
+    from build_tasks.formats.onnx_names import rename_tensors
+    from build_tasks.formats.serving_interface import served_name
+
     if settings["picture"]:
         image, lengths = check_image_input(graph, path), tuned_lengths(interface["dimensions"])
         shape = dims_at(interface["inputs"][0]["shape"] or [], lengths)
@@ -212,7 +203,9 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
 
 
 def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
-    from build_tasks.formats import state_dicts, torch_program
+    from build_tasks.formats import pytorch_network, state_dicts, torch_program
+    from build_tasks.formats.example_inputs import example_inputs
+    from build_tasks.formats.serving_interface import forward, wrap_for_serving
 
     source = settings["weights"]["source"]
     path = read_source(inputs, settings, torch_program.check_program, query, lambda path: [])
@@ -294,6 +287,8 @@ def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
 
     import numpy
     import torch
+
+    from build_tasks.formats import pytorch_network
 
     random.seed(seed)
     numpy.random.seed(seed % 2**32)

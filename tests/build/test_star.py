@@ -278,7 +278,7 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("module formats.onnx_export", module("formats.onnx_export"), ["onnx:tiny"]),
     ("module formats.onnx_runtime", module("formats.onnx_runtime"), ["onnx:tiny", "measure:tiny_onnx"]),
     ("module formats.pytorch_network", module("formats.pytorch_network"), [
-        *NETWORK, "weights:other", "reference:other", "torchscript:other", "measure:tiny", "measure:other"
+        *NETWORK, "weights:other", "reference:other", "torchscript:other"
     ]),
     ("module formats.torchscript_graph", module("formats.torchscript_graph"),
      ["torchscript:tiny", "torchscript:other"]),

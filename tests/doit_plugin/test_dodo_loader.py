@@ -1,6 +1,8 @@
-"""The loader of dodo.py makes the tasks that doit's own makes, in the same order, without reading the source."""
+"""The loader of dodo.py makes the tasks that doit's own makes, in the same order, and little is imported for that."""
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from doit.cmd_base import NamespaceTaskLoader
 
 from build_tasks.doit_plugin.dodo_loader import DodoLoader
 from build_tasks.doit_plugin.reserved_names import COMMANDS, STAGES
+from tests.support.project import Project
 
 
 def task_second() -> Iterator[dict[str, Any]]:
@@ -56,3 +59,42 @@ def test_the_tasks_are_those_of_doits_own_loader(monkeypatch: pytest.MonkeyPatch
 def test_no_stage_has_the_name_of_a_command() -> None:
     """doit's loader refuses such a name in every run; here it is enough to look once."""
     assert not {*STAGES} & {*COMMANDS}
+
+
+# The modules of formats/ that every run of a model imports, because tasks are declared with them.
+DECLARING = {
+    *("artifacts", "declarations", "ensemble_steps", "label_file", "layer_errors", "lock_file", "reduced_precision"),
+    *("serving_device", "user_code", "weight_sources"),
+}
+SPEC = """\
+ensemble = "onnx"
+labels = "imagenet-1k"
+[architecture]
+timm = "test_efficientnet"
+[weights]
+source = "random://0"
+[engine]
+precision = "int8"
+"""
+DECLARE = """\
+import os, sys
+sys.path.insert(0, os.getcwd())
+from build_tasks.doit_plugin.noop_cache import noop_cache
+noop_cache.load(set())
+import dodo
+from doit.loader import load_tasks
+assert len(load_tasks(vars(dodo))) > 20
+print(*sys.modules)
+"""
+
+
+def test_tasks_are_declared_without_the_modules_that_build_them(project: Project) -> None:
+    """Otherwise each run after a changed key pays for their import: a stage imports in `build` what only that needs."""
+    project.model("spec", SPEC)
+    run = subprocess.run(
+        [sys.executable, "-c", DECLARE], cwd=project.root, stdout=subprocess.PIPE, text=True, check=True
+    )
+    loaded = set(run.stdout.split())
+    prefix = "build_tasks.formats."
+    assert {name.removeprefix(prefix) for name in loaded if name.startswith(prefix)} == DECLARING
+    assert not loaded & {"torch", "numpy", "onnx", "jinja2", "statistics", "rich", "matplotlib"}

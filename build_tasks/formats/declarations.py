@@ -1,0 +1,122 @@
+"""What stages declare about the code that makes and runs networks: settings, tools, modules, and files of the user.
+
+spec ─► task(model) ─► settings, tools and modules from here ─► fingerprint
+                            └ the functions of those modules are imported by `build` alone
+
+Every run of doit that may have something to do declares all stages, and most of those runs build few of them. So this
+module holds what a declaration needs of the packages formats/ and verification/, and imports none of it.
+"""
+
+from build_tasks.formats.user_code import python_files
+from build_tasks.runtime.stage import Settings
+from build_tasks.spec.model import Model, table_settings
+
+# The modules of the project that prepare pictures for a network.
+TRANSFORM_MODULES = (
+    "build_tasks.formats.picture_transform",
+    "build_tasks.spec.picture_keys",
+    "build_tasks.spec.pictures",
+)
+
+# The modules that make and run a network, for the fingerprint of the stages that use one.
+NETWORK_MODULES = (
+    "build_tasks.formats.pytorch_network",
+    "build_tasks.formats.user_code",
+    *TRANSFORM_MODULES,
+    "build_tasks.tensors",
+)
+PROGRAM_MODULES = ("build_tasks.formats.torch_program", "build_tasks.formats.file_kinds")  # and for files of PyTorch
+
+# The modules that run a network or an artifact, besides those that make a network.
+INTERFACE_MODULES = ("build_tasks.formats.example_inputs", "build_tasks.formats.serving_interface")
+
+# The modules that affect the outputs of ONNX Runtime, for the fingerprint of the stages that run it.
+ONNX_MODULES = (
+    "build_tasks.formats.onnx_files",
+    "build_tasks.formats.onnx_runtime",
+    "build_tasks.tensors",
+    "build_tasks.verification.tolerance",
+)
+
+# The modules that compare an fp32 artifact with its network, and the pictures that they use.
+COMPARISON_MODULES = (
+    "build_tasks.formats.fp32_comparison",
+    "build_tasks.formats.perturbation",
+    "build_tasks.verification.tolerance",
+)
+PHOTOGRAPHS = ("build_tasks/verification/photographs/coffee.jpg",)
+
+# The modules that affect a trace, besides those that make the network.
+TRACE_MODULES = (
+    "build_tasks.formats.torchscript_trace",
+    "build_tasks.formats.torchscript_device",
+    "build_tasks.formats.torchscript_graph",
+)
+
+# The modules that affect the exported graph, for the fingerprint of the stage `onnx`.
+EXPORT_MODULES = (
+    "build_tasks.formats.onnx_export",
+    "build_tasks.formats.torch_export",
+    "build_tasks.formats.onnx_clean_up",
+    *COMPARISON_MODULES,
+    *INTERFACE_MODULES,
+    *NETWORK_MODULES,
+    *ONNX_MODULES,
+)
+CLEAN_UP_TOOLS = ("onnx", "onnxslim", "onnxruntime", "polygraphy", "onnx-graphsurgeon")
+EXPORT_TOOLS = ("torch", "timm", "onnxscript", *CLEAN_UP_TOOLS)
+
+# The modules that read and change ONNX files of the user.
+IMPORT_MODULES = (
+    "build_tasks.formats.onnx_import",
+    "build_tasks.formats.onnx_external_data",
+    "build_tasks.formats.file_kinds",
+)
+
+# The modules of the project that only the stage `weights` uses to import an ONNX file.
+EDIT_MODULES = ("build_tasks.formats.onnx_batch_first", "build_tasks.formats.onnx_names")
+
+# The modules of the project that read a checkpoint.
+CHECKPOINT_MODULES = (
+    "build_tasks.formats.checkpoints",
+    "build_tasks.formats.file_kinds",
+    "build_tasks.formats.state_dicts",
+)
+
+# The modules that affect the errors of layers, for the fingerprint of the stages that compute them.
+LAYER_MODULES = (
+    "build_tasks.formats.layer_errors",
+    "build_tasks.text_table",
+    "build_tasks.verification.tolerance",
+    *ONNX_MODULES,
+)
+
+
+def settings_of(model: Model) -> Settings:
+    """Return the settings of the network, for the fingerprint of every stage that creates it."""
+    return {"model": model.name, "architecture": table_settings(model.spec.architecture)}
+
+
+def input_settings_of(model: Model) -> Settings:
+    """Return the settings of the preprocessing, without those of the network."""
+    return {
+        key: value for key, value in table_settings(model.spec.input).items() if key not in ("min_size", "max_size")
+    }
+
+
+def source_modules(model: Model) -> tuple[str, ...]:
+    """Return the project's modules that make the network, for the fingerprint of every stage that uses it."""
+    return (
+        *NETWORK_MODULES,
+        *(ONNX_MODULES if model.spec.from_onnx else ()),
+        *(PROGRAM_MODULES if model.spec.program_suffix else ()),
+    )
+
+
+def user_source_files(model: Model) -> tuple[str, ...]:
+    """Return the user's files that make the network: the Python files of the model except for a converter."""
+    network = model.spec.architecture.network
+    if network is None:
+        return ()
+    converter = model.source((model.spec.weights.converter or "").partition(":")[0])
+    return tuple(sorted({*python_files(model)} - {converter} | {model.source(network.partition(":")[0])}))
