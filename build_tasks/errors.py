@@ -77,6 +77,6 @@ def with_suggestion(found: object, valid: Iterable[str]) -> str:
     """Return the value that was found, and the most similar of the valid names if there is one."""
     import difflib
 
-    text = str(found)
-    similar = difflib.get_close_matches(text, list(valid), n=1) if len(text) <= MAX_SUGGESTED else []
-    return f"{found!r}" + (f" (did you mean {similar[0]!r}?)" if similar else "")
+    text, names = str(found).casefold(), {name.casefold(): name for name in valid}
+    similar = difflib.get_close_matches(text, list(names), n=1) if len(text) <= MAX_SUGGESTED else []
+    return f"{found!r}" + (f" (did you mean {names[similar[0]]!r}?)" if similar else "")

@@ -12,6 +12,7 @@ def facts_of(model: Model) -> ServingFacts:
     keys, model_formats, spec = model.triton_keys, (*model.served_formats, *model.ensemble_parts), model.spec
     return ServingFacts(
         config_fields=model.config_fields,
+        own_keys=keys.__struct_fields__,
         model_formats=model_formats,
         release=keys.release,
         device=keys.device,

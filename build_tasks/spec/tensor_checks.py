@@ -54,7 +54,7 @@ def _input_mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistak
     for model_format in spec.formats:
         if table.dtype in UNSUPPORTED.get(model_format, ()):
             yield f"{key}.dtype", f"a type that {model_format} has (formats)", repr(table.dtype)
-            break
+            return
     if table.dtype == "string" and not spec.from_onnx:
         yield f"{key}.dtype", "another type, since only ONNX files have strings", repr(table.dtype)
     if table.layout and len(table.shape) != 3:
@@ -107,7 +107,10 @@ def _range_mistakes(key: str, table: TensorInput) -> Iterator[Mistake]:
             yield name, f"a value of {table.dtype}", repr(value)
             return
     low, high = table.low, table.high
-    if low is None and high is not None and high < 0:
+    default = None if table.dtype.startswith("float") else 255 if table.dtype == "uint8" else 1
+    if high is None and low is not None and default is not None and low > default:
+        yield f"{key}.high", f"the largest value, since low is above its default, {default}", "nothing"
+    elif low is None and high is not None and high < 0:
         yield f"{key}.low", "the smallest value, since high is negative", "nothing"
     elif high is not None and low is not None and low > high:
         yield f"{key}.low", f"at most high, {high!r}", repr(low)
@@ -120,7 +123,7 @@ def _fits(value: float | bool | str, dtype: str) -> bool:
     if isinstance(value, bool | str) or not math.isfinite(value):
         return False
     if dtype.startswith("float"):
-        return dtype != "float16" or abs(value) <= 65504
+        return abs(value) <= {"float16": 65504, "float32": 3.4028234663852886e38}.get(dtype, math.inf)
     bits = int(re.sub(r"\D", "", dtype))
     least, most = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return isinstance(value, int) and least <= value <= most

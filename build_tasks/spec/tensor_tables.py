@@ -14,6 +14,11 @@ DType = Literal[
     "string",
 ]  # fmt: skip
 DTYPES: tuple[str, ...] = get_args(DType)
+OTHER_SPELLINGS = {  # of NumPy, PyTorch, Triton and ONNX, without prefixes such as TYPE_ and torch.
+    **{"fp32": "float32", "float": "float32", "single": "float32", "fp64": "float64", "double": "float64"},
+    **{"fp16": "float16", "half": "float16", "long": "int64", "int": "int32", "short": "int16", "char": "int8"},
+    **{"byte": "uint8", "boolean": "bool", "bool_": "bool", "bytes": "string", "str": "string", "object": "string"},
+}
 TensorName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]*$", max_length=100)]
 Number = int | float
 

@@ -257,11 +257,24 @@ def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:
     named = [name for name, _ in keys if name]
     choices = _choices(get_type_hints(table, include_extras=True).get(named[-1])) if named else []
     if "Invalid enum value" in message or (isinstance(found, float) and any(map(str.isdecimal, choices))):
-        return f"{key}: expected one of {', '.join(choices)}, found {with_suggestion(found, choices)}"
+        return f"{key}: expected one of {', '.join(choices)}, found {_with_choice(found, choices)}"
     if "key` in" in str(error):
         found = ", ".join(found)
     expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
     return f"{key}: expected {expected}, found {found!r}"
+
+
+def _with_choice(found: Any, choices: list[str]) -> str:
+    """Return the value that was found with the choice that was meant: a type may be spelled as elsewhere."""
+    from build_tasks.spec.tensor_tables import DTYPES, OTHER_SPELLINGS
+
+    if tuple(choices) != DTYPES:
+        return with_suggestion(found, choices)
+    name = re.sub(r"^(type_|torch\.|np\.|numpy\.|tensorproto\.)", "", str(found).casefold())
+    if name in ("bf16", "bfloat16"):
+        return f"{found!r}, which NumPy and Triton's clients do not have"
+    meant = OTHER_SPELLINGS.get(name, name)
+    return f"{found!r} (did you mean {meant!r}?)" if meant in choices else with_suggestion(found, choices)
 
 
 def _fits(value: Any, table: type[Struct]) -> bool:

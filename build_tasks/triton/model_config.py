@@ -121,12 +121,13 @@ def _to_string(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-def field_mistakes(table: dict[str, Any], model_format: str) -> Iterator[Mistake]:
+def field_mistakes(table: dict[str, Any], model_format: str, own_keys: tuple[str, ...] = ()) -> Iterator[Mistake]:
     """Yield the fields that follow from the artifact, and the values that the protobuf cannot hold.
 
     Args:
         table: Values by field.
         model_format: The format that the table is for; empty for [triton] itself, which cannot set max_batch_size.
+        own_keys: Keys of the table that are no fields of ModelConfig, of which one may have been meant.
     """
     for field, value in table.items():
         if field == "max_batch_size" and model_format:
@@ -143,8 +144,16 @@ def field_mistakes(table: dict[str, Any], model_format: str) -> Iterator[Mistake
                 yield from _message_mistakes(protobuf().ModelEnsembling.DESCRIPTOR, value, field)
         elif field in DERIVED:
             yield field, f"nothing, since it follows from the artifact{DERIVED[field]}", shorten(value)
+        elif own_keys and field not in protobuf().ModelConfig.DESCRIPTOR.fields_by_name:
+            names = [*own_keys, *settable_fields()]
+            yield "", "fields of Triton's ModelConfig", with_suggestion(field, names)
         elif value is not False:
             yield from _message_mistakes(protobuf().ModelConfig.DESCRIPTOR, with_string_parameters({field: value}), "")
+
+
+def settable_fields() -> list[str]:
+    """Return the fields of ModelConfig that a spec can set."""
+    return [name for name in protobuf().ModelConfig.DESCRIPTOR.fields_by_name if name not in DERIVED]
 
 
 def _message_mistakes(descriptor: Any, values: dict[str, Any], path: str) -> Iterator[Mistake]:

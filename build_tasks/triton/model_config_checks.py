@@ -72,7 +72,7 @@ def mistakes(facts: ServingFacts) -> Iterator[Mistake]:
     wrong_fields = [
         (f"{model_format}.{key}".strip("."), expected, found)
         for model_format, table in tables.items()
-        for key, expected, found in field_mistakes(table, model_format)
+        for key, expected, found in field_mistakes(table, model_format, () if model_format else facts.own_keys)
     ]
     yield from wrong_fields
     if wrong_fields or not all_tables or not any(tables.values()):

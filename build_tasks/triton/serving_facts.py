@@ -13,6 +13,7 @@ class ServingFacts(NamedTuple):
     """
 
     config_fields: dict[str, Any]  # [triton] without the project's own keys: fields, and a table of fields by format
+    own_keys: tuple[str, ...]  # the project's own keys of [triton]
     model_formats: tuple[str, ...]  # one Triton model is published for each
     release: str  # triton.release, "26.08"
     device: str  # triton.device: "auto", "gpu" or "cpu"

@@ -35,6 +35,7 @@ def profiles(*lines: str) -> str:
 
 NO_PICTURE = "expected nothing, since it prepares the picture of [input], and this spec has [[inputs]], found 'onnx'"
 ONE_OUTPUT = "output: expected nothing, since there are several [[outputs]], found [output]"
+DTYPES = "float32, float16, float64, int64, int32, int16, int8, uint64, uint32, uint16, uint8, bool, string"
 INPUT_KEYS = (
     "name, dtype, shape, dims, layout, low, high, values, batch_dimension, color, files, scale, mean, std, "
     "interpolation, crop_pct, … (docs/reference/spec.md)"
@@ -60,6 +61,20 @@ MISTAKES = [
         one('dtype = "int46"'),
         "inputs[0].dtype: expected one of float32, float16, float64, int64, int32, int16, int8, uint64, uint32, "
         "uint16, uint8, bool, string, found 'int46' (did you mean 'int64'?)",
+    ),
+    *(
+        (one(f'dtype = "{found}"'), f"inputs[0].dtype: expected one of {DTYPES}, found '{found}'{meant}")
+        for found, meant in {
+            "TYPE_FP16": " (did you mean 'float16'?)",
+            "torch.long": " (did you mean 'int64'?)",
+            "BYTES": " (did you mean 'string'?)",
+            "bfloat16": ", which NumPy and Triton's clients do not have",
+        }.items()
+    ),
+    (one("high = 1e39"), "inputs[0].high: expected a value of float32, found 1e+39"),
+    (
+        one('dtype = "int64"\nlow = 5'),
+        "inputs[0].high: expected the largest value, since low is above its default, 1, found nothing",
     ),
     (one('dtype = "uint32"'), "inputs[0].dtype: expected a type that torchscript has (formats), found 'uint32'"),
     (

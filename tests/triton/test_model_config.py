@@ -112,7 +112,7 @@ WRONG = [
         "triton.ensemble_scheduling: expected nothing, since it follows from the artifact (use the key ensemble), found {}",
     ),
     # Keys of [triton] itself
-    (triton('device = "GPU"'), "triton.device: expected one of auto, gpu, cpu, found 'GPU'"),
+    (triton('device = "GPU"'), "triton.device: expected one of auto, gpu, cpu, found 'GPU' (did you mean 'gpu'?)"),
     (triton('device = "gpu"\nwarm_up = 0'), "triton.warm_up: expected int >= 1, found 0"),
     (
         triton("warm_up = 8"),
