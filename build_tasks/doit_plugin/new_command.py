@@ -3,6 +3,7 @@
     doit new NAME --architecture TIMM_NAME    timm's preprocessing, weights and labels of an architecture
     doit new [NAME] --from-onnx FILE          a copy of the file; see new_from_file.py
     doit new [NAME] --from-torch FILE         likewise, for TorchScript and torch.export
+    doit new NAME --network FILE.py:FUNCTION  a network of your own: its inputs, by trial runs
 
 The model's folder appears only when it is complete.
 """
@@ -32,18 +33,25 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
 
     takes_names_first = True
     doc_purpose = "write the spec of a new model, models/NAME/model.toml"
-    doc_usage = "NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE | [NAME] --from-torch FILE"
+    doc_usage = (
+        "NAME --architecture TIMM_NAME [--weights SOURCE] | NAME --network FILE.py:FUNCTION [--weights SOURCE] | "
+        "[NAME] --from-onnx FILE | [NAME] --from-torch FILE"
+    )
     doc_description = (
         "With --architecture the spec gets what timm knows: input size, mean, standard deviation, interpolation, crop, "
         "the source of the pretrained weights, and the names of the classes. A checkpoint of --weights is copied "
-        "beside the spec, which gets its number of classes and channels. With --from-onnx it gets the input size of "
-        "the file, and whether its batch can be open; with --from-torch the input size, or a line that says what to "
-        "fill in. docs/reference/spec.md describes all other keys."
+        "beside the spec, which gets its number of classes and channels. With --from-onnx it gets the inputs of the "
+        "file, and whether its batch can be open; with --from-torch and --network the inputs that trial runs find, or "
+        "lines that say what to fill in. docs/reference/spec.md describes all other keys."
     )
     cmd_options = (
         {
             "name": "architecture", "long": "architecture", "short": "a", "type": str, "default": "",
             "help": "of timm, with or without the tag of its weights: efficientnet_b3, resnet50.a1_in1k",
+        },
+        {
+            "name": "network", "long": "network", "type": str, "default": "",
+            "help": "a function that builds your own network, network.py:build; the file is copied, and runs",
         },
         {
             "name": "weights", "long": "weights", "short": "w", "type": str, "default": "",
@@ -82,7 +90,8 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     """
     sources = [options[key].rstrip("/") for key in ("from_onnx", "from_torch") if options[key]]
     names = arguments or [os.path.splitext(os.path.basename(file))[0] for file in sources]
-    if len(names) != 1 or bool(options["architecture"]) + len(sources) != 1 or (sources and options["weights"]):
+    own = [options[key] for key in ("architecture", "network") if options[key]]
+    if len(names) != 1 or len(own) + len(sources) != 1 or (sources and options["weights"]):
         raise UserError(f"expected: doit new {New.doc_usage}")
     (name,) = names
     check_name(name)
@@ -97,6 +106,8 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
             text, source = create_text(name, file, scratch)
             target = split_source(loader.parse(name, text.encode()).spec.weights.source)[1]
             return write_model(name, text, {target: source}), []
+    if options["network"]:
+        return create_from_network(name, options["network"], options["weights"])
     architecture, weights = options["architecture"], options["weights"]
     show(f"looking up {architecture} in timm: some seconds")
     pretrained = pretrained_config(architecture)
@@ -111,6 +122,21 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     text = format_spec(description, [*keys, *new_from_checkpoint.checkpoint_keys(facts)])
     found = new_from_checkpoint.found_lines(weights, facts, pretrained.num_classes if pretrained else 1000)
     return write_model(name, text, new_from_checkpoint.copied_files(weights)), found
+
+
+def create_from_network(name: str, network: str, weights: str) -> tuple[Model, list[str]]:
+    """Write the folder of a model with a network of the user, see create."""
+    from build_tasks.doit_plugin import new_from_checkpoint, new_from_file
+    from build_tasks.runtime import atomic_files
+
+    show(f"trying the network of {network}: some seconds")
+    files = {os.path.basename(path := network.partition(":")[0]): path}
+    source = weights or "random://0"
+    if split_source(weights)[0] == "file" and os.path.isfile(weights):
+        source, files = new_from_checkpoint.weights_source(weights), files | new_from_checkpoint.copied_files(weights)
+    with atomic_files.scratch_dir() as scratch:
+        text = new_from_file.network_spec(network, source, scratch)
+    return write_model(name, text, files), []
 
 
 def show(line: str) -> None:

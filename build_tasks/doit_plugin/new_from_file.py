@@ -1,23 +1,30 @@
 """The specs that `doit new` writes from a file that contains the network.
 
 --from-onnx FILE     a trial build finds out whether the batch of the file can be open
---from-torch FILE    a trial run finds the input size, which TorchScript does not contain
+--from-torch FILE    trial runs find the inputs, whose dims TorchScript does not contain; see network_inputs.py
+--network FILE       likewise, for a function of Python that builds the network
 """
 
-import json
 import os
 import re
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
-from build_tasks.doit_plugin.spec_template import Key, format_spec
+from build_tasks.doit_plugin.spec_template import Key, format_spec, format_value
 from build_tasks.errors import UserError, first_lines
-from build_tasks.spec.model import Model
+from build_tasks.spec.model import Model, split_source
 from build_tasks.spec.pictures import colors_of
+from build_tasks.tensors import Shape
 
 if TYPE_CHECKING:
     import onnx
 
+    from build_tasks.formats.network_inputs import FoundInput, FoundInputs
+
+T = TypeVar("T")
+SAMPLES = "samples"  # the word of sound, which is longer than text
+LARGEST = "fill in: the largest length that is served"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # most networks were trained with these
 
 
@@ -30,11 +37,11 @@ def onnx_spec(name: str, file: str, scratch: str) -> tuple[str, str]:
     Raises:
         UserError: If it is not ONNX, or has no inputs with a batch.
     """
-    from build_tasks.formats import onnx_import
+    from build_tasks.formats import onnx_import, onnx_inputs
     from build_tasks.spec import loader
     from build_tasks.spec.tensor_checks import UNSUPPORTED
 
-    tables, formats = "", ["onnx", "tensorrt"]
+    tables, formats, size_comment = "", ["onnx", "tensorrt"], "channels, height, width"
     with onnx_import.report_damage(file):
         graph = onnx_import.read_onnx(file)
         try:
@@ -42,68 +49,146 @@ def onnx_spec(name: str, file: str, scratch: str) -> tuple[str, str]:
         except UserError:  # it takes something else than one picture
             if not graph.graph.input:
                 raise
-            tables, image = tensor_tables(graph, file), None
+            tables, image = tensor_tables(graph, file, scratch), None
             if any(onnx_import.input_dtype(each) in UNSUPPORTED["tensorrt"] for each in graph.graph.input):
                 formats = ["onnx"]
     first = onnx_import.dimensions(graph.graph.input[0])[0]
+    if image and not all(image[1:]):
+        name_of_input = graph.graph.input[0].name
+        size = call(onnx_inputs.picture_size, file, name_of_input, image, log=f"{scratch}/log")
+        image = [first, *(size or image[1:])]
+        size_comment += ": the file leaves it open, found by trial" if size else ": the file leaves it open"
     for batch in (None, first or 1):
-        text = format_spec(f"the ONNX file {os.path.basename(file)}", *onnx_keys(image, batch, formats)) + tables
+        text = (
+            format_spec(f"the ONNX file {os.path.basename(file)}", *onnx_keys(image, size_comment, batch, formats))
+            + tables
+        )
         model = loader.parse(name, text.encode())
         try:
             try_onnx(model, file, scratch)
         except UserError:
             if batch or first is None:
-                raise
+                if LARGEST not in tables:
+                    raise
+                text = text.replace(LARGEST, f"{LARGEST}; it does not run at these lengths")  # only the user knows them
+                break
         else:
             break
     return text, onnx_import.pack_onnx(file, scratch)
 
 
-def tensor_tables(graph: "onnx.ModelProto", file: str) -> str:
+def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
     """Return [[inputs]] and [dimensions] of an ONNX graph, as TOML.
 
     Raises:
         UserError: If an input has no dimensions, so that there is no batch.
     """
+    from build_tasks.formats import network_inputs, onnx_inputs
     from build_tasks.formats.onnx_import import input_dtype
 
-    text, words = "", dict[str, None]()
+    inputs = list[network_inputs.FoundInput]()
+    batch, word_of_batch = batch_of(graph)
     for tensor in graph.graph.input:
         dims = tensor.type.tensor_type.shape.dim
         if not dims:
             raise UserError(
                 f"{file}: expected inputs with a batch as their first dimension, found {tensor.name} without"
             )
-        shape: list[int | str] = []
-        for axis, dim in enumerate(list(dims)[1:], start=1):
+        shape: Shape = []
+        place = batch_place(tensor, word_of_batch)
+        for axis, dim in enumerate(dims):
+            if axis == place:
+                continue
             word = re.sub(r"\W", "_", dim.dim_param or f"{tensor.name}_{axis}")
             shape.append(dim.dim_value or (word if not word[0].isdigit() else f"d{word}"))
-        words |= {word: None for word in shape if isinstance(word, str)}
-        dtype = input_dtype(tensor)
-        text += f"\n[[inputs]]\nname = {json.dumps(tensor.name)}\ndtype = {json.dumps(dtype)}\n"
-        text += f"shape = {json.dumps(shape)}\n"
-        if dtype.startswith(("int", "uint")) and dtype != "uint8":
+        found = network_inputs.FoundInput(tensor.name, input_dtype(tensor), shape, batch_dimension=place)
+        inputs.append(found)
+    if any(each.dtype in ("int32", "int64") for each in inputs):
+        largest = call(onnx_inputs.largest_ids, file, inputs, batch or 2, log=f"{scratch}/log")
+        inputs = [each._replace(high=largest.get(each.name)) for each in inputs]
+    places = {tensor.name: batch_place(tensor, word_of_batch) for tensor in graph.graph.output}
+    outputs = "".join(
+        f"\n[[outputs]]\nname = {format_value(name)}\n" + (f"batch_dimension = {place}\n" if place else "")
+        for name, place in places.items()
+    )
+    return input_tables(inputs) + (outputs if any(places.values()) else "")
+
+
+def batch_of(graph: "onnx.ModelProto") -> tuple[int, str]:
+    """Return the fixed batch of an ONNX graph, 0 if it is open, and the word of an open one, "" if it has none."""
+    inputs = [tensor.type.tensor_type.shape.dim for tensor in graph.graph.input if tensor.type.tensor_type.shape.dim]
+    words = [dim.dim_param for dims in inputs for dim in dims if re.fullmatch(r"(?i)n|.*batch.*", dim.dim_param)]
+    return (inputs[0][0].dim_value, words[0] if words else inputs[0][0].dim_param) if inputs else (0, "")
+
+
+def batch_place(tensor: "onnx.ValueInfoProto", word: str) -> int:
+    """Return the dimension of the batch in an input or output: the one with the word of the batch, or the first one."""
+    words = [dim.dim_param for dim in tensor.type.tensor_type.shape.dim]
+    return words.index(word) if word and word in words else 0
+
+
+def call(function: Callable[..., T], file: str, *arguments: object, log: str) -> T:
+    """Return what a function finds in a file, in a process of its own: a file may run code of the user.
+
+    Raises:
+        UserError: If it raises an error.
+    """
+    from build_tasks.runtime import worker
+
+    try:
+        found: T = worker.call(function, file, *arguments, log=log)
+    except worker.CrashError as error:
+        raise UserError(f"{file}: {first_lines(error)}") from error
+    return found
+
+
+def input_tables(inputs: "list[FoundInput]", dimensions: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> str:
+    """Return [[inputs]] and [dimensions] as TOML, with comments where a value is to be filled in.
+
+    Args:
+        inputs: The inputs.
+        dimensions: The smallest and the largest length of open dimensions, where they are known; 0 if there is no
+            largest one.
+    """
+    text, words = "", dict[str, None]()
+    for each in inputs:
+        shape = f"shape = [1]  # fill in: the dimensions of {each.name} without the batch; none that was tried fits"
+        if each.shape is not None:
+            shape = f"shape = {format_value(each.shape)}"
+            words |= {dim: None for dim in each.shape if isinstance(dim, str)}
+        text += f"\n[[inputs]]\nname = {format_value(each.name)}\ndtype = {format_value(each.dtype)}\n{shape}\n"
+        if each.batch_dimension:
+            text += f"batch_dimension = {each.batch_dimension}\n"
+        if each.is_mask:
+            text += "values = [1]  # a mask of ones\n"
+        elif each.high is not None:
+            text += f"high = {each.high}  # the last row of a table in the network\n"
+        elif each.dtype.startswith(("int", "uint")) and each.dtype != "uint8":
             text += "high = 1  # fill in: the largest value, for token ids that of the vocabulary\n"
     for word in words:
-        text += f"\n[dimensions.{word}]  # the file leaves it open: fill in\nmin = 1\nopt = 16\nmax = 64\n"
+        smallest, largest = dimensions.get(word, (1, 0))
+        most = max(smallest, largest or (64000 if word == SAMPLES else 64))
+        unknown = "" if largest else f"  # {LARGEST}"
+        text += f"\n[dimensions.{word}]\nmin = {smallest}\nopt = {max(smallest, most // 4)}\nmax = {most}{unknown}\n"
     return text
 
 
 def onnx_keys(
-    image: list[int | None] | None, batch: int | None, formats: list[str]
+    image: list[int | None] | None, size_comment: str, batch: int | None, formats: list[str]
 ) -> tuple[list[Key], Collection[str]]:
     """Return the keys of the spec of an ONNX graph, and the names of keys that make no sense for it.
 
     Args:
         image: (batch, channels, height, width) of its input; None where the graph leaves one open. None if it takes
             something else than one picture.
+        size_comment: How the size is known.
         batch: The fixed batch of the spec; None for an open one.
         formats: Those of the spec.
     """
     keys = [
         Key("", "formats", formats, "an ONNX file cannot be converted to TorchScript"),
         Key("weights", "source", "model.onnx", "the network and its weights"),
-        *(picture_keys(image) if image else ()),
+        *(picture_keys(image, size_comment) if image else ()),
     ]
     no_picture = () if image else ("ensemble",)
     if batch is None:
@@ -115,18 +200,12 @@ def onnx_keys(
     return keys, ("opset", "ensemble", "opt_batch_size")
 
 
-def picture_keys(image: list[int | None]) -> list[Key]:
+def picture_keys(image: list[int | None], size_comment: str) -> list[Key]:
     """Return the keys of [input] for the input of an ONNX graph, (batch, channels, height, width)."""
     channels, height, width = (length or other for length, other in zip(image[1:], (3, 224, 224), strict=True))
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ([0.0] * channels, [1.0] * channels)
-    comment = "channels, height, width"
     return [
-        Key(
-            "input",
-            "shape",
-            [channels, height, width],
-            comment if all(image[1:]) else f"{comment}: the file leaves it open",
-        ),
+        Key("input", "shape", [channels, height, width], size_comment),
         Key("input", "mean", mean, "not in the ONNX file: use the value of the training"),
         Key("input", "std", std, "the same"),
         *sample_keys(channels),
@@ -169,23 +248,51 @@ def torch_spec(name: str, file: str, scratch: str) -> tuple[str, str]:
     Raises:
         UserError: If the file contains no network.
     """
-    from build_tasks.formats import torch_program
-    from build_tasks.runtime import worker
+    from build_tasks.formats import network_inputs, torch_program
 
     if not os.path.isfile(file):
         raise UserError(f"--from-torch: expected a file, found {file!r}, which is none")
     torch_program.check_program(file)
-    try:
-        shape, comment = worker.call(torch_program.find_shape, file, log=f"{scratch}/log")
-    except worker.CrashError as error:
-        raise UserError(f"{file}: {first_lines(error)}") from error
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[0] == 3 else ([0.0] * shape[0], [1.0] * shape[0])
+    found = call(network_inputs.inputs_of_file, file, log=f"{scratch}/log")
     suffix = ".pt2" if torch_program.is_exported(file) else ".pt"
+    keys = [Key("weights", "source", f"model{suffix}", "the network and its weights")]
+    return torch_text(f"the file {os.path.basename(file)}", keys, found), file
+
+
+def network_spec(network: str, source: str, scratch: str) -> str:
+    """Return the spec of a model whose network is a function of the user, after a trial run of the network.
+
+    Args:
+        network: `path/of/file.py:function`.
+        source: The value of weights.source.
+        scratch: A folder for the log of the trial run.
+    Raises:
+        UserError: If the function does not build a network.
+    """
+    from build_tasks.formats import network_inputs
+
+    path, _, function = network.partition(":")
+    if not os.path.isfile(path) or not path.endswith(".py") or not function:
+        raise UserError(f"--network: expected a Python file and its function, net.py:build, found {network!r}")
+    found = call(network_inputs.inputs_of_function, path, function, log=f"{scratch}/log")
+    comment = "RANDOM weights, for structure tests only" if split_source(source)[0] == "random" else ""
     keys = [
-        Key("weights", "source", f"model{suffix}", "the network and its weights"),
-        Key("input", "shape", shape, f"channels, height, width, {comment}"),
+        Key("architecture", "network", f"{os.path.basename(path)}:{function}"),
+        Key("weights", "source", source, comment),
+    ]
+    return torch_text(f"the network of {os.path.basename(path)}", keys, found)
+
+
+def torch_text(description: str, keys: list[Key], found: "FoundInputs") -> str:
+    """Return the text of the spec of a network of PyTorch: [input] if it takes one picture, otherwise [[inputs]]."""
+    if not found.picture:
+        return format_spec(description, keys, ("ensemble",)) + input_tables(found.inputs, found.dimensions)
+    shape = [int(length) for length in found.inputs[0].shape or []]
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[0] == 3 else ([0.0] * shape[0], [1.0] * shape[0])
+    keys += [
+        Key("input", "shape", shape, f"channels, height, width, {found.comment}"),
         Key("input", "mean", mean, "not in the file: use the value of the training"),
         Key("input", "std", std, "the same"),
         *sample_keys(shape[0]),
     ]
-    return format_spec(f"the file {os.path.basename(file)}", keys), file
+    return format_spec(description, keys)

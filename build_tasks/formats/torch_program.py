@@ -15,10 +15,6 @@ from build_tasks.runtime.limits import check_archive
 if TYPE_CHECKING:
     import torch
 
-KNOWN, TRIED = "as the file has it", "found by trial: use the size of the training"
-FILL_IN = "fill in: those that the file takes; no size that was tried fits"
-TRIED_SIDES = (224, 256, 240, 288, 299, 320, 384, 448, 512, 640, 128, 112, 96, 64, 32, 28, 16)  # pixels
-
 
 def check_program(path: str) -> str:
     """Return the path of a file with a network.
@@ -102,35 +98,3 @@ def _load_exported(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
 def is_exported(path: str) -> bool:
     """Return whether a file is one of torch.export."""
     return program_kind(path) == EXPORTED
-
-
-def find_shape(path: str) -> tuple[list[int], str]:
-    """Return the [channels, height, width] of one input, and how it is known: KNOWN, TRIED or FILL_IN.
-
-    torch.export records the shape. A TorchScript file does not, so that usual sizes are tried, with the number of
-    channels of its first filter.
-
-    Raises:
-        UserError: If torch cannot load the file.
-    """
-    import torch
-
-    if is_exported(path):
-        program = torch.export.load(path)
-        first = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-        dims = list(first.meta["val"].shape)
-        if len(dims) == 4:
-            shape = [length if isinstance(length, int) else 224 for length in dims[1:]]
-            return shape, KNOWN if all(isinstance(length, int) for length in dims[1:]) else TRIED
-    network = load_program(path)
-    filters = (tensor.shape[1] for tensor in network.state_dict().values() if tensor.ndim == 4)
-    first_channels = next(filters, 3)
-    for channels in dict.fromkeys((first_channels, 3, 1)):
-        for side in TRIED_SIDES:
-            try:
-                with torch.inference_mode():
-                    network(torch.zeros(2, channels, side, side))
-            except Exception:  # whatever the program raises for a size that it does not take
-                continue
-            return [channels, side, side], TRIED
-    return [first_channels, 224, 224], FILL_IN

@@ -43,15 +43,25 @@ def user_function(model: str, name: str) -> Callable[..., Any]:
         UserError: If the file or the function does not exist, or if the file raises an error.
     """
     file, _, function = name.partition(":")
-    path = f"{MODELS}/{model}/{file}"
+    # TorchScript writes the name of the module into its code, where only these characters make a name.
+    module = re.sub(r"[^A-Za-z0-9_]", "_", f"models_{model}_{file.removesuffix('.py')}")
+    import_sources_only(os.path.abspath(MODELS))
+    return _function(f"{MODELS}/{model}/{file}", function, module, os.path.abspath(f"{MODELS}/{model}"))
+
+
+def function_of_file(path: str, function: str) -> Callable[..., Any]:
+    """Return a function of a Python file that is in no model's folder yet; see user_function."""
+    return _function(path, function, "network_of_user", os.path.dirname(os.path.abspath(path)))
+
+
+def _function(path: str, function: str, name: str, folder: str) -> Callable[..., Any]:
+    """Run a Python file as a module of this name, with the files in `folder` beside it, and return its function."""
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist")
-    # TorchScript writes the name of the module into its code, where only these characters make a name.
-    module = types.ModuleType(re.sub(r"[^A-Za-z0-9_]", "_", f"models_{model}_{file.removesuffix('.py')}"))
+    module = types.ModuleType(name)
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses search for their module there
-    import_sources_only(os.path.abspath(MODELS))
-    _import_beside(os.path.abspath(f"{MODELS}/{model}"), os.path.dirname(os.path.abspath(path)))
+    _import_beside(folder, os.path.dirname(os.path.abspath(path)))
     try:
         with open(path, "rb") as source:
             exec(compile(source.read(), path, "exec"), module.__dict__)

@@ -4,14 +4,18 @@ import importlib.metadata
 import json
 import re
 import tomllib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
+import onnx
 import pytest
 import timm
 import torch
+from onnx import helper, numpy_helper
 
 from build_tasks.doit_plugin.new_command import New
 from build_tasks.spec.loader import parse
@@ -190,9 +194,100 @@ def test_a_checkpoint_in_a_data_folder_is_not_copied(doit_new: Doit, monkeypatch
     assert not Path("models/m/net.pth").exists()
 
 
+NETWORKS = """\
+import torch
+from torch import nn
+
+class Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.kinds, self.head = nn.Embedding(30, 8), nn.Embedding(7, 8), nn.Linear(8, 3)
+    def forward(self, input_ids, kind_ids, attention_mask, past=None):
+        x = (self.words(input_ids) + self.kinds(kind_ids)) * attention_mask[..., None]
+        return {"states": x, "logits": self.head(x.sum(1))}
+
+class Odd(Text):
+    def forward(self, left, right: torch.Tensor):
+        assert left.shape[1:] == (5,)
+        return left
+
+class Rate(Odd):
+    def forward(self, x: torch.Tensor, rate: int):
+        return x
+
+def broken():
+    raise ValueError("no weights")
+"""
+
+
+def test_the_inputs_of_a_network_are_found_by_trial(project: Project) -> None:
+    (project / "net.py").write_text(NETWORKS)
+    found = project.built("new", "text", "--network", "net.py:Text").out
+    assert "fill in: max in models/text/model.toml: the largest length that is served" in found
+    assert "the weights are RANDOM" in found
+    spec = spec_of(project / "models/text/model.toml")
+    assert spec["inputs"] == [
+        {"name": "input_ids", "dtype": "int64", "shape": ["length"], "high": 29},
+        {"name": "kind_ids", "dtype": "int64", "shape": ["length"], "high": 6},
+        {"name": "attention_mask", "dtype": "int64", "shape": ["length"], "values": [1]},
+    ]
+    assert spec["dimensions"] == {"length": {"min": 1, "opt": 16, "max": 64}}
+    assert "reference:text" in project.built("reference:text").ran, "it builds without an edit"
+    odd = project.built("new", "odd", "--network", "net.py:Odd").out
+    for name in ("left", "right"):
+        assert f"fill in: shape in models/odd/model.toml: the dimensions of {name} without the batch" in odd
+    for network, line in {
+        "net.py:Rate": "net.py: forward takes (x, rate), and rate is int, no tensor: give it a default in a network",
+        "net.py:broken": "net.py, line 22: ValueError: no weights",
+        "net.py:absent": "net.py: there is no function absent",
+        "absent.py:build": "--network: expected a Python file and its function, net.py:build, found 'absent.py:build'",
+        "net.py": "--network: expected a Python file and its function, net.py:build, found 'net.py'",
+    }.items():
+        refused = project.doit("new", "wrong", "--network", network)
+        assert (refused.code, refused.out.startswith(f"ERROR: {line}")) == (3, True), refused.out
+    assert not (project / "models/wrong").exists()
+
+
+def test_a_file_of_torch_export_records_its_inputs(project: Project) -> None:
+    module: dict[str, Any] = {"__name__": "networks"}
+    exec(NETWORKS, module)
+    dims = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=48)}
+    tensors = tuple(torch.ones(2, 5, dtype=torch.int64) for _ in range(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module["Text"]().eval(), tensors, dynamic_shapes=(dims, dims, dims))
+        torch.export.save(program, project / "text.pt2")
+    project.built("new", "text", "--from-torch", "text.pt2")
+    spec = spec_of(project / "models/text/model.toml")
+    (word,) = spec["dimensions"]
+    assert [(each["name"], each["shape"]) for each in spec["inputs"]] == [
+        (name, [word]) for name in ("input_ids", "kind_ids", "attention_mask")
+    ]
+    assert spec["dimensions"][word] == {"min": 2, "opt": 12, "max": 48}
+
+
+def test_the_inputs_of_an_onnx_file_are_taken_from_it(project: Project) -> None:
+    """The batch of the state is its second dimension, and the rows of the table are the token ids."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    inputs = [value("ids", 7, ["batch", "length"]), value("state", 1, [2, "batch", 4])]
+    outputs = [value("words", 1, ["batch", "length", 4]), value("next", 1, [2, "batch", 4])]
+    nodes = [node("Gather", ["table", "ids"], ["words"]), node("Neg", ["state"], ["next"])]
+    table = numpy_helper.from_array(np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32), "table")
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [table])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), project / "speech.onnx")
+    project.built("new", "--from-onnx", "speech.onnx")
+    spec = spec_of(project / "models/speech/model.toml")
+    assert spec["inputs"] == [
+        {"name": "ids", "dtype": "int64", "shape": ["length"], "high": 9},
+        {"name": "state", "dtype": "float32", "shape": [2, 4], "batch_dimension": 1},
+    ]
+    assert spec["outputs"] == [{"name": "words"}, {"name": "next", "batch_dimension": 1}]
+
+
 USAGE = (
-    "expected: doit new NAME --architecture TIMM_NAME [--weights SOURCE] | [NAME] --from-onnx FILE | "
-    "[NAME] --from-torch FILE"
+    "expected: doit new NAME --architecture TIMM_NAME [--weights SOURCE] | "
+    "NAME --network FILE.py:FUNCTION [--weights SOURCE] | [NAME] --from-onnx FILE | [NAME] --from-torch FILE"
 )
 NAME = "a model's name is made of letters, digits, _ and -, and begins with a letter or digit"
 
@@ -205,6 +300,8 @@ REFUSED = [
     ("m -w random://0 --from-onnx m.onnx", USAGE),
     ("m -w random://0 --from-torch m.pt", USAGE),
     ("m --from-torch m.pt --from-onnx m.onnx", USAGE),
+    ("m --network net.py:build -a resnet18", USAGE),
+    ("--network net.py:build", USAGE),
     ("--from-torch absent.pt", "--from-torch: expected a file, found 'absent.pt', which is none"),
     ("there -a resnet18", "models/there exists already"),
     ("onnx -a resnet18", "models/onnx: doit has a command or stage named onnx; rename the folder"),
