@@ -8,6 +8,8 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 from tests.support.project import ROOT, Project
 
@@ -71,6 +73,45 @@ std = [1, 1, 1]
 [weights]
 source = "package://nudenet/320n.onnx"
 """
+DIGITS = """\
+max_batch_size = 8
+
+[architecture]
+network = "network.py:build"
+
+[input]
+shape = [1, 28, 28]
+mean = [0.5]
+std = [0.5]
+
+[weights]
+source = "package://digit_recognizer/models/handwriting_model.pth"
+"""
+DIGITS_NETWORK = "from digit_recognizer.model import CNN\n\n\ndef build():\n    return CNN()\n"
+ENCODER = """\
+formats = ["onnx", "tensorrt"]
+max_batch_size = 4
+
+[weights]
+source = "package://arabic_name_romanizer/resources/encoder.onnx"
+
+[[inputs]]
+name = "src"
+dtype = "int64"
+shape = ["letters"]
+high = 159
+
+[[inputs]]
+name = "src_mask"
+dtype = "bool"
+shape = ["letters"]
+values = [true]
+
+[dimensions.letters]
+min = 2
+opt = 12
+max = 32
+"""
 
 
 def require(package: str) -> None:
@@ -120,12 +161,13 @@ def test_networks_with_tensorflow_padding_at_odd_sizes(project: Project, name: s
         ),
         ("onet", "facenet_pytorch", ONET, ONET_NETWORK, 3),
         ("yolo", "nudenet", YOLO, None, 1),
+        ("digits", "digit_recognizer", DIGITS, DIGITS_NETWORK, 1),
     ],
 )
 def test_other_families(
     project: Project, name: str, package: str, spec: str, network: str | None, outputs: int
 ) -> None:
-    """A classifier of torchvision, a cascade's last network for faces with three outputs, and a detector from ONNX."""
+    """A classifier of torchvision, a network for faces with three outputs, a detector from ONNX, and gray digits."""
     require(package)
     folder: Path = project.model(name, spec)
     if network:
@@ -137,3 +179,20 @@ def test_other_families(
     assert 1e-5 < found["model.fp16.onnx"]["relative_l2"] < 1e-2
     signature = json.loads((project / f"build/{name}/model.onnx.signature.json").read_text())
     assert len(signature["outputs"]) == outputs
+
+
+def test_a_text_encoder_with_a_mask_and_an_open_length(project: Project) -> None:
+    """What is served answers as the file of the package, at a batch and a length that the build has not tried."""
+    require("arabic_name_romanizer")
+    project.model("encoder", ENCODER)
+    project.built(**NO_GPU)
+    report = json.loads((project / "build/encoder/accuracy.json").read_text())
+    assert {row["status"] for row in report["artifacts"]} == {"ok"}
+    (package,) = importlib.util.find_spec("arabic_name_romanizer").submodule_search_locations or [""]  # type: ignore[union-attr]
+    feed = {"src": np.random.default_rng(0).integers(0, 160, (3, 7)), "src_mask": np.ones((3, 7), bool)}
+    original, served = (
+        onnxruntime.InferenceSession(path).run(["memory_out", "hidden_out"], feed)
+        for path in (f"{package}/resources/encoder.onnx", project / "model_repository/encoder_onnx/1/model.onnx")
+    )
+    for found, expected in zip(served, original, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -3,11 +3,18 @@
 The stages are light ones: every target depends on the inputs and settings of its stage.
 """
 
+import contextlib
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from build_tasks.errors import UserError
+from build_tasks.spec.ensemble_tables import Ensemble, EnsembleStep
+from build_tasks.spec.loader import parse
+from build_tasks.spec.tensor_tables import Dimension, TensorInput, TensorOutput
 from tests.support.light_stages import use_light_stages
 from tests.support.project import Project
 
@@ -20,6 +27,8 @@ source = "random://0"
 [[inputs]]
 name = "pixels"
 shape = [3, 4, 4]
+layout = "nchw"
+crop_mode = "letterbox"
 [[outputs]]
 name = "scores"
 [[outputs]]
@@ -50,6 +59,11 @@ def edit(old: str, new: str, path: str = NET) -> Edit:
     return lambda project: project.edit(path, old, new)
 
 
+def pixels(line: str) -> Edit:
+    """Add a key to the table of the input."""
+    return edit('name = "pixels"', f'name = "pixels"\n{line}')
+
+
 def labels(project: Project) -> None:
     (project / "models/net/colors.txt").write_text("red\n")
     project.edit(NET, 'name = "boxes"', 'name = "boxes"\nlabels = "colors.txt"')
@@ -60,9 +74,29 @@ def samples(project: Project) -> None:
     project.edit(NET, 'outputs = ["best"]', 'outputs = ["best"]\nsamples = "s.npz"')
 
 
+# What follows from other samples or pictures, and from another interface of the network besides that.
+PREPARED = [
+    *("reference:net", "measure:net_onnx", "accuracy:net_onnx", "summary:net", "client:net_onnx", "publish:net_onnx"),
+    *("ensemble:net", "client:net_ensemble", "publish:net_ensemble"),
+]
+INTERFACE = [*PREPARED, "onnx:net", "config:net_onnx", "config:net_ensemble"]
+
 STARS: dict[str, tuple[Edit, list[str]]] = {
-    "inputs.dims": (edit("shape = [3, 4, 4]", "shape = [3, 4, 4]\ndims = [48]"), [*SERVED, "ensemble:net", *ENSEMBLE]),
-    "outputs.dims": (edit('name = "boxes"', 'name = "boxes"\ndims = [4]'), [*SERVED, "ensemble:net", *ENSEMBLE]),
+    "inputs.color": (pixels('color = "bgr"'), PREPARED),
+    "inputs.files": (pixels('files = [".png"]'), PREPARED),
+    "inputs.scale": (pixels("scale = 255"), PREPARED),
+    "inputs.mean": (pixels("mean = [0.5]"), PREPARED),
+    "inputs.std": (pixels("std = [0.5]"), PREPARED),
+    "inputs.interpolation": (pixels('interpolation = "nearest"'), PREPARED),
+    "inputs.crop_mode": (edit('"letterbox"', '"squash"'), PREPARED),
+    "inputs.crop_pct": (edit('"letterbox"', '"center"\ncrop_pct = 0.5'), PREPARED),
+    "inputs.fill": (pixels("fill = 0"), PREPARED),
+    "inputs.values": (pixels("values = [0, 1]"), INTERFACE),
+    "outputs.key": (edit('name = "scores"', 'name = "scores"\nkey = 0'), INTERFACE),
+    "outputs.batch_dimension": (edit('name = "scores"', 'name = "scores"\nbatch_dimension = 1'), INTERFACE),
+    "outputs.classes": (edit('name = "scores"', 'name = "scores"\nclasses = true'), INTERFACE),
+    "inputs.dims": (edit("shape = [3, 4, 4]", "shape = [3, 4, 4]\ndims = [48]"), [*SERVED, "client:net_onnx", "ensemble:net", *ENSEMBLE]),
+    "outputs.dims": (edit('name = "boxes"', 'name = "boxes"\ndims = [4]'), [*SERVED, "client:net_onnx", "ensemble:net", *ENSEMBLE]),
     "outputs.labels": (  # they say that the output holds classes, which are compared
         labels,
         [
@@ -95,7 +129,21 @@ STARS: dict[str, tuple[Edit, list[str]]] = {
 }
 
 
-SHORT_FORM = ("outputs.labels", "ensemble.steps.inputs", "a file of the Python model", "the spec of another step")
+ELSEWHERE = {  # keys whose rows are in test_tensors.py
+    *("inputs.name", "inputs.dtype", "inputs.shape", "inputs.layout", "inputs.low", "inputs.high"),
+    *("inputs.batch_dimension", "outputs.name", "dimensions.min", "dimensions.opt", "dimensions.max"),
+    *("ensemble.steps", "ensemble.steps.model", "ensemble.steps.python"),  # without them there is no ensemble
+}
+
+
+def test_every_key_of_these_tables_has_a_row() -> None:
+    tables = {"inputs": TensorInput, "outputs": TensorOutput, "dimensions": Dimension}
+    tables |= {"ensemble": Ensemble, "ensemble.steps": EnsembleStep}
+    keys = {f"{name}.{key}" for name, table in tables.items() for key in table.__struct_fields__}
+    assert keys - {*STARS} == ELSEWHERE
+
+
+SHORT_FORM = ("inputs.mean", "outputs.labels", "ensemble.steps.inputs", "a file of the Python model", "the spec of another step")
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +168,34 @@ def test_an_edit_runs_exactly_these_tasks(built: Project, tmp_path: Path, name: 
     change(project)
     assert project.built().ran == sorted(tasks)
     assert project.built().ran == []
+
+
+def edit_at_random(project: Project, generator: random.Random) -> str:
+    """Make one of the edits of the table; one that does not fit to those before it is taken back."""
+    name = generator.choice([*STARS])
+    before = (project / NET).read_text()
+    try:
+        STARS[name][0](project)
+        with contextlib.chdir(project.root):
+            parse("net", (project / NET).read_bytes())
+    except (AssertionError, UserError):
+        (project / NET).write_text(before)
+    return name
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 12))])
+def test_any_sequence_of_edits_ends_where_a_clean_build_does(built: Project, tmp_path: Path, seed: int) -> None:
+    """With several inputs, outputs and steps of an ensemble; test_equivalence.py has the real stages."""
+    project, generator = built.copy(tmp_path / "edited"), random.Random(seed)
+    history = []
+    for _ in range(8):
+        history.append(edit_at_random(project, generator))
+        if generator.random() < 0.4:
+            project.built()
+    project.built()
+    clean = Project(tmp_path / "clean")
+    use_light_stages(clean)
+    shutil.rmtree(clean / "models")
+    shutil.copytree(project / "models", clean / "models")
+    clean.built()
+    assert project.tree() == clean.tree(), history

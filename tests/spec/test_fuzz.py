@@ -11,11 +11,23 @@ from typing import Any, get_type_hints
 import pytest
 
 from build_tasks.errors import MAX_LINE, UNSAFE, UserError
+from build_tasks.spec.ensemble_tables import Ensemble, EnsembleStep
 from build_tasks.spec.loader import load
 from build_tasks.spec.model import Spec
 from build_tasks.spec.tables import TorchScript, TritonKeys
-from build_tasks.spec.tensor_tables import Dimension
-from build_tasks.stages import engine, labels, measure, onnx, precision, preprocess, publish, reference, weights
+from build_tasks.spec.tensor_tables import Dimension, TensorInput, TensorOutput
+from build_tasks.stages import (
+    engine,
+    labels,
+    measure,
+    onnx,
+    precision,
+    preprocess,
+    publish,
+    python_model,
+    reference,
+    weights,
+)
 from build_tasks.triton.model_config import protobuf
 from build_tasks.triton.platforms import TRITON_MODELS
 from tests.support import tensor_cases
@@ -76,7 +88,58 @@ truth = "truth.csv"
 precision = "int8"
 top1_drop = 0.01
 """
-SEEDS = [*4 * [TINY, FULL, spec(), spec(top='formats = ["onnx", "torchscript"]', more=TRITON)], *VALID]
+TENSORS = """
+formats = ["torchscript", "onnx", "rtx"]
+max_batch_size = 4
+[architecture]
+network = "network.py:build"
+[weights]
+source = "random://0"
+[[inputs]]
+name = "image"
+shape = [3, "height", 64]
+layout = "nchw"
+color = "bgr"
+mean = [0.5]
+std = [0.5]
+[[inputs]]
+name = "ids"
+dtype = "int64"
+shape = ["length"]
+dims = [1, "length"]
+high = 99
+[[inputs]]
+name = "mask"
+dtype = "int64"
+shape = ["length"]
+values = [1]
+batch_dimension = 1
+[dimensions]
+height = { min = 32, opt = 64, max = 96 }
+length = { max = 128 }
+[[outputs]]
+name = "logits"
+key = "out.0"
+classes = true
+labels = "labels.txt"
+[[outputs]]
+name = "boxes"
+dims = [4]
+batch_dimension = 1
+[ensemble]
+outputs = ["best"]
+samples = "samples.npz"
+[[ensemble.steps]]
+model = "m_onnx"
+outputs = { logits = "scores" }
+[[ensemble.steps]]
+python = "best"
+inputs = { SCORES = "scores" }
+[[accuracy.gate]]
+output = "logits"
+relative_l2 = 0.1
+"""
+SEEDS = [*4 * [TINY, FULL, TENSORS, spec(), spec(top='formats = ["onnx", "torchscript"]', more=TRITON)], *VALID]
 SEEDS += 2 * [spec(more="[triton]\ndynamic_batching = {}")]
 SEEDS += [text for text, _ in MISTAKES[::10]]
 SEEDS += [*tensor_cases.VALID, *(text for text, _ in tensor_cases.MISTAKES[::6])]
@@ -141,6 +204,10 @@ TABLES = {
     "torchscript": TorchScript.__struct_fields__,
     "triton": (*TritonKeys.__struct_fields__, *protobuf().ModelConfig.DESCRIPTOR.fields_by_name, *TRITON_MODELS),
     "dimensions.length": Dimension.__struct_fields__,
+    "[inputs]": TensorInput.__struct_fields__,
+    "[outputs]": TensorOutput.__struct_fields__,
+    "ensemble": Ensemble.__struct_fields__,
+    "[ensemble.steps]": EnsembleStep.__struct_fields__,
     "triton.onnx": tuple(protobuf().ModelConfig.DESCRIPTOR.fields_by_name),
 }
 
@@ -195,8 +262,9 @@ def stages(model: Any) -> Iterator[Any]:
     if "onnx" in model.spec.formats:
         yield onnx.task(model)
         yield publish.task(model, "onnx", ["model.onnx"])
-    if model.spec.ensemble:
+    if isinstance(model.spec.ensemble, str):
         yield preprocess.task(model)
+    yield from python_model.tasks(model)
 
 
 @pytest.fixture
@@ -205,7 +273,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "build_tasks").symlink_to(ROOT / "build_tasks")
     folder = tmp_path / "models/m"
-    (folder / "samples").mkdir(parents=True)
+    for name in ("samples", "best"):
+        (folder / name).mkdir(parents=True)
+    for name in ("config.pbtxt", "model.py"):
+        (folder / "best" / name).touch()
     (folder / "labels.txt").write_text("a\nb\n")
     (folder / "network.py").write_text("")
     os.mkfifo(folder / "fifo")
