@@ -159,8 +159,8 @@ def smoke_model(client: Client, served: ServedModel, models: list[Model]) -> Smo
     else:
         largest = sample_requests.largest_request(reference.groups, max_batch_size) if sizes[1] > sizes[0] else sizes[1]
         batches = batch_check.batches_between(sizes[0], batch_check.TUNED, largest)
-        arranged = batch_check.arrangements(len(reference.names), batches, repeated=batches)
-        others = [reference_outputs.Batch(run, batch) for batch in arranged]
+        orders = batch_check.arrangements(len(reference.names), batches, repeated=batches)
+        others = [reference_outputs.Batch(run, batch) for batch in orders]
         measured = reference.measure(
             run, *sizes, model.spec.output.top_k, batches=others, class_names=class_outputs(model)
         )

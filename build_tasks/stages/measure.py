@@ -224,11 +224,11 @@ def _batches(
     samples = count_samples(groups)
     if session.on_gpu:
         sizes = batch_check.batches_of(signature, settings["largest_batch"])
-        arranged = batch_check.arrangements(samples, sizes, repeated=sizes)
+        orders = batch_check.arrangements(samples, sizes, repeated=sizes)
     else:
         sizes = batch_check.batches_of(signature, min(settings["largest_batch"], batch_check.MAX_CPU_BATCH))
-        arranged = batch_check.arrangements(samples, sizes, repeated=[min(batch_check.TUNED, sizes[-1])])
-    return [Batch(session.run, batch) for batch in arranged]
+        orders = batch_check.arrangements(samples, sizes, repeated=[min(batch_check.TUNED, sizes[-1])])
+    return [Batch(session.run, batch) for batch in orders]
 
 
 def _truth(inputs: Paths, settings: Settings, names: list[str]) -> metrics.Truth | None:

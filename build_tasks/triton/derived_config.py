@@ -1,6 +1,6 @@
 """The ModelConfig of an artifact, derived from its signature and from the fields that the spec sets."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -11,7 +11,7 @@ from build_tasks.tensors import Signature, profile_batches
 from build_tasks.triton import cpu_cores, derived_tensors, model_config, releases
 from build_tasks.triton.derived_tensors import DTYPES, ClientView
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
-from build_tasks.triton.warm_up_data import data_file
+from build_tasks.triton.warm_up_data import warm_up_input
 
 LAYOUTS = {"nchw": "FORMAT_NCHW", "nhwc": "FORMAT_NHWC"}
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
@@ -273,34 +273,12 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
             "batch_size": size,  # 1 if the batch is fixed, because dims contain it
             **count,
             "inputs": {
-                tensor.name: _warm_up_input(config, tensor, dims, signature, settings.warm_up_values)
+                tensor.name: warm_up_input(config, tensor, dims, signature["smallest_batch"], settings.warm_up_values)
                 for tensor in config.input
             },
         }
         for name, size, dims in points
     ]
-
-
-def _warm_up_input(
-    config: Any, tensor: Any, lengths: Mapping[str, list[int]], signature: CommonSignature, filled: Collection[str]
-) -> dict[str, Any]:
-    """Return one input of a warm-up request.
-
-    Args:
-        config: The ModelConfig.
-        tensor: Its input.
-        lengths: The dims of inputs with open dimensions, without the batch.
-        signature: That of the artifacts.
-        filled: The inputs whose values are in a file.
-    """
-    dims = list(tensor.dims)
-    if -1 in dims[0 if config.max_batch_size else 1 :]:
-        own = lengths[tensor.name]
-        dims[len(dims) - len(own) :] = own
-    if not config.max_batch_size and dims[0] == -1:  # clients form the batch
-        dims[0] = signature["smallest_batch"]
-    source = {"input_data_file": data_file(tensor.name, dims)} if tensor.name in filled else {"zero_data": True}
-    return {"data_type": model_config.protobuf().DataType.Name(tensor.data_type), "dims": dims, **source}
 
 
 def to_text(config: Any) -> str:

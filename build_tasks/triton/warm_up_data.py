@@ -8,7 +8,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from build_tasks.triton.model_config import protobuf
@@ -25,6 +25,28 @@ PACKED = {
 def data_file(name: str, dims: Sequence[int]) -> str:
     """Return the name of the file for an input of these dims, relative to the folder warmup/."""
     return f"{re.sub('[:/]', '_', name)}.{'x'.join(map(str, dims))}.bin"
+
+
+def warm_up_input(
+    config: Any, tensor: Any, lengths: Mapping[str, list[int]], smallest_batch: int, filled: Collection[str]
+) -> dict[str, Any]:
+    """Return one input of a warm-up request.
+
+    Args:
+        config: The ModelConfig.
+        tensor: Its input.
+        lengths: The dims of inputs with open dimensions, without the batch.
+        smallest_batch: That of the artifacts.
+        filled: The inputs whose values are in a file.
+    """
+    dims = list(tensor.dims)
+    if -1 in dims[0 if config.max_batch_size else 1 :]:
+        own = lengths[tensor.name]
+        dims[len(dims) - len(own) :] = own
+    if not config.max_batch_size and dims[0] == -1:  # clients form the batch
+        dims[0] = smallest_batch
+    source = {"input_data_file": data_file(tensor.name, dims)} if tensor.name in filled else {"zero_data": True}
+    return {"data_type": protobuf().DataType.Name(tensor.data_type), "dims": dims, **source}
 
 
 def write_files(config: Any, values: Mapping[str, Value], folder: str) -> None:

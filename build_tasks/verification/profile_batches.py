@@ -34,8 +34,8 @@ def batches_of_profiles(run: Callable[..., Any], profiles: Profiles, groups: Seq
         sizes = batches_between(shapes["min"][0], shapes["opt"][0], shapes["max"][0])
         for start, feed in zip(group_starts(groups), groups, strict=True):
             if takes_lengths(profile, feed):
-                arranged = arrangements(batch_of(feed), sizes, repeated=sizes)
-                batches += [Batch(own, start + samples) for samples in arranged]
+                orders = arrangements(batch_of(feed), sizes, repeated=sizes)
+                batches += [Batch(own, start + samples) for samples in orders]
     return batches
 
 
