@@ -31,6 +31,8 @@ from build_tasks.errors import MAX_LINE, UNSAFE, UserError
 from build_tasks.formats import checkpoints, lock_file, picture_transform, state_dicts
 from build_tasks.report.sample_table import thumbnail
 from build_tasks.runtime import worker
+from build_tasks.spec.model import Model, Spec
+from build_tasks.spec.tables import Input, Weights
 from build_tasks.stages import labels, weights
 from build_tasks.triton.preprocess_model.preprocessing import PictureError, preprocess
 from build_tasks.verification import accuracy_samples
@@ -312,12 +314,9 @@ def read_weights(path: Path) -> object:
 
 
 def read_graph(path: Path) -> object:
-    settings = {
-        "model": "m",
-        "weights": {"source": str(path), "sha256": None},
-        "shape": [3, SIDE, SIDE],
-        "architecture": {"timm": None, "network": None},
-    }
+    spec = Spec(weights=Weights(source="m.onnx"), input=Input(shape=[3, SIDE, SIDE]), formats=["onnx"])
+    settings = weights.stage(Model("m", spec)).settings
+    settings["weights"]["source"] = str(path)
     return weights.build_from_onnx({"source": str(path)}, {"weights": str(path.parent / "draft.onnx")}, settings)
 
 
