@@ -39,6 +39,8 @@ from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 from build_tasks.triton.repository import header_line, release_mark
 from build_tasks.triton.warm_up_data import write_files
 
+OWN_MODULES = ("build_tasks.triton.inflight_requests",)  # which python_model does not use
+
 
 def task(model: Model, model_format: str, files: list[str]) -> dict[str, Any]:
     """The doit task of a Triton model that is no ensemble.
@@ -77,7 +79,7 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
             labels=labels,
         ),
         tools=("tritonclient",),
-        modules=(__name__, *CONFIG_MODULES),
+        modules=(__name__, *OWN_MODULES, *CONFIG_MODULES),
         in_process=True,
     )
 
@@ -187,7 +189,7 @@ def ensemble_task(model: Model, steps: list[Step]) -> dict[str, Any]:
             "network": network.name if (network := last_network(steps)) else None,
         },
         tools=("tritonclient",),
-        modules=(__name__, "build_tasks.triton.ensemble_graph", *CONFIG_MODULES),
+        modules=(__name__, "build_tasks.triton.ensemble_graph", *OWN_MODULES, *CONFIG_MODULES),
         in_process=True,
     )
     return stage.task(doc=f"config.pbtxt of {model.triton_name('ensemble')}")

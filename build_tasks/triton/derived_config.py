@@ -24,7 +24,6 @@ CONFIG_MODULES = (
     "build_tasks.triton.cpu_cores",
     "build_tasks.triton.derived_config",
     "build_tasks.triton.derived_tensors",
-    "build_tasks.triton.inflight_requests",
     "build_tasks.triton.model_config",
     "build_tasks.triton.model_config_checks",
     "build_tasks.triton.newer_fields",
