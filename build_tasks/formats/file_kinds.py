@@ -34,13 +34,13 @@ PICKLES = 5  # at the beginning of a checkpoint in the format before PyTorch 1.6
 MAX_NAME = 1000  # characters of the name of a class or function in a pickle
 
 
-def reject_other_kinds(path: str, wanted: str = "weights") -> None:
+def reject_other_kinds(path: str, expected: str = "weights") -> None:
     """Raise UserError if a file is empty, a pointer of Git LFS, a web page, or of another kind that is no source.
 
     Other problems are not reported.
 
     Args:
-        wanted: What the file should be, for the message.
+        expected: What the file should be, for the message.
     """
     try:
         with open(path, "rb") as file:
@@ -56,7 +56,7 @@ def reject_other_kinds(path: str, wanted: str = "weights") -> None:
     elif head[TAR_OFFSET:].startswith(TAR):
         kind = "a tar archive: unpack it"
     if kind:
-        raise UserError(f"{path} cannot be read as {wanted}: it is {kind}")
+        raise UserError(f"{path} cannot be read as {expected}: it is {kind}")
 
 
 def program_kind(path: str) -> str | None:
