@@ -49,7 +49,7 @@ class Part(TypedDict):
     files: The sha256 of each artifact that it is served from; None for a folder.
     packages: Name and version of the tools that built them.
     source: weights.source of its network; empty for a Python model.
-    license: Of its weights, where its spec names it.
+    license: Of its weights, where its spec or their source names it.
     """
 
     name: str

@@ -61,6 +61,12 @@ class Model(Struct, frozen=True):
         return self.artifact("weights.safetensors")
 
     @property
+    def weights_license(self) -> str | None:
+        """The path of the artifact with the license that the source states; None for a source that cannot state one."""
+        scheme, _ = split_source(self.spec.weights.source)
+        return self.artifact("weights.license.json") if scheme in ("timm", "hf") else None
+
+    @property
     def reference(self) -> str:
         """The library that computes the outputs with which artifacts are compared."""
         return "ONNX Runtime" if self.spec.from_onnx else "PyTorch"

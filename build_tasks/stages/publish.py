@@ -178,6 +178,8 @@ def _task(
             **({name: model.artifact(name) for name in ("samples.json", "samples.txt")} if gated else {}),
             **({path: path for path in user_code.python_files(model)} if runs_user_code else {}),
             "weights": model.weights,
+            **({"license": path} if (path := model.weights_license) else {}),
+            **{f"{step.name}/license": path for step in steps if (path := step.model.weights_license)},
             "config": config,
             **(files or {}),
             **({"preprocessing.json": model.artifact("preprocessing.json")} if of_pictures else {}),

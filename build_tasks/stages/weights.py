@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import declarations, user_code, weight_sources
+from build_tasks.formats import declarations, user_code, weight_license, weight_sources
 from build_tasks.formats.declarations import CHECKPOINT_MODULES, EDIT_MODULES, IMPORT_MODULES, INTERFACE_MODULES
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -77,7 +77,7 @@ def stage(model: Model) -> Stage:
         build=functools.partial(function, query=model.query) if model.query else function,
         inputs=inputs,
         external_inputs=external,
-        outputs={"weights": model.weights},
+        outputs={"weights": model.weights, **({"license": path} if (path := model.weights_license) else {})},
         settings={
             **declarations.settings_of(model),
             "weights": table_settings(weights),
@@ -87,6 +87,7 @@ def stage(model: Model) -> Stage:
         tools=("torch", "timm", "safetensors"),
         modules=(
             __name__,
+            "build_tasks.formats.weight_license",
             "build_tasks.formats.weight_sources",
             *((*IMPORT_MODULES, *EDIT_MODULES) if spec.from_onnx else CHECKPOINT_MODULES),
             *(INTERFACE_MODULES if spec.from_onnx or spec.program_suffix else ()),
@@ -138,6 +139,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
         state, notes = state_dicts.fit(checkpoint, network, source, prefix, path, ema)
     state = state_dicts.match_keys(state, network.state_dict(), source)
     save_file(state, outputs["weights"])
+    weight_license.write_license(source, inputs, outputs)
     parameters = sum(tensor.numel() for tensor in state.values())
     return {"weights": "RANDOM" if scheme == "random" else source, "parameters": parameters, **notes}
 
@@ -155,6 +157,7 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
     with report_damage(path):
         import_interface(graph, path, interface, settings)
         save_onnx(graph, outputs["weights"], external_data=False)
+    weight_license.write_license(settings["weights"]["source"], inputs, outputs)
     try:
         network = wrap_for_serving(pytorch_network.create_network(settings, outputs["weights"]), interface)
         answers = forward(network, example_inputs(interface, 2))
@@ -210,6 +213,7 @@ def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: s
     source = settings["weights"]["source"]
     path = read_source(inputs, settings, torch_program.check_program, query, lambda path: [])
     shutil.copyfile(path, outputs["weights"])
+    weight_license.write_license(source, inputs, outputs)
     interface: Interface = settings["interface"]
     network = wrap_for_serving(pytorch_network.create_network(settings, outputs["weights"]), interface)
     for batch in (2, 3):

@@ -1,5 +1,6 @@
 """Sources on the Hugging Face hub, with its own client and a loopback server: what a repository may hold and refuse."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save, save_file
 
+from build_tasks.formats.weight_license import stated_license
 from tests.stages.test_weights import WeightsRun, add_shards, run_weights, spec
 from tests.support.hub_server import HubServer, commit_of, serving
 from tests.support.project import Project
@@ -76,12 +78,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Iterato
     doubled = save(doubled_tensors(tiny_weights))
     file = {"model.safetensors": tiny_weights.read_bytes()}
     repositories = {
-        "owner/one": {"main": {f"deep/folder/{name}": data for name, data in file.items()} | file,
+        "owner/one": {"main": {f"deep/folder/{name}": data for name, data in file.items()} | file | {
+                          "README.md": b"---\nlicense: other\nlicense_name: research-only\n---\n# A network\n"},
                       "v2": {"model.safetensors": doubled}},
         "owner/sharded": {"main": shards, "v1": {f"fp32/{name}": data for name, data in shards.items()}},
         "owner/moving": {"main": shards},
         "owner/cut": {"main": {name: data for name, data in shards.items() if name != "part-2.safetensors"}},
-        "owner/onnx": {"main": {f"onnx/{name}": data for name, data in network.items()}},
+        "owner/onnx": {"main": {f"onnx/{name}": data for name, data in network.items()} | {
+                           "README.md": b"---\nlicense: mit\n---\n"}},
         "owner/partial": {"main": {name: data for name, data in network.items() if name != "w4.bin"}},
         "owner/gated": {"main": file},
     }  # fmt: skip
@@ -103,6 +107,7 @@ SOURCES = {
     "revision": "hf://owner/one/model.safetensors@v9",
     "file": "hf://owner/one/other.safetensors@main",
 }
+SOURCES_FETCHED = ("one", "deep", "tagged", "pinned", "sharded", "below", "moving", "graph")
 ONNX_SOURCES = {"graph": "hf://owner/onnx/onnx/model.onnx@main", "partial": "hf://owner/partial/model.onnx"}
 
 
@@ -138,6 +143,20 @@ def test_external_data_of_an_onnx_file_comes_through_the_links_of_the_hub_cache(
     assert "weights:graph" in found.run.run.ran, found.run.run.out
     graph = onnx.load_from_string(found.run.build["graph/weights.onnx"])
     assert {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer} == {"w8": [8, 3], "w4": [4, 8]}
+
+
+def test_the_license_of_a_repository_and_of_timm_reaches_the_bill_of_materials(found: HubRun, hub: HubServer) -> None:
+    """A README without metadata, and a repository without one, name no license."""
+    stated = {name: json.loads(found.run.build[f"{name}/weights.license.json"])["license"] for name in SOURCES_FETCHED}
+    named = {"one": "research-only", "deep": "research-only", "graph": "mit"}
+    assert stated == {**dict.fromkeys(SOURCES_FETCHED), **named}
+    assert stated_license("timm://efficientnet_b0.ra_in1k", ask_hub=False) == "apache-2.0"
+    assert stated_license("timm://efficientnet_b0.no_such_tag", ask_hub=False) is None
+    project = found.run.project
+    project.built("publish:graph_onnx", HF_ENDPOINT=hub.url, HF_HOME=str(project / "home"), HF_TOKEN="")
+    bom = json.loads((project / "model_repository/graph_onnx/1/bom.cdx.json").read_text())
+    (weights,) = (part for part in bom["components"] if part["bom-ref"] == "weights")
+    assert weights["licenses"] == [{"license": {"id": "MIT"}}]
 
 
 @pytest.mark.parametrize(
