@@ -64,8 +64,8 @@ def test_show_prune_and_verify(light: tuple[Project, Path, dict[str, str]]) -> N
     age(unnamed, days=2)
     project.built("cache", "prune", **environment)
     assert not unnamed.exists()
-    lost, *_, kept_action = files(cache, "actions")
-    lost.write_text("{}")
+    missing, *_, kept_action = files(cache, "actions")
+    missing.write_text("{}")
     assert "1 of the results cannot be read" in project.built("cache", **environment).out
     (blob,) = [path for path in files(cache, "blobs") if path.name in kept_action.read_text()][:1]
     blob.write_bytes(b"?")
