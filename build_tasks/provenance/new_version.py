@@ -138,8 +138,6 @@ def write_version(
                 inputs[artifact], f"{folder}/{name}", f"{REPOSITORY}/{settings['name']}/{version}/{name}"
             )
     provenance["files"] = file_digests(folder, remember=False)
-    if settings["format"] == "ensemble":
-        provenance["files"][CONFIG_FILE] = digest(config, remember=False) or ""
     bom = f"{folder}/{BOM_FILE}"
     published = f"{REPOSITORY}/{settings['name']}/{version}/{BOM_FILE}"
     parts = parts_of(inputs, settings, records)
@@ -147,5 +145,7 @@ def write_version(
     card = {**card, "license": card["license"] or stated_license(inputs, "license")}
     if write_bom(bom, published, settings["name"], version, provenance, card, parts):
         provenance["files"][BOM_FILE] = digest(bom, remember=False) or ""
+    if settings["format"] == "ensemble":  # after its bill of materials, which a change of [triton] leaves as it is
+        provenance["files"][CONFIG_FILE] = digest(config, remember=False) or ""
     write_json(f"{folder}/{PROVENANCE_FILE}", statement.to_statement(provenance))
     block_bytecode(folder, settings["format"])

@@ -195,7 +195,7 @@ def test_b3_is_built_as_in_the_guide_from_weights_put_in_place(project: Project,
 
 HEAVY = (
     *("torch", "onnx", "numpy", "polygraphy", "timm", "onnxruntime", "google.protobuf", "rich"),
-    *("tensorrt", "tensorrt_rtx", "modelopt"),
+    *("tensorrt", "tensorrt_rtx", "modelopt", "cyclonedx"),
 )
 
 
@@ -269,6 +269,17 @@ def test_a_changed_key_of_triton_is_published_without_a_network(
     assert imported_by(project) == ["google.protobuf"]  # to check the key with Triton's protobuf
     for name in ("tiny", "tiny_onnx"):
         assert "count: 2" in (project / f"model_repository/{name}/config.pbtxt").read_text()
+
+
+def test_a_changed_key_writes_no_bill_of_materials_again(
+    lite0: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    """That of the ensemble neither, whose limit of requests follows the number of instances."""
+    project = copy_of(lite0)
+    spec = project / f"models/{LITE0}/model.toml"
+    spec.write_text(spec.read_text() + "\n[triton]\ninstance_group = [{ count = 2 }]\n")
+    assert imported_by(project, LITE0) == ["google.protobuf"]
+    assert "max_inflight_requests: 256" in (project / f"model_repository/{LITE0}_ensemble/config.pbtxt").read_text()
 
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--all", "--status"], ["info", f"engine:{LITE0}"], []])
