@@ -227,7 +227,8 @@ class Card(Table):
     """What the model card in bom.cdx.json says about the model."""
 
     license: Annotated[
-        Text | None, Meta(description="License of the weights, as an SPDX expression. Default: what their source states.")
+        Text | None,
+        Meta(description="License of the weights, as an SPDX expression. Default: what their source states."),
     ] = None
     training_data: Annotated[Text | None, Meta(description="The data that the network was trained with.")] = None
 
