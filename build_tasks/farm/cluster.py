@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from build_tasks.errors import UserError, first_lines, listed
 from build_tasks.farm import remote
-from build_tasks.farm.units import PYTORCH, SLOT, gpu_resource
+from build_tasks.farm.units import PYTORCH, SLOT, TENSORRT, gpu_resource
 from build_tasks.runtime.distributions import installed_version
 
 SCHEDULER = "BUILD_SCHEDULER"
@@ -144,15 +144,18 @@ def check_versions(client: Any, tools: Collection[str]) -> None:
 
 
 def resources_here() -> dict[str, float]:
-    """Return the resources of this machine: a slot for a build, PyTorch, the GPU with TensorRT."""
+    """Return the resources of this machine: a slot for a build, PyTorch, the GPU with TensorRT and with PyTorch."""
     from build_tasks.runtime import hardware
 
     resources: dict[str, float] = {SLOT: 1}
     if installed_version("torch"):
         resources[PYTORCH] = 1
     device = hardware.gpu()
-    if isinstance(device, hardware.Gpu) and hardware.missing_requirements() is None:
-        resources[gpu_resource(device.compute_capability)] = 1
+    if isinstance(device, hardware.Gpu):
+        if hardware.missing_requirements() is None:
+            resources[gpu_resource(TENSORRT, device.compute_capability)] = 1
+        if hardware.missing_for_package("gpu") is None and hardware.compiler():  # AOTInductor needs both
+            resources[gpu_resource(PYTORCH, device.compute_capability)] = 1
     return resources
 
 

@@ -1,7 +1,8 @@
 """The units of a farm: which tasks run together on one worker, and what that worker has to have.
 
-    outdated stages of a model ─┬─► those of every machine: one unit ───────────┐
-                                └─► engine, measure, accuracy of each kind of GPU: a unit, after the first one
+    outdated stages of a model ─┬─► those of every machine: one unit ─────────────────┐
+                                ├─► plans, their figures, for each kind of GPU: a unit, after the first one
+                                └─► packages of AOTInductor, in the same way: a unit, after the first one
 
 A unit is a part of the chain of one model, because the stages of a model read each other's files.
 """
@@ -13,6 +14,7 @@ from build_tasks.doit_plugin.task_state import TaskState
 from build_tasks.runtime.stage import Stage
 
 PYTORCH, SLOT = "torch", "build"  # names of resources: PyTorch is installed; one unit at a time
+TENSORRT = "tensorrt"
 OUTDATED = (TaskState.TO_RUN, TaskState.MAY_RUN)
 
 
@@ -20,7 +22,7 @@ class Unit(NamedTuple):
     """Tasks that run together.
 
     Attributes:
-        resource: What its worker must have: PYTORCH, or "gpu:8.6".
+        resource: What its worker must have: PYTORCH, "tensorrt:8.6" or "torch:8.6".
         seconds: The time that its tasks took last; 0.0 if they never ran.
     """
 
@@ -69,10 +71,10 @@ def resource_of(stage: Stage) -> str | None:
     if stage.in_process or stage.names_model:
         return None
     if stage.compute_capability is not None:
-        return gpu_resource(stage.compute_capability)
+        return gpu_resource(PYTORCH if PYTORCH in stage.tools else TENSORRT, stage.compute_capability)
     return PYTORCH if stage.made_elsewhere else None
 
 
-def gpu_resource(capability: str) -> str:
-    """Return the name of the resource of a worker that compiles plans for a kind of GPU."""
-    return f"gpu:{capability}"
+def gpu_resource(package: str, capability: str) -> str:
+    """Return the name of the resource of a worker where a package, PYTORCH or TENSORRT, can use a kind of GPU."""
+    return f"{package}:{capability}"

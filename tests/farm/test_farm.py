@@ -24,8 +24,8 @@ from tests.support.project import DOIT, ENVIRONMENT, ROOT, TINY, Project
 
 NO_NVML = {"DASK_DISTRIBUTED__DIAGNOSTICS__NVML": "False"}  # the fake one has only what this project calls
 CPU_SPEC = TINY.replace("weights.safetensors", "random://0").replace('labels = "labels.txt"\n', "")
-PLANS = CPU_SPEC.replace('["torchscript", "onnx"]', '["torchscript", "tensorrt"]') + (
-    "[engine]\ncompute_capabilities = ['8.6', '9.0']\n"
+PLANS = CPU_SPEC.replace('["torchscript", "onnx"]', '["torchscript", "tensorrt", "aoti"]') + (
+    "[engine]\ncompute_capabilities = ['8.6', '9.0', '12.0']\n[aoti]\ncompute_capabilities = ['8.6', '9.0']\n"
 )
 
 
@@ -129,35 +129,53 @@ def actions(cluster: Cluster, stage: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_each_plan_is_built_once_on_its_kind_of_gpu(each: int, tmp_path: Path, stack: contextlib.ExitStack) -> None:
-    """With one or two workers of each kind."""
+    """With one or two workers of each kind. Only on those of 9.0 can PyTorch use the GPU."""
     cluster = Cluster(tmp_path, stack)
     kinds = {"8.6": range(2, 2 + each), "9.0": range(2 + each, 2 + 2 * each)}
     gpus = {
-        capability: fakes.machine(tmp_path / capability, gpus=f"GPU of {capability}, {capability}")
-        for capability in kinds
+        capability: fakes.machine(tmp_path / capability, gpus=f"GPU of {capability}, {capability}", cuda=cuda)
+        for capability, cuda in (("8.6", None), ("9.0", fakes.CUDA))
     }
     for capability, numbers in kinds.items():
         for _ in numbers:
             cluster.add_worker(gpus[capability])
     wait_for_workers(cluster)
-    spec = PLANS.replace("'9.0'", "'9.0', '12.0'")
-    head = project_of(tmp_path / "head", "one", "two", spec=spec)
+    head = project_of(tmp_path / "head", "one", "two", spec=PLANS)
     without = fakes.machine(tmp_path / "none", tensorrt=None, gpus=None, torch=False)
     run = head.built("farm", **cluster.environment, **without)
     for model in ("one", "two"):
-        assert f"– {model} not for this cluster: no worker has gpu:12.0 (engine:{model}.sm120" in run.out
-        for capability, numbers in kinds.items():
+        assert f"– {model} not for this cluster: no worker has tensorrt:12.0 (engine:{model}.sm120" in run.out
+        assert f"– {model} not for this cluster: no worker has torch:8.6 (aoti:{model}.sm86" in run.out
+        for stage, capability in (("engine", "8.6"), ("engine", "9.0"), ("aoti", "9.0")):
             name = f"{model}.sm{capability.replace('.', '')}"
-            lines = re.findall(rf"✓ engine +{re.escape(name)} .*\[worker(\d)\]", run.out)
-            assert [int(number) in numbers for number in lines] == [True], run.out
+            lines = re.findall(rf"✓ {stage} +{re.escape(name)} .*\[worker(\d)\]", run.out)
+            assert [int(number) in kinds[capability] for number in lines] == [True], run.out
     engines = actions(cluster, "engine")
     assert sorted(str(engine["tools"]["GPU"]) for engine in engines) == ["GPU of 8.6"] * 2 + ["GPU of 9.0"] * 2  # type: ignore[index]
     # The same as a build on one machine would give: everything but the plans, and each plan as on its kind.
-    local = project_of(tmp_path / "local", "one", "two", spec=spec)
+    local = project_of(tmp_path / "local", "one", "two", spec=PLANS)
     for capability in kinds:
         local.built(**gpus[capability])
     assert head.tree() == local.tree()
     assert head.built("farm", **cluster.environment, **without).out.count("✓") == 0
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "cuda", "expected"),
+    [
+        (None, fakes.CUDA, ["torch:9.0"]),
+        (None, fakes.CUDA - 1, []),
+        (fakes.TENSORRT, None, ["tensorrt:9.0"]),
+        (fakes.TENSORRT, fakes.CUDA, ["tensorrt:9.0", "torch:9.0"]),
+    ],
+)
+def test_a_worker_declares_what_can_use_its_gpu(
+    tensorrt: str | None, cuda: int | None, expected: list[str], tmp_path: Path
+) -> None:
+    machine = fakes.machine(tmp_path, tensorrt=tensorrt, gpus="NVIDIA H200, 9.0", cuda=cuda)
+    code = "from build_tasks.farm import cluster; print(*sorted(cluster.resources_here()))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**ENVIRONMENT, **machine}, capture_output=True)
+    assert {*run.stdout.decode().split()} == {"build", "torch", *expected}, run
 
 
 def test_an_address_without_tls_is_refused_unless_it_is_loopback(tmp_path: Path) -> None:
