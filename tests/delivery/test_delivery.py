@@ -354,11 +354,13 @@ def test_a_killed_push_leaves_whole_models_and_the_next_one_completes(
     states = [project / "first", project / "second"]
     for state in states:
         shutil.copytree(project / "model_repository", state)
-    for name in ("config.pbtxt", "1/model.pt"):
-        (states[1] / "net" / name).chmod(0o644)
-        with (states[1] / "net" / name).open("ab") as file:
-            file.write(b"# another version\n")
-    write_manifest(str(states[1] / "net"))
+    # The files are so large in the long form that most kills hit the copying, and not the start of doit.
+    for version, state in enumerate(states):
+        for name, more in (("config.pbtxt", b"#\n" * version), ("1/model.pt", generator.randbytes(kills << 19))):
+            (state / "net" / name).chmod(0o644)
+            with (state / "net" / name).open("ab") as file:
+                file.write(more)
+        write_manifest(str(state / "net"))
 
     def fetch(index: int) -> Path:
         """A copy of what is there, without drafts, which Triton does not read."""
@@ -372,13 +374,17 @@ def test_a_killed_push_leaves_whole_models_and_the_next_one_completes(
                 target.write_bytes(files.cat_file(path))
         return copy
 
+    def publish(state: Path) -> None:
+        shutil.rmtree(project / "model_repository")
+        shutil.copytree(state, project / "model_repository")
+
+    publish(states[0])
     begin = time.monotonic()
-    project.doit("push", url, **environment)
+    project.built("push", url, **environment)
     duration = time.monotonic() - begin
     counts: Counter[str] = Counter()
     for index in range(kills):
-        shutil.rmtree(project / "model_repository")
-        shutil.copytree(states[(index + 1) % 2], project / "model_repository")
+        publish(states[(index + 1) % 2])
         process = project.start("push", url, **environment)
         time.sleep(generator.uniform(0.3, 1.0) * duration)
         process.kill()
