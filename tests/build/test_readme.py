@@ -109,9 +109,9 @@ RUNS_IN = {
     "doit rebuild efficientnet_lite0": "likewise, with a smaller model",
     "doit verify": "tests/delivery/test_delivery.py",
     "doit sign": "likewise, with a key",
-    "doit verify --key signing.pub": "likewise",
+    "doit verify --key ../signing.pub": "likewise",
     "doit verify s3://bucket/models": "likewise, with moto's server",
-    "doit sign --key signing.pem": "likewise",
+    "doit sign --key ../signing.pem": "likewise",
     "doit push": "likewise, to a folder",
     "doit push s3://bucket/models": "likewise, with moto's server",
     "doit push --oci image": "likewise",
@@ -126,7 +126,7 @@ def commands(text: str) -> set[str]:
     sentences = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     quoted = re.findall(rf"`((?:{PROGRAMS})\b[^`]*)`", re.sub(r"\s+", " ", sentences))
     lines = re.findall(rf"^(?:    |\$ )((?:{PROGRAMS})\b.*)$", text, re.MULTILINE)
-    return {command for command in (*quoted, *lines) if command not in ("pip", "python", "tritonserver")}
+    return {command for command in (*quoted, *lines) if command not in ("pip", "pip-audit", "python", "tritonserver")}
 
 
 def is_covered(command: str) -> bool:
