@@ -5,7 +5,6 @@ The stub backends run the artifacts, the originals and those that doit built.
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ Answers = dict[str, Any]
 
 
 @pytest.fixture
-def adopted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+def adopted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project whose model_repository/ holds three models of a person, in version 7 of one of them."""
     project.model("other", OTHER)
     project.built("tritonserver")
@@ -41,7 +40,7 @@ def adopted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proje
     for name in FEEDS:
         write_model(Path("model_repository"), name)
     os.rename("model_repository/named_tensors/1", "model_repository/named_tensors/7")
-    yield project
+    return project
 
 
 def ask_triton() -> Answers:
@@ -56,7 +55,9 @@ def ask_triton() -> Answers:
     ):
         for name, feed in FEEDS.items():
             assert server.load(name) is None
-            inputs = [InferInput(key, list(value.shape), np_to_triton_dtype(value.dtype)) for key, value in feed.items()]
+            inputs = [
+                InferInput(key, list(value.shape), np_to_triton_dtype(value.dtype)) for key, value in feed.items()
+            ]
             for tensor, value in zip(inputs, feed.values(), strict=True):
                 tensor.set_data_from_numpy(value)
             result = client.infer(name, inputs)
@@ -103,5 +104,3 @@ def test_three_models_answer_the_same_before_and_after(adopted: Project, capsys:
             np.testing.assert_allclose(tensors[key], value, rtol=1e-5, atol=1e-6)
     assert after["named_tensors"][0] == "7"
     assert project.built(*FEEDS).ran == []
-
-

@@ -14,9 +14,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.support.project import TINY, VERSION_RECORDS, Project
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from tests.support.project import TINY, VERSION_RECORDS, Project
 
 SPEC = """\
 max_batch_size = 3

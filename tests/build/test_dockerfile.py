@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from tests.support.project import ROOT
 
 from build_tasks.spec.tables import TritonKeys
+from tests.support.project import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BAKE = (ROOT / "docker-bake.hcl").read_text()

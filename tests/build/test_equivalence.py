@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.project import ROOT, Project, add_tiny
-from tests.support.project import CONVERTER
+
+from tests.support.project import CONVERTER, ROOT, Project, add_tiny
 
 PICTURES = ("brick", "camera", "chelsea", "coffee")
 

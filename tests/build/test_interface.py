@@ -9,9 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from tests.support import tiny_network
 import torch
-from tests.support.project import ROOT, Project, failure_line
 from PIL import Image
 from polygraphy.comparator import IterationResult
 
@@ -22,6 +20,8 @@ from build_tasks.spec.model import Spec
 from build_tasks.spec.tables import Input, Weights
 from build_tasks.triton.preprocess_model.preprocessing import PictureError, preprocess
 from build_tasks.verification import gate, metrics
+from tests.support import tiny_network
+from tests.support.project import ROOT, Project, failure_line
 
 BYTES = 'format = "uint8_nhwc"\nmean = [0.4, 0.5, 0.6]\nstd = [0.2, 0.25, 0.3]'
 TOP_2 = "[output]\nsoftmax = true\ntop_k = 2\n"

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from polygraphy.json import load_json
 from safetensors.torch import load_file, save_file
-from tests.support.project import ROOT, Project, failure_line
 from torch import nn
 
 from build_tasks.formats import picture_transform, pytorch_network
 from build_tasks.spec.picture_keys import CHANNELS
 from build_tasks.triton.preprocess_model.preprocessing import MODES, decode_all, preprocess
+from tests.support.project import ROOT, Project, failure_line
 
 PHOTOGRAPHS = ROOT / "build_tasks/verification/photographs"
 PICTURES = [PHOTOGRAPHS / f"{name}.jpg" for name in ("chelsea", "coffee", "rocket", "camera")]
@@ -147,7 +147,11 @@ def test_the_whole_chain_takes_them(project: Project) -> None:
     add(project, "boxes", 3, boxes, ensemble="torchscript")
     add_bands(add(project, "bands", 4, BANDS, 'samples = "bands"\nallow_untestable = true'))
     project.built()
-    for name, shape, images in (("gray", [7, 1, 24, 20], 1), ("boxes", [7, 24, 20, 3], 1), ("bands", [4, 4, 24, 20], 2)):
+    for name, shape, images in (
+        ("gray", [7, 1, 24, 20], 1),
+        ("boxes", [7, 24, 20, 3], 1),
+        ("bands", [4, 4, 24, 20], 2),
+    ):
         (samples,) = load_json(project / f"build/{name}/samples.json")
         assert list(samples["INPUT__0"].shape) == shape
         config = (project / f"model_repository/{name}_ensemble/config.pbtxt").read_text()

@@ -5,12 +5,12 @@ Trained weights are the test of the gate: the answers of random weights are smal
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+
 from tests.support.project import ROOT, Project
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from polygraphy.json import load_json, save_json
 from safetensors.torch import save_file
-from tests.support.project import ROOT, Project, failure_line
 from torch import nn
+
+from tests.support.project import ROOT, Project, failure_line
 
 PHOTOGRAPHS = sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))
 LENGTHS = (3, 5, 3, 7, 5, 3)
@@ -241,7 +242,10 @@ def test_samples_of_other_lengths_pictures_beside_arrays_and_none_at_all(project
     for artifact in ("model.pt", "model.onnx"):
         measured = json.loads((project / f"build/texts/{artifact}.measured.json").read_text())
         assert (measured["samples"], measured["distinct"]) == (6, 6)
-        assert {name: len(output["errors"]) for name, output in measured["outputs"].items()} == {"states": 6, "scores": 6}
+        assert {name: len(output["errors"]) for name, output in measured["outputs"].items()} == {
+            "states": 6,
+            "scores": 6,
+        }
     assert [group["ids"].shape for group in load_json(project / "build/runs/samples.json")] == [
         (2, length) for length in (2, 8, 4, 5, 6)
     ]

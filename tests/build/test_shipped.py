@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.support.project import ROOT, Project, Run
 
 LITE0 = "efficientnet_lite0"

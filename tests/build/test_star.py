@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support import fakes
 from tests.support.project import CONVERTER, OTHER, ROOT, TINY, Project
 
@@ -266,7 +267,9 @@ STARS: list[tuple[str, Edit, list[str]]] = [
     ("module runtime.threads", module("runtime.threads"), [
         "reference:tiny", "reference:other", *MEASURE, "measure:other"
     ]),
-    ("module verification.gate", module("verification.gate"), [*ACCURACY, "accuracy:other", "summary:other", *PUBLISH_ALL]),
+    ("module verification.gate", module("verification.gate"), [
+        *ACCURACY, "accuracy:other", "summary:other", *PUBLISH_ALL
+    ]),
     ("module stages.summary", module("stages.summary"), ["summary:tiny", "summary:other"]),
     ("modules stages.layers and stages.repair, which run on demand", both(
         module("stages.layers"), module("stages.repair")
@@ -367,8 +370,8 @@ def test_an_edit_runs_exactly_the_tasks_it_touches(
     assert project.built().ran == [], "the second run has nothing left to do"
 
 
-# Engines, built with a fake TensorRT and a fake GPU (see tests/support/fakes). Without CUDA a plan is neither judged nor
-# published, so that only the tasks up to its config are requested.
+# Engines, built with a fake TensorRT and a fake GPU (see tests/support/fakes). Without CUDA a plan is neither judged
+# nor published, so that only the tasks up to its config are requested.
 ENGINE_STAR = STAR.replace('formats = ["torchscript", "onnx"]', 'formats = ["torchscript", "onnx", "tensorrt", "rtx"]')
 ENGINE_STAR += """
 [[accuracy.gate]]
@@ -477,7 +480,7 @@ def engine_star(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) ->
 
 
 def without_torch(tasks: list[str]) -> bool:
-    """Whether these tasks run without torch. Then the test hides it, which saves time and shows that it is not needed."""
+    """Whether these tasks run without torch. Then the test hides it, which saves time and shows that none needs it."""
     with_torch = {"weights", "reference", "torchscript", "onnx", "repair", "precision"}
     return with_torch.isdisjoint(task.partition(":")[0] for task in tasks) and "measure:tiny" not in tasks
 
@@ -502,9 +505,7 @@ def test_another_machine_compiles_plans_anew_and_nothing_before_them(
     engine_star: Project, copy_of: Callable[[Project], Project], gpu_or_version: dict[str, Any], expected: list[str]
 ) -> None:
     project = copy_of(engine_star)
-    machine = fakes.machine(
-        project.root.parent, torch=not without_torch(expected), cuda=fakes.CUDA, **gpu_or_version
-    )
+    machine = fakes.machine(project.root.parent, torch=not without_torch(expected), cuda=fakes.CUDA, **gpu_or_version)
     plan = project.plan(*ENGINE_TASKS, **machine)
     assert project.built(*ENGINE_TASKS, **machine).ran == expected
     assert_predicted(plan, expected)

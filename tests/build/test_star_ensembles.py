@@ -95,8 +95,14 @@ STARS: dict[str, tuple[Edit, list[str]]] = {
     "outputs.key": (edit('name = "scores"', 'name = "scores"\nkey = 0'), INTERFACE),
     "outputs.batch_dimension": (edit('name = "scores"', 'name = "scores"\nbatch_dimension = 1'), INTERFACE),
     "outputs.classes": (edit('name = "scores"', 'name = "scores"\nclasses = true'), INTERFACE),
-    "inputs.dims": (edit("shape = [3, 4, 4]", "shape = [3, 4, 4]\ndims = [48]"), [*SERVED, "client:net_onnx", "ensemble:net", *ENSEMBLE]),
-    "outputs.dims": (edit('name = "boxes"', 'name = "boxes"\ndims = [4]'), [*SERVED, "client:net_onnx", "ensemble:net", *ENSEMBLE]),
+    "inputs.dims": (
+        edit("shape = [3, 4, 4]", "shape = [3, 4, 4]\ndims = [48]"),
+        [*SERVED, "client:net_onnx", "ensemble:net", *ENSEMBLE],
+    ),
+    "outputs.dims": (
+        edit('name = "boxes"', 'name = "boxes"\ndims = [4]'),
+        [*SERVED, "client:net_onnx", "ensemble:net", *ENSEMBLE],
+    ),
     "outputs.labels": (  # they say that the output holds classes, which are compared
         labels,
         [
@@ -143,7 +149,13 @@ def test_every_key_of_these_tables_has_a_row() -> None:
     assert keys - {*STARS} == ELSEWHERE
 
 
-SHORT_FORM = ("inputs.mean", "outputs.labels", "ensemble.steps.inputs", "a file of the Python model", "the spec of another step")
+SHORT_FORM = (
+    "inputs.mean",
+    "outputs.labels",
+    "ensemble.steps.inputs",
+    "a file of the Python model",
+    "the spec of another step",
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import json
 import sys
 import types
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from polygraphy.json import load_json
 from safetensors.torch import save_file
-from tests.support.project import Project, Run
 
 from build_tasks.triton.model_config import protobuf
+from tests.support.project import Project, Run
 
 SPEC = """\
 formats = ["torchscript", "onnx"{more}]
@@ -365,8 +364,8 @@ def test_dims_types_and_warm_ups_are_those_of_the_spec(built: tuple[Project, Run
     (states, _) = graph.output
     assert [d.dim_param or d.dim_value for d in states.type.tensor_type.shape.dim] == ["batch", "length", 8]
     assert json.loads((project / "build/text/model.rtx.signature.json").read_text())["profiles"] == [
-        dict.fromkeys(("input_ids", "attention_mask"), {"min": [1, 2], "opt": [4, 6], "max": [4, 8]}),
-        dict.fromkeys(("input_ids", "attention_mask"), {"min": [1, 7], "opt": [1, 12], "max": [4, 16]}),
+        {key: {"min": [1, 2], "opt": [4, 6], "max": [4, 8]} for key in ("input_ids", "attention_mask")},
+        {key: {"min": [1, 7], "opt": [1, 12], "max": [4, 16]} for key in ("input_ids", "attention_mask")},
     ]
     lengths = {group["input_ids"].shape[1] for group in load_json(str(project / "build/text/samples.json"))}
     assert lengths >= {2, 6, 8, 7, 12, 16}, "every profile is run at its smallest, tuned and largest lengths"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.support.project import ROOT
 
 FEW = ["test_efficientnet", "test_vit", "levit_128s"]
