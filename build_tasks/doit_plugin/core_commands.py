@@ -1,7 +1,7 @@
 """doit's own commands, with this project's help and with mistakes in one line (command_line.py)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from doit import (
@@ -59,10 +59,18 @@ class Help(OneLineMistakes, cmd_help.Help):  # type: ignore[misc]  # doit has no
         return True
 
 
+class SortedSet(set[str]):
+    """A set that is printed in the same order in every run. doit keeps the input files of a task in a plain set."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__()))
+
+
 class List(RecordsCommand, cmd_list.List):  # type: ignore[misc]  # doit has no types
     """`doit list`. With --status, a group is up to date if all of its tasks are."""
 
     def _print_task(self, template: str, task: Any, status: bool, list_deps: bool, tasks: dict[str, Any]) -> None:
+        task.file_dep = SortedSet(task.file_dep)
         if not status or task.actions or not task.task_dep:
             super()._print_task(template, task, status, list_deps, tasks)
             return
@@ -85,6 +93,7 @@ class Info(RecordsCommand, cmd_info.Info):  # type: ignore[misc]  # doit has no 
         for task in self.task_list:  # otherwise doit prints the objects
             if task.name in pos_args:
                 options = TaskParse([CmdOption(option) for option in task.params]).options
+                task.file_dep = SortedSet(task.file_dep)
                 task.params = [line.strip() for option in options for line in option.help_doc()]
                 task.meta = None
         return super()._execute(pos_args, hide_status)

@@ -114,15 +114,20 @@ def format_accuracy(chain: list[str], results: dict[str, TaskResult]) -> str | N
 
 
 def format_table(models: list[ModelRow], width: int | None) -> str:
-    """Return the table at the end of a run.
+    """Return the table at the end of a run. A reason that several rows have is written out in the first of them.
 
     Args:
         width: Characters in a line, None for any number.
     """
     lines = []
+    seen: set[str] = set()
     for row in models:
         size = "-" if row.bytes is None else text_table.format_size(row.bytes)
         reason = row.reason.partition("\n")[0]
+        task, _, cause = reason.partition(": ") if row.state == TaskState.FAILED else ("", "", reason)
+        if cause in seen:
+            reason = min(reason, f"{task}, as above" if task else "as above", key=len)
+        seen.add(cause)
         state = f"{row.state}: {reason}" if reason else row.state
         lines.append([row.name, row.format, size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
     return text_table.format_table(COLUMNS, lines, left=("format", "state"), width=width)

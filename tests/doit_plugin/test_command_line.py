@@ -165,6 +165,14 @@ def test_info_prints_words_and_no_objects(other: Project) -> None:
     assert "<" not in out
 
 
+@pytest.mark.parametrize("words", [["info", "publish:other"], ["list", "--all", "--deps", "publish:other"]])
+def test_input_files_are_listed_in_order(other: Project, words: list[str]) -> None:
+    out = other.doit(*words).out
+    files = re.findall(r"^ - +(\S+/\S+)$", out.rpartition("file_dep   :")[2].partition("\n\n")[0], re.MULTILINE)
+    assert len(files) > 3, out
+    assert files == sorted(files)
+
+
 def test_a_group_that_was_never_built_is_not_up_to_date(other: Project) -> None:
     lines = {line.split()[1]: line.split()[0] for line in other.built("list", "--status").out.splitlines()}
     assert (lines["other"], lines["onnx"]) == ("R", "R")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from build_tasks.doit_plugin import display
+from build_tasks.doit_plugin import display, run_results
+from build_tasks.doit_plugin.task_state import TaskState
 from tests.support import tiny_network
 from tests.support.project import DOIT, OTHER, ROOT, Project, Run
 
@@ -59,6 +60,20 @@ def test_the_end_is_a_table_of_models_and_formats(mixed: tuple[Project, Run]) ->
     assert rows["bad_onnx onnx"][2].startswith("failed: accuracy:bad_onnx: output OUTPUT__0: max")
     assert rows["good_trt tensorrt"][2].startswith("not for this machine: lacks TensorRT 10 or newer")
     assert float(re.findall(r"^ good +torchscript.* (\S+) s", run.out, re.MULTILINE)[0]) > 0
+
+
+def test_a_reason_of_several_rows_is_written_out_once() -> None:
+    lacks, crash = "lacks TensorRT 10 or newer and an NVIDIA GPU", "torchscript:net: the network refuses float32[2, 3]"
+    reasons = [(TaskState.FAILED, crash), (TaskState.FAILED, crash),
+               (TaskState.FAILED, crash.replace("net:", "two:")), (TaskState.UNSUPPORTED, lacks),
+               (TaskState.UNSUPPORTED, lacks), (TaskState.IGNORED, "short"), (TaskState.IGNORED, "short")]  # fmt: skip
+    rows = [run_results.ModelRow("net", "onnx", "net", state, reason, None, None, 0.0) for state, reason in reasons]
+    table = run_results.format_table(rows, None)
+    assert [line.partition(" s   ")[2] for line in table.splitlines()[2:]] == [
+        f"failed: {crash}", "failed: torchscript:net, as above", "failed: torchscript:two, as above",
+        f"not for this machine: {lacks}", "not for this machine: as above",
+        "ignored: short", "ignored: short",
+    ]  # fmt: skip
 
 
 def test_a_run_with_nothing_to_do_has_no_table(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:
