@@ -272,9 +272,7 @@ def test_a_changed_key_of_triton_is_published_without_a_network(
         assert "count: 2" in (project / f"model_repository/{name}/config.pbtxt").read_text()
 
 
-def test_a_changed_key_writes_no_bill_of_materials_again(
-    lite0: Project, copy_of: Callable[[Project], Project]
-) -> None:
+def test_a_changed_key_writes_no_bill_of_materials_again(lite0: Project, copy_of: Callable[[Project], Project]) -> None:
     """That of the ensemble neither, whose limit of requests follows the number of instances."""
     project = copy_of(lite0)
     spec = project / f"models/{LITE0}/model.toml"
