@@ -21,7 +21,7 @@ from build_tasks.errors import UserError
 from build_tasks.paths import BUILD, REPOSITORY
 from build_tasks.serving import server_kinds, triton_client, triton_server
 from build_tasks.spec.model import Model
-from build_tasks.triton.platforms import FORMATS
+from build_tasks.triton.existing_repository import read_model
 from build_tasks.triton.repository import published_models
 from build_tasks.verification import accuracy_samples
 
@@ -144,10 +144,7 @@ def check_models(
 
 def stub_note(name: str) -> str:
     """A remark on a model that a stub runs in place of Triton's backend; empty for other models."""
-    with open(f"{REPOSITORY}/{name}/config.pbtxt", encoding="utf-8") as file:
-        platform = re.search(r'^platform: "(.*)"', file.read(), re.MULTILINE)
-    libraries = {FORMATS[model_format].platform: library for model_format, library in STUB_LIBRARIES.items()}
-    library = libraries.get(platform[1]) if platform else None
+    library = STUB_LIBRARIES.get(read_model(f"{REPOSITORY}/{name}").model_format)
     return f" (by a stub: {library} in the Python backend)" if library else ""
 
 

@@ -111,9 +111,11 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
                 print(f"  {served.name} ...", flush=True)
                 try:
                     rows.append(smoke_model(client, served, models))
-                except UserError as error:
+                except (UserError, FileNotFoundError) as error:
+                    missing = error.filename if isinstance(error, FileNotFoundError) else ""  # it was not built here
+                    reason = f"{missing} does not exist; `doit {served.model.name}` builds it" if missing else error
                     rows.append(SmokeRow(served.name, protocol, result="failed"))
-                    failures.append(f"{served.name} ({protocol}): {error}")
+                    failures.append(f"{served.name} ({protocol}): {reason}")
     rows.sort(key=lambda row: row.model)
     print(format_table(COLUMNS, rows, left=("result",), width=terminal_width(sys.stdout)), flush=True)
     return TaskFailed("; ".join(failures)) if failures else None

@@ -142,7 +142,10 @@ def overwrite_error(name: str) -> str | None:
 
 
 def _refusal(path: str) -> str:
-    return f"{path} was not generated here, and is not replaced: move it away, or delete it, and run doit again"
+    return (
+        f"{path} was not generated here, and is not replaced: move it away, or delete it, and run doit again; "
+        f"`doit adopt {REPOSITORY} --replace` replaces a model that answers the same"
+    )
 
 
 def _read_config(folder: str) -> tuple[str | None, str]:

@@ -90,6 +90,7 @@ CONTRADICTIONS = {
 ACCEPTED = {
     "torch_own_names": ("plain", "OUTPUT__0", "scores"),
     "torch_other_dims": ("plain", "dims: 4", "dims: 5"),
+    "torch_by_backend": ("plain", 'platform: "pytorch_libtorch"', 'backend: "pytorch"'),
 }
 
 # Python models that end the server: while it loads them, and when it has loaded them.

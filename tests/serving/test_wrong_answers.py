@@ -144,6 +144,12 @@ def test_what_is_right_passes(built: Project, serving: Callable[[str], triton_se
         run = smoke(built, server, name)
         assert run.code == 0, run.out
         assert len([line for line in run.out.splitlines() if line.split()[:1] == [name] and "ok" in line]) == 2
+    samples = built / "build/plain/samples.json"
+    samples.rename(samples.with_suffix(".kept"))
+    run = smoke(built, server, "plain_onnx")
+    samples.with_suffix(".kept").rename(samples)
+    assert "plain_onnx (HTTP): build/plain/samples.json does not exist; `doit plain` builds it; " in run.out
+    assert "Traceback" not in run.out
     options = ("--formats", "onnx", "--seconds", "0.1", "--batches", "1,2", "--concurrency", "2")
     run = built.doit("bench:sequences", "--url", server.http, *options)
     assert run.code == 0, run.out
