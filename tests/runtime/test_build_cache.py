@@ -433,15 +433,18 @@ def test_what_unpacks_to_more_than_its_action_says_is_refused(cache: Path) -> No
 def write_and_kill(checkout: Callable[..., Project], cache: Path, rounds: int) -> None:
     """Two builds write at once, and one of them is killed; then a third one has to be right."""
     expected = checkout("expected", "one", "two")
-    expected.built()
-    generator = random.Random(0)
+    begin = time.monotonic()
+    expected.built(**in_cache(cache / "another"))
+    duration = time.monotonic() - begin
+    generator, kills = random.Random(0), 0
     for number in range(rounds):
         killed, other, last = (checkout(f"{name}{number}", "one", "two") for name in ("killed", "other", "last"))
         processes = [project.start(**in_cache(cache)) for project in (killed, other)]
-        time.sleep(generator.uniform(0.5, 4))
+        time.sleep(generator.uniform(0.1, 1.0) * duration)
         os.killpg(processes[0].pid, signal.SIGKILL)
         for process in processes:
             process.communicate(timeout=120)
+        kills += processes[0].returncode != 0
         run = last.built(**in_cache(cache))
         assert warnings(run.out) == [], run.out
         assert last.tree() == expected.tree()
@@ -449,6 +452,7 @@ def write_and_kill(checkout: Callable[..., Project], cache: Path, rounds: int) -
         assert len(fetched(run.out)) > 10  # of the writer that was not killed
         for path in files(cache, "blobs")[number % 2 :: 2]:
             path.unlink()  # so that the next round writes again
+    print(f"{rounds} rounds, {kills} kills")
 
 
 def test_writers_at_once_and_a_kill_leave_no_wrong_entry(checkout: Callable[..., Project], cache: Path) -> None:
