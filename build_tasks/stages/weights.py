@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import declarations, user_code, weight_license, weight_sources
+from build_tasks.formats import declarations, user_code, weight_sources
 from build_tasks.formats.declarations import CHECKPOINT_MODULES, EDIT_MODULES, IMPORT_MODULES, INTERFACE_MODULES
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
@@ -122,7 +122,7 @@ def external_data_files(source: str) -> list[str]:
 def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     from safetensors.torch import save_file
 
-    from build_tasks.formats import checkpoints, pytorch_network, state_dicts
+    from build_tasks.formats import checkpoints, pytorch_network, state_dicts, weight_license
 
     source = settings["weights"]["source"]
     scheme, rest = split_source(source)
@@ -145,7 +145,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
 
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
-    from build_tasks.formats import pytorch_network
+    from build_tasks.formats import pytorch_network, weight_license
     from build_tasks.formats.example_inputs import example_inputs
     from build_tasks.formats.onnx_files import save_onnx
     from build_tasks.formats.onnx_import import check_answers, external_files, read_onnx, report_damage
@@ -206,7 +206,7 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
 
 
 def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
-    from build_tasks.formats import pytorch_network, state_dicts, torch_program
+    from build_tasks.formats import pytorch_network, state_dicts, torch_program, weight_license
     from build_tasks.formats.example_inputs import example_inputs
     from build_tasks.formats.serving_interface import forward, wrap_for_serving
 

@@ -199,7 +199,7 @@ def test_what_is_damaged_is_not_used_and_is_repaired(checkout: Callable[..., Pro
     """Every kind of damage at once, each in another entry."""
     first = checkout("first")
     first.built(**in_cache(cache))
-    actions = files(cache, "actions")
+    actions = sorted(files(cache, "actions"), key=lambda path: path.stat().st_size)  # the larger ones name more blobs
     damaged = actions[: len(ACTIONS)]
     intact = "".join(path.read_text() for path in damaged)
     for path, how in zip(damaged, ACTIONS, strict=True):

@@ -16,7 +16,7 @@ from tests.support.project import ROOT
 
 SCHEMA = json.loads((ROOT / "models/model.schema.json").read_text())
 BASE: dict[str, Any] = {
-    "formats": ["onnx"],
+    "formats": ["onnx", "tensorrt"],
     "architecture": {"network": "network.py:build"},
     "weights": {"source": "random://0"},
     "inputs": [{"shape": ["length"]}],

@@ -17,6 +17,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.doit_plugin.new_command import New
 from build_tasks.errors import UserError
+from build_tasks.runtime import worker
 from build_tasks.spec.loader import load
 from build_tasks.stages import weights
 from tests.support.project import ROOT, Project, failure_line
@@ -228,7 +229,12 @@ UNFIT = {
 
 @pytest.fixture
 def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A project without models; stages find the modules that they declare in it."""
+    """A project without models; stages find the modules that they declare in it.
+
+    The fork server of this process looks for modules where it was started. The folder of a test is removed after it.
+    """
+    monkeypatch.chdir(ROOT)
+    worker.call(len, {}, log=str(tmp_path / "log"))
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     Path("build_tasks").symlink_to(ROOT / "build_tasks")

@@ -242,7 +242,7 @@ MISTAKES = [
     ),
     (
         table("engine", 'precision = "FP16"'),
-        f"engine.precision: expected one of {PRECISIONS}, found 'FP16'",
+        f"engine.precision: expected one of {PRECISIONS}, found 'FP16' (did you mean 'fp16'?)",
     ),
     (table("engine", "precision = 16"), "engine.precision: expected str, found 16"),
     (table("engine", 'keep_fp32 = "Conv"'), "engine.keep_fp32: expected array, found 'Conv'"),
