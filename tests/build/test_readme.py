@@ -115,7 +115,7 @@ RUNS_IN = {
     "doit push": "likewise, to a folder",
     "doit push s3://bucket/models": "likewise, with moto's server",
     "doit push --oci image": "likewise",
-    "pytest -m long": "by hand, it takes 10 minutes",
+    "pytest -m long": "by hand, it takes more than half an hour",
     "python tests/buildah.py": "by hand, as root; docs/how-to/docker.md shows what it prints",
     "pytest -n 0 -m gpu": "nowhere yet, as docs/limitations.md says",
 }
