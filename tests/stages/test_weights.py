@@ -824,6 +824,6 @@ def test_a_run_prints_only_a_line_for_each_start_and_end(name: str, request: pyt
     expected = re.compile(
         r"  weights +\w+ +\.\.\.(, [\d.]+ s last time;)?( build/\S+: missing)?|[✓✗] weights +\w+ .*|"
         r"(\d+ [a-z ]+(, |$))+|skipped: a dependency failed: weights|"
-        r"  weights +\w+ +[\d.]+ s  runs"  # of a stage that takes more than ten seconds, on a busy machine
+        r"  weights +\w+ +\d\d+\.\d s  .*"  # of a stage that takes more than ten seconds, on a busy machine
     )
     assert [line for line in found.run.out.splitlines() if not expected.fullmatch(line)] == []
