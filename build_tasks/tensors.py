@@ -1,7 +1,7 @@
 """Names, layouts and signatures of the tensors that all formats have in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,6 +116,21 @@ class ProfileShapes(TypedDict):
     min: list[int]
     opt: list[int]
     max: list[int]
+
+
+def profile_shapes(profile: OptimizationProfile, shape: Shape) -> ProfileShapes:
+    """Return the smallest, the tuned and the largest shape of an input in a profile, with the batch.
+
+    Args:
+        profile: Its batches, and the lengths of all words.
+        shape: The shape of the input without the batch; a word is an open dimension.
+    """
+
+    def at(point: Literal["min", "opt", "max"]) -> list[int]:
+        lengths = {word: bounds[point] for word, bounds in profile["dimensions"].items()}
+        return [profile["batch"][point], *dims_at(shape, lengths)]
+
+    return {"min": at("min"), "opt": at("opt"), "max": at("max")}
 
 
 class Signature(TypedDict):

@@ -87,19 +87,10 @@ def package_session(path: str, signature: Signature, names: list[str]) -> Sessio
         signature: Its signature.
         names: The names of its inputs, in their order.
     """
-    import torch
-
     from build_tasks.formats.aoti_package import load_package
-    from build_tasks.formats.serving_interface import forward
 
-    package = load_package(path)
     gpu = gpu_of("aoti") if signature["device"] == "gpu" else None
-
-    def run(feed: Feed) -> "list[np.ndarray]":
-        inputs = [torch.from_numpy(feed[name]) for name in names]
-        on_device = [each.cuda() for each in inputs] if gpu else inputs
-        return [answer.cpu().numpy() for answer in forward(package, on_device)]
-
+    run = _run_torch(load_package(path), names, "cuda" if gpu else "cpu")
     if gpu is None:
         return Session(run, CPU)
     return Session(functools.partial(_run_on_gpu, run, gpu.name), gpu.name, _arithmetic(gpu.compute_capability))
@@ -121,14 +112,24 @@ def _run_on_gpu(run: "RunBatch", gpu: str, feed: Feed) -> "list[np.ndarray]":
 def _run_torchscript(path: str, names: list[str]) -> "RunBatch | None":
     import torch
 
-    from build_tasks.formats.serving_interface import forward
-
     if not torch.cuda.is_available():
         return None
-    module = torch.jit.load(path, map_location="cuda")
+    return _run_torch(torch.jit.load(path, map_location="cuda"), names, "cuda")
+
+
+def _run_torch(module: "Callable[..., object]", names: list[str], device: str) -> "RunBatch":
+    """Return the function that runs what PyTorch has loaded.
+
+    Args:
+        names: The names of its inputs, in their order.
+        device: Where it is: "cuda" or "cpu".
+    """
+    import torch
+
+    from build_tasks.formats.serving_interface import forward
 
     def run(feed: Feed) -> "list[np.ndarray]":
-        inputs = [torch.from_numpy(feed[name]).cuda() for name in names]
+        inputs = [torch.from_numpy(feed[name]).to(device) for name in names]
         return [answer.cpu().numpy() for answer in forward(module, inputs)]
 
     return run

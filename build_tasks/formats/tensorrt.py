@@ -9,7 +9,7 @@ Polygraphy chooses the library. Import this module only in the process of a stag
 import os
 import re
 import textwrap
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from polygraphy import config as polygraphy
 from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile, create_network, engine_bytes_from_network
@@ -21,7 +21,7 @@ from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime import progress
 from build_tasks.runtime.stage import Settings
-from build_tasks.tensors import OptimizationProfile, ProfileShapes, Shape, Signature, TensorSignature, dims_at
+from build_tasks.tensors import OptimizationProfile, ProfileShapes, Shape, Signature, TensorSignature, profile_shapes
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -157,9 +157,8 @@ def _profile_shapes(
     inputs: "list[trt.ITensor]", profile: OptimizationProfile, open_inputs: dict[str, Shape]
 ) -> dict[str, ProfileShapes]:
     shapes: dict[str, ProfileShapes] = {}
-    points: tuple[Literal["min"], Literal["opt"], Literal["max"]] = ("min", "opt", "max")
-    batches = [profile["batch"][point] for point in points]
-    lengths = [{word: bounds[point] for word, bounds in profile["dimensions"].items()} for point in points]
+    batch = profile["batch"]
+    batches = batch["min"], batch["opt"], batch["max"]
     for tensor in inputs:
         shape = dims_of(tensor.shape)
         if shape[0] != -1 and set(batches) != {shape[0]}:
@@ -167,10 +166,8 @@ def _profile_shapes(
                 f"the graph has a fixed batch of {shape[0]}, and the engine's profile asks for "
                 f"{', '.join(map(str, batches))}; set onnx.dynamic_axes = true, or leave the batch sizes out"
             )
-        rest = [dims_at(open_inputs.get(tensor.name, shape[1:]), each) for each in lengths]
         if -1 in shape:
-            low, usual, high = ([batch, *dims] for batch, dims in zip(batches, rest, strict=True))
-            shapes[tensor.name] = {"min": low, "opt": usual, "max": high}
+            shapes[tensor.name] = profile_shapes(profile, open_inputs.get(tensor.name, [*shape[1:]]))
     return shapes
 
 

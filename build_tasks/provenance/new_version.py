@@ -84,13 +84,13 @@ def parts_of(inputs: Paths, settings: Settings, records: Records) -> list[Part]:
             "files": {file: None if os.path.isdir(inputs[file]) else digest(inputs[file]) for file in step["files"]},
             "packages": packages_of(tools[file] for file in step["files"]),
             "source": step["source"],
-            "license": step["license"] or stated_license(inputs, f"{name}/license"),
+            "license": step["license"] or read_license(inputs, f"{name}/license"),
         }
         for name, step in settings["steps"].items()
     ]
 
 
-def stated_license(inputs: Paths, key: str) -> str | None:
+def read_license(inputs: Paths, key: str) -> str | None:
     """The license that the source of the weights states; None if it states none, or cannot state one."""
     license_of_weights: str | None = read_json(inputs[key])["license"] if key in inputs else None
     return license_of_weights
@@ -142,7 +142,7 @@ def write_version(
     published = f"{REPOSITORY}/{settings['name']}/{version}/{BOM_FILE}"
     parts = parts_of(inputs, settings, records)
     card = settings["card"]
-    card = {**card, "license": card["license"] or stated_license(inputs, "license")}
+    card = {**card, "license": card["license"] or read_license(inputs, "license")}
     if write_bom(bom, published, settings["name"], version, provenance, card, parts):
         provenance["files"][BOM_FILE] = digest(bom, remember=False) or ""
     if settings["format"] == "ensemble":  # after its bill of materials, which a change of [triton] leaves as it is

@@ -21,7 +21,7 @@ from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
-from build_tasks.tensors import Interface, ProfileShapes, dims_at, tuned_lengths
+from build_tasks.tensors import Interface, OptimizationProfile, ProfileShapes, Range, profile_shapes
 from build_tasks.verification.batch_check import TUNED
 
 if TYPE_CHECKING:
@@ -161,21 +161,9 @@ def require_places(tensors: dict[str, Any]) -> None:
 
 def profile(interface: Interface, largest: int) -> dict[str, ProfileShapes]:
     """The shapes for which a package is compiled, by input, in the form of TensorRT's optimization profiles."""
-    dimensions = interface["dimensions"]
-    lengths = {
-        "min": {word: bounds["min"] for word, bounds in dimensions.items()},
-        "opt": tuned_lengths(dimensions),
-        "max": {word: bounds["max"] for word, bounds in dimensions.items()},
-    }
-    batches = {"min": 1, "opt": min(TUNED, largest), "max": largest}
-
-    def shape(each: Any, point: str) -> list[int]:
-        return [batches[point], *dims_at(each["shape"] or [], lengths[point])]
-
-    return {
-        each["name"]: ProfileShapes(min=shape(each, "min"), opt=shape(each, "opt"), max=shape(each, "max"))
-        for each in interface["inputs"]
-    }
+    batches = Range(min=1, opt=min(TUNED, largest), max=largest)
+    bounds = OptimizationProfile(batch=batches, dimensions=interface["dimensions"])
+    return {each["name"]: profile_shapes(bounds, each["shape"] or []) for each in interface["inputs"]}
 
 
 def check(path: str, module: Any, interface: Interface, settings: Settings) -> dict[tuple[int, ...], float | None]:
