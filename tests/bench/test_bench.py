@@ -57,8 +57,7 @@ def test_every_format_is_measured_beside_the_plain_trace_and_the_last_run(built:
     took = re.search(r"✓ bench +net +([\d.]+) s", first.out)
     assert foretold
     assert took
-    # On a quiet machine the two differ by less than a factor of two. Other processes may slow down either.
-    assert float(took[1]) / 10 - 1 < int(foretold[1]) < float(took[1]) * 10 + 1
+    assert float(took[1]) / 3 - 1 < int(foretold[1]) < float(took[1]) * 3 + 1, "a factor of two, and noise"
     (run,) = read_bench_json(built)
     expected = [(f, b, n) for f in ("trace", "torchscript", "onnx") for n in (1, 2) for b in (1, 3)]
     assert loads(run) == expected

@@ -74,7 +74,8 @@ dimensions.length = { max = 8 }
 opt_batch_size = 1
 dimensions.length = { min = 7, opt = 12 }
 """
-FRAMES = """
+# A sequence with the time first: (time, batch, features).
+TIME_FIRST = """
 [[inputs]]
 name = "frames"
 shape = ["time", 6]
@@ -83,6 +84,8 @@ batch_dimension = 1
 min = 2
 opt = 5
 max = 9
+"""
+FRAMES = f"""{TIME_FIRST}
 [[outputs]]
 key = "out.scores"
 name = "scores"
@@ -184,19 +187,12 @@ key = "hidden.1"
 name = "hidden"
 """
 # Files of a recogniser with the time first: (time, batch, features) -> scores (time, batch, classes), pooled.
-RECOGNISER = """
-formats = {formats}
+RECOGNISER = f"""
+formats = {{formats}}
 max_batch_size = 4
 [weights]
-source = "{file}"
-[[inputs]]
-name = "frames"
-shape = ["time", 6]
-batch_dimension = 1
-[dimensions.time]
-min = 2
-opt = 5
-max = 9
+source = "{{file}}"
+{TIME_FIRST}
 [[outputs]]
 key = 0
 name = "scores"

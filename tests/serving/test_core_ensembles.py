@@ -6,7 +6,6 @@ IMAGE ─► net_preprocess ─► PIXELS ─┬► net_onnx ─► one ─┬�
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from build_tasks.serving import triton_server
 from build_tasks.verification.ensemble_samples import load_samples
-from tests.support import tiny_network
+from tests.support import core_server, tiny_network
 from tests.support.project import Project, failure_line
 
 STEPS = """
@@ -80,15 +79,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def server(project: Project) -> Iterator[triton_server.Server]:
-    project.built("tritonserver")
-    before = os.getcwd()
-    os.chdir(project.root)
-    try:
-        with triton_server.start("core", "24.10", triton_server.free_ports(), "build/e.log", stubs=True) as running:
-            running.is_core = True
-            yield running
-    finally:
-        os.chdir(before)
+    with core_server.serving(project) as running:
+        yield running
 
 
 def test_triton_answers_as_the_steps_do_in_pytorch(project: Project, server: triton_server.Server) -> None:

@@ -5,7 +5,6 @@ The ModelConfigs are derived from [triton] of a spec. A stub stands in for ONNX 
 
 import contextlib
 import json
-import os
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from build_tasks.serving.triton_client import Client, cast_to_input_types
 from build_tasks.triton.derived_config import ConfigSettings, derive, to_text
 from build_tasks.triton.derived_tensors import ClientView
 from build_tasks.triton.warm_up_data import write_files
+from tests.support import core_server
 from tests.support.project import OTHER, Project
 
 F, I32, I64, B = 1, 6, 7, 9  # of onnx.TensorProto
@@ -152,25 +152,19 @@ def settings_of(name: str, network: dict[str, Any]) -> ConfigSettings:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton_server.Server]:
     project = Project(tmp_path_factory.mktemp("tensors") / "project")
     project.model("m", OTHER)
-    project.built("tritonserver")
-    before = os.getcwd()
-    os.chdir(project.root)
-    try:
-        for name, network in NETWORKS.items():
-            folder = Path(f"model_repository/{name}")
-            (folder / "1").mkdir(parents=True)
-            (folder / "initial_state").mkdir()
-            (folder / "initial_state/first.bin").write_bytes(np.array([10, 20], np.float32).tobytes())
-            write_network(folder / "1/model.onnx", network)
-            config = derive(signature_of(network), {}, settings_of(name, network))
-            (folder / "config.pbtxt").write_text(to_text(config))
-            write_files(config, network.get("warm_up", {}), f"{folder}/warmup")
-        with triton_server.start("core", "24.10", triton_server.free_ports(), "build/t.log", stubs=True) as running:
-            for name in NETWORKS:
-                assert running.load(name) is None
-            yield running
-    finally:
-        os.chdir(before)
+    for name, network in NETWORKS.items():
+        folder = project / f"model_repository/{name}"
+        (folder / "1").mkdir(parents=True)
+        (folder / "initial_state").mkdir()
+        (folder / "initial_state/first.bin").write_bytes(np.array([10, 20], np.float32).tobytes())
+        write_network(folder / "1/model.onnx", network)
+        config = derive(signature_of(network), {}, settings_of(name, network))
+        (folder / "config.pbtxt").write_text(to_text(config))
+        write_files(config, network.get("warm_up", {}), f"{folder}/warmup")
+    with core_server.serving(project) as running:
+        for name in NETWORKS:
+            assert running.load(name) is None
+        yield running
 
 
 def infer(server: triton_server.Server, name: str, inputs: dict[str, np.ndarray], **flags: Any) -> dict[str, Any]:

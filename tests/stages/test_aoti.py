@@ -1,7 +1,6 @@
 """Packages of AOTInductor: a small network, compiled for this machine's CPU, gated, published, and served by a stub."""
 
 import contextlib
-import os
 import re
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from build_tasks.json_files import read_json
 from build_tasks.runtime import hardware
 from build_tasks.serving import triton_server
 from build_tasks.stages import aoti
-from tests.support import tiny_network
+from tests.support import core_server, tiny_network
 from tests.support.project import ROOT, Project, failure_line
 
 PACKAGE = "build/packed/model.pt2"
@@ -66,15 +65,8 @@ def test_the_published_config_is_the_golden_one(project: Project) -> None:
 
 @pytest.fixture(scope="module")
 def server(project: Project) -> Iterator[triton_server.Server]:
-    project.built("tritonserver")
-    before = os.getcwd()
-    os.chdir(project.root)
-    try:
-        with triton_server.start("core", "24.10", triton_server.free_ports(), "build/a.log", stubs=True) as running:
-            running.is_core = True
-            yield running
-    finally:
-        os.chdir(before)
+    with core_server.serving(project) as running:
+        yield running
 
 
 def test_tritons_core_serves_mixed_batches_of_many_requests_at_once(

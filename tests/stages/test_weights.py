@@ -23,6 +23,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from build_tasks.runtime import limits
+from tests.support.hub_server import serving
 from tests.support.project import ROOT, Project, Run, add_tiny
 
 SPEC = """\
@@ -427,16 +428,6 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-@contextlib.contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    with server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def server(tiny_weights: Path) -> Iterator[Server]:
     """A server without TLS, which stands for the hub."""
@@ -824,6 +815,7 @@ def test_a_run_prints_only_a_line_for_each_start_and_end(name: str, request: pyt
     expected = re.compile(
         r"  weights +\w+ +\.\.\.(, [\d.]+ s last time;)?( build/\S+: missing)?|[✓✗] weights +\w+ .*|"
         r"(\d+ [a-z ]+(, |$))+|skipped: a dependency failed: weights|"
-        r"  weights +\w+ +\d\d+\.\d s  .*"  # of a stage that takes more than ten seconds, on a busy machine
+        # of a stage that takes more than ten seconds, on a busy machine
+        r"  weights +\w+ +\d\d+\.\d s  (runs|waiting for 127\.0\.0\.1|\S+: [\d.]+ of [\d.]+ MB(, [\d.]+ MB/s)?)"
     )
     assert [line for line in found.run.out.splitlines() if not expected.fullmatch(line)] == []

@@ -13,8 +13,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 from urllib.parse import unquote
 
+S = TypeVar("S", bound=ThreadingHTTPServer)
 Revisions = dict[str, dict[str, bytes]]  # by the name of a revision: files by path
 
 
@@ -119,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(server: HubServer) -> Iterator[HubServer]:
-    """Serve in a thread."""
+def serving(server: S) -> Iterator[S]:
+    """Serve in a thread. It is for any server, of the hub or of others."""
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

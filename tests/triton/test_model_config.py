@@ -670,20 +670,13 @@ def test_there_are_at_least_forty_wrong_specs() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("name", PLANS)
-def test_the_config_of_a_plan_is_the_golden_one(name: str) -> None:
-    text, plans = PLANS[name]
-    assert derive_config(text, "tensorrt", *plans) == text_format.Parse(
-        (ROOT / f"tests/triton/golden/{name}.pbtxt").read_text(), ModelConfig()
-    )
-
-
-@pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("name", PACKAGES)
-def test_the_config_of_a_package_is_the_golden_one(name: str) -> None:
-    """Before 26.07, requests are not batched, and there is one instance, since others would not load."""
-    text, packages = PACKAGES[name]
-    assert derive_config(text, "aoti", *packages) == text_format.Parse(
+@pytest.mark.parametrize(
+    ("model_format", "name"), [*(("tensorrt", name) for name in PLANS), *(("aoti", name) for name in PACKAGES)]
+)
+def test_the_config_of_a_plan_or_package_is_the_golden_one(model_format: str, name: str) -> None:
+    """Packages: before 26.07, requests are not batched, and there is one instance, since others would not load."""
+    text, artifacts = {**PLANS, **PACKAGES}[name]
+    assert derive_config(text, model_format, *artifacts) == text_format.Parse(
         (ROOT / f"tests/triton/golden/{name}.pbtxt").read_text(), ModelConfig()
     )
 
