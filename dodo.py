@@ -31,7 +31,7 @@ from build_tasks.doit_plugin.reserved_names import RESERVED
 from build_tasks.doit_plugin.state import require_doit, require_installed_commands
 from build_tasks.errors import UserError
 from build_tasks.formats import artifacts
-from build_tasks.formats.ensemble_steps import models_of_steps, steps_of, take_sequences
+from build_tasks.formats.ensemble_steps import steps_of, take_sequences
 from build_tasks.paths import BUILD, STATE_DB
 from build_tasks.runtime import limits, memory_budget, repository_files, resources
 from build_tasks.runtime.digests import ContentChecker, digest
@@ -77,7 +77,7 @@ require_installed_commands()
 
 try:
     MODELS = load(reserved=RESERVED, overrides=overrides.from_command_line(), unchanged=noop_cache.triton_models)
-    MODELS += load_required(noop_cache, {name for model in MODELS for name in models_of_steps(model)})
+    MODELS += load_required(noop_cache, MODELS)
     memory_budget.from_environment()
     limits.check_variables()
     repository_files.umask_from_environment()

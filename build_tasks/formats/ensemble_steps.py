@@ -2,6 +2,8 @@
 
 `ensemble = "onnx"` ─┐
 [[ensemble.steps]] ──┴► Step ─► config.pbtxt of each step ─► triton/ensemble_graph.py
+        ▲                │
+        └── an ensemble ◄┘
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,8 +28,10 @@ class Step(NamedTuple):
         model: The model whose spec describes it.
         folder: The folder of a Python model of the user; otherwise empty.
         table: What the spec says of the step.
-        artifacts: The paths of what it is served from. The keys are file names, after the name of another model.
+        artifacts: The paths of what it is served from. The keys are file names, after the name of another model. Of an
+            ensemble, those of all its steps.
         config: The path of its config.pbtxt in build/.
+        steps: The steps of an ensemble; empty for other models.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Step(NamedTuple):
     table: EnsembleStep
     artifacts: dict[str, str]
     config: str
+    steps: "tuple[Step, ...]" = ()
 
 
 def python_artifact(folder: str) -> str:
@@ -44,14 +49,16 @@ def python_artifact(folder: str) -> str:
     return f"python/{folder}"
 
 
-def steps_of(model: Model, models: Iterable[Model]) -> list[Step]:
+def steps_of(model: Model, models: Iterable[Model], user: Model | None = None) -> list[Step]:
     """Return the steps of the ensemble of a model.
 
     Args:
         models: The models whose Triton models the steps name; loader.py has checked that they exist.
+        user: The model for whose ensemble the artifacts are named, if the ensemble is a step of another one.
     """
+    user = user or model
     if network := short_form(model.spec.ensemble):
-        return [_step(model, part, model, EnsembleStep()) for part in ("preprocess", network)]
+        return [_step(model, part, user, EnsembleStep(), models) for part in ("preprocess", network)]
     parts = {
         each.triton_name(model_format): (each, model_format)
         for each in models
@@ -66,7 +73,7 @@ def steps_of(model: Model, models: Iterable[Model]) -> list[Step]:
             owner, folder = (model, table.python) if table.python else pythons[table.model or ""]
             assert folder is not None
             file = python_artifact(folder)
-            key = file if owner.name == model.name else f"{owner.name}/{file}"
+            key = file if owner.name == user.name else f"{owner.name}/{file}"
             steps.append(
                 Step(
                     owner.python_name(folder), PYTHON, owner, folder, table, {key: owner.artifact(file)},
@@ -75,22 +82,26 @@ def steps_of(model: Model, models: Iterable[Model]) -> list[Step]:
             )  # fmt: skip
         else:
             owner, model_format = parts[table.model or ""]
-            steps.append(_step(owner, model_format, model, table))
+            steps.append(_step(owner, model_format, user, table, models))
     return steps
 
 
-def _step(owner: Model, model_format: str, user: Model, table: EnsembleStep) -> Step:
+def _step(owner: Model, model_format: str, user: Model, table: EnsembleStep, models: Iterable[Model]) -> Step:
+    name, config = owner.triton_name(model_format), f"{TRITON_MODELS[model_format].file}.config.pbtxt"
+    if model_format == "ensemble":
+        steps = tuple(steps_of(owner, models, user))
+        artifacts = {key: path for step in steps for key, path in step.artifacts.items()}
+        return Step(name, model_format, owner, "", table, artifacts, owner.artifact(config), steps)
     files = [PREPROCESS_FOLDER] if model_format == "preprocess" else present_artifacts(owner, model_format)
     prefix = "" if owner.name == user.name else f"{owner.name}/"
-    return Step(
-        owner.triton_name(model_format),
-        model_format,
-        owner,
-        "",
-        table,
-        {prefix + file: owner.artifact(file) for file in files},
-        owner.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt"),
-    )
+    artifacts = {prefix + file: owner.artifact(file) for file in files}
+    return Step(name, model_format, owner, "", table, artifacts, owner.artifact(config))
+
+
+def inner_steps(steps: Iterable[Step]) -> list[Step]:
+    """Return the steps that are no ensembles, with those of ensembles among the steps in their place, each once."""
+    inner = {each.name: each for step in steps for each in (inner_steps(step.steps) if step.steps else [step])}
+    return [*inner.values()]
 
 
 def models_of_steps(model: Model) -> set[str]:
@@ -100,7 +111,7 @@ def models_of_steps(model: Model) -> set[str]:
 
 def last_network(steps: Sequence[Step]) -> Step | None:
     """Return the last network among the steps."""
-    return next((step for step in reversed(steps) if step.kind in FORMATS), None)
+    return next((step for step in reversed(inner_steps(steps)) if step.kind in FORMATS), None)
 
 
 def wiring_of(steps: Iterable[Step]) -> list[Wiring]:
@@ -115,4 +126,6 @@ def wanted_outputs(model: Model) -> list[str]:
 
 def take_sequences(steps: Iterable[Step]) -> bool:
     """Return whether a step has a sequence batcher. An ensemble passes sequences on to its steps."""
-    return any(takes_sequences(step.model.config_fields, [step.kind]) for step in steps if step.kind != PYTHON)
+    return any(
+        takes_sequences(step.model.config_fields, [step.kind]) for step in inner_steps(steps) if step.kind != PYTHON
+    )

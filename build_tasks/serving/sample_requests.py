@@ -62,7 +62,9 @@ def takes_sequences(client: Client, config: dict[str, Any]) -> bool:
         config: The ModelConfig that the server uses for the model.
     """
     steps = config.get("ensemble_scheduling", {}).get("step", ())
-    return any("sequence_batching" in each for each in (config, *(client.config(step["model_name"]) for step in steps)))
+    return "sequence_batching" in config or any(
+        takes_sequences(client, client.config(step["model_name"])) for step in steps
+    )
 
 
 def largest_request(groups: Sequence[Feed], max_batch_size: int) -> int:

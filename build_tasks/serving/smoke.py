@@ -216,11 +216,13 @@ def smoke_own_ensemble(client: Client, name: str, model: Model, models: list[Mod
         versions.add(version)
         return outputs
 
-    largest = min(reference_outputs.BATCH, int(config.get("max_batch_size", 1)))
+    record = read_json(files["measured"])
+    smallest, largest = record["batches"]
+    settings = record["gate"] | {"allow_untestable": True}
     names = [f"sample {index + 1}" for index in range(batch_of(samples))]
     accuracy = Accuracy("-", "-")
-    for size in sorted({1, largest}, reverse=True):
-        (outputs,) = reference_outputs.run_in_batches(send, [samples], 1, size)
+    for size in sorted({smallest, largest}, reverse=True):
+        (outputs,) = reference_outputs.run_in_batches(send, [samples], smallest, size)
         answers = dict(zip(tensors.output_names, outputs, strict=True))
         numbers = [output for output, array in expected.items() if array.dtype.kind in "fiub"]
         found, reference, moved = (
@@ -228,14 +230,12 @@ def smoke_own_ensemble(client: Client, name: str, model: Model, models: list[Mod
         )
         figures = metrics.compare_outputs(found, reference, moved, names)
         measured: metrics.Measurements = {"samples": len(names), "distinct": len(names), "outputs": figures}
-        settings = read_json(files["measured"])["gate"] | {"allow_untestable": True}
         if reason := gate.gate_error(measured, settings, ""):
             raise UserError(reason)
         accuracy = Accuracy(*gate.nearest_limit(measured, settings))
     check_build(artifacts_of_steps(model, models), config, versions)
-    return SmokeRow(
-        name, client.protocol, version=", ".join(sorted(versions)), error=accuracy.error, limit=accuracy.limit
-    )
+    version = ", ".join(sorted(versions))
+    return SmokeRow(name, client.protocol, version=version, error=accuracy.error, limit=accuracy.limit)
 
 
 def batch_limits(model: Model, model_format: str, max_batch_size: int) -> tuple[int, int]:

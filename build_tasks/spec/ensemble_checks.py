@@ -4,7 +4,7 @@ Names, types and dims of tensors, and cycles, show only with the configurations 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from build_tasks.errors import with_suggestion
 from build_tasks.paths import MODELS
@@ -59,16 +59,34 @@ def _step_mistakes(model: Model, ensemble: Ensemble) -> Iterator[Mistake]:
 
 
 def unknown_steps(models: list[Model], triton_models: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Yield a line for each step that names no model of Triton's, or an ensemble.
+    """Yield a line for each step that names no model of Triton's.
 
     Args:
         triton_models: Model.triton_models, by model, of all specs.
     """
-    known = {name: description for each in triton_models.values() for name, description in each.items()}
-    served = [name for name, description in known.items() if not description.endswith("part ensemble")]
+    known = [name for each in triton_models.values() for name in each]
     for model in models:
         for index, step in enumerate(model.steps):
-            if step.model is not None and step.model not in served:
-                found = f"the ensemble {step.model!r}" if step.model in known else with_suggestion(step.model, served)
+            if step.model is not None and step.model not in known:
                 key = f"{model.file}: ensemble.steps[{index}].model"
+                found = with_suggestion(step.model, known)
                 yield f"{key}: expected a model of Triton's that a spec describes, found {found}"
+
+
+def endless_steps(models: Iterable[Model]) -> Iterator[str]:
+    """Yield a line for each ensemble that contains itself, by way of other ensembles."""
+    ensembles = {model.triton_name("ensemble"): model for model in models if model.steps}
+    inner = {name: {step.model for step in model.steps if step.model} for name, model in ensembles.items()}
+    for name, model in ensembles.items():
+        cycle = [each for each in ensembles if each in _reached(name, inner) and name in _reached(each, inner)]
+        if cycle:
+            yield f"{model.file}: ensemble.steps: expected steps without a cycle, found one among {', '.join(cycle)}"
+
+
+def _reached(name: str, inner: Mapping[str, set[str]]) -> set[str]:
+    """Return the names of all steps of an ensemble, and of their steps."""
+    reached: set[str] = set()
+    waiting = {name}
+    while waiting := {each for step in waiting for each in inner.get(step, ())} - reached:
+        reached |= waiting
+    return reached

@@ -52,6 +52,7 @@ def load(
     mistakes += validation.name_mistakes(folders, triton_models, set(reserved))
     if not mistakes:  # a step may name a model whose spec could not be read
         mistakes += ensemble_checks.unknown_steps(models, triton_models)
+        mistakes += ensemble_checks.endless_steps(models)
     if mistakes:
         raise UserError(*mistakes)
     return models

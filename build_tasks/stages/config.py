@@ -207,12 +207,8 @@ def build_ensemble(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     graph = ensemble_graph.connect(steps, configs, settings["outputs"], options.max_batch_size, options.spec)
     ensemble = triton_config.to_message({"name": options.name, "platform": TRITON_MODELS["ensemble"].platform})
     ensemble.max_batch_size = graph.max_batch_size
-    for tensors, field in ((graph.inputs, ensemble.input), (graph.outputs, ensemble.output)):
-        for name, tensor in tensors.items():
-            added = field.add()
-            added.CopyFrom(tensor)
-            added.name = name
-            added.ClearField("reshape")  # the step itself reshapes
+    ensemble.input.extend(graph.inputs.values())
+    ensemble.output.extend(graph.outputs.values())
     makers = {name: steps[index].name for index in graph.order for name in graph.maps[index][1].values()}
     for output in ensemble.output:
         if makers[output.name] not in settings["own"]:  # the labels of another model are not in this folder

@@ -4,12 +4,13 @@
              ├► PyTorch networks and the same Python models ────────────► outputs ─┼► figures ─► gate
              └► the same, each network's inputs perturbed by one ulp ───► outputs ─┘
 
-Python models run as they are, without a server. samples and reference are kept for `doit smoke`, which sends them to
-the ensemble of a running server. The default gate is that of the lowest precision among the steps.
+Python models run as they are, without a server. Ensembles among the steps are replaced by their own steps. samples and
+reference are kept for `doit smoke`, which sends them to the ensemble of a running server. The default gate is that of
+the lowest precision among the steps.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -17,13 +18,13 @@ import msgspec
 from build_tasks.errors import UserError
 from build_tasks.formats import declarations
 from build_tasks.formats.declarations import INTERFACE_MODULES, ONNX_MODULES
-from build_tasks.formats.ensemble_steps import PYTHON, Step, wanted_outputs, wiring_of
+from build_tasks.formats.ensemble_steps import PYTHON, Step, inner_steps, wanted_outputs, wiring_of
 from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.ensemble_tables import Ensemble
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
-from build_tasks.tensors import IMAGE, Feed, Signature
+from build_tasks.tensors import IMAGE, Feed, Signature, batch_of, resize, take
 from build_tasks.triton import ensemble_graph
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
@@ -37,17 +38,18 @@ SAMPLES = 16  # at most so many are sent through the steps
 def task(model: Model, steps: list[Step]) -> dict[str, Any]:
     """The doit task of an ensemble of one's own."""
     name = TRITON_MODELS["ensemble"].file
-    networks = [step for step in steps if step.kind in FORMATS]
+    inner = inner_steps(steps)
+    networks = [step for step in inner if step.kind in FORMATS]
     precision = max((step.model.precision(step.kind) for step in networks), key=PRECISIONS.index, default="fp32")
     own_samples = model.spec.ensemble.samples if isinstance(model.spec.ensemble, Ensemble) else None
-    pictures = {path for step in steps if step.kind == "preprocess" for path in _pictures(step.model)}
+    pictures = {path for step in inner if step.kind == "preprocess" for path in _pictures(step.model)}
     stage = Stage(
         name=f"ensemble:{model.name}",
         model=model,
         build=build,
         inputs={
-            **{f"{step.name}/config.pbtxt": step.config for step in steps},
-            **{f"{step.name}/artifact": next(iter(step.artifacts.values())) for step in steps},
+            **{f"{step.name}/config.pbtxt": step.config for step in (*_with_ensembles(steps), *inner)},
+            **{f"{step.name}/artifact": next(iter(step.artifacts.values())) for step in inner},
             **{f"{step.name}/signature": f"{next(iter(step.artifacts.values()))}.signature.json" for step in networks},
             **{f"{step.name}/weights": step.model.weights for step in networks},
             **{f"{step.name}/samples": step.model.artifact("samples.json") for step in networks},
@@ -63,9 +65,9 @@ def task(model: Model, steps: list[Step]) -> dict[str, Any]:
         settings={
             "spec": model.file,
             "steps": msgspec.to_builtins(wiring_of(steps)),
-            "kinds": {step.name: step.kind for step in steps},
+            "kinds": {step.name: step.kind for step in inner},
             "networks": {step.name: _network_settings(step.model) for step in networks},
-            "models": {step.name: step.model.name for step in steps},
+            "models": {step.name: step.model.name for step in inner},
             "outputs": wanted_outputs(model),
             "max_batch_size": model.largest_batch("ensemble"),
             "gate": gate.settings_of(model, "ensemble", precision),
@@ -90,6 +92,13 @@ def task(model: Model, steps: list[Step]) -> dict[str, Any]:
     return stage.task(doc=f"{model.triton_name('ensemble')} end to end, against its steps in PyTorch")
 
 
+def _with_ensembles(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yield steps, and those of ensembles among them."""
+    for step in steps:
+        yield step
+        yield from _with_ensembles(step.steps)
+
+
 def _pictures(model: Model) -> list[str]:
     samples = model.spec.accuracy.samples
     source = model.source(samples) if samples else accuracy_samples.SHIPPED_PHOTOGRAPHS
@@ -102,28 +111,31 @@ def _network_settings(model: Model) -> Settings:
 
 def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import numpy as np
-    from google.protobuf import text_format
     from polygraphy.comparator import IterationResult, RunResults
 
     from build_tasks.verification.ensemble_samples import save_samples
 
-    steps = msgspec.convert(settings["steps"], list[ensemble_graph.Wiring])
-    configs = []
-    for step in steps:
-        with open(inputs[f"{step.name}/config.pbtxt"], encoding="utf-8") as file:
-            configs.append(text_format.Parse(file.read(), triton_config.to_message({})))
-    graph = ensemble_graph.connect(steps, configs, settings["outputs"], settings["max_batch_size"], settings["spec"])
-    if not graph.max_batch_size:
-        raise UserError(f"{settings['spec']}: ensemble: expected steps with an open batch, found a fixed one")
+    configs = _read_configs(inputs)
+    outer = msgspec.convert(settings["steps"], list[ensemble_graph.Wiring])
+    connected = _connect(outer, configs, settings["outputs"], settings["max_batch_size"], settings["spec"])
+    smallest, largest = connected.batches
+    if not largest:
+        raise UserError(
+            f"{settings['spec']}: ensemble: expected steps whose dims begin with the batch if their max_batch_size is "
+            "0, found others"
+        )
+    steps = ensemble_graph.flatten(outer, configs)
+    graph = _connect(steps, configs, list(connected.outputs), largest, settings["spec"])
     feed = read_samples(inputs, settings, steps, graph)
-    count = min(SAMPLES, *(len(array) for array in feed.values()))
-    feed = {name: array[:count] for name, array in feed.items()}
+    distinct = min(SAMPLES, *map(len, feed.values()))
+    count = max(distinct - distinct % smallest, smallest)
+    feed = resize(take(feed, slice(distinct)), count)
     pythons = {
-        step.name: _python_model(inputs, settings, step.name, config)
-        for step, config in zip(steps, configs, strict=True)
+        step.name: _python_model(inputs, settings, step.name, configs[step.name])
+        for step in steps
         if settings["kinds"][step.name] not in FORMATS
     }
-    run = functools.partial(run_steps, graph, steps, feed)
+    run = functools.partial(run_steps, graph, steps, feed, largest)
     found = run({step.name: pythons.get(step.name) or _artifact(inputs, settings, step.name) for step in steps})
     networks = {step.name: _reference(inputs, settings, step.name) for step in steps if step.name not in pythons}
     expected = run(pythons | networks)
@@ -134,12 +146,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         IterationResult({name: each[name] for name in numbers}) for each in (found, expected, moved)
     )
     figures = metrics.compare_outputs(artifact, reference, perturbed, names)
-    measured: metrics.Measurements = {"samples": count, "distinct": count, "outputs": figures}
-    write_json(outputs["measured"], {**measured, "gate": settings["gate"]})
+    measured: metrics.Measurements = {"samples": count, "distinct": min(count, distinct), "outputs": figures}
+    write_json(outputs["measured"], {**measured, "gate": settings["gate"], "batches": connected.batches})
     save_samples(feed, outputs["samples"])
     results = RunResults()
-    for runner, each in (("pytorch-fp32", expected), ("pytorch-fp32, inputs perturbed by one ulp", moved)):
-        results.add([each], runner_name=runner)
+    for runner, answers in (("pytorch-fp32", expected), ("pytorch-fp32, inputs perturbed by one ulp", moved)):
+        results.add([answers], runner_name=runner)
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
@@ -151,6 +163,25 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         if name not in numbers
     }
     return {**metrics.key_figures(measured), **texts, "Python models": ", ".join(pythons) or "none"}
+
+
+def _read_configs(inputs: Paths) -> dict[str, Any]:
+    """Return the ModelConfigs of all steps, by name."""
+    from google.protobuf import text_format
+
+    configs = {}
+    for key, path in inputs.items():
+        name, separator, _ = key.partition("/config.pbtxt")
+        if separator:
+            with open(path, encoding="utf-8") as file:
+                configs[name] = text_format.Parse(file.read(), triton_config.to_message({}))
+    return configs
+
+
+def _connect(
+    steps: list[ensemble_graph.Wiring], configs: dict[str, Any], outputs: list[str], largest: int, spec: str
+) -> ensemble_graph.Graph:
+    return ensemble_graph.connect(steps, [configs[step.name] for step in steps], outputs, largest, spec)
 
 
 def read_samples(
@@ -191,15 +222,14 @@ def read_samples(
 
 
 def run_steps(
-    graph: ensemble_graph.Graph, steps: list[ensemble_graph.Wiring], feed: Feed, runs: dict[str, Run]
+    graph: ensemble_graph.Graph, steps: list[ensemble_graph.Wiring], feed: Feed, largest: int, runs: dict[str, Run]
 ) -> Feed:
-    """Return the outputs of an ensemble for all samples. The steps run in batches, as large as they take."""
+    """Return the outputs of an ensemble for all samples. The steps run in batches of at most `largest` samples."""
     import numpy as np
 
-    count = len(next(iter(feed.values())))
     parts = []
-    for start in range(0, count, graph.max_batch_size):
-        tensors = {name: array[start : start + graph.max_batch_size] for name, array in feed.items()}
+    for start in range(0, batch_of(feed), largest):
+        tensors = {name: array[start : start + largest] for name, array in feed.items()}
         for index in graph.order:
             input_map, output_map = graph.maps[index]
             answer = runs[steps[index].name]({name: tensors[tensor] for name, tensor in input_map.items()})

@@ -21,7 +21,7 @@ from typing import Any
 
 from build_tasks.errors import UserError
 from build_tasks.formats import user_code
-from build_tasks.formats.ensemble_steps import PYTHON, Step, last_network, python_artifact
+from build_tasks.formats.ensemble_steps import PYTHON, Step, inner_steps, last_network, python_artifact
 from build_tasks.json_files import read_json
 from build_tasks.paths import REPOSITORY
 from build_tasks.provenance import bill_of_materials, signature, statement
@@ -112,10 +112,11 @@ def ensemble_task(model: Model, steps: list[Step]) -> dict[str, Any]:
     of_spec = spec_digest(network.model, network.kind) if network else spec_digest(model, "ensemble")
     paths = {key: path for step in steps for key, path in step.artifacts.items()}
     config = model.artifact(f"{TRITON_MODELS['ensemble'].file}.config.pbtxt")
-    own = [step for step in steps if step.kind in FORMATS and step.model.name == model.name]
+    inner = inner_steps(steps)
+    own = [step for step in inner if step.kind in FORMATS and step.model.name == model.name]
     gated = {key: rule for step in own for key, rule in gate_settings(model, step.kind, step.artifacts).items()}
     measured = {"measured": f"{config.removesuffix('config.pbtxt')}measured.json"} if model.steps else {}
-    task = _task(model, model.triton_name("ensemble"), "ensemble", paths, config, of_spec, gated, measured, steps)
+    task = _task(model, model.triton_name("ensemble"), "ensemble", paths, config, of_spec, gated, measured, inner)
     task["task_dep"] = [f"publish:{step.name}" for step in steps]
     return task
 

@@ -1,6 +1,7 @@
 """The graph of an ensemble: how the tensors of its steps are connected, and what Triton would refuse.
 
-Sources of the rules: ValidateEnsembleConfig and ValidateTensorMapping in the core's ensemble_utils.cc.
+Sources of the rules: ValidateEnsembleConfig and ValidateTensorMapping in the core's ensemble_utils.cc, and for steps of
+which only some batch ReshapeTensorDims in ensemble_scheduler.cc.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,11 @@ class Graph(NamedTuple):
 
     Attributes:
         order: The steps, so that each comes after those whose outputs it takes.
-        inputs: By name in the ensemble: the tensor of the step's ModelConfig that takes it.
-        outputs: By name in the ensemble: the tensor of the step's ModelConfig that makes it.
-        maps: For each step in `order`, its input_map and its output_map.
-        max_batch_size: The largest batch that all steps take.
+        inputs: By name in the ensemble: a tensor of a ModelConfig, with the dims that clients send.
+        outputs: By name in the ensemble: a tensor of a ModelConfig, with the dims that clients get.
+        maps: For each step, its input_map and its output_map.
+        max_batch_size: The largest batch that all steps take; 0 if dims contain the batch.
+        batches: The smallest and the largest number of samples in a request; 0, 0 if dims have no batch.
     """
 
     order: list[int]
@@ -36,6 +38,7 @@ class Graph(NamedTuple):
     outputs: dict[str, Any]
     maps: list[tuple[dict[str, str], dict[str, str]]]
     max_batch_size: int
+    batches: tuple[int, int]
 
 
 def connect(
@@ -77,17 +80,52 @@ def connect(
             _compare(first, taker, steps, configs, f"{spec}: ensemble", made=tensor in made)
     needs = [{made[tensor][0] for tensor in input_map.values() if tensor in made} for input_map, _ in maps]
     order = _order(needs, steps, spec)
-    inputs = {tensor: takers[0][1] for tensor, takers in taken.items() if tensor not in made}
-    if not inputs:
+    sent = {tensor: takers[0] for tensor, takers in taken.items() if tensor not in made}
+    if not sent:
         raise UserError(f"{spec}: ensemble: expected a tensor that clients send, found steps that make all they take")
     for name in requested:
         if name not in made:
             raise UserError(
                 f"{spec}: ensemble.outputs: expected tensors of the steps, found {with_suggestion(name, made)}"
             )
-    outputs = {name: made[name][1] for name in requested or [name for name in made if name not in taken]}
-    batches = [config.max_batch_size for config in configs]
-    return Graph(order, inputs, outputs, maps, _largest_batch(batches, steps, largest, spec))
+    answered = {name: made[name] for name in requested or [name for name in made if name not in taken]}
+    max_batch_size, batches = _batches(configs, steps, largest, spec)
+    inputs, outputs = (
+        {
+            name: _as_clients_see(name, tensor, configs[step], max_batch_size, batches, spec)
+            for name, (step, tensor) in tensors.items()
+        }
+        for tensors in (sent, answered)
+    )
+    return Graph(order, inputs, outputs, maps, max_batch_size, batches)
+
+
+def flatten(steps: Sequence[Wiring], configs: Mapping[str, Any]) -> list[Wiring]:
+    """Return the steps of an ensemble with the steps of other ensembles in the place of these.
+
+    Args:
+        configs: The ModelConfigs of the steps and of the steps of ensembles among them, by name.
+    """
+    flat = []
+    for index, step in enumerate(steps):
+        config = configs[step.name]
+        if not config.HasField("ensemble_scheduling"):
+            flat.append(step)
+            continue
+        names = {each.name: step.inputs.get(each.name, each.name) for each in config.input}
+        names |= {each.name: step.outputs.get(each.name, each.name) for each in config.output}
+        parts = [
+            Wiring(
+                part.model_name,
+                *(
+                    {name: names.get(tensor, f"{step.name}[{index}].{tensor}") for name, tensor in each.items()}
+                    for each in (part.input_map, part.output_map)
+                ),
+            )
+            for part in config.ensemble_scheduling.step
+        ]
+        flat += flatten(parts, configs)
+    return flat
 
 
 def _map(key: str, names: Mapping[str, str], tensors: Sequence[Any], model: str) -> dict[str, str]:
@@ -145,16 +183,55 @@ def _order(needs: Sequence[set[int]], steps: Sequence[Wiring], spec: str) -> lis
     return order
 
 
-def _largest_batch(batches: Sequence[int], steps: Sequence[Wiring], largest: int, spec: str) -> int:
-    """Return the max_batch_size of an ensemble: 0 if none of its steps batches.
+def _batches(configs: Sequence[Any], steps: Sequence[Wiring], largest: int, spec: str) -> tuple[int, tuple[int, int]]:
+    """Return the max_batch_size of an ensemble, and the smallest and the largest number of samples in a request.
+
+    A step with max_batch_size 0 works beside steps that batch if its dims begin with the batch: with -1 for any batch,
+    otherwise with the number of samples that each request has.
 
     Raises:
-        UserError: If some steps batch and others do not. Triton allows that for dims that contain the batch, which it
-            compares only when a request comes.
+        UserError: If other steps with max_batch_size 0 stand beside steps that batch. Triton compares their dims with
+            the batch only when a request comes.
     """
-    if not all(batches) and any(batches):
-        without = next(step.name for step, batch in zip(steps, batches, strict=True) if not batch)
-        raise UserError(
-            f"{spec}: ensemble.steps: expected steps that all batch, or none, found {without} with max_batch_size 0"
-        )
-    return min(largest, *batches) if all(batches) else 0
+    limits = [config.max_batch_size for config in configs if config.max_batch_size]
+    fixed: set[int] = set()
+    for step, config in zip(steps, configs, strict=True):
+        if config.max_batch_size:
+            continue
+        first = {next(iter(tensor.dims), 0) for tensor in (*config.input, *config.output)}
+        fixed |= first - {-1} if len(first) == 1 else {0}
+        if limits and (len(first) > 1 or len(fixed) > 1 or max(fixed, default=0) > min(limits)):
+            raise UserError(
+                f"{spec}: ensemble.steps: expected dims that begin with the batch (-1, or one number of at most "
+                f"{min(limits)}) in {step.name}, which has max_batch_size 0 beside steps that batch, found "
+                f"{listed(format_tensor(tensor) for tensor in (*config.input, *config.output))}"
+            )
+    if len(fixed) > 1 or 0 in fixed:
+        return 0, (0, 0)
+    if fixed:
+        return 0, (min(fixed), min(fixed))
+    bounds = [*([largest] if largest else []), *limits]
+    return (min(largest, *limits) if limits else 0), (1, min(bounds, default=1))
+
+
+def _as_clients_see(
+    name: str, tensor: Any, config: Any, max_batch_size: int, batches: tuple[int, int], spec: str
+) -> Any:
+    """Return a tensor of a step in the dims of the ensemble, with or without the batch as the ensemble's others.
+
+    Raises:
+        UserError: If nothing is left without the batch, since Triton needs a dimension.
+    """
+    seen = type(tensor)()
+    seen.CopyFrom(tensor)
+    seen.ClearField("reshape")  # the step itself reshapes
+    seen.name = name
+    if max_batch_size and not config.max_batch_size:
+        del seen.dims[0]
+        if not seen.dims:
+            expected = f"{config.name}, which has max_batch_size 0, to have a dimension behind the batch"
+            raise UserError(f"{spec}: ensemble.steps: expected {expected}, found {format_tensor(tensor)}")
+    elif config.max_batch_size and not max_batch_size:
+        smallest, largest = batches
+        seen.dims.insert(0, smallest if smallest == largest else -1)
+    return seen

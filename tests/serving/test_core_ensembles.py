@@ -2,6 +2,9 @@
 
 IMAGE ─► net_preprocess ─► PIXELS ─┬► net_onnx ─► one ─┬► net_join (Python) ─► BEST, SUM
                                    └► second ──► two ──┘
+
+IMAGE ─► net_ensemble ─┬► BEST
+                       └► SUM ─► second_twice (Python, max_batch_size 0) ─► TWICE
 """
 
 import contextlib
@@ -55,6 +58,27 @@ class TritonPythonModel:
         a, b = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("A", "B"))
         return pb_utils.InferenceResponse([pb_utils.Tensor("BEST", best(a, b)), pb_utils.Tensor("SUM", a + b)])
 """
+OUTER = """
+[[ensemble.steps]]
+model = "net_ensemble"
+[[ensemble.steps]]
+python = "twice"
+inputs = { X = "SUM" }
+outputs = { Y = "TWICE" }
+"""
+TWICE_CONFIG = """\
+max_batch_size: 0
+input { name: "X" data_type: TYPE_FP32 dims: [-1, 4] }
+output { name: "Y" data_type: TYPE_FP32 dims: [-1, 4] }
+"""
+TWICE = (
+    MODEL.partition("    def respond")[0].replace("from join import best\n", "")
+    + """\
+    def respond(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("Y", 2 * x)])
+"""
+)
 JOIN = "import numpy as np\n\n\ndef best(a, b):\n    return np.stack([a.argmax(axis=1), b.argmax(axis=1)], axis=1)\n"
 
 
@@ -72,8 +96,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (folder / "join").mkdir()
     for file, text in {"config.pbtxt": CONFIG, "model.py": MODEL, "join.py": JOIN}.items():
         (folder / "join" / file).write_text(text)
-    add(project, "second", "torchscript", "")
-    project.built("net")
+    folder = add(project, "second", "torchscript", OUTER)
+    (folder / "twice").mkdir()
+    for file, text in {"config.pbtxt": TWICE_CONFIG, "model.py": TWICE}.items():
+        (folder / "twice" / file).write_text(text)
+    project.built("net", "second")
     return project
 
 
@@ -104,6 +131,29 @@ def test_triton_answers_as_the_steps_do_in_pytorch(project: Project, server: tri
     run = project.doit("smoke", f"--url={server.http}", f"--grpc={server.grpc}", "--model", "net_ensemble")
     verdict.write_text(before)
     assert "net_ensemble (HTTP): version 1 is build " in run.out
+
+
+def test_an_ensemble_is_a_step_of_another_beside_a_step_without_a_batch(
+    project: Project, server: triton_server.Server
+) -> None:
+    """Triton hands the whole batch to the step with max_batch_size 0, whose dims begin with -1 or with that batch."""
+    config = project / "build/second/model.ensemble.config.pbtxt"
+    assert "max_batch_size: 2" in config.read_text(), "the batch of net_join, a step of net_ensemble"
+    arguments = f"--url={server.http}", f"--grpc={server.grpc}", "--model", "second_ensemble"
+    assert server.load("second_ensemble") is None
+    run = project.built("smoke", *arguments)
+    assert len(re.findall(r"^ second_ensemble .* ok$", run.out, re.MULTILINE)) == 2, run.out
+    bill = json.loads((project / "model_repository/second_ensemble/1/bom.cdx.json").read_text())
+    steps = {each["name"] for each in bill["components"]}
+    assert {"net_preprocess", "net_onnx", "net_join", "second", "second_twice"} <= steps, steps
+    twice = project / "models/second/twice/config.pbtxt"
+    twice.write_text(TWICE_CONFIG.replace("-1", "2"))
+    project.built("second")
+    assert "max_batch_size: 0" in config.read_text()
+    assert server.load("second_ensemble") is None
+    run = project.built("smoke", *arguments)
+    assert len(re.findall(r"^ second_ensemble .* ok$", run.out, re.MULTILINE)) == 2, run.out
+    twice.write_text(TWICE_CONFIG)
 
 
 def test_an_edit_of_a_step_runs_the_ensemble_again(project: Project) -> None:

@@ -81,9 +81,14 @@ def test_wrong_steps_are_refused_with_one_line(folder: Path, text: str, line: st
     assert "\n" not in message
 
 
-def test_an_ensemble_cannot_be_a_step_of_another(folder: Path) -> None:
+def test_an_ensemble_is_a_step_of_another_unless_they_contain_each_other(folder: Path) -> None:
     (folder.parent / "model.toml").write_text(SPEC + STEPS)
     other = folder.parent.parent / "other/model.toml"
     other.write_text(f'{SPEC}[[ensemble.steps]]\nmodel = "m_ensemble"\n')
-    with pytest.raises(UserError, match=r"models/other/model\.toml: .*found the ensemble 'm_ensemble'"):
+    _, outer = load()
+    assert [step.model for step in outer.steps] == ["m_ensemble"]
+    (folder.parent / "model.toml").write_text(SPEC + STEPS.replace("other_onnx", "other_ensemble"))
+    with pytest.raises(UserError) as error:
         load()
+    cycle = "ensemble.steps: expected steps without a cycle, found one among m_ensemble, other_ensemble"
+    assert str(error.value).split("\n") == [f"models/{name}/model.toml: {cycle}" for name in ("m", "other")]

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 
 from build_tasks.errors import UserError
-from build_tasks.triton.ensemble_graph import Graph, Wiring, connect
+from build_tasks.triton.ensemble_graph import Graph, Wiring, connect, flatten
 from build_tasks.triton.model_config import to_message
 
 SPEC = "models/m/model.toml"
@@ -71,6 +71,51 @@ def test_ensembles_without_a_batch_have_none() -> None:
     assert connected(steps).max_batch_size == 0
 
 
+def open_batch(text: str) -> Any:
+    """A step that makes `Y` of `X`, and whose batch only clients form."""
+    return config("free", [f"X FP32 {text}"], [f"Y FP32 {text}"], 0)
+
+
+@pytest.mark.parametrize(
+    ("dims", "max_batch_size", "batches", "seen"),
+    [("-1 10", 4, (1, 4), [[1], [10]]), ("3 10", 0, (3, 3), [[3, 1], [3, 10]])],
+    ids=["any batch", "a fixed batch"],
+)
+def test_a_step_without_a_batch_works_beside_steps_that_batch(
+    dims: str, max_batch_size: int, batches: tuple[int, int], seen: list[list[int]]
+) -> None:
+    """tests/serving/test_core_ensembles.py shows that Triton answers like this."""
+    graph = connected([*CHAIN[1:], ("free", open_batch(dims), {"X": "scores"}, {})])
+    assert (graph.max_batch_size, graph.batches) == (max_batch_size, batches)
+    assert [list(each.dims) for each in (graph.inputs["IMAGE"], graph.outputs["Y"])] == seen
+
+
+def test_steps_whose_batch_only_clients_form_have_an_open_one() -> None:
+    graph = connected([("free", open_batch("-1 10"), {}, {})], largest=5)
+    assert (graph.max_batch_size, graph.batches) == (0, (1, 5))
+    assert connected([("free", open_batch("10"), {}, {})]).batches == (10, 10), "every request has the same samples"
+    graph = connected([("other", OTHER, {}, {})], largest=0)
+    assert (graph.max_batch_size, graph.batches, list(graph.inputs["INPUT__0"].dims)) == (0, (1, 6), [-1, 3, 16, 16])
+
+
+def test_an_ensemble_among_the_steps_is_replaced_by_its_own_steps() -> None:
+    """Its inner tensors get names that no other step has."""
+    text = """name: "inner" platform: "ensemble" max_batch_size: 4
+    input { name: "IMAGE" data_type: TYPE_STRING dims: 1 } output { name: "scores" data_type: TYPE_FP32 dims: 10 }
+    ensemble_scheduling {
+      step { model_name: "prepare" input_map { key: "IMAGE" value: "IMAGE" } output_map { key: "PIXELS" value: "x" } }
+      step { model_name: "network" input_map { key: "INPUT__0" value: "x" } output_map { key: "OUTPUT__0" value: "scores" } }
+    }"""
+    inner = text_format.Parse(text, to_message({}))
+    configs = {"inner": inner, "prepare": PREPARE, "network": NETWORK, "join": JOIN}
+    flat = flatten([Wiring("inner", {}, {"scores": "s"}), Wiring("join", {"A": "s", "B": "s"}, {})], configs)
+    assert flat == [
+        Wiring("prepare", {"IMAGE": "IMAGE"}, {"PIXELS": "inner[0].x"}),
+        Wiring("network", {"INPUT__0": "inner[0].x"}, {"OUTPUT__0": "s"}),
+        Wiring("join", {"A": "s", "B": "s"}, {}),
+    ]
+
+
 WRONG: dict[str, tuple[list[Any], str]] = {
     "an input that the step does not have": (
         [("network", NETWORK, {"INPUT_0": "PIXELS"}, {})],
@@ -108,8 +153,17 @@ WRONG: dict[str, tuple[list[Any], str]] = {
         "steps: expected steps without a cycle, found one among one",
     ),
     "steps of which only some batch": (
-        [CHAIN[2], ("fixed", config("fixed", ["PIXELS FP32 4 3 16 16"], ["Y FP32 4 2"], 0), {"PIXELS": "other"}, {})],
-        "steps: expected steps that all batch, or none, found fixed with max_batch_size 0",
+        [CHAIN[2], ("fixed", config("fixed", ["PIXELS FP32 3 16 16"], ["Y FP32 4 2"], 0), {"PIXELS": "other"}, {})],
+        "steps: expected dims that begin with the batch (-1, or one number of at most 4) in fixed, which has max_batch_size 0 "
+        "beside steps that batch, found TYPE_FP32 [3, 16, 16], TYPE_FP32 [4, 2]",
+    ),
+    "a fixed batch that is too large for a step that batches": (
+        [CHAIN[2], ("fixed", config("fixed", ["X FP32 5 16"], ["Y FP32 5 2"], 0), {}, {})],
+        "one number of at most 4) in fixed, which has max_batch_size 0",
+    ),
+    "a step without a batch that has one value per sample": (
+        [CHAIN[2], ("free", config("free", ["X FP32 -1"], ["Y FP32 -1 2"], 0), {}, {})],
+        "steps: expected free, which has max_batch_size 0, to have a dimension behind the batch, found TYPE_FP32 [-1]",
     ),
     "a decoupled step": (
         [("many", config("many", ["A FP32 2"], ["B FP32 2"], 8, "model_transaction_policy { decoupled: true }"), {}, {})],
