@@ -28,7 +28,11 @@ NETWORK_MODULES = (
 PROGRAM_MODULES = ("build_tasks.formats.torch_program", "build_tasks.formats.file_kinds")  # and for files of PyTorch
 
 # The modules that run a network or an artifact, besides those that make a network.
-INTERFACE_MODULES = ("build_tasks.formats.example_inputs", "build_tasks.formats.serving_interface")
+INTERFACE_MODULES = (
+    "build_tasks.formats.example_inputs",
+    "build_tasks.formats.network_answer",
+    "build_tasks.formats.serving_interface",
+)
 
 # The modules that affect the outputs of ONNX Runtime, for the fingerprint of the stages that run it.
 ONNX_MODULES = (

@@ -211,13 +211,16 @@ def select_outputs(graph: "onnx.ModelProto", path: str, keys: list[str | int | N
         UserError: If the graph has no such output.
     """
     own = {tensor.name: tensor for tensor in graph.graph.output}
-    ordered = []
+    ordered: list[Any] = []
     for index, (key, name) in enumerate(zip(keys, names, strict=True)):
         place = key if key is not None else name if name in own else index
         if isinstance(place, int) and place < len(own):
             place = [*own][place]
         if place not in own:
             raise UserError(f"outputs[{index}].key: {path} has the outputs {listed(own)}, and not {place!r}")
+        if place in (places := [tensor.name for tensor in ordered]):
+            other = f"another output of {path} than that of outputs[{places.index(place)}]"
+            raise UserError(f"outputs[{index}].key: expected {other}, found {place!r} again")
         ordered.append(type(own[place]).FromString(own[place].SerializeToString()))
     del graph.graph.output[:]
     graph.graph.output.extend(ordered)

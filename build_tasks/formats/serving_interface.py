@@ -6,16 +6,15 @@
 All of it is hooks of the network, so that its layers keep their names in every format.
 """
 
-import dataclasses
 import inspect
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, listed, with_suggestion
 from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
+from build_tasks.formats.network_answer import kind_of, select_tensors
 from build_tasks.formats.picture_transform import data_config
-from build_tasks.tensors import OUTPUT, Interface, OutputTensor, Shape
+from build_tasks.tensors import OUTPUT, Interface, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -116,104 +115,13 @@ def _serve(module: "torch.nn.Module", answer: Any, interface: Interface) -> Any:
     import torch
 
     if interface["softmax"] or interface["top_k"]:
-        answer = top_k_outputs(answer if not interface["outputs"] else _select(answer, interface)[1], interface)
+        answer = top_k_outputs(answer if not interface["outputs"] else select_tensors(answer, interface)[1], interface)
         tensors = [answer] if isinstance(answer, torch.Tensor) else [*answer]
         module.output_names = [OUTPUT.format(index) for index in range(len(tensors))]  # type: ignore[assignment]
         return answer
-    names, served = _select(answer, interface)
+    names, served = select_tensors(answer, interface)
     module.output_names = names  # type: ignore[assignment]
     return served
-
-
-def _select(answer: Any, interface: Interface) -> tuple[list[str], Any]:
-    """Return the names of the served tensors, and the tensors: one, or a tuple.
-
-    Raises:
-        UserError: If the answer does not have them.
-    """
-    import torch
-
-    if isinstance(answer, torch.Tensor) and not interface["outputs"]:
-        return [OUTPUT.format(0)], answer
-    leaves = dict(_leaves(answer))
-    found: list[tuple[str, Any]] = []
-    if interface["outputs"]:
-        for index, output in enumerate(interface["outputs"]):
-            value = leaves[_leaf_of(index, output, leaves)]
-            if output["batch_dimension"] and isinstance(value, torch.Tensor):
-                value = value.movedim(output["batch_dimension"], 0)
-            found.append((output["name"], value))
-    else:
-        named = any(not part.isdecimal() for path in leaves for part in path.split("."))
-        for index, (path, value) in enumerate(leaves.items()):
-            found.append((served_name(path) if named else OUTPUT.format(index), value))
-    others = [f"{path or 'the answer'} is {_kind(value)}" for path, value in leaves.items() if _is_other(value)]
-    wrong = [name for name, value in found if _is_other(value)]
-    if wrong or not found:
-        raise UserError(
-            f"the network answers with {_kind(answer)}, in which {listed(others) or 'nothing is a tensor'}; Triton "
-            "needs tensors: name those to serve in [[outputs]]"
-        )
-    tensors = [value for _, value in found]
-    return [name for name, _ in found], tensors[0] if isinstance(answer, torch.Tensor) else tuple(tensors)
-
-
-def served_name(name: str) -> str:
-    """Return a name of an answer or of a file as a tensor can have it in every format."""
-    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", name)
-
-
-def _is_other(value: Any) -> bool:
-    import torch
-
-    return not isinstance(value, torch.Tensor)
-
-
-def _kind(value: Any) -> str:
-    """Return the name of a type, and for a tuple or list those of its elements."""
-    if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        return f"{type(value).__name__} of {', '.join(type(each).__name__ for each in value)}"
-    return type(value).__name__
-
-
-def _leaves(answer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what an answer holds, with its place: "logits", "0", "encoder.last". None is left out."""
-    if isinstance(answer, Mapping):
-        items = [(str(key), value) for key, value in answer.items()]
-    elif dataclasses.is_dataclass(answer) and not isinstance(answer, type):
-        items = [(each.name, getattr(answer, each.name)) for each in dataclasses.fields(answer)]
-    elif isinstance(answer, tuple) and hasattr(answer, "_fields"):
-        items = [*zip(answer._fields, answer, strict=True)]
-    elif isinstance(answer, tuple | list):
-        items = [(str(index), value) for index, value in enumerate(answer)]
-    else:
-        if answer is not None:
-            yield path, answer
-        return
-    for key, value in items:
-        yield from _leaves(value, f"{path}.{key}" if path else key)
-
-
-def _leaf_of(index: int, output: OutputTensor, leaves: Mapping[str, Any]) -> str:
-    """Return the place of an output in the answer.
-
-    Raises:
-        UserError: If the answer has no such place.
-    """
-    key, paths = output["key"], list(leaves)
-    if key is None and output["name"] not in leaves:
-        named = any(not part.isdecimal() for path in paths for part in path.split(".") if part)
-        key = output["name"] if named and output["name"] != OUTPUT.format(index) else index
-    elif key is None:
-        return output["name"]
-    if str(key) in leaves:
-        return str(key)
-    if isinstance(key, int) and key < len(paths):
-        return paths[key]
-    raise UserError(
-        f"outputs[{index}].key: expected one of {listed(path or '0' for path in paths)}, which the network answers "
-        f"with, found {with_suggestion(key, paths)}"
-    )
 
 
 def normalize_input(module: "torch.nn.Module", batch: "torch.Tensor", interface: Interface) -> "torch.Tensor":
@@ -269,7 +177,7 @@ def forward(module: Any, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor
         outputs = module(*inputs)
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
     if not isinstance(outputs, tuple | list) or not all(isinstance(output, torch.Tensor) for output in outputs):
-        raise UserError(f"the network answers with {_kind(outputs)}; Triton needs one tensor, or a tuple of them")
+        raise UserError(f"the network answers with {kind_of(outputs)}; Triton needs one tensor, or a tuple of them")
     batch = len(inputs[0])
     for index, output in enumerate(outputs):
         if output.dtype == torch.bfloat16:

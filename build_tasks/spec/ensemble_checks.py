@@ -6,7 +6,7 @@ Names, types and dims of tensors, and cycles, show only with the configurations 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from build_tasks.errors import with_suggestion
+from build_tasks.errors import listed, with_suggestion
 from build_tasks.paths import MODELS
 from build_tasks.spec import pictures
 from build_tasks.spec.ensemble_tables import Ensemble
@@ -56,6 +56,8 @@ def _step_mistakes(model: Model, ensemble: Ensemble) -> Iterator[Mistake]:
             if tensor in made:
                 yield f"{key}.outputs.{output}", f"another name than that of {made[tensor]}", repr(tensor)
             made[tensor] = f"steps[{index}].outputs.{output}"
+    if len(set(ensemble.outputs)) < len(ensemble.outputs):
+        yield "ensemble.outputs", "each tensor once", listed(ensemble.outputs)
 
 
 def unknown_steps(models: list[Model], triton_models: Mapping[str, Mapping[str, str]]) -> Iterator[str]:

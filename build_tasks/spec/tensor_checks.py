@@ -35,6 +35,7 @@ def mistakes(spec: Spec) -> Iterator[Mistake]:
         yield from _input_mistakes(spec, f"inputs[{index}]", table)
     yield from _dimension_mistakes(spec)
     yield from _name_mistakes(spec)
+    yield from _key_mistakes(spec)
     files = label_files(spec)
     if spec.labels and spec.outputs and spec.outputs[0].labels:
         yield "labels", "nothing, since outputs[0].labels has those of the first output", repr(spec.labels)
@@ -176,3 +177,14 @@ def _name_mistakes(spec: Spec) -> Iterator[Mistake]:
         place = re.search(r"__(\d+)$", output["name"])
         if place and int(place[1]) != index:  # the PyTorch backend takes such a number as the place of the output
             yield f"outputs[{index}].name", f"the number {index} behind __, its place", repr(output["name"])
+
+
+def _key_mistakes(spec: Spec) -> Iterator[Mistake]:
+    """Yield outputs that are the same tensor of the answer. What only the answer shows is refused when it is there."""
+    places: list[str] = []
+    for index, table in enumerate(spec.outputs):
+        place = table.name or index if table.key is None else table.key  # without a key: by its name or position
+        if str(place) in places:
+            expected = f"another tensor of the answer than that of outputs[{places.index(str(place))}]"
+            yield f"outputs[{index}].key", expected, repr(place)
+        places.append(str(place))

@@ -176,6 +176,7 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
     Raises:
         UserError: If the graph does not have them.
     """
+    from build_tasks.formats.network_answer import served_name
     from build_tasks.formats.onnx_batch_first import put_batch_first
     from build_tasks.formats.onnx_import import (
         check_image_input,
@@ -185,7 +186,6 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
         select_outputs,
     )
     from build_tasks.formats.onnx_names import rename_tensors
-    from build_tasks.formats.serving_interface import served_name
 
     if settings["picture"]:
         image, lengths = check_image_input(graph, path), tuned_lengths(interface["dimensions"])

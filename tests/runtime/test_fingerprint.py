@@ -122,6 +122,7 @@ UNUSED = [
     Unused("stages.weights", "formats.state_dicts", from_weights, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.serving_interface", runs_source, "only a source with its network is run"),
     Unused("stages.weights", "formats.example_inputs", runs_source, "likewise"),
+    Unused("stages.weights", "formats.network_answer", runs_source, "likewise"),
     Unused("stages.weights", "formats.onnx_files", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_import", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_batch_first", from_onnx, "likewise"),

@@ -64,6 +64,10 @@ WRONG = [
         '[[ensemble.steps]]\nmodel = "other_onnx"\noutputs = { OUTPUT__0 = "x" }',
         "ensemble.steps[1].outputs.OUTPUT__0: expected another name than that of steps[0].outputs.OUTPUT__0, found 'x'",
     ),
+    (
+        '[ensemble]\noutputs = ["OUTPUT__0", "OUTPUT__0"]\n[[ensemble.steps]]\nmodel = "m_onnx"',
+        "ensemble.outputs: expected each tensor once, found OUTPUT__0, OUTPUT__0",
+    ),
     ("[ensemble]\nsteps = []", "ensemble.steps: expected `array` of length >= 1"),
     ('[ensemble]\nsamples = "x.npz"', "ensemble: expected the key 'steps', found nothing"),
     ('[[ensemble.steps]]\nmodel = "m_onnx"\ninput = {}', "ensemble.steps[0]: expected one of model, python, inputs, outputs"),

@@ -43,6 +43,7 @@ INPUT_KEYS = (
 COLORS = "gray 1, rgb 3, bgr 3, rgba 4, bgra 4"
 PICTURES = 'expected nothing, since it is for pictures (layout = "nchw" or "nhwc"), found a value'
 PLACE = "outputs[{}].name: expected the number {} behind __, its place, found {!r}"
+SAME_TENSOR = "expected another tensor of the answer than that of outputs[0]"
 IDENTIFIER = "expected a name of letters, digits and _, which an argument of Python can have (formats)"
 
 MISTAKES = [
@@ -234,6 +235,16 @@ MISTAKES = [
     (
         one('name = "a"\n[[outputs]]\nname = "a"'),
         "outputs[0].name: expected another name than that of inputs[0], found 'a'",
+    ),
+    *(
+        (one(f"[[outputs]]\n{first}\n[[outputs]]\n{second}"), f"outputs[1].key: {SAME_TENSOR}, found {found}")
+        for first, second, found in (
+            ('name = "x"\nkey = "a"', 'name = "y"\nkey = "a"', "'a'"),
+            ("key = 0", "key = 0", "0"),
+            ("key = 0", 'key = "0"\nname = "y"', "'0'"),
+            ("key = 1", "", "1"),
+            ('name = "a"', 'key = "a"\nname = "b"', "'a'"),
+        )
     ),
     (one('[[outputs]]\nname = "OUTPUT__1"'), PLACE.format(0, 0, "OUTPUT__1")),
     (one("[[outputs]]\nkey = 0\n[[outputs]]\nkey = 1\n[output]\nsoftmax = true"), ONE_OUTPUT),
