@@ -80,8 +80,9 @@ def load_samples(
         names = [] if source in arrays else [accuracy_samples.name_in(source, path) for path in arrays]
         samples = [*read_samples(arrays, names or [""], inputs, dimensions)]
     else:
+        settings = picture_settings(module, interface, tables)
         readers = {
-            each["name"]: (table, picture_reader(module, each, table, tuned_lengths(dimensions)))
+            each["name"]: (table, picture_reader(settings[each["name"]]))
             for each, table in zip(inputs, tables, strict=True)
             if table is not None
         }
@@ -92,30 +93,49 @@ def load_samples(
     return [name.replace("\n", " ") for names, _ in groups for name in names], [feed for _, feed in groups]
 
 
-def picture_reader(
-    module: "torch.nn.Module", tensor: InputTensor, table: PictureTable, lengths: Mapping[str, int]
-) -> "Reader":
+def picture_settings(
+    module: "torch.nn.Module", interface: Interface, tables: Sequence[PictureTable | None]
+) -> dict[str, dict[str, Any]]:
+    """Return how each input that is a picture is prepared, by its name: the content of preprocessing.json.
+
+    Args:
+        module: The network, which knows what the spec leaves open.
+        interface: The inputs, resolved. Pictures are resized to the lengths that open dimensions are tuned for.
+        tables: How each input is made of pictures; None for one that is no picture.
+    """
+    settings = {}
+    lengths = tuned_lengths(interface["dimensions"])
+    for tensor, table in zip(interface["inputs"], tables, strict=True):
+        if table is None:
+            continue
+        dims = dims_at(tensor["shape"] or [], lengths)
+        shape = [dims[-1], *dims[:-1]] if tensor["layout"] == "nhwc" else dims
+        config = picture_transform.data_config(module, {**table, "shape": shape})
+        input_format = "uint8_nhwc" if tensor["dtype"] == "uint8" else "fp32_nchw"
+        arrangement = {"format": input_format, "layout": tensor["layout"], "dtype": tensor["dtype"]}
+        steps = picture_transform.format_steps(config, input_format)
+        settings[tensor["name"]] = {**arrangement, **config, "steps": steps}
+    return settings
+
+
+def picture_reader(settings: Mapping[str, Any]) -> "Reader":
     """Return the function that reads the pictures of a sample as an input, without the batch.
 
     Args:
-        module: The network.
-        tensor: The input.
-        table: The keys of the picture in the spec.
-        lengths: The lengths of open dimensions, as which pictures are resized.
+        settings: Of this input, as `picture_settings` returns them.
     """
-    dims = dims_at(tensor["shape"] or [], lengths)
-    shape = [dims[-1], *dims[:-1]] if tensor["layout"] == "nhwc" else dims
-    config = picture_transform.data_config(module, {**table, "shape": shape})
-    input_format = "uint8_nhwc" if tensor["dtype"] == "uint8" else "fp32_nchw"
+    others = ("format", "layout", "dtype", "steps")
+    config = {key: value for key, value in settings.items() if key not in others}
+    input_format, layout = settings["format"], settings["layout"]
     transform = picture_transform.transform(config, input_format)
 
     def read(paths: list[str]) -> "np.ndarray":
         (picture,) = accuracy_samples.preprocess([paths], transform, config)
-        if input_format == "uint8_nhwc" and tensor["layout"] == "nchw":
+        if input_format == "uint8_nhwc" and layout == "nchw":
             picture = picture.transpose(2, 0, 1)
-        elif input_format == "fp32_nchw" and tensor["layout"] == "nhwc":
+        elif input_format == "fp32_nchw" and layout == "nhwc":
             picture = picture.transpose(1, 2, 0)
-        result: np.ndarray = picture.astype(tensor["dtype"])
+        result: np.ndarray = picture.astype(settings["dtype"])
         return result
 
     return read

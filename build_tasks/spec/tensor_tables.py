@@ -46,7 +46,7 @@ class TensorInput(Table, kw_only=True):
         Literal["nchw", "nhwc"] | None,
         Meta(
             description="Whether the channels of a picture are the first or the last dimension. The keys from color to "
-            "fill are for pictures, and for the samples alone: clients send pixels as they say."
+            "fill are for pictures: samples and client examples are prepared as they say."
         ),
     ] = None
     low: Annotated[Number | None, Meta(description="Smallest value of random samples.")] = None

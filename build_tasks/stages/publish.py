@@ -162,7 +162,8 @@ def _task(
     named = name == model.triton_name(model_format)
     fields = model_config.fields_of_format(model.config_fields, model_format) if named else {}
     policy = fields.get("version_policy", {})
-    of_pictures = model_format in FORMATS and not model.spec.inputs
+    inputs = model.spec.inputs
+    of_pictures = model_format in FORMATS and (not inputs or any(each.layout for each in inputs))
     labels = [file for file, _ in label_files(model.spec).values()] if model_format != "preprocess" else []
     umask = repository_files.umask_from_environment()
     signer = signature.from_environment()  # no setting: a signature does not change what is published

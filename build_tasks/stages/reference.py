@@ -176,10 +176,11 @@ def load_samples(
 
     source = settings["samples"]
     paths = [path for name, path in inputs.items() if name == path]  # the files of the samples
-    if source is None:
-        return *input_samples.random_samples(interface, settings["lengths"]), {}
     if not settings["picture"]:
-        return *input_samples.load_samples(module, source, paths, interface, settings["pictures"]), {}
+        preparing = input_samples.picture_settings(module, interface, settings["pictures"])
+        if source is None:
+            return *input_samples.random_samples(interface, settings["lengths"]), preparing
+        return *input_samples.load_samples(module, source, paths, interface, settings["pictures"]), preparing
     input_format = settings["input"]["format"]
     config = picture_transform.data_config(module, settings["input"])
     steps = picture_transform.format_steps(config, input_format)

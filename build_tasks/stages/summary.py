@@ -43,7 +43,7 @@ class Summary(TypedDict):
 
     model: str
     samples: SampleCounts
-    preprocessing: dict[str, Any]  # the content of preprocessing.json
+    preprocessing: dict[str, Any]  # the content of preprocessing.json: of one picture, or by the name of an input
     artifacts: list[ArtifactResult]
 
 
@@ -149,13 +149,21 @@ def summary_table(summary: Summary, reference: str) -> Table:
             rows.append([title, *_metric_cells(output), *accuracy, row["status"]])
     counts = summary["samples"]
     repeated = f" ({counts['distinct']} distinct)" if counts["distinct"] != counts["count"] else ""
-    steps = summary["preprocessing"]
-    preprocessing = steps and (
-        f", {steps['input_size'][1]} x {steps['input_size'][2]}, {steps['interpolation']}, {steps['crop_mode']} crop "
-        f"{steps['crop_pct']}, mean {_format_channels(steps['mean'])}, std {_format_channels(steps['std'])}"
-    )
-    samples = f"{counts['count']} samples of {counts['source']}{repeated}{preprocessing or ''}{_confidence(summary)}"
+    settings = summary["preprocessing"]
+    pictures = {"": settings} if isinstance(settings.get("steps"), list) else settings
+    if counts["source"] == accuracy_samples.RANDOM_SAMPLES:
+        pictures = {}
+    preprocessing = "".join(f", {_format_preprocessing(*each)}" for each in pictures.items())
+    samples = f"{counts['count']} samples of {counts['source']}{repeated}{preprocessing}{_confidence(summary)}"
     return Table([*columns, "gate result"], rows, left=("gate result",), below=f"{samples}{_gpus(summary)}")
+
+
+def _format_preprocessing(name: str, steps: dict[str, Any]) -> str:
+    _, height, width = steps["input_size"]
+    return (
+        f"{name} {height} x {width}, {steps['interpolation']}, {steps['crop_mode']} crop {steps['crop_pct']}, "
+        f"mean {_format_channels(steps['mean'])}, std {_format_channels(steps['std'])}".lstrip()
+    )
 
 
 def _metric_cells(output: JudgedOutput) -> list[str]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from build_tasks.formats import picture_transform, pytorch_network
+from build_tasks.formats.input_samples import picture_reader, picture_settings
 from build_tasks.spec.picture_keys import CHANNELS
 from build_tasks.triton.preprocess_model.preprocessing import MODES, decode_all, preprocess
 from tests.support.project import ROOT, Project, failure_line
@@ -48,6 +49,25 @@ def test_the_published_preprocessing_is_that_of_the_samples_to_the_bit(keys: dic
         assert np.array_equal(actual, expected)
         shape = keys["shape"] if keys["format"] == "fp32_nchw" else [*keys["shape"][1:], keys["shape"][0]]
         assert list(actual.shape) == shape
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "layout"),
+    [("float32", [3, 24, 16], "nchw"), ("float32", [24, 16, 3], "nhwc"), ("float16", [1, 24, 16], "nchw"),
+     ("float64", [24, 16, 4], "nhwc"), ("uint8", [24, 16, 3], "nhwc"), ("uint8", [3, 24, 16], "nchw"),
+     ("uint8", [4, "height", 16], "nchw")],
+)  # fmt: skip
+def test_a_picture_among_several_inputs_is_that_of_the_samples_to_the_bit(
+    dtype: str, shape: list[Any], layout: str
+) -> None:
+    table = {"name": "image", "dtype": dtype, "shape": shape, "layout": layout}
+    interface: Any = {"inputs": [table], "dimensions": {"height": {"min": 8, "opt": 24, "max": 32}}}
+    (settings,) = picture_settings(nn.Identity(), interface, [{"crop_mode": "letterbox"}]).values()
+    expected = picture_reader(settings)([WIDE])
+    actual = preprocess(WIDE, json.loads(json.dumps(settings)))
+    assert actual.dtype == expected.dtype == dtype
+    assert np.array_equal(actual, expected)
+    assert list(actual.shape) == [24 if dim == "height" else dim for dim in shape]
 
 
 def prepared(**keys: Any) -> np.ndarray:

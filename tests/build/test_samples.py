@@ -1,6 +1,8 @@
 """Samples of any inputs, through the whole chain: open lengths, pictures beside arrays, and none at all."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from polygraphy.comparator import RunResults
 from polygraphy.json import load_json, save_json
 from safetensors.torch import save_file
 from torch import nn
 
+from build_tasks.triton.preprocess_model.preprocessing import preprocess
+from tests.support import core_server
 from tests.support.project import ROOT, Project, failure_line
 
 PHOTOGRAPHS = sorted((ROOT / "build_tasks/verification/photographs").glob("*.jpg"))
@@ -271,6 +276,33 @@ def test_samples_of_other_lengths_pictures_beside_arrays_and_none_at_all(project
     config = (project / "model_repository/segmenter_onnx/config.pbtxt").read_text()
     assert 'name: "mask"' in config
     assert "aux" not in config
+
+    assert_clients_prepare_pictures_as_the_samples(project)
+
+
+def assert_clients_prepare_pictures_as_the_samples(project: Project) -> None:
+    """Beside a vector, by what --help and the first lines of the clients say; Triton's core answers them."""
+    folder, samples = project / "build/both/clients/both_onnx", project / "models/both/samples"
+    settings = json.loads((folder / "preprocessing.json").read_text())
+    assert settings == json.loads((project / "model_repository/both_onnx/preprocessing.json").read_text())
+    pictures = [samples / name for name in (project / "build/both/samples.txt").read_text().split()]
+    (both,) = load_json(project / "build/both/samples.json")
+    for index, path in enumerate(pictures):
+        prepared = preprocess(str(path), settings["image"])
+        assert np.array_equal(prepared, both["image"][index])
+        assert prepared.dtype == np.float32
+    np.savez(project / "batch.npz", vector=both["vector"][:2])
+    scores = RunResults.load(project / "build/both/reference.json")["pytorch-fp32"][0]["OUTPUT__0"]
+    with core_server.serving(project) as server:
+        assert server.load("both_onnx") is None
+        for protocol, url in (("http", server.http), ("grpc", server.grpc)):
+            client = [sys.executable, str(folder / f"{protocol}_client.py"), "--url", url]
+            command = [*client, "--image", *map(str, pictures[:2]), "--arrays", str(project / "batch.npz")]
+            run = subprocess.run(command, text=True, capture_output=True)
+            assert run.returncode == 0, run.stderr
+            lines = run.stdout.splitlines()
+            assert [lines[0], lines[5]] == [str(path) for path in pictures[:2]]
+            assert [float(lines[first].split()[0]) for first in (1, 6)] == pytest.approx(scores[:2].max(1), abs=2e-4)
 
 
 def test_a_sample_that_lacks_its_arrays_is_named(project: Project) -> None:

@@ -41,7 +41,21 @@ INPUTS = {
         [tensor("ids", "int64", -1, -1), tensor("mask", "bool", -1, -1)],
         [tensor("image", "float32", 2, 3, 8, 8), tensor("scale", "float64", 2)],
     ],
+    "images and arrays": [
+        [tensor("image", "float32", -1, 3, 8, 8), tensor("vector", "float32", -1, 5), tensor("words", "string", -1, 1)],
+        [tensor("ids", "int64", 4, 7), tensor("url", "uint8", 4, 8, 8, 3)],
+        [tensor("image", "float32", -1, 3, 8, 8), tensor("other", "float16", -1, 1, 8, 8)],
+    ],
 }
+PICTURES = ("IMAGE", "INPUT__0", "image", "other", "url")  # names of the inputs above that are pictures
+SETTINGS = {"name": "tiny", "top_k": None, "sequences": False, "classes": True, "by_name": False}
+
+
+def pictures(sends: str, tensors: list[TensorSignature], files: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Return the endings of files for each input that is a picture."""
+    return {each["name"]: files for each in tensors if "images" in sends and each["name"] in PICTURES}
+
+
 OUTPUTS = [(SCORES, None), (RANKED, 3), (FEATURES, None)]
 
 
@@ -52,11 +66,11 @@ def clients() -> list[str]:
     return [
         client.render(
             protocol,
-            {"name": "tiny", "top_k": top_k, "sequences": sequences},
+            {**SETTINGS, "top_k": top_k, "sequences": sequences, "by_name": sends == "images and arrays"},
             image,
             outputs,
             sends,
-            files,
+            pictures(sends, image, files),
             labels=labels,
         )
         for protocol, (sends, image), (outputs, top_k), labels, sequences, files in itertools.product(
@@ -93,8 +107,7 @@ def test_clients_import_what_the_published_preprocessing_has(clients: list[str])
 def test_a_client_sends_the_dtype_and_the_batch_of_the_model(
     image: list[TensorSignature], dtype: str, line: str
 ) -> None:
-    settings = {"name": "tiny", "top_k": None, "sequences": False}
-    text = client.render("grpc", settings, image, SCORES, "preprocessed images", labels=True)
+    text = client.render("grpc", SETTINGS, image, SCORES, "preprocessed images", {"INPUT__0": ()}, labels=True)
     assert f'triton.InferInput("INPUT__0", list(batch.shape), "{dtype}")' in text
     assert line in text
     assert (".astype(np.float16)" in text) == (dtype == "FP16")
@@ -125,8 +138,8 @@ def refusing_server(reason: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("sends", ["encoded images", "preprocessed images"])
 def test_a_client_says_in_a_line_which_picture_is_refused(tmp_path: Path, sends: str) -> None:
-    tiny = {"name": "tiny", "top_k": None, "sequences": False}
-    text = client.render("http", tiny, INPUTS[sends][0], SCORES, sends, labels=False)
+    tensors = INPUTS[sends][0]
+    text = client.render("http", SETTINGS, tensors, SCORES, sends, pictures(sends, tensors), labels=False)
     (tmp_path / "http_client.py").write_text(text)
     (tmp_path / "preprocessing.py").write_bytes(Path(preprocessing.__file__).read_bytes())
     settings = {"format": "fp32_nchw", "input_size": [3, 64, 64], "crop_pct": 1.0, "crop_mode": "center"}
@@ -159,8 +172,9 @@ def test_a_client_sends_what_the_config_says(shape: list[int], dims: list[int], 
     ("protocol", "sends"), [("http", "encoded images"), ("grpc", "preprocessed images"), ("http", "an array")]
 )
 def test_a_client_says_in_a_line_what_is_wrong(tmp_path: Path, sends: str, protocol: str) -> None:
-    tiny = {"name": "tiny", "top_k": None, "sequences": False}
-    (tmp_path / "client.py").write_text(client.render(protocol, tiny, INPUTS[sends][0], SCORES, sends, labels=False))
+    tensors = INPUTS[sends][0]
+    text = client.render(protocol, SETTINGS, tensors, SCORES, sends, pictures(sends, tensors), labels=False)
+    (tmp_path / "client.py").write_text(text)
     (tmp_path / "preprocessing.py").write_bytes(Path(preprocessing.__file__).read_bytes())
     settings = {"format": "fp32_nchw", "input_size": [3, 64, 64], "crop_pct": 1.0, "crop_mode": "center"}
     settings |= {"interpolation": "bicubic", "mean": [0.5], "std": [0.5]}
@@ -186,6 +200,42 @@ def test_a_client_says_in_a_line_what_is_wrong(tmp_path: Path, sends: str, proto
     if sends == "an array":
         np.savez(tmp_path / "a.npz", np.zeros((2, 1, 28, 28), np.float32))
         assert run("a.npz") == (1, "a.npz: expected one array, a .npy file, found a .npz file")
+        np.save(tmp_path / "b.npy", np.zeros((2, 1, 28, 28)))
+        assert run("b.npy") == (1, "b.npy: expected float32, found float64")
     code, text = run("--url", "127.0.0.1:9", existing)
     assert code == 1
     assert re.fullmatch(r".*127\.0\.0\.1:9.*refused.*", text)
+
+
+def test_a_client_of_pictures_and_arrays_explains_itself(tmp_path: Path) -> None:
+    """A user with a picture and a vector needs nothing but --help."""
+    tensors = INPUTS["images and arrays"][0][:2]
+    settings = {**SETTINGS, "by_name": True}
+    text = client.render("http", settings, tensors, SCORES, "images and arrays", {"image": ()}, labels=False)
+    assert "python http_client.py --image image.jpg ... --arrays batch.npz\n" in text
+    (tmp_path / "http_client.py").write_text(text)
+    (tmp_path / "preprocessing.py").write_bytes(Path(preprocessing.__file__).read_bytes())
+    picture = {"format": "fp32_nchw", "layout": "nchw", "dtype": "float32", "input_size": [3, 8, 8], "crop_pct": 1.0}
+    picture |= {"crop_mode": "center", "interpolation": "bicubic", "mean": [0.5], "std": [0.5], "steps": []}
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"image": picture}))
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    for file, dtype, count in (("one", "float32", 1), ("two", "float32", 2), ("wide", "float64", 1)):
+        np.savez(tmp_path / f"{file}.npz", vector=np.zeros((count, 5), dtype))
+    np.savez(tmp_path / "other.npz", vectors=np.zeros((1, 5), np.float32))
+
+    def run(*arguments: str, url: str = "127.0.0.1:9") -> tuple[int, str]:
+        command = [sys.executable, "http_client.py", "--url", url, *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return ended.returncode, " ".join(ended.stdout.split())
+
+    code, text = run("--help")
+    assert code == 0
+    assert "--image IMAGE [IMAGE ...] pictures of image, JPEG or PNG" in text
+    assert "by name: vector: float32, [-1, 5] (-1: any number)" in text
+    assert run("--image", "a.png", "--arrays", "wide.npz") == (1, "wide.npz: vector: expected float32, found float64")
+    line = "other.npz: expected the arrays vector, found no vector"
+    assert run("--image", "a.png", "--arrays", "other.npz") == (1, line)
+    line = "expected as many samples of each input, found 1 of image, 2 of vector"
+    assert run("--image", "a.png", "--arrays", "two.npz") == (1, line)
+    with refusing_server("reached") as url:
+        assert run("--image", "a.png", "--arrays", "one.npz", url=url) == (1, "[400] reached")

@@ -50,8 +50,8 @@ def preprocess(picture: bytes | str | Sequence[bytes | str], settings: Preproces
         settings: From preprocessing.json.
 
     Returns:
-        float32 (channels, height, width) or uint8 (height, width, channels), as settings["format"] says. The channels
-        are in the order of settings["color"].
+        float32 (channels, height, width) or uint8 (height, width, channels), as settings["format"] says, or what
+        settings["layout"] and settings["dtype"] say. The channels are in the order of settings["color"].
 
     Raises:
         PictureError: If `decode` does not accept it.
@@ -62,12 +62,15 @@ def preprocess(picture: bytes | str | Sequence[bytes | str], settings: Preproces
         bands.append(np.atleast_3d(np.asarray(cropped(resized(image, settings), settings, first))))
         first += bands[-1].shape[2]
     pixels = np.concatenate(bands, axis=2) if len(bands) > 1 else bands[0]
-    if settings["format"] == "uint8_nhwc":
-        return pixels
-    mean, std = (np.array(settings[key], np.float32) for key in ("mean", "std"))
-    scaled = pixels.astype(np.float32) / np.float32(255 / settings.get("scale", 1))
-    normalized: np.ndarray = (scaled - mean) / std
-    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
+    layout = "nhwc"
+    if settings["format"] != "uint8_nhwc":
+        layout = "nchw"
+        mean, std = (np.array(settings[key], np.float32) for key in ("mean", "std"))
+        scaled = pixels.astype(np.float32) / np.float32(255 / settings.get("scale", 1))
+        pixels = (scaled - mean) / std
+    if settings.get("layout", layout) == "nchw":
+        pixels = pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels, settings.get("dtype"))
 
 
 def colors_of(settings: Preprocessing) -> list[str]:
