@@ -102,12 +102,22 @@ def _format_columns(lines: list[list[str]], left: set[str], width: int | None) -
 
 
 def _words(text: str, width: int, indent: str = "") -> list[str]:
-    """Return the lines of a text that is wrapped between words. A word that is longer than a line stays whole."""
-    import textwrap
+    """Return the lines of a text that is wrapped between words.
 
-    return textwrap.wrap(
-        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
-    ) or [""]
+    A path or URL that is longer than a line goes on after one of its slashes, since a terminal would break it anywhere.
+    Every other word stays whole.
+    """
+    import re
+
+    lines = [""]
+    for word in re.findall(r" *[^ ]+", text):
+        if not lines[-1] or len(lines[-1]) + len(word) <= width:
+            lines[-1] += word
+        else:
+            lines.append(indent + word.lstrip(" "))
+        while len(lines[-1]) > width and (end := lines[-1].rfind("/", 0, width) + 1):
+            lines[-1:] = [lines[-1][:end], indent + lines[-1][end:]]
+    return lines
 
 
 def wrap(text: str, width: int | None) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.progress import Progress as ProgressBars
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
 
 LOG_INTERVAL = 10  # seconds until the first line on a running stage, in a log; each pause is twice the one before
 MAX_LOG_INTERVAL = 120  # seconds
@@ -181,6 +181,7 @@ class LiveDisplay(NullDisplay):
         self.start_lock = threading.Lock()  # `doit -n` begins tasks in several threads
         self.live: Live | None = None
         self.bars: ProgressBars | None = None
+        self.columns: tuple[str | ProgressColumn, ...] = ()  # with the one of the bars, which is not always shown
 
     def write(self, line: str, failure: bool = False) -> None:
         line = wrap(printable(line), terminal_width(self.out))
@@ -249,6 +250,7 @@ class LiveDisplay(NullDisplay):
                 console=console,
                 auto_refresh=False,
             )
+            self.columns = self.bars.columns
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=REFRESHES, transient=True)
         self.live.start()
 
@@ -257,27 +259,40 @@ class LiveDisplay(NullDisplay):
 
         return Console(file=self.out, highlight=False, markup=False)
 
+    def _share(self, task: str) -> float | None:
+        """Return which share of a stage is done: of its current phase, or of its last duration; None if not known."""
+        phase, stage = self.phases.get(task), self.running[task]
+        if phase and phase.progress.total:
+            return phase.progress.done / phase.progress.total
+        return stage.seconds / stage.last_seconds if stage.last_seconds else None
+
     def _render(self) -> "RenderableType":
-        """Return a line for each running stage, and below them the line on the run as a whole."""
+        """Return a line for each running stage, and below them the line on the run as a whole.
+
+        There is no bar as long as it would be empty: no length of any running stage is known.
+        """
         from rich.console import Group
+        from rich.progress import BarColumn
         from rich.text import Text
 
         assert self.bars is not None
-        width = self.bars.console.width
         with self.lock:
+            shares = {task: self._share(task) for task in self.running}
+            has_bars = any(share is not None for share in shares.values())
+            self.bars.columns = tuple(
+                column for column in self.columns if has_bars or not isinstance(column, BarColumn)
+            )
             titles = max((len(stage.title) for stage in self.running.values()), default=0)
             for task, stage in self.running.items():
-                phase, done, total = self.phases.get(task), stage.seconds, stage.last_seconds
-                if phase and phase.progress.total:
-                    done, total = phase.progress.done, phase.progress.total
-                room = width - titles - BAR_WIDTH - len(stage.time) - 5  # the spinner, and gaps
-                detail = shorten(format_progress(phase), room) if phase else ""
+                gaps = 5  # the spinner, and spaces
+                room = self.bars.console.width - titles - len(stage.time) - gaps - (BAR_WIDTH if has_bars else 0)
+                phase = self.phases.get(task)
                 self.bars.update(
                     self.bar_ids[task],
-                    completed=min(done / total, NEARLY) if total else 0,
+                    completed=min(shares[task] or 0, NEARLY),
                     total=1,
                     time=stage.time,
-                    detail=detail,
+                    detail=shorten(format_progress(phase), room) if phase else "",
                 )
             table = self.bars.make_tasks_table(self.bars.tasks)
         return Group(table, Text(self.totals(), style="dim"))

@@ -64,12 +64,12 @@ def format_plan(plan: list[Step]) -> str:
     rows = [(step.state, *step.task.partition(":")[::2], step) for step in plan if step.state in LISTED]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     is_timed = any(step.state in TIMED and step.seconds is not None for *_, step in rows)
-    width = 8 if is_timed else 0  # of the durations
+    width = 9 if is_timed else 0  # of the durations
     text = ""
     for *cells, step in rows:
-        title = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        title = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
         seconds = f"{step.seconds:.1f} s" if step.state in TIMED and step.seconds is not None else ""
-        text += f"{title} {seconds:>{width}}  {'; '.join(step.reasons)}".rstrip() + "\n"
+        text += f"{title}{seconds:>{width}}  {'; '.join(step.reasons)}".rstrip() + "\n"
     totals = [
         f"{len(group)} {state}{format_duration(group) if state in TIMED else ''}"
         for state in (TaskState.TO_FETCH, *TIMED, TaskState.UNSUPPORTED, TaskState.UP_TO_DATE)

@@ -263,6 +263,8 @@ class Reporter:
             if models:
                 rows = sorted(models, key=lambda row: row.model)
                 self.display.write_table(run_results.format_table(rows, text_table.terminal_width(self.out)))
+                for reason in run_results.reason_lines(rows):
+                    self.display.write(reason)
             if line := run_results.next_commands(self.results):
                 self.display.write(line)
         for line in self.summary_lines():
@@ -272,10 +274,10 @@ class Reporter:
         states: Counter[str] = Counter(result.state for result in self.results.values())
         for record in noop_cache.unchanged.values():
             states.update(record.counts)
-        skipped = [name for name, result in self.results.items() if result.state == TaskState.FAILED_DEPENDENCY]
+        skipped = run_results.skipped_line(self.tasks, self.results)
         return [
             format_counts(states),
-            *([f"{TaskState.FAILED_DEPENDENCY}: {', '.join(skipped)}"] if skipped else []),
+            *([skipped] if skipped else []),
             *([self.cache_line] if self.cache_line else []),
             *self.aborted,
         ]

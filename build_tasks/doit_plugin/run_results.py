@@ -11,6 +11,8 @@ from build_tasks.runtime import atomic_files
 from build_tasks.runtime.stage import Stage, stage_of
 
 COLUMNS = ("model", "format", "size", "error", "time", "state")
+EXPLAINED = (TaskState.UNSUPPORTED, TaskState.FAILED)  # states whose reasons stand below the table, in this order
+MAX_NAMES = 3  # of the tasks that one failure prevented; of more than these, the number is shown
 
 
 class TaskResult(NamedTuple):
@@ -114,23 +116,57 @@ def format_accuracy(chain: list[str], results: dict[str, TaskResult]) -> str | N
 
 
 def format_table(models: list[ModelRow], width: int | None) -> str:
-    """Return the table at the end of a run. A reason that several rows have is written out in the first of them.
+    """Return the table at the end of a run. The reasons that `reason_lines` writes below it are left out.
 
     Args:
         width: Characters in a line, None for any number.
     """
     lines = []
-    seen: set[str] = set()
     for row in models:
         size = "-" if row.bytes is None else text_table.format_size(row.bytes)
-        reason = row.reason.partition("\n")[0]
-        task, _, cause = reason.partition(": ") if row.state == TaskState.FAILED else ("", "", reason)
-        if cause in seen:
-            reason = min(reason, f"{task}, as above" if task else "as above", key=len)
-        seen.add(cause)
-        state = f"{row.state}: {reason}" if reason else row.state
+        subject, reason = split_reason(row)
+        detail = reason if row.state not in EXPLAINED else subject if row.state == TaskState.FAILED else ""
+        state = f"{row.state}: {detail}" if detail else row.state
         lines.append([row.name, row.format, size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
     return text_table.format_table(COLUMNS, lines, left=("format", "state"), width=width)
+
+
+def reason_lines(models: list[ModelRow]) -> list[str]:
+    """Return a line for each reason why models are not built: "failed: weights:net: … cannot be fetched"."""
+    subjects: dict[tuple[TaskState, str], list[str]] = {}
+    for row in models:
+        subject, reason = split_reason(row)
+        if row.state in EXPLAINED:
+            subjects.setdefault((row.state, reason), []).append(subject)
+    order = sorted(subjects, key=lambda key: EXPLAINED.index(key[0]))
+    return [f"{state}: {', '.join(dict.fromkeys(subjects[state, reason]))}: {reason}" for state, reason in order]
+
+
+def split_reason(row: ModelRow) -> tuple[str, str]:
+    """Return what the first line of a reason is about, the failed task or else the model, and that line itself."""
+    reason = row.reason.partition("\n")[0]
+    if row.state == TaskState.FAILED:
+        task, _, reason = reason.partition(": ")
+        return task, reason
+    return row.name, reason
+
+
+def skipped_line(tasks: dict[str, Any], results: dict[str, TaskResult]) -> str | None:
+    """Return the line on the tasks that a failure prevented, by the task that failed; None if there are none.
+
+    A few tasks are named, of many their number is given.
+    """
+    skipped: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if result.state == TaskState.FAILED_DEPENDENCY:
+            needed = required_tasks(tasks, [name])
+            failed = next((task for task in needed if task in results and results[task].state == TaskState.FAILED), "")
+            skipped.setdefault(failed, []).append(name)
+    parts = [
+        ", ".join(names) if len(names) <= MAX_NAMES or not failed else f"{len(names)} tasks that need {failed}"
+        for failed, names in skipped.items()
+    ]
+    return f"{TaskState.FAILED_DEPENDENCY}: {', '.join(parts)}" if parts else None
 
 
 def next_commands(results: dict[str, TaskResult]) -> str | None:

@@ -11,6 +11,7 @@ declares all modules that it imports.
 
 import functools
 import inspect
+import json
 import os
 import re
 import stat
@@ -22,7 +23,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import Table
 
-NEVER_BUILT = "no record of a build"
+NEVER_BUILT = "not built yet"
 OTHER_VERSION = "built by another version of this project"
 NO_VALUE = object()  # differs from every value of a setting
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -103,13 +104,23 @@ def changed_settings(model: Model, before: dict[str, Any], now: dict[str, Any], 
         elif old != new:
             name = prefix + key if prefix else spec_key_of(model, key, new)
             digests = all(isinstance(value, str) and SHA256.fullmatch(value) for value in (old, new))
-            reasons.append(f"{name}: {_difference(str(old), str(new)) if digests else f'{old!r} -> {new!r}'}")
+            change = _difference(str(old), str(new)) if digests else f"{_format_setting(old)} -> {_format_setting(new)}"
+            reasons.append(f"{name}: {change}")
     return reasons
+
+
+def _format_setting(value: Any) -> str:
+    """Return a setting as JSON, which has the form of TOML for strings, numbers, booleans and lists of them."""
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def changed_tools(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """The tools of this machine whose version has changed since the build."""
-    return [f"{tool}: {before.get(tool)} -> {version}" for tool, version in now.items() if before.get(tool) != version]
+    return [
+        f"{tool}: {before.get(tool) or 'none'} -> {version or 'none'}"
+        for tool, version in now.items()
+        if before.get(tool) != version
+    ]
 
 
 def changed_content(before: Mapping[str, str], now: Mapping[str, str | None]) -> list[str]:

@@ -57,23 +57,41 @@ def test_the_end_is_a_table_of_models_and_formats(mixed: tuple[Project, Run]) ->
     assert re.fullmatch(r"\S+e-\d\d, limit 1\.0e-04", error)
     assert rows["bad torchscript"][2] == "built"
     assert rows["bad_onnx onnx"][1:] == ("-", rows["bad_onnx onnx"][2])
-    assert rows["bad_onnx onnx"][2].startswith("failed: accuracy:bad_onnx: output OUTPUT__0: max")
-    assert rows["good_trt tensorrt"][2].startswith("not for this machine: lacks TensorRT 10 or newer")
+    assert rows["bad_onnx onnx"][2] == "failed: accuracy:bad_onnx"
+    assert rows["good_trt tensorrt"][2] == "not for this machine"
+    lines = [TIME.sub("", line) for line in run.out.partition(" model ")[2].splitlines()]
+    assert len([line for line in lines if line.startswith("failed: accuracy:bad_onnx: output OUTPUT__0: max")]) == 1
+    assert len([line for line in lines if line.startswith("not for this machine: good_trt: lacks TensorRT 10 or")]) == 1
     assert float(re.findall(r"^ good +torchscript.* (\S+) s", run.out, re.MULTILINE)[0]) > 0
 
 
-def test_a_reason_of_several_rows_is_written_out_once() -> None:
+def test_a_reason_of_several_rows_is_written_once_below_the_table() -> None:
     lacks, crash = "lacks TensorRT 10 or newer and an NVIDIA GPU", "torchscript:net: the network refuses float32[2, 3]"
-    reasons = [(TaskState.FAILED, crash), (TaskState.FAILED, crash),
-               (TaskState.FAILED, crash.replace("net:", "two:")), (TaskState.UNSUPPORTED, lacks),
-               (TaskState.UNSUPPORTED, lacks), (TaskState.IGNORED, "short"), (TaskState.IGNORED, "short")]  # fmt: skip
-    rows = [run_results.ModelRow("net", "onnx", "net", state, reason, None, None, 0.0) for state, reason in reasons]
+    other = f"{crash.replace('net:', 'two:')}\nmore"
+    reasons = [("net", TaskState.FAILED, crash), ("net_onnx", TaskState.FAILED, crash),
+               ("two", TaskState.FAILED, other), ("net_trt", TaskState.UNSUPPORTED, lacks),
+               ("two_trt", TaskState.UNSUPPORTED, lacks), ("old", TaskState.IGNORED, "short")]  # fmt: skip
+    rows = [
+        run_results.ModelRow("net", "onnx", name, state, reason, None, None, 0.0) for name, state, reason in reasons
+    ]
     table = run_results.format_table(rows, None)
     assert [line.partition(" s   ")[2] for line in table.splitlines()[2:]] == [
-        f"failed: {crash}", "failed: torchscript:net, as above", "failed: torchscript:two, as above",
-        f"not for this machine: {lacks}", "not for this machine: as above",
-        "ignored: short", "ignored: short",
+        "failed: torchscript:net", "failed: torchscript:net", "failed: torchscript:two",
+        "not for this machine", "not for this machine", "ignored: short",
     ]  # fmt: skip
+    assert run_results.reason_lines(rows) == [
+        f"not for this machine: net_trt, two_trt: {lacks}",
+        f"failed: torchscript:net, torchscript:two: {crash.partition(': ')[2]}",
+    ]
+
+
+def test_many_tasks_that_one_failure_prevents_are_counted(project: Project) -> None:
+    """They are not listed: a newcomer has to read what failed."""
+    folder = tiny_network.add(project, "bad")
+    (folder / "weights.safetensors").write_bytes(b"no weights")
+    run = project.doit("bad")
+    assert run.code == 1
+    assert re.fullmatch(r"skipped: a dependency failed: \d+ tasks that need weights:bad", run.out.splitlines()[-1])
 
 
 def test_a_run_with_nothing_to_do_has_no_table(built_tiny: Project, copy_of: Callable[[Project], Project]) -> None:

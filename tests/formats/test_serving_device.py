@@ -49,7 +49,7 @@ def test_the_device_is_part_of_the_record_and_of_the_line(project: Project, tmp_
     assert project.built("measure", **before(for_cpus, machine(cuda=cuda))).ran == []
     run = project.built("measure", **machine(cuda=cuda))
     assert run.ran == ["measure:net"], "this onnxruntime is for CPUs only"
-    assert "measured on: None -> NVIDIA H200 (9.0)" in run.out
+    assert "measured on: none -> NVIDIA H200 (9.0)" in run.out
     assert "device: CPU, because CUDA does not work here" in run.out
     assert device(project, "model.pt") == "CPU, because CUDA does not work here"
     assert project.built("measure", **machine(cuda=cuda + 1)).ran == []
