@@ -6,18 +6,20 @@
 A process holds one format: it does not share memory or threads with another format, and a crash loses one format.
 """
 
+import itertools
+
 from build_tasks.bench import duration, nvidia_tools, results, workload
 from build_tasks.bench.records import TRACE, TRTEXEC, Options, Run, Timing
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import artifacts, declarations
-from build_tasks.runtime import hardware, machine_bound, worker
+from build_tasks.runtime import atomic_files, hardware, machine_bound, worker
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.distributions import versions
 from build_tasks.runtime.stage import Paths, Settings, log_of
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
-from build_tasks.tensors import profile_batches
+from build_tasks.tensors import profile_batches, resize
 from build_tasks.triton.optimization_profiles import nearest_profile
 
 
@@ -130,16 +132,26 @@ def accepts_batch(model: Model, model_format: str, batch: int) -> bool:
 
 def measure_with_trtexec(model: Model, paths: Paths, sweep: Sweep, run: Run) -> None:
     """Measure the plan again with NVIDIA's own tool, and append its points to the run."""
-    profiles = artifacts.read_signature(paths).get("profiles", [])
-    for concurrency in sweep.concurrency:
-        for batch in sweep.batches:
-            shapes = nvidia_tools.input_shapes(model, batch) if profiles else {}
-            profile = nearest_profile(profiles, shapes) or 0
+    signature = artifacts.read_signature(paths)
+    profiles = signature.get("profiles", [])
+    dtypes = {tensor["name"]: tensor["dtype"] for tensor in signature["inputs"]}
+    samples = workload.cast_samples(workload.read_samples(paths), dtypes)
+    for concurrency, batch in itertools.product(sweep.concurrency, sweep.batches):
+        feed = resize(samples, batch)
+        shapes = nvidia_tools.batch_shapes(feed) if profiles else {}
+        profile = nearest_profile(profiles, shapes) or 0
+        with atomic_files.scratch_dir() as folder:
+            files = {}
+            for index, (name, array) in enumerate(feed.items() if model.spec.inputs else ()):
+                files[name] = f"{folder}/{index}.bin"  # a name may contain what a path cannot
+                array.tofile(files[name])
             try:
-                point = nvidia_tools.trtexec_point(paths["model"], shapes, batch, concurrency, sweep.seconds, profile)
+                point = nvidia_tools.trtexec_point(
+                    paths["model"], shapes, batch, concurrency, sweep.seconds, profile, files
+                )
             except UserError as error:
                 run.failed.append(str(error))
                 return
-            run.points.append(point)
-            results.log_line(model, workload.format_point(point))
+        run.points.append(point)
+        results.log_line(model, workload.format_point(point))
     run.measured[TRTEXEC] = Timing(timed_by=TRTEXEC, device="cuda")

@@ -6,6 +6,7 @@
 Sources: perf_analyzer's docs/cli.md and docs/measurements_metrics.md; the README of TensorRT's samples/trtexec.
 """
 
+import base64
 import contextlib
 import os
 import re
@@ -13,16 +14,22 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.bench.records import TRTEXEC, Point
 from build_tasks.errors import UserError
-from build_tasks.spec.model import Model
+from build_tasks.json_files import write_json
+from build_tasks.tensors import Feed, batch_of, resize, take
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Without a lower bound, pip installs an empty placeholder, 0.1.0, on a system whose C library is older.
 INSTALL_HINT = (
     "pip install 'perf-analyzer>=2.60' (a glibc of 2.38 or newer: Debian 13, Ubuntu 24.04), or NVIDIA's image "
     "nvcr.io/nvidia/tritonserver:{}-py3-sdk"
 )
+MAX_REQUESTS = 8  # samples that perf_analyzer sends in turns
 WINDOWS = 3  # number of windows that perf_analyzer measures; with fewer, it reports an unstable result
 MIN_REQUESTS_PER_WINDOW = 2  # perf_analyzer may find no request in a shorter window
 RETRY_FACTORS = (1, 4, 16)  # factors of the window's length, for retries if perf_analyzer finds no request in it
@@ -37,12 +44,37 @@ class ToolTimeoutError(UserError):
     """A tool that did not end."""
 
 
-def input_shapes(model: Model, batch: int) -> dict[str, list[int]]:
-    """The shape of a batch of each input, by name: that of the samples."""
-    from polygraphy.json import load_json
+def batch_shapes(batch: Feed) -> dict[str, list[int]]:
+    """The shape of a batch of each input, by name."""
+    return {name: [*array.shape] for name, array in batch.items()}
 
-    feed = load_json(model.artifact("samples.json"))[0]
-    return {name: [batch, *array.shape[1:]] for name, array in feed.items()}
+
+def write_requests(arrays: Feed, batch: int, path: str, *, batched: bool) -> None:
+    """Write what perf_analyzer sends in the place of random values, which token ids and masks must not be.
+
+    Source: perf_analyzer's docs/input_data.md, "Input Data Format".
+
+    Args:
+        arrays: Samples of each input, as clients send them, by name.
+        batch: Samples in a request.
+        path: Of the file.
+        batched: Whether perf_analyzer forms the batch of several entries of the file. If not, each entry is a batch.
+    """
+    samples = [take(arrays, [index]) for index in range(min(batch_of(arrays), MAX_REQUESTS))]
+    entries = [
+        {
+            name: {"content": _content(array), "shape": list(array.shape[1:] if batched else array.shape)}
+            for name, array in (feed if batched else resize(arrays, batch)).items()
+        }
+        for feed in (samples if batched else samples[:1])
+    ]
+    write_json(path, {"data": entries})
+
+
+def _content(array: "np.ndarray") -> Any:
+    if array.dtype == object:
+        return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]
+    return {"b64": base64.b64encode(array.tobytes()).decode("ascii")}
 
 
 def run_tool(command: list[str], measuring_s: float = 0) -> str:
@@ -95,6 +127,7 @@ def perf_analyzer_point(
     seconds: float,
     folder: str,
     shapes: Mapping[str, Sequence[int]],
+    data: str | None = None,
     *,
     batched: bool,
 ) -> Point:
@@ -105,7 +138,8 @@ def perf_analyzer_point(
         url: host:port of HTTP.
         batch: Images in a request.
         folder: For temporary files.
-        shapes: Of the inputs as the config has them, if it has open dimensions.
+        shapes: Of the inputs as the config has them, if it has open dimensions and there is no `data`.
+        data: A file of `write_requests`. Without it, perf_analyzer sends random values.
         batched: Whether the server batches the model. If not, the batch is the first of its dims.
     Raises:
         UserError: If perf_analyzer fails.
@@ -114,6 +148,7 @@ def perf_analyzer_point(
     command += ["--concurrency-range", str(concurrency)]
     for name, shape in shapes.items():
         command += ["--shape", f"{name}:{','.join(map(str, shape))}"]
+    command += ["--input-data", data] if data else []
     # The first requests at a batch size are the warm-up. Their latency gives the length of a window.
     warm_up = measure_longer([*command, "--request-count"], 3 * concurrency, f"{folder}/first.csv")
     window_s = max(seconds / WINDOWS, MIN_REQUESTS_PER_WINDOW * float(warm_up["p99 latency"]) / 1e6)
@@ -176,22 +211,36 @@ def has_trtexec() -> bool:
 
 
 def trtexec_point(
-    path: str, shapes: Mapping[str, Sequence[int]], batch: int, streams: int, seconds: float, profile: int = 0
+    path: str,
+    shapes: Mapping[str, Sequence[int]],
+    batch: int,
+    streams: int,
+    seconds: float,
+    profile: int = 0,
+    files: Mapping[str, str] | None = None,
 ) -> Point:
     """Measure a plan on `streams` streams.
 
     Args:
         shapes: Of the inputs with their batch, if the plan has open dimensions.
         profile: Index of the optimization profile.
+        files: A file with the values of a batch of each input. Without it, trtexec makes random values.
     Raises:
         UserError: If trtexec fails.
     """
     command = ["trtexec", f"--loadEngine={path}", f"--infStreams={streams}", "--noDataTransfers", "--percentile=99"]
     command += [f"--warmUp={round(seconds * 250)}", f"--duration={max(1, round(seconds))}"]
-    texts = [f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+    texts = [f"{_quoted(name)}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()]
     command += [f"--shapes={','.join(texts)}"] if texts else []
     command += [f"--useProfile={profile}"] if profile else []
+    values = [f"{_quoted(name)}:{file}" for name, file in (files or {}).items()]
+    command += [f"--loadInputs={','.join(values)}"] if values else []
     return parse_trtexec(run_tool(command, seconds), batch, streams)
+
+
+def _quoted(name: str) -> str:
+    """The name of a tensor as trtexec takes it: a colon would end it."""
+    return f"'{name}'" if ":" in name else name
 
 
 def parse_trtexec(output: str, batch: int, streams: int) -> Point:

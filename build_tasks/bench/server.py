@@ -6,6 +6,7 @@ Concurrency is the number of requests at a time. The number of instances that sh
 batches that they form, depend on the server's configuration.
 """
 
+import contextlib
 import functools
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from build_tasks.formats import artifacts
 from build_tasks.runtime import atomic_files, worker
 from build_tasks.runtime.stage import log_of
 from build_tasks.spec.model import Model
-from build_tasks.tensors import Signature
+from build_tasks.tensors import Signature, resize
 
 
 class ServerSweep(NamedTuple):
@@ -62,7 +63,8 @@ def measure(model: Model, options: Options) -> Run:
         if takes_sequences(client, config):
             max_batch_size = min(max_batch_size, 1)  # Triton refuses requests of several samples there
         batch_of_dims = 0 if max_batch_size else signature_of(model, model_format)["inputs"][0]["shape"][0]
-        if batches := [b for b in options.batches if (b <= max_batch_size if max_batch_size else b == batch_of_dims)]:
+        fits = [b <= max_batch_size if max_batch_size else batch_of_dims in (b, -1) for b in options.batches]
+        if batches := [batch for batch, taken in zip(options.batches, fits, strict=True) if taken]:
             sweep = Sweep(model_format, batches, options.concurrency, options.seconds)
             sweeps.append(ServerSweep(sweep, max_batch_size))
         else:
@@ -115,12 +117,24 @@ def measure_with_client(model: Model, sweep: Sweep, url: str) -> Measurement:
 
 def measure_with_perf_analyzer(model: Model, sweep: Sweep, url: str, max_batch_size: int) -> Measurement:
     """Measure a model of the server with perf_analyzer. Of one concurrency, batches after a failure are not tried."""
+    from build_tasks.serving.triton_client import Client, cast_to_input_types
+
     name, points, failed = model.triton_name(sweep.model_format), [], []
-    has_open_dims = any(-1 in each["shape"][1:] for each in signature_of(model, sweep.model_format)["inputs"])
+    # Random pixels are as good as others. Other inputs may have values that the network does not take.
+    samples = workload.read_samples({"samples": model.artifact("samples.json")})
+    with contextlib.closing(Client("HTTP", url)) as client:
+        arrays = cast_to_input_types(samples, client.tensors(name))
+    inputs = signature_of(model, sweep.model_format)["inputs"]
+    has_open_dims = any(-1 in each["shape"][1 if max_batch_size else 0 :] for each in inputs)
     with atomic_files.scratch_dir() as folder:
         for concurrency in sweep.concurrency:
             for batch in sweep.batches:
-                shapes = nvidia_tools.input_shapes(model, batch) if has_open_dims else {}
+                shapes, data = {}, None
+                if model.spec.inputs:
+                    data = f"{folder}/data.json"
+                    nvidia_tools.write_requests(arrays, batch, data, batched=max_batch_size > 0)
+                elif has_open_dims:
+                    shapes = nvidia_tools.batch_shapes(resize(arrays, batch))
                 if max_batch_size:
                     shapes = {input_name: shape[1:] for input_name, shape in shapes.items()}
                 try:
@@ -133,6 +147,7 @@ def measure_with_perf_analyzer(model: Model, sweep: Sweep, url: str, max_batch_s
                         sweep.seconds,
                         folder,
                         shapes,
+                        data,
                         batched=max_batch_size > 0,
                     )
                 except UserError as error:

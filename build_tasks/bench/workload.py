@@ -100,7 +100,7 @@ def read_samples(inputs: Paths) -> Feed:
 
 def cast_samples(samples: Feed, dtypes: Mapping[str, str]) -> Feed:
     """The samples in the types of an artifact's inputs, by name."""
-    return {name: samples[name].astype(dtype) for name, dtype in dtypes.items()}
+    return {name: samples[name].astype(object if dtype == "string" else dtype) for name, dtype in dtypes.items()}
 
 
 def _measure_batches(

@@ -30,11 +30,13 @@ class Tensors(NamedTuple):
     output_names: The names of its outputs.
     reshapes: The tensors that clients see in other dims than the network, by name: the dims that an array has here, and
         those that it gets. -1 is an open dimension. Inputs get the dims of clients, and outputs those of the network.
+    ranks: The number of dimensions of its inputs with the batch, by name.
     """
 
     input_types: dict[str, str]
     output_names: list[str]
     reshapes: Mapping[str, tuple[list[int], list[int]]] = MappingProxyType({})
+    ranks: Mapping[str, int] = MappingProxyType({})
 
 
 class Client:
@@ -110,13 +112,14 @@ class Client:
         """The tensors of a model that is loaded."""
         metadata = self._call("get_model_metadata", model, **self.as_json)
         types = {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]}
+        ranks = {tensor["name"]: len(tensor["shape"]) for tensor in metadata["inputs"]}
         config, reshapes = self.config(model), {}
         for kind in ("input", "output"):
             for tensor in config.get(kind, ()):
                 if "reshape" in tensor:
                     dims = [[int(dim) for dim in each] for each in (tensor["dims"], tensor["reshape"].get("shape", ()))]
                     reshapes[tensor["name"]] = (dims[1], dims[0]) if kind == "input" else (dims[0], dims[1])
-        return Tensors(types, [output["name"] for output in metadata["outputs"]], reshapes)
+        return Tensors(types, [output["name"] for output in metadata["outputs"]], reshapes, ranks)
 
     def config(self, model: str) -> dict[str, Any]:
         """The ModelConfig that the server uses for a model, as JSON."""
@@ -173,7 +176,8 @@ class Client:
 def cast_to_input_types(feed: Feed, tensors: Tensors) -> Feed:
     """A batch in the types of the model's inputs, such as "FP16".
 
-    One value per sample becomes (batch, 1), since Triton needs a dimension. A feed of one array is for the only input.
+    One value per sample becomes (batch, 1), since Triton needs a dimension besides its batch. A feed of one array is
+    for the only input.
     """
     from tritonclient.utils import triton_to_np_dtype
 
@@ -182,7 +186,7 @@ def cast_to_input_types(feed: Feed, tensors: Tensors) -> Feed:
     arrays = {}
     for name, triton_type in tensors.input_types.items():
         array = _reshaped(feed[name], tensors.reshapes.get(name))
-        array = array if array.ndim > 1 else array[:, None]
+        array = array[:, None] if array.ndim == 1 < tensors.ranks.get(name, 2) else array
         arrays[name] = array.astype(object if triton_type == "BYTES" else triton_to_np_dtype(triton_type))
     return arrays
 

@@ -63,6 +63,7 @@ def task(model: Model, model_format: str, files: list[str], *, sequences: bool =
             "sequences": sequences,
             "classes": first_is_classes(model),
             "by_name": bool(model.spec.inputs),
+            "batched": model_format in model.served_formats and model.largest_batch(model_format) > 0,
             "dims": {tensor: signature_dims(dims) for tensor, dims in client_dims(model.spec).items()},
         },
         tools=("jinja2",),
@@ -90,7 +91,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     first: Signature = read_json(inputs["first"])
     last: Signature = read_json(inputs["last"])
     tensors, results = (
-        [as_clients_see(each, settings["dims"]) for each in each_of] for each_of in (first["inputs"], last["outputs"])
+        [as_clients_see(each, settings["dims"], batched=settings["batched"]) for each in each_of]
+        for each_of in (first["inputs"], last["outputs"])
     )
     preprocessing = read_json(inputs["preprocessing"])
     folder = outputs["folder"]
@@ -113,10 +115,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     return {"clients": ", ".join(PORTS)}
 
 
-def as_clients_see(tensor: TensorSignature, dims: dict[str, list[int]]) -> TensorSignature:
-    """Return a tensor in the dims that clients see. A fixed batch of 1 is part of them."""
+def as_clients_see(tensor: TensorSignature, dims: dict[str, list[int]], *, batched: bool) -> TensorSignature:
+    """Return a tensor in the dims that clients see. A fixed batch of 1 is part of them.
+
+    Args:
+        batched: Whether Triton batches the model, if its batch is open. Then it needs a dimension besides the batch.
+    """
     seen, batch = dims.get(tensor["name"]), tensor["shape"][:1]
-    return {**tensor, "shape": [*(batch if batch != [1] else []), *seen]} if seen else tensor
+    if seen:
+        return {**tensor, "shape": [*(batch if batch != [1] else []), *seen]}
+    return {**tensor, "shape": [-1, 1]} if batched and tensor["shape"] == [-1] else tensor
 
 
 def pictures_of(

@@ -28,13 +28,70 @@ SHORT = ("--seconds", "0.05", "--batches", "1,3", "--concurrency", "1,2")
 BOTH = '"torchscript", "onnx"'
 
 
+# Random values of 64 bits would be no rows of the table. Clients see the mask and the scalar in other dims.
+TEXT = """\
+formats = ["torchscript", "onnx"]
+max_batch_size = 4
+[architecture]
+network = "network.py:build"
+[weights]
+source = "weights.safetensors"
+[[inputs]]
+name = "ids"
+dtype = "int64"
+shape = ["length"]
+high = 29
+[[inputs]]
+name = "mask"
+dtype = "bool"
+shape = ["length"]
+dims = ["length", 1]
+values = [true]
+[[inputs]]
+name = "scale"
+shape = []
+low = 1
+high = 2
+[dimensions.length]
+max = 6
+[triton.torchscript]
+max_batch_size = 0
+"""
+TEXT_NETWORK = """\
+from torch import nn
+
+
+class Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(30, 4)
+
+    def forward(self, ids, mask, scale):
+        return (self.table(ids) * mask[..., None]).sum(1) * scale[:, None]
+
+
+def build():
+    return Text()
+"""
+
+
+def add_text(project: Project) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = project.model("text", TEXT, network_py=TEXT_NETWORK)
+    torch.manual_seed(0)
+    save_file({"table.weight": torch.randn(30, 4)}, folder / "weights.safetensors")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A plain model, one whose ONNX has a fixed batch, one with open image sizes; and the server's core."""
+    """A plain model, one whose ONNX has a fixed batch, one with open image sizes, a text; and the server's core."""
     project = Project(tmp_path_factory.mktemp("bench") / "project")
     tiny_network.add(project, "net", formats=BOTH)
     tiny_network.add(project, "fixed", formats=BOTH, onnx="dynamic_axes = false\nbatch_size = 2")
     tiny_network.add(project, "sizes", formats='"onnx"', input_table="min_size = [16, 16]\nmax_size = [32, 24]")
+    add_text(project)
     project.built()
     project.built("tritonserver")
     return project
@@ -353,6 +410,21 @@ printf 'Concurrency,p50 latency\n1,20\n' > "$4"
         nvidia_tools.measure_longer([str(tool), "9"], 3, str(row))
 
 
+def test_trtexec_gets_the_shape_and_the_values_of_every_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script prints its arguments in the place of trtexec's figures."""
+    (tmp_path / "trtexec").write_text("#!/bin/sh\nprintf '%s\\n' \"$*\"\n")
+    (tmp_path / "trtexec").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    shapes = {"ids:0": [4, 7], "scale": [4]}
+    with pytest.raises(UserError) as error:
+        nvidia_tools.trtexec_point(
+            "m.plan", shapes, 4, 1, 1, profile=2, files={"ids:0": "/t/0.bin", "scale": "/t/1.bin"}
+        )
+    assert "--shapes='ids:0':4x7,scale:4 --useProfile=2 --loadInputs='ids:0':/t/0.bin,scale:/t/1.bin" in str(
+        error.value
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(hardware.missing_requirements() is not None, reason=f"lacks {hardware.missing_requirements()}")
 def test_on_a_gpu_cuda_events_are_the_timer(project: Project) -> None:
@@ -424,12 +496,19 @@ def test_perf_analyzer_measures_a_running_server(built: Project, url: str, perf_
     assert all(point["vs_last"] > 0 for point in read_bench_json(built)[-1]["points"])
 
 
-@pytest.mark.parametrize(("model", "batches"), [("fixed", [("torchscript", 1), ("torchscript", 3), ("onnx", 2)]),
-                                                ("sizes", [("onnx", 1), ("onnx", 3)])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "batches"),
+    [
+        ("fixed", [("torchscript", 1), ("torchscript", 3), ("onnx", 2)]),
+        ("sizes", [("onnx", 1), ("onnx", 3)]),
+        ("text", [("torchscript", 1), ("torchscript", 3), ("onnx", 1), ("onnx", 3)]),
+    ],
+)
 def test_perf_analyzer_gets_the_shapes_that_the_config_leaves_open(
     built: Project, url: str, perf_analyzer: Path, model: str, batches: list[tuple[str, int]]
 ) -> None:
-    """Open image sizes; and a batch that is the first of the dims, where perf_analyzer counts requests, not images."""
+    """Open image sizes; a batch that is the first of the dims, where perf_analyzer counts requests, not images; and
+    several inputs of which random values would be wrong."""
     sizes = ",".join(sorted({str(batch) for _, batch in batches}))
     run = at_server(built, url, perf_analyzer, model, "--batches", sizes, "--concurrency", "1")
     assert run.code == 0, run.out

@@ -36,7 +36,12 @@ INPUTS = {
         [tensor("INPUT__0", "float16", 4, 3, 64, 64)],
         [tensor("INPUT__0", "uint8", -1, 64, 64, 3)],
     ],
-    "an array": [[tensor("INPUT__0", "float32", -1, 1, 28, 28)], [tensor("INPUT__0", "float32", 2, 1, 28, 28)]],
+    "an array": [
+        [tensor("INPUT__0", "float32", -1, 1, 28, 28)],
+        [tensor("INPUT__0", "float32", 2, 1, 28, 28)],
+        [tensor("INPUT__0", "int64", -1, 1)],
+        [tensor("INPUT__0", "string", -1, 4)],
+    ],
     "arrays": [
         [tensor("ids", "int64", -1, -1), tensor("mask", "bool", -1, -1)],
         [tensor("image", "float32", 2, 3, 8, 8), tensor("scale", "float64", 2)],
@@ -158,6 +163,9 @@ def test_a_client_says_in_a_line_which_picture_is_refused(tmp_path: Path, sends:
 @pytest.mark.parametrize(
     ("shape", "dims", "seen"),
     [
+        ([-1], [], [-1, 1]),  # one value per sample
+        ([2], [], [2]),
+        ([-1, 5], [], [-1, 5]),
         ([-1, 3, 4], [12], [-1, 12]),
         ([2, 3, 4], [12], [2, 12]),
         ([1, 3, 32, 32], [3, 32, 32], [3, 32, 32]),  # Triton's quick start: clients send no batch
@@ -165,7 +173,9 @@ def test_a_client_says_in_a_line_which_picture_is_refused(tmp_path: Path, sends:
     ],
 )
 def test_a_client_sends_what_the_config_says(shape: list[int], dims: list[int], seen: list[int]) -> None:
-    assert client.as_clients_see(tensor("x", "float32", *shape), {"x": dims} if dims else {})["shape"] == seen
+    x = tensor("x", "float32", *shape)
+    assert client.as_clients_see(x, {"x": dims} if dims else {}, batched=True)["shape"] == seen
+    assert client.as_clients_see(x, {"x": dims} if dims else {}, batched=False)["shape"] == (seen if dims else shape)
 
 
 @pytest.mark.parametrize(
