@@ -46,12 +46,14 @@ ONNX_MODULES = (
 COMPARISON_MODULES = (
     "build_tasks.formats.fp32_comparison",
     "build_tasks.formats.perturbation",
+    "build_tasks.formats.shared_weights",
     "build_tasks.verification.tolerance",
 )
 PHOTOGRAPHS = ("build_tasks/verification/photographs/coffee.jpg",)
 
 # The modules that affect a trace, besides those that make the network.
 TRACE_MODULES = (
+    "build_tasks.formats.shared_weights",
     "build_tasks.formats.torchscript_trace",
     "build_tasks.formats.torchscript_device",
     "build_tasks.formats.torchscript_graph",

@@ -8,7 +8,6 @@ Noise shows faults that photographs do not. But a network may amplify rounding w
 those that its batch statistics come from. So the limit follows from the error of the network itself, for each sample.
 """
 
-import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from build_tasks.formats.declarations import PHOTOGRAPHS
 from build_tasks.formats.example_inputs import Lengths, example_inputs
 from build_tasks.formats.perturbation import exact_inputs, perturbed
 from build_tasks.formats.serving_interface import forward
+from build_tasks.formats.shared_weights import copy_with_same_weights, layers_in_fp64
 from build_tasks.tensors import Interface, dims_at
 from build_tasks.verification.tolerance import float_outputs, relative_error
 
@@ -204,9 +204,9 @@ def _forward_in_fp64(module: Any, inputs: "Inputs") -> "Outputs | None":
             return tree_map(widen, function(*tree_map(widen, args), **tree_map(widen, kwargs or {})))
 
     try:
-        doubled = copy.deepcopy(module).double()
-        with torch.jit.optimized_execution(False), Fp64():
-            outputs = forward(doubled, [widen(each) for each in inputs])
+        duplicate = copy_with_same_weights(module)  # a forward may keep tensors, which would be in fp64
+        with torch.jit.optimized_execution(False), layers_in_fp64(duplicate), Fp64():
+            outputs = forward(duplicate, [widen(each) for each in inputs])
     except Exception as error:  # the network's own code, which may refuse fp64 in any way
         print(f"the network does not run in fp64: {error}")
         return None

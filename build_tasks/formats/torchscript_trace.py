@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.serving_interface import wrap_for_serving
+from build_tasks.formats.shared_weights import copy_with_same_weights
 from build_tasks.runtime.stage import Notes
 from build_tasks.tensors import INPUT, Interface
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 TRACED_BATCH = 2  # at batch 1, a trace may treat the batch dimension as a constant
 VALUES = re.compile("to a (Python|NumPy) ")  # the words of PyTorch's warning
 MAX_LINES = 3  # of the user's code, in one message
+REPARAMETERIZE = ("fuse", "reparameterize", "switch_to_deploy")  # the methods that timm calls
 TRACED_AWAY = "turns a tensor into a Python value, which the trace keeps as a constant (write it with torch.where)"
 
 
@@ -41,11 +43,10 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
         UserError: If the network cannot be traced, or if the trace cannot be saved.
     """
     import torch
-    from timm.utils.model import reparameterize_model
 
     from build_tasks.formats import torchscript_device, torchscript_graph
 
-    slim = wrap_for_serving(reparameterize_model(module), interface)
+    slim = wrap_for_serving(_reparameterized(module), interface)
     if own_names(interface):
         name_arguments(slim, [each["name"] for each in interface["inputs"]])
     batch = tuple(example_inputs(interface, TRACED_BATCH))
@@ -67,6 +68,18 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
             reason = first_lines(error).partition(". ")[0] if "Python function" in lines[0] else lines[-1]
             raise UserError(f"torch.jit.trace refuses the network: {reason}") from error
     return constant_lines(caught)
+
+
+def _reparameterized(module: "torch.nn.Module") -> "torch.nn.Module":
+    """Return a copy of a network with fewer layers, where the layers have methods for that.
+
+    They may change weights. A network without such layers is copied with the same weights.
+    """
+    from timm.utils.model import reparameterize_model
+
+    if any(hasattr(layer, method) for layer in module.modules() for method in REPARAMETERIZE):
+        return reparameterize_model(module)
+    return copy_with_same_weights(module)
 
 
 def own_names(interface: Interface) -> bool:
