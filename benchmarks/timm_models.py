@@ -3,10 +3,13 @@
     python benchmarks/timm_models.py                   all below 100 million parameters, about a thousand
     python benchmarks/timm_models.py --every 16        every sixteenth name of timm.list_models()
     python benchmarks/timm_models.py levit_128 resnet18
+    python benchmarks/timm_models.py @names.txt        a name in each line
 
 Each model has the default spec and its own input size, and runs the stages of the chain one after the other, in a
-process of its own with one thread. Its weights are timm's random ones, with the batch statistics of the shipped
+process of its own on one core. Its weights are timm's random ones, with the batch statistics of the shipped
 photographs: without these, the activations of many networks vanish or grow with depth, and a comparison shows nothing.
+A model of every family of timm comes first, then a second one of every family, and so on, so that a run that is ended
+early has seen all families. Names of the command line keep their order.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -21,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.resolve()
@@ -30,36 +35,47 @@ from build_tasks.errors import UserError, first_lines  # noqa: E402
 from build_tasks.text_table import format_table  # noqa: E402
 
 MAX_PARAMETERS = 100_000_000
-MAX_BATCH = 4  # the default of 32 takes long and finds nothing more
+MAX_BATCH = 2  # the default of 32 takes long and finds nothing more; batches 1, 2 and 3 are compared with the network
+LIMIT = 1800  # seconds of a model
 TOO_LARGE = "too large"  # in place of a stage
 COLUMNS = ("model", "stage", "seconds", "reason")
 PRELOADED = ("timm", "onnxruntime", "modelopt.onnx.autocast", "build_tasks.stages.measure", "build_tasks.stages.onnx")
 
 
-def drive(name: str, folder: str) -> dict[str, Any]:
+def drive(name: str, folder: str, limit: float, cores: "SimpleQueue[int]") -> dict[str, Any]:
     """Build one model in a process of its own, and return its row: the stage that refused it, the reason, figures."""
     started = time.monotonic()
     result = f"{folder}/{name}.json"
-    child = multiprocessing.get_context("forkserver").Process(target=write_result, args=(name, result))
+    core = cores.get()
+    child = multiprocessing.get_context("forkserver").Process(target=write_result, args=(name, result, core))
     child.start()
-    child.join()
-    if child.exitcode:
+    child.join(limit)
+    if child.is_alive():
+        child.kill()
+        child.join()
+        row = {"model": name, "stage": "process", "reason": f"not ended after {limit:g} s"}
+    elif child.exitcode:
         row = {"model": name, "stage": "process", "reason": f"FAULT ended with {child.exitcode}"}
     else:
         row = json.loads(Path(result).read_text())
+    cores.put(core)
     return {**row, "seconds": round(time.monotonic() - started, 1)}
 
 
-def write_result(name: str, result: str) -> None:
-    """Build one model in a folder of its own, and write its row."""
-    row: dict[str, Any] = {"model": name, "stage": "weights", "reason": "", "notes": {}}
+def write_result(name: str, result: str, core: int) -> None:
+    """Build one model on one core and in a folder of its own, and write its row."""
+    os.sched_setaffinity(0, {core})  # otherwise onnxslim runs ONNX Runtime with a thread for each core of the machine
+    row: dict[str, Any] = {"model": name, "stage": "weights", "reason": "", "notes": {}, "cpu_seconds": {}}
+    ended = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.symlink(ROOT / "build_tasks", "build_tasks")
         try:
             for stage, notes in build(name):
+                now = time.process_time()
+                row["cpu_seconds"][row["stage"]] = round(now - ended, 1)
                 row["notes"] |= notes
-                row["stage"] = stage
+                row["stage"], ended = stage, now
         except TooLargeError:
             row["stage"] = TOO_LARGE
         except UserError as error:
@@ -67,6 +83,7 @@ def write_result(name: str, result: str) -> None:
         except Exception as error:  # a fault of this project, since it is no UserError
             row["reason"] = f"FAULT {type(error).__name__}: {first_lines(error)}"
         os.chdir(ROOT)
+    row["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
     Path(result).write_text(json.dumps(row))
 
 
@@ -87,7 +104,8 @@ def build(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     )
     model = Model("model", spec)
     os.makedirs(os.path.dirname(model.weights))
-    yield "torchscript", {"parameters": write_weights(name, model.weights)}
+    parameters = write_weights(name, model.weights)
+    notes: dict[str, Any] = {"parameters": parameters}
     for title, task in (
         ("torchscript", torchscript.task(model)),
         ("onnx", onnx.task(model)),
@@ -100,10 +118,10 @@ def build(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ("gate of model.onnx", accuracy.task(model, "onnx", "model.onnx")),
         ("gate of the fp16 graph", accuracy.task_of_graph(model)),
     ):
+        yield title, notes
         stage = task["meta"]["stage"]
-        yield title, {}
-        yield title, {title: stage.build(stage.inputs, stage.outputs, stage.settings)}
-    yield "", {}
+        notes = {title: stage.build(stage.inputs, stage.outputs, stage.settings)}
+    yield "", notes
 
 
 class TooLargeError(BaseException):
@@ -151,6 +169,19 @@ def write_weights(name: str, path: str) -> int:
     return count
 
 
+def by_families(names: list[str]) -> list[str]:
+    """Sort names of timm: the first model of every family, then the second one of every family, and so on."""
+    from timm.models import model_entrypoint
+
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for name in names:
+        family = model_entrypoint(name).__module__
+        ranked.append((ranks[family], family, name))
+        ranks[family] += 1
+    return [name for *_, name in sorted(ranked)]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the refusals as a table, below a line with their number."""
     rows = [row for row in rows if row["stage"] != TOO_LARGE]
@@ -162,12 +193,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, fromfile_prefix_chars="@"
+    )
     parser.add_argument("names", nargs="*", help="architectures of timm; default: all below 100 million parameters")
     parser.add_argument("--every", type=int, default=1, help="take only every n-th of them")
     parser.add_argument("--first", type=int, default=0, help="begin with this one, counted from 0")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
+    allowed = sorted(os.sched_getaffinity(0))
+    parser.add_argument("--cores", type=int, default=len(allowed), help="processes at once")
     parser.add_argument("--seconds", type=float, help="begin no further model after this time")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="end a model after so many seconds")
     parser.add_argument("--rows", default="timm_models.jsonl", help="a row for each model, which is not built again")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # of the processes
@@ -178,15 +213,18 @@ def main() -> None:
     if os.path.exists(arguments.rows):
         rows = [json.loads(line) for line in Path(arguments.rows).read_text().splitlines()]
     done = {row["model"] for row in rows}
-    selected = arguments.names or timm.list_models()[arguments.first :: arguments.every]
+    selected = arguments.names or by_families(timm.list_models()[arguments.first :: arguments.every])
     names = [name for name in selected if name not in done]
     started = time.monotonic()
+    cores: SimpleQueue[int] = SimpleQueue()
+    for number in range(arguments.cores):
+        cores.put(allowed[number % len(allowed)])
     with (
         tempfile.TemporaryDirectory() as folder,
         open(arguments.rows, "a", encoding="utf-8") as file,
         ThreadPoolExecutor(arguments.cores) as pool,
     ):
-        futures = [pool.submit(drive, name, folder) for name in names]
+        futures = [pool.submit(drive, name, folder, arguments.limit, cores) for name in names]
         for future in as_completed(futures):
             if future.cancelled():
                 continue

@@ -32,6 +32,12 @@ def test_a_refusal_names_its_stage_and_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_model_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, "--limit", "0.1", "resnet18")
+    assert (row["stage"], row["reason"]) == ("process", "not ended after 0.1 s")
+
+
+@pytest.mark.long
 def test_nearly_all_of_80_models_at_regular_distances_are_built(tmp_path: Path) -> None:
     rows = [row for row in rows_of(tmp_path, "--every", "15", "--first", "5") if row["stage"] != "too large"]
     refused = [row for row in rows if row["stage"] and row["stage"] not in MAY_REFUSE]
