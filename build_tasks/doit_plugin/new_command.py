@@ -95,6 +95,7 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
         raise UserError(f"expected: doit new {New.doc_usage}")
     (name,) = names
     check_name(name)
+    check_weights(options["weights"])
     for file in sources:
         from build_tasks.doit_plugin import new_from_file
         from build_tasks.runtime import atomic_files
@@ -120,7 +121,7 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     source = new_from_checkpoint.weights_source(weights)
     description, keys = architecture_keys(name, architecture, pretrained, source, facts.arguments)
     text = format_spec(description, [*keys, *new_from_checkpoint.checkpoint_keys(facts)])
-    found = new_from_checkpoint.found_lines(weights, facts, pretrained.num_classes if pretrained else 1000)
+    found = new_from_checkpoint.found_lines(name, weights, facts, pretrained.num_classes if pretrained else 1000)
     return write_model(name, text, new_from_checkpoint.copied_files(weights)), found
 
 
@@ -159,6 +160,18 @@ def check_name(name: str) -> None:
         raise UserError(mistake)
     if os.path.lexists(f"{MODELS}/{name}"):
         raise UserError(f"{MODELS}/{name} exists already")
+
+
+def check_weights(source: str) -> None:
+    """Check that a file of --weights exists, unless it is one that may be put into the model's folder later.
+
+    Raises:
+        UserError: If it does not exist.
+    """
+    path = split_source(source)[1] if split_source(source)[0] == "file" else ""
+    is_elsewhere = os.path.isabs(path) or os.path.normpath(path).startswith("..")
+    if path and is_elsewhere and not os.path.exists(path):
+        raise UserError(f"--weights: {path} does not exist")
 
 
 def write_model(name: str, text: str, files: Mapping[str, str] = MappingProxyType({})) -> Model:

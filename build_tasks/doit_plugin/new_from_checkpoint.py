@@ -9,6 +9,7 @@ import os
 from build_tasks.doit_plugin.new_from_file import sample_keys
 from build_tasks.doit_plugin.spec_template import Key
 from build_tasks.formats.checkpoint_facts import CheckpointFacts
+from build_tasks.paths import MODELS
 from build_tasks.spec import model_files
 
 
@@ -38,19 +39,26 @@ def checkpoint_keys(facts: CheckpointFacts) -> list[Key]:
     return keys + sample_keys(facts.arguments.get("in_chans", 3))
 
 
-def found_lines(path: str, facts: CheckpointFacts, classes: int) -> list[str]:
-    """Return the lines that say what was found in the checkpoint.
+def found_lines(name: str, path: str, facts: CheckpointFacts, classes: int) -> list[str]:
+    """Return the lines that say what was found in the checkpoint, and what it cannot say.
 
     Args:
+        name: Of the model.
         classes: The number of classes of the architecture without arguments.
     """
     if facts.mismatch:
         return [f"{facts.mismatch}; weights.converter can rename and convert tensors"]
-    classes, channels = facts.arguments.get("num_classes", classes), facts.arguments.get("in_chans", 3)
+    own_classes, channels = facts.arguments.get("num_classes", classes), facts.arguments.get("in_chans", 3)
     found = [
-        f"{classes} classes" if classes else "no classifier",
+        f"{own_classes} classes" if own_classes else "no classifier",
         f"{channels} channel{'s' if channels > 1 else ''}",
         *([f"the prefix {facts.prefix}"] if facts.prefix else []),
         *(f"{kind}: {what}" for kind, what in facts.notes.items()),
     ]
-    return [f"found in {os.path.basename(path)}: {', '.join(found)}"]
+    lines = [f"found in {os.path.basename(path)}: {', '.join(found)}"]
+    if own_classes not in (0, classes):
+        lines.append(
+            f"fill in: {MODELS}/{name}/labels.txt with the names of the {own_classes} classes, one a line, and "
+            'labels = "labels.txt" in the spec'
+        )
+    return [*lines, "check: [input] has the values of timm's own weights; set those of your training"]

@@ -4,12 +4,11 @@ checkpoint ─► classes of its head, channels of its stem ─► the architect
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
-from build_tasks.formats import checkpoints, state_dicts
+from build_tasks.formats import checkpoint_cleaning, checkpoints, state_dicts
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +49,8 @@ def read_facts(path: str, architecture: str) -> CheckpointFacts:
         except UserError as error:
             mismatch = str(error)
             continue
-        return CheckpointFacts(arguments, prefix, {**notes, "tensors": _format_types(state)}, None)
+        types = checkpoint_cleaning.type_notes(state, candidate.state_dict())
+        return CheckpointFacts(arguments, prefix, {"tensors": len(state), **types, **notes}, None)
     return CheckpointFacts(attempts[-1][0], None, {}, mismatch)
 
 
@@ -98,10 +98,3 @@ def _arguments(tensors: Tensors, network: "torch.nn.Module", prefix: str) -> dic
         elif argument == "num_classes" and own and not found:
             arguments[argument] = 0
     return arguments
-
-
-def _format_types(state: Tensors) -> str:
-    """Return how many tensors there are, and their types where these are not float32, which networks compute in."""
-    types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values() if tensor.is_floating_point())
-    text = f"{len(state)}"
-    return text if set(types) <= {"float32"} else f"{text} of {', '.join(sorted(types))}, which become float32"

@@ -46,21 +46,6 @@ def read_checkpoint(path: str) -> Checkpoint:
     return content
 
 
-def unwrap(checkpoint: Checkpoint, ema: bool = False) -> Checkpoint:
-    """Return the dict that timm's load_state_dict would take from a checkpoint, without the prefixes of wrappers.
-
-    Args:
-        ema: Whether a moving average is preferred. Without it, an average is taken only if there is nothing else.
-    """
-    from timm.models import clean_state_dict
-
-    averages, others = TIMM_KEYS[:2], TIMM_KEYS[2:]
-    order = (*averages, *others) if ema else (*others, *averages)
-    key = next((key for key in order if checkpoint.get(key) is not None), None)
-    unwrapped: Checkpoint = clean_state_dict(checkpoint[key] if key else checkpoint)
-    return unwrapped
-
-
 def _read(path: str) -> Any:
     if path.endswith(INDEX):
         return _read_shards(path)

@@ -84,6 +84,7 @@ EDIT_MODULES = ("build_tasks.formats.onnx_batch_first", "build_tasks.formats.onn
 
 # The modules of the project that read a checkpoint.
 CHECKPOINT_MODULES = (
+    "build_tasks.formats.checkpoint_cleaning",
     "build_tasks.formats.checkpoints",
     "build_tasks.formats.file_kinds",
     "build_tasks.formats.state_dicts",

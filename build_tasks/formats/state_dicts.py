@@ -10,28 +10,16 @@ missing, and which key of the spec would help.
 import copy
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError
+from build_tasks.formats.checkpoint_cleaning import Attempt, cleaned, is_average, tied
 from build_tasks.formats.checkpoints import TIMM_KEYS, Checkpoint, unusable_reason
 
 if TYPE_CHECKING:
     import torch
 
 MAX_DEPTH = 3  # of dicts inside dicts
-# Names of tensors that tools add to a network: profilers (thop), and averaged models (torch, LitEma).
-BOOKKEEPING = ("total_ops", "total_params", "n_averaged", "num_updates", "decay")
-
-
-class Attempt(NamedTuple):
-    """A state dict that may fit the network, and how it was made from the checkpoint, for the line of the stage.
-
-    name: Of the dict in the checkpoint, "" for the checkpoint itself.
-    """
-
-    name: str
-    state: "dict[str, torch.Tensor]"
-    notes: dict[str, Any]
 
 
 def fit(
@@ -55,7 +43,7 @@ def fit(
         UserError: If nothing in the checkpoint fits the network, or if several dicts do.
     """
     expected = network.state_dict()
-    attempts = [_cleaned(name, tensors, expected, prefix) for name, tensors in dicts_of_tensors(checkpoint)]
+    attempts = [cleaned(name, tensors, expected, prefix) for name, tensors in dicts_of_tensors(checkpoint)]
     fitting = [attempt for attempt in attempts if not _problems(attempt.state, expected)]
     if not fitting:
         attempts += [Attempt("", {}, {})] * (not attempts)
@@ -90,42 +78,6 @@ def dicts_of_tensors(
             yield from dicts_of_tensors(inner[key], f"{name}.{key}".lstrip("."), depth + 1)
 
 
-def _cleaned(
-    name: str, tensors: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", prefix: str | None
-) -> Attempt:
-    """Return a dict of tensors without the prefixes of wrappers and the tensors of tools, and with its tied weights."""
-    from timm.models import clean_state_dict
-
-    state = clean_state_dict(tensors)
-    if prefix:
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    dropped = sorted(key for key in state.keys() - expected.keys() if key.rpartition(".")[2] in BOOKKEEPING)
-    state = {key: value for key, value in state.items() if key not in dropped}
-    state |= _tied(state, expected)
-    notes: dict[str, Any] = {"taken from": name} if name and name not in TIMM_KEYS else {}
-    if is_average(name):
-        notes["taken from"] = f"{name}, an average (EMA)"
-    if dropped:
-        notes["dropped"] = f"{len(dropped)} of a profiler or an average, such as {dropped[0]}"
-    return Attempt(name, state, notes)
-
-
-def _tied(state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """Return the missing tensors that the network shares with a tensor of the state dict.
-
-    safetensors.torch.save_model, and others, save a shared tensor under one of its names.
-    """
-    names: dict[tuple[Any, ...], list[str]] = {}
-    for key, tensor in expected.items():
-        names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(key)
-    found = {}
-    for tied in names.values():
-        present = next((key for key in tied if key in state), None)
-        if present is not None and expected[present].numel():
-            found.update({key: state[present] for key in tied if key not in state})
-    return found
-
-
 def _converted(
     attempts: list[Attempt], network: "torch.nn.Module", expected: "dict[str, torch.Tensor]"
 ) -> Iterator[Attempt]:
@@ -140,7 +92,7 @@ def _converted(
         except Exception as error:  # made for other files; the names and shapes of this one say more
             print(f"timm's checkpoint_filter_fn: {type(error).__name__}: {error}")
             continue
-        state |= _tied(state, expected)
+        state |= tied(state, expected)
         yield Attempt(attempt.name, state, {**attempt.notes, "converted": "by timm"})
 
 
@@ -165,11 +117,6 @@ def _from_jax(path: str, network: "torch.nn.Module") -> Iterator[Attempt]:
         return
     loaded = {key: tensor for key, tensor in state.items() if not tensor.isnan().all()}
     yield Attempt("", loaded, {"converted": "by timm"})
-
-
-def is_average(name: str) -> bool:
-    """Return whether the name of a dict says that its weights are a moving average: model_ema, params_ema, averaged."""
-    return "ema" in name.lower() or "averaged" in name.lower()
 
 
 def _choose(fitting: list[Attempt], source: str, ema: bool) -> Attempt:
@@ -283,7 +230,7 @@ def _fitting_prefix(state: "dict[str, torch.Tensor]", expected: "dict[str, torch
         if prefix == key or not prefix.endswith("."):
             continue
         inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if not _problems(inner | _tied(inner, expected), expected):
+        if not _problems(inner | tied(inner, expected), expected):
             return prefix
     return None
 

@@ -122,7 +122,7 @@ def external_data_files(source: str) -> list[str]:
 def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     from safetensors.torch import save_file
 
-    from build_tasks.formats import checkpoints, pytorch_network, state_dicts, weight_license
+    from build_tasks.formats import checkpoint_cleaning, pytorch_network, state_dicts, weight_license
 
     source = settings["weights"]["source"]
     scheme, rest = split_source(source)
@@ -131,12 +131,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
     else:
         path, checkpoint = read_source(inputs, settings, read_with_path, query, model_files.shards)
     network = pytorch_network.create_network(settings)
-    notes: Notes = {}
     if converter := settings["weights"]["converter"]:
-        state = convert(checkpoints.unwrap(checkpoint, settings["weights"]["ema"]), settings["model"], converter)
+        unwrapped, notes = checkpoint_cleaning.unwrap(checkpoint, settings["weights"]["ema"])
+        state = convert(unwrapped, settings["model"], converter)
     else:
         prefix, ema = settings["weights"]["prefix"], settings["weights"]["ema"]
         state, notes = state_dicts.fit(checkpoint, network, source, prefix, path, ema)
+    notes |= checkpoint_cleaning.type_notes(state, network.state_dict())
     state = state_dicts.match_keys(state, network.state_dict(), source)
     save_file(state, outputs["weights"])
     weight_license.write_license(source, inputs, outputs)

@@ -145,17 +145,17 @@ CHECKPOINTS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "ten classes, gray, wrapped": (
         lambda: {"epoch": 3, "state_dict": tensors("module.", **GRAY)},
         {"arguments": GRAY, "shape": [1, 160, 160], "mean": [0.0], "labels": None, "accuracy": {}},
-        "10 classes, 1 channel, tensors: 88",
+        "10 classes, 1 channel, tensors: 88, taken from: state_dict, removed: module. before 88 of 88 names",
     ),
     "a prefix": (
-        lambda: tensors("backbone.", num_classes=10),
+        lambda: tensors("backbone.", num_classes=10) | {"decoder.weight": torch.zeros(1)},
         {**TEN, "prefix": "backbone.", "labels": None},
-        "10 classes, 3 channels, the prefix backbone., tensors: 88",
+        "the prefix backbone., tensors: 88, left out: 1 without the prefix backbone., such as decoder.weight",
     ),
     "half precision": (
         lambda: halved(tensors(num_classes=10)),
         TEN,
-        "10 classes, 3 channels, tensors: 88 of float16, which become float32",
+        "10 classes, 3 channels, tensors: 88, types: 75 from float16 to float32",
     ),
     "an average beside": (
         lambda: {"model": tensors(num_classes=10), "model_ema": tensors(num_classes=10)},
@@ -183,6 +183,20 @@ def test_a_checkpoint_is_looked_into_and_copied(doit_new: Doit, case: str) -> No
     found = {**spec, **spec["architecture"], **spec["weights"], **spec["input"]}
     assert {key: found.get(key) for key in keys} == keys
     assert (found["source"], Path("models/m/net.pth").read_bytes()) == ("net.pth", Path("net.pth").read_bytes())
+
+
+def test_what_a_checkpoint_does_not_say_is_left_to_the_user(doit_new: Doit) -> None:
+    """The names of the classes, and how pictures were prepared."""
+    torch.save(tensors(num_classes=10), "net.pth")
+    _, out = doit_new("m", "--architecture", "test_efficientnet", "--weights", "net.pth")
+    assert "fill in: models/m/labels.txt with the names of the 10 classes" in out
+    assert "check: [input] has the values of timm's own weights; set those of your training" in out
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(doit_new: Doit) -> None:
+    code, out = doit_new("m", "--architecture", "test_efficientnet", "--weights", "../typo.pth")
+    assert (code, out) == (3, "ERROR: --weights: ../typo.pth does not exist\n")
+    assert not Path("models/m").exists()
 
 
 def test_a_checkpoint_in_a_data_folder_is_not_copied(doit_new: Doit, monkeypatch: pytest.MonkeyPatch) -> None:

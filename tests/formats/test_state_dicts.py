@@ -82,14 +82,14 @@ def other(state: State) -> State:
 
 TAKEN: dict[str, tuple[Callable[[State], Any], dict[str, Any]]] = {
     "plain": (lambda s: s, {}),
-    "state_dict": (lambda s: {"epoch": 1, "state_dict": s, "optimizer": {"state": {}}}, {}),
+    "state_dict": (lambda s: {"epoch": 1, "state_dict": s, "optimizer": {"state": {}}}, {"taken from": "state_dict"}),
     "only the average fits": (
         lambda s: {"state_dict": {"x": s["bn1.bias"]}, "state_dict_ema": s},
         {"taken from": "state_dict_ema, an average (EMA)"},
     ),
     "an average beside": (
         lambda s: {"model": s, "model_ema": other(s)},
-        {"left": "model_ema, an average (weights.ema = true takes it)"},
+        {"taken from": "model", "left": "model_ema, an average (weights.ema = true takes it)"},
     ),
     "model_state_dict": (lambda s: {"model_state_dict": s}, {"taken from": "model_state_dict"}),
     "net": (lambda s: {"net": s, "acc": 91.2}, {"taken from": "net"}),
@@ -98,11 +98,27 @@ TAKEN: dict[str, tuple[Callable[[State], Any], dict[str, Any]]] = {
         {"taken from": "params", "left": "params_ema, an average (weights.ema = true takes it)"},
     ),
     "two levels": (lambda s: {"trainer": {"weights": s}}, {"taken from": "trainer.weights"}),
-    "wrappers": (lambda s: {"model": prefixed("_orig_mod.module.", s)}, {}),
+    "wrappers": (
+        lambda s: {"model": prefixed("_orig_mod.module.", s)},
+        {"taken from": "model", "removed": "_orig_mod.module. before 88 of 88 names"},
+    ),
+    "one wrapped name": (
+        lambda s: {("module." if key == "bn1.bias" else "") + key: tensor for key, tensor in s.items()},
+        {"removed": "module. before 1 of 88 names"},
+    ),
     "a number beside the tensors": (lambda s: {**s, "epoch": 3}, {}),
-    "plain objects": (lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1), "best": np.float64(0.3)}, {}),
+    "plain objects": (
+        lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1), "best": np.float64(0.3)},
+        {"taken from": "state_dict"},
+    ),
     "profiler": (counted, {"dropped": "2 of a profiler or an average, such as conv_stem.total_ops"}),
-    "averaged model": (averaged, {"dropped": "1 of a profiler or an average, such as n_averaged"}),
+    "averaged model": (
+        averaged,
+        {
+            "removed": "module. before 88 of 89 names",
+            "dropped": "1 of a profiler or an average, such as n_averaged",
+        },
+    ),
 }
 
 
@@ -222,7 +238,7 @@ def test_timm_converts_checkpoints_of_the_authors(tmp_path: Path) -> None:
         module = timm.create_model(name)
         found, notes = fit({"model": convert(state_of(module))}, timm.create_model(name), tmp_path)
         assert_same(found, state_of(module))
-        assert notes == {"converted": "by timm"}
+        assert notes == {"taken from": "model", "converted": "by timm"}
 
 
 def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> None:

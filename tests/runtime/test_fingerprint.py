@@ -118,6 +118,7 @@ UNUSED = [
     Unused("formats.pytorch_network", "formats.onnx_runtime", from_onnx, "the network is an ONNX file"),
     Unused("formats.pytorch_network", "formats.torch_program", from_torch, "the network is a file of PyTorch"),
     Unused("stages.weights", "formats.torch_program", from_torch, "the network is a file of PyTorch"),
+    Unused("stages.weights", "formats.checkpoint_cleaning", from_weights, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.checkpoints", from_weights, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.state_dicts", from_weights, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.serving_interface", runs_source, "only a source with its network is run"),
@@ -368,7 +369,7 @@ def test_reasons_name_modules_settings_tools_and_files(stages: list[Stage]) -> N
     )
     now = fingerprint.imported_digests(stage.modules)["build_tasks.stages.onnx"]
     assert stage.stale_inputs(record, content.get) == [
-        "onnx.opset: 16 -> 'auto'",
+        'onnx.opset: 16 -> "auto"',
         f"onnx: 1.0 -> {stage.tool_fingerprint()['onnx']}",
         f"{paths[0]}: sha256 11111111 -> 55555555",
         "models/all_formats/old.py: missing",
