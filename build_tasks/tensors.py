@@ -15,6 +15,12 @@ BATCH = "batch"  # the word of the batch dimension, which no spec can use for an
 
 Shape = list[int | str]  # without the batch; a word is an open dimension
 
+# Why the answers of a graph with a certain operator differ from batch to batch, and what to do.
+SHARED_SCALE = (
+    "its {} takes one scale for a whole batch, so that requests change each other: onnx.dynamic_axes = false serves "
+    "one at a time"
+)
+
 
 class InputTensor(TypedDict):
     """One input, as clients send it. Every stage reads the inputs from here, whatever table of the spec describes them.
@@ -133,6 +139,20 @@ def profile_shapes(profile: OptimizationProfile, shape: Shape) -> ProfileShapes:
     return {"min": at("min"), "opt": at("opt"), "max": at("max")}
 
 
+def misplaced_batch(output: str, shape: Sequence[int], batch: int) -> str:
+    """Return the message about an output whose first dimension is not the batch, with the key that says where it is.
+
+    Args:
+        output: The output, as the message begins with it: "output 0".
+        shape: Its shape.
+        batch: The size of the batch that the inputs had.
+    """
+    found = f"{output} has shape {[*shape]} for a batch of {batch}; the batch must be its first dimension"
+    if batch == 1 or batch not in shape:
+        return found
+    return f"{found}; if it is another one, say so: batch_dimension = {[*shape].index(batch)} in its [[outputs]]"
+
+
 class Signature(TypedDict):
     """The content of <artifact>.signature.json. The keys after `outputs` exist for some formats only."""
 
@@ -143,6 +163,7 @@ class Signature(TypedDict):
     traced_away: NotRequired[
         str
     ]  # TorchScript, ONNX: the lines of the user's code whose decisions the trace cannot keep
+    shared_scale: NotRequired[str]  # ONNX: the operator whose scale is that of a whole batch
     device: NotRequired[str]  # packages of AOTInductor: "gpu" or "cpu"
     needs_gpu: NotRequired[bool]  # TorchScript: it has operators that PyTorch has for GPUs only
     opset: NotRequired[int]  # ONNX

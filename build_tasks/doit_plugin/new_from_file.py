@@ -7,7 +7,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,7 +37,7 @@ def onnx_spec(name: str, file: str, scratch: str) -> tuple[str, str]:
     Raises:
         UserError: If it is not ONNX, or has no inputs with a batch.
     """
-    from build_tasks.formats import onnx_import, onnx_inputs
+    from build_tasks.formats import onnx_files, onnx_import, onnx_inputs
     from build_tasks.spec import loader
     from build_tasks.spec.tensor_checks import UNSUPPORTED
 
@@ -46,21 +46,26 @@ def onnx_spec(name: str, file: str, scratch: str) -> tuple[str, str]:
         graph = onnx_import.read_onnx(file)
         try:
             image: list[int | None] | None = onnx_import.check_image_input(graph, file)
+            tables = output_tables(graph)
         except UserError:  # it takes something else than one picture
             if not graph.graph.input:
                 raise
             tables, image = tensor_tables(graph, file, scratch), None
             if any(onnx_import.input_dtype(each) in UNSUPPORTED["tensorrt"] for each in graph.graph.input):
                 formats = ["onnx"]
+        formats = ["onnx"] if onnx_files.foreign_node(graph) else formats
     first = onnx_import.dimensions(graph.graph.input[0])[0]
     if image and not all(image[1:]):
         name_of_input = graph.graph.input[0].name
         size = call(onnx_inputs.picture_size, file, name_of_input, image, log=f"{scratch}/log")
         image = [first, *(size or image[1:])]
         size_comment += ": the file leaves it open, found by trial" if size else ": the file leaves it open"
-    for batch in (None, first or 1):
+    scale = onnx_files.shared_scale(graph)
+    for batch in (first or 1,) if scale else (None, first or 1):
         text = (
-            format_spec(f"the ONNX file {os.path.basename(file)}", *onnx_keys(image, size_comment, batch, formats))
+            format_spec(
+                f"the ONNX file {os.path.basename(file)}", *onnx_keys(image, size_comment, batch, formats, scale)
+            )
             + tables
         )
         model = loader.parse(name, text.encode())
@@ -84,18 +89,20 @@ def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
         UserError: If an input has no dimensions, so that there is no batch.
     """
     from build_tasks.formats import network_inputs, onnx_inputs
-    from build_tasks.formats.onnx_import import input_dtype
+    from build_tasks.formats.onnx_import import input_dtype, is_scalar, without_batch
 
     inputs = list[network_inputs.FoundInput]()
-    batch, word_of_batch = batch_of(graph)
+    batch, word_of_batch = onnx_inputs.batch_of(graph)
     for tensor in graph.graph.input:
         dims = tensor.type.tensor_type.shape.dim
+        if is_scalar(tensor):
+            raise UserError(f"{file}: {without_batch(tensor.name)}")
         if not dims:
             raise UserError(
                 f"{file}: expected inputs with a batch as their first dimension, found {tensor.name} without"
             )
         shape: Shape = []
-        place = batch_place(tensor, word_of_batch)
+        place = onnx_inputs.batch_place(tensor, word_of_batch)
         for axis, dim in enumerate(dims):
             if axis == place:
                 continue
@@ -106,25 +113,29 @@ def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
     if any(each.dtype in ("int32", "int64") for each in inputs):
         largest = call(onnx_inputs.largest_ids, file, inputs, batch or 2, log=f"{scratch}/log")
         inputs = [each._replace(high=largest.get(each.name)) for each in inputs]
-    places = {tensor.name: batch_place(tensor, word_of_batch) for tensor in graph.graph.output}
-    outputs = "".join(
-        f"\n[[outputs]]\nname = {format_value(name)}\n" + (f"batch_dimension = {place}\n" if place else "")
-        for name, place in places.items()
-    )
-    return input_tables(inputs) + (outputs if any(places.values()) else "")
+    return input_tables(inputs) + output_tables(graph)
 
 
-def batch_of(graph: "onnx.ModelProto") -> tuple[int, str]:
-    """Return the fixed batch of an ONNX graph, 0 if it is open, and the word of an open one, "" if it has none."""
-    inputs = [tensor.type.tensor_type.shape.dim for tensor in graph.graph.input if tensor.type.tensor_type.shape.dim]
-    words = [dim.dim_param for dims in inputs for dim in dims if re.fullmatch(r"(?i)n|.*batch.*", dim.dim_param)]
-    return (inputs[0][0].dim_value, words[0] if words else inputs[0][0].dim_param) if inputs else (0, "")
+def output_tables(graph: "onnx.ModelProto") -> str:
+    """Return [[outputs]] of an ONNX graph as TOML, if one of them has the batch in another dimension than the first."""
+    from build_tasks.formats import onnx_inputs
+
+    _, word_of_batch = onnx_inputs.batch_of(graph)
+    places = {tensor.name: onnx_inputs.batch_place(tensor, word_of_batch) for tensor in graph.graph.output}
+    return format_outputs(places.items()) if any(places.values()) else ""
 
 
-def batch_place(tensor: "onnx.ValueInfoProto", word: str) -> int:
-    """Return the dimension of the batch in an input or output: the one with the word of the batch, or the first one."""
-    words = [dim.dim_param for dim in tensor.type.tensor_type.shape.dim]
-    return words.index(word) if word and word in words else 0
+def format_outputs(places: Iterable[tuple[str | int | None, int]]) -> str:
+    """Return [[outputs]] as TOML.
+
+    Args:
+        places: The name of each output, or its index, None for the only one; and the dimension of its batch.
+    """
+    text = ""
+    for name, place in places:
+        key = "" if name is None else f"{'key' if isinstance(name, int) else 'name'} = {format_value(name)}\n"
+        text += f"\n[[outputs]]\n{key}" + (f"batch_dimension = {place}\n" if place else "")
+    return text
 
 
 def call(function: Callable[..., T], file: str, *arguments: object, log: str) -> T:
@@ -174,7 +185,7 @@ def input_tables(inputs: "list[FoundInput]", dimensions: Mapping[str, tuple[int,
 
 
 def onnx_keys(
-    image: list[int | None] | None, size_comment: str, batch: int | None, formats: list[str]
+    image: list[int | None] | None, size_comment: str, batch: int | None, formats: list[str], scale: str | None
 ) -> tuple[list[Key], Collection[str]]:
     """Return the keys of the spec of an ONNX graph, and the names of keys that make no sense for it.
 
@@ -184,6 +195,7 @@ def onnx_keys(
         size_comment: How the size is known.
         batch: The fixed batch of the spec; None for an open one.
         formats: Those of the spec.
+        scale: The operator that takes one scale for a whole batch.
     """
     keys = [
         Key("", "formats", formats, "an ONNX file cannot be converted to TorchScript"),
@@ -193,8 +205,11 @@ def onnx_keys(
     no_picture = () if image else ("ensemble",)
     if batch is None:
         return keys, ("opset", "batch_size", *no_picture)
+    fixed = "the file's batch is fixed, and its nodes allow no other"
+    if scale:
+        fixed = f"{scale} takes one scale for a whole batch"
     keys += [
-        Key("onnx", "dynamic_axes", False, "the file's batch is fixed, and its nodes allow no other"),
+        Key("onnx", "dynamic_axes", False, fixed),
         Key("onnx", "batch_size", batch),
     ]
     return keys, ("opset", "ensemble", "opt_batch_size")
@@ -285,8 +300,9 @@ def network_spec(network: str, source: str, scratch: str) -> str:
 
 def torch_text(description: str, keys: list[Key], found: "FoundInputs") -> str:
     """Return the text of the spec of a network of PyTorch: [input] if it takes one picture, otherwise [[inputs]]."""
+    outputs = format_outputs(found.outputs) if any(place for _, place in found.outputs) else ""
     if not found.picture:
-        return format_spec(description, keys, ("ensemble",)) + input_tables(found.inputs, found.dimensions)
+        return format_spec(description, keys, ("ensemble",)) + input_tables(found.inputs, found.dimensions) + outputs
     shape = [int(length) for length in found.inputs[0].shape or []]
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[0] == 3 else ([0.0] * shape[0], [1.0] * shape[0])
     keys += [
@@ -295,4 +311,4 @@ def torch_text(description: str, keys: list[Key], found: "FoundInputs") -> str:
         Key("input", "std", std, "the same"),
         *sample_keys(shape[0]),
     ]
-    return format_spec(description, keys)
+    return format_spec(description, keys) + outputs

@@ -101,7 +101,10 @@ LAYER_MODULES = (
 
 def settings_of(model: Model) -> Settings:
     """Return the settings of the network, for the fingerprint of every stage that creates it."""
-    return {"model": model.name, "architecture": table_settings(model.spec.architecture)}
+    settings: Settings = {"model": model.name, "architecture": table_settings(model.spec.architecture)}
+    if model.spec.from_onnx and not model.spec.onnx.dynamic_axes:
+        settings["batch"] = model.spec.onnx.batch_size  # the answers of some files depend on it
+    return settings
 
 
 def input_settings_of(model: Model) -> Settings:

@@ -23,7 +23,7 @@ def select_tensors(answer: Any, interface: Interface) -> tuple[list[str], Any]:
     if isinstance(answer, torch.Tensor) and not interface["outputs"]:
         return [OUTPUT.format(0)], answer
     leaves: dict[str, Any] = {}
-    for path, value in _leaves(answer):
+    for path, value in leaves_of(answer):
         if path in leaves:
             raise UserError(f"the network answers with two tensors called {path!r}; give them other keys")
         leaves[path] = value
@@ -90,7 +90,7 @@ def kind_of(value: Any) -> str:
     return type(value).__name__
 
 
-def _leaves(answer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves_of(answer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield what an answer holds, with its place: "logits", "0", "encoder.last". None is left out."""
     if isinstance(answer, Mapping):
         items = [(str(key), value) for key, value in answer.items()]
@@ -105,7 +105,7 @@ def _leaves(answer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield path, answer
         return
     for key, value in items:
-        yield from _leaves(value, f"{path}.{key}" if path else key)
+        yield from leaves_of(value, f"{path}.{key}" if path else key)
 
 
 def _leaf_of(index: int, output: OutputTensor, leaves: Mapping[str, Any]) -> str:

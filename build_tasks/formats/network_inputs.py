@@ -51,12 +51,15 @@ class FoundInputs(NamedTuple):
         picture: Whether the only input is a picture of float32, (channels, height, width).
         dimensions: The smallest and the largest length of open dimensions, where a file of torch.export records them;
             0 if there is no largest one.
+        outputs: The name of each output, or its index, None for the only one; and the dimension of its batch. Empty if
+            that is unknown.
     """
 
     inputs: list[FoundInput]
     comment: str
     picture: bool = False
     dimensions: Mapping[str, tuple[int, int]] = {}  # a default that nobody changes
+    outputs: Sequence[tuple[str | int | None, int]] = ()
 
 
 def inputs_of_file(path: str) -> FoundInputs:
@@ -154,9 +157,10 @@ def _inputs_of(network: Any, signature: inspect.Signature, types: dict[str, str]
         raise UserError(f"{takes}, and no argument with a name: expected one for each input")
     state = [*network.state_dict().values()]
     if len(names) == 1 and not _is_token(names[0]) and (shape := _picture_shape(network, state)):
-        return FoundInputs([FoundInput(names[0], "float32", shape)], TRIED, True)
+        picture = [FoundInput(names[0], "float32", shape)]
+        return FoundInputs(picture, TRIED, True, outputs=_outputs_of(network, picture))
     if found := _trial(network, names, state):
-        return FoundInputs(found, TRIED)
+        return FoundInputs(found, TRIED, outputs=_outputs_of(network, found))
     if len(names) == 1 and any(tensor.ndim == 4 for tensor in state):
         return FoundInputs([FoundInput(names[0], "float32", [_first_channels(state), 224, 224])], FILL_IN, True)
     return FoundInputs([FoundInput(name, "float32", None) for name in names], FILL_IN)
@@ -214,7 +218,9 @@ def _candidates(name: str, state: "Sequence[torch.Tensor]") -> Iterator[tuple[st
     floats: list[tuple[str, Shape]] = [("float32", [width]) for width in widths]
     floats += [("float32", [WORD, width]) for width in widths]
     floats += [("float32", [count, WORD]) for count in channels]
-    floats += [("float32", [SAMPLES]), ("float32", [])]
+    sound: tuple[str, Shape] = ("float32", [SAMPLES])
+    floats = [sound, *floats] if re.search(r"audio|wav|sound|speech|signal|pcm", name) else [*floats, sound]
+    floats.append(("float32", []))
     pictures: list[tuple[str, Shape]] = [("float32", [_first_channels(state), side, side]) for side in FEW_SIDES]
     if _is_token(name):
         yield from (*tokens, *floats, *pictures)
@@ -253,15 +259,41 @@ def largest_index(runs_with: Callable[[int], bool], sizes: Iterable[int]) -> int
     return None
 
 
-def _zeros(found: Sequence[FoundInput], lengths: Mapping[str, int] = LENGTHS[0]) -> "dict[str, torch.Tensor]":
-    """Return two samples of zeros for each input; masks are ones."""
+def _zeros(
+    found: Sequence[FoundInput], lengths: Mapping[str, int] = LENGTHS[0], batch: int = 2
+) -> "dict[str, torch.Tensor]":
+    """Return samples of zeros for each input; masks are ones."""
     import torch
 
     tensors = {}
     for each in found:
         create = torch.ones if "mask" in each.name else torch.zeros
-        tensors[each.name] = create([2, *dims_at(each.shape or [], lengths)], dtype=getattr(torch, each.dtype))
+        tensors[each.name] = create([batch, *dims_at(each.shape or [], lengths)], dtype=getattr(torch, each.dtype))
     return tensors
+
+
+def _outputs_of(network: Any, found: Sequence[FoundInput]) -> list[tuple[str | int | None, int]]:
+    """Return the name or index of each output of a network, and the dimension that follows the batch.
+
+    An answer in which a tensor has no such dimension, or several, gives nothing, since then the user must choose.
+    """
+    import torch
+
+    from build_tasks.formats.network_answer import leaves_of
+
+    try:
+        with torch.inference_mode():
+            answers = [dict(leaves_of(network(**_zeros(found, batch=batch)))) for batch in (2, 3)]
+    except Exception:  # of the network, which may not take three samples, or names
+        return []
+    places = list[tuple[str | int | None, int]]()
+    for path in answers[0]:
+        shapes = [getattr(answer.get(path), "shape", ()) for answer in answers]
+        axes = [axis for axis, lengths in enumerate(zip(*shapes, strict=False)) if lengths == (2, 3)]
+        if len(axes) != 1 or len(shapes[0]) != len(shapes[1]):
+            return []
+        places.append((int(path) if path.isdecimal() else path or None, axes[0]))
+    return places
 
 
 def _runs(network: Any, *tensors: "torch.Tensor", **named: "torch.Tensor") -> bool:

@@ -15,7 +15,7 @@ from build_tasks.formats.declarations import EXPORT_TOOLS
 from build_tasks.formats.example_inputs import cases_to_check, example_inputs, format_case
 from build_tasks.formats.fp32_comparison import Comparison, InaccurateError
 from build_tasks.formats.onnx_clean_up import GraphRefusedError
-from build_tasks.formats.onnx_files import close_dimensions, onnx_file, opset, signature_tensors
+from build_tasks.formats.onnx_files import close_dimensions, onnx_file, opset, shared_scale, signature_tensors
 from build_tasks.formats.onnx_runtime import onnx_session
 from build_tasks.formats.serving_interface import open_axes, open_output_axes
 from build_tasks.formats.torch_export import export_arguments
@@ -198,12 +198,14 @@ def write_records(
         clean_up: How the graph was cleaned up.
         constants: The lines of the user's code whose decisions the graph leaves out.
     """
+    has_open_batch = not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     versions_of_graph = {"opset": opset(graph), "ir_version": graph.ir_version}
     records = {
         "signature": {
             **signature_tensors(graph),
             **versions_of_graph,
             **({"traced_away": f"{constants} {TRACED_AWAY}"} if constants else {}),
+            **({"shared_scale": operator} if has_open_batch and (operator := shared_scale(graph)) else {}),
         },
         "export": {"exporter": exporter, "why": why, "clean_up": clean_up, **versions_of_graph},
         "tools": versions(EXPORT_TOOLS),

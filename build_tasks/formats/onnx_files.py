@@ -91,6 +91,19 @@ def signature_tensors(graph: "onnx.ModelProto") -> Signature:
 SIZED_BY_VALUES = {"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "Scan"}
 
 
+def foreign_node(graph: "onnx.ModelProto") -> "onnx.NodeProto | None":
+    """Return the first node whose operator ONNX does not define, such as those of ONNX Runtime; None without one."""
+    return next((node for node in graph.graph.node if node.domain not in ("", "ai.onnx", "ai.onnx.ml")), None)
+
+
+def shared_scale(graph: "onnx.ModelProto") -> str | None:
+    """Return the type of the first operator that takes one scale for a whole batch; None without one.
+
+    Such a scale is computed from the values, so that the answer to a sample depends on the other samples of its batch.
+    """
+    return next((node.op_type for node in graph.graph.node if node.op_type.startswith("DynamicQuantize")), None)
+
+
 def close_dimensions(graph: "onnx.ModelProto", answers: list[list[tuple[int, ...]]]) -> None:
     """Declare the open dimensions of the outputs that had one size in all answers. The first is the batch's.
 

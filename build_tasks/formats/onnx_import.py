@@ -177,6 +177,8 @@ def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface, batc
         raise UserError(f"inputs: {path} takes {takes}, and the spec gives {', '.join(names)}")
     ordered = [*own.values()] if unknown else [own[name] for name in names]
     lengths = tuned_lengths(interface["dimensions"])
+    if scalar := next((tensor.name for tensor in ordered if is_scalar(tensor)), None):
+        raise UserError(f"inputs: {path}: {without_batch(scalar)}")
     for tensor, each, axis in zip(ordered, interface["inputs"], batch_dimensions, strict=True):
         dims, declared = dimensions(tensor), dims_at(each["shape"] or [], lengths)
         dims = dims[:axis] + dims[axis + 1 :]
@@ -191,6 +193,19 @@ def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface, batc
     moved = [type(tensor).FromString(tensor.SerializeToString()) for tensor in ordered]
     del graph.graph.input[:]
     graph.graph.input.extend(moved)
+
+
+def is_scalar(tensor: "onnx.ValueInfoProto") -> bool:
+    """Return whether an input or output is declared without dimensions; one of an unknown rank is not."""
+    return tensor.type.tensor_type.HasField("shape") and not tensor.type.tensor_type.shape.dim
+
+
+def without_batch(name: str) -> str:
+    """Return the message about an input that is one value for a whole batch."""
+    return (
+        f"expected inputs with a batch, found {name}, one value for all samples of a batch, which clients cannot send: "
+        'make it a constant of the file (docs/how-to/tensors.md, "An input without a batch")'
+    )
 
 
 def input_dtype(tensor: "onnx.ValueInfoProto") -> str:

@@ -1,13 +1,18 @@
-"""What trial runs of an ONNX file find that the file leaves open: the size of a picture, the largest token id."""
+"""What an ONNX file says about its batch, and what trial runs find that it leaves open: sizes, the largest token id."""
 
 import functools
 import itertools
+import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from build_tasks.formats.network_inputs import TRIED_SIDES, FoundInput, largest_index
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.formats.onnx_runtime import onnx_session
 from build_tasks.tensors import dims_at
+
+if TYPE_CHECKING:
+    import onnx
 
 TEXT_LINES = ((48, 320), (32, 320), (32, 100), (64, 256))  # height, width
 
@@ -63,3 +68,16 @@ def largest_ids(path: str, inputs: Sequence[FoundInput], batch: int) -> dict[str
         if each.dtype in ("int32", "int64") and (high := largest_index(functools.partial(runs_with, each.name), sizes)):
             found[each.name] = high
     return found
+
+
+def batch_of(graph: "onnx.ModelProto") -> tuple[int, str]:
+    """Return the fixed batch of an ONNX graph, 0 if it is open, and the word of an open one, "" if it has none."""
+    inputs = [tensor.type.tensor_type.shape.dim for tensor in graph.graph.input if tensor.type.tensor_type.shape.dim]
+    words = [dim.dim_param for dims in inputs for dim in dims if re.fullmatch(r"(?i)n|.*batch.*", dim.dim_param)]
+    return (inputs[0][0].dim_value, words[0] if words else inputs[0][0].dim_param) if inputs else (0, "")
+
+
+def batch_place(tensor: "onnx.ValueInfoProto", word: str) -> int:
+    """Return the dimension of the batch in an input or output: the one with the word of the batch, or the first one."""
+    words = [dim.dim_param for dim in tensor.type.tensor_type.shape.dim]
+    return words.index(word) if word and word in words else 0

@@ -14,6 +14,7 @@ from build_tasks.formats.picture_transform import set_channels
 from build_tasks.formats.user_code import fp32_network, user_function
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Settings
+from build_tasks.tensors import misplaced_batch
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,9 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
 
     architecture = settings["architecture"]
     if architecture["timm"] is None and architecture["network"] is None:
-        return load_program(weights) if weights and not weights.endswith(".onnx") else onnx_module(weights)
+        if weights and not weights.endswith(".onnx"):
+            return load_program(weights)
+        return onnx_module(weights, settings.get("batch"))
     try:
         if architecture["timm"] is not None:
             module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])
@@ -58,10 +61,14 @@ def takes_any_number(network: "torch.nn.Module") -> bool:
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
-def onnx_module(path: str | None) -> "torch.nn.Module":
+def onnx_module(path: str | None, batch: int | None = None) -> "torch.nn.Module":
     """Return an ONNX file as a network, which ONNX Runtime runs on the CPU in fp32. Without a file it cannot run.
 
     If the batch of the graph is fixed, batches of any size are cut to it, and the last one is filled with repeats.
+
+    Args:
+        path: The file.
+        batch: The batch that the spec fixes, if that of the graph is open.
     """
     import numpy as np
     import torch
@@ -71,7 +78,7 @@ def onnx_module(path: str | None) -> "torch.nn.Module":
             super().__init__()
             self.run = onnx_session(path) if path else None
             self.inputs, self.outputs = tensor_names(path) if path else ([], [])
-            self.batch = fixed_batch(path) if path else None
+            self.batch = (fixed_batch(path) or batch) if path else None
 
         def forward(self, *inputs: Any) -> "dict[str, torch.Tensor]":
             assert self.run is not None
@@ -89,10 +96,7 @@ def onnx_module(path: str | None) -> "torch.nn.Module":
                 outputs = [torch.from_numpy(output) for output in answer.values()]
                 for name, output in zip(self.outputs, outputs, strict=True):
                     if output.ndim == 0 or output.shape[0] != size:
-                        raise UserError(
-                            f"the output {name} has shape {list(output.shape)} for a batch of {size}; "
-                            "the batch must be its first dimension"
-                        )
+                        raise UserError(misplaced_batch(f"the output {name}", output.shape, size))
                 parts.append([output[: len(part[0])] for output in outputs])
             answers = [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
             return dict(zip(self.outputs, answers, strict=True))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import declarations
 from build_tasks.formats.declarations import INTERFACE_MODULES
+from build_tasks.formats.onnx_files import foreign_node
 from build_tasks.runtime.stage import Paths, Settings
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
@@ -167,12 +168,27 @@ def cast_graph(path: str, operators: list[str], nodes: list[str], settings: Sett
             providers=["cpu"],
         )
     except Exception as error:  # from onnx, ONNX Runtime or modelopt, which have no common base class
-        raise UserError(
-            f"AutoCast cannot convert the graph to {settings['precision']}: {first_lines(error)}"
-        ) from error
+        problem = f"AutoCast cannot convert the graph to {settings['precision']}: {first_lines(error)}"
+        raise UserError(problem + _advice(path)) from error
     # AutoCast writes contradicting shapes for some attention models, and ONNX Runtime then refuses the graph.
     del graph.graph.value_info[:]
     return graph
+
+
+def _advice(path: str) -> str:
+    """Return the end of the message about a graph that AutoCast cannot convert: the operator that it does not know."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False)
+    if node := foreign_node(graph):
+        return f"; TensorRT does not have {node.op_type}, an operator of {node.domain}: leave the engine out of formats"
+    for node in graph.graph.node:
+        if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+            return (
+                f"; it does not cast what the branches of {node.op_type} {node.name} use: set the precision to "
+                '"fp32", or export the network without branches'
+            )
+    return ""
 
 
 def quantize_graph(

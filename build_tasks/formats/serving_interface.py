@@ -14,7 +14,7 @@ from build_tasks.errors import UserError, listed, with_suggestion
 from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
 from build_tasks.formats.network_answer import kind_of, select_tensors
 from build_tasks.formats.picture_transform import data_config
-from build_tasks.tensors import OUTPUT, Interface, Shape
+from build_tasks.tensors import OUTPUT, Interface, Shape, misplaced_batch
 
 if TYPE_CHECKING:
     import torch
@@ -183,10 +183,7 @@ def forward(module: Any, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor
         if output.dtype == torch.bfloat16:
             raise UserError(f"output {index} is bfloat16, which Triton's clients and NumPy do not have; cast it")
         if output.ndim == 0 or output.shape[0] != batch:
-            raise UserError(
-                f"output {index} has shape {list(output.shape)} for a batch of {batch}; "
-                "the batch must be its first dimension"
-            )
+            raise UserError(misplaced_batch(f"output {index}", output.shape, batch))
     return list(outputs)
 
 

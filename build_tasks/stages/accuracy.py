@@ -17,6 +17,7 @@ from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage, log_of
 from build_tasks.spec.model import Model
 from build_tasks.spec.tables import NATIVE_PRECISIONS, QUANTIZED_PRECISIONS
+from build_tasks.tensors import SHARED_SCALE
 from build_tasks.verification import gate, judged_artifacts, metrics
 
 
@@ -73,7 +74,9 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             raise UserError(f"{inputs['measured']} was measured with another file than {inputs[name]}")
     signature = read_json(inputs["signature"]) if "signature" in inputs else {}
     constants = signature.get("traced_away") if any(gate.failures(measured["outputs"], settings)) else None
-    if error := gate.gate_error(measured, settings, "" if constants else advice(settings)):
+    operator = signature.get("shared_scale")
+    cause = f"; {SHARED_SCALE.format(operator)}" if operator else ""
+    if error := gate.gate_error(measured, settings, "" if constants else cause + advice(settings)):
         if constants:
             raise UserError(f"{constants}; {error}")
         inaccurate = "graph" in inputs and any(gate.failures(measured["outputs"], settings))

@@ -33,7 +33,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model, table_settings
-from build_tasks.tensors import Interface
+from build_tasks.tensors import SHARED_SCALE, Interface
 
 if TYPE_CHECKING:
     import onnx
@@ -194,7 +194,7 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from build_tasks.formats.fp32_comparison import Comparison
     from build_tasks.formats.onnx_clean_up import GraphRefusedError, clean_up
     from build_tasks.formats.onnx_export import write_records
-    from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx
+    from build_tasks.formats.onnx_files import fixed_batch, onnx_file, opset, save_onnx, shared_scale
     from build_tasks.formats.onnx_import import declare_dims
     from build_tasks.formats.serving_interface import wrap_for_serving
 
@@ -209,6 +209,8 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         batch = "an open batch" if settings["dynamic_axes"] else f"a batch of {settings['batch_size']}"
         own = fixed_batch(inputs["weights"])
         advice = f"; its own is {own}: onnx.dynamic_axes = false and onnx.batch_size = {own} keep it" if own else ""
+        if not own and settings["dynamic_axes"] and (operator := shared_scale(graph)):
+            advice = f"; {SHARED_SCALE.format(operator)}"
         raise UserError(f"with {batch} the graph {problem}{advice}") from error
     save_onnx(graph, outputs["model"], settings["external_data"])
     write_records(graph, outputs, None, "the source is ONNX", how)

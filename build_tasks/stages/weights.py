@@ -201,8 +201,8 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
     check_output_types(graph, path)
     for index, tensor in enumerate(graph.graph.output[len(names) :]):
         names.append(OUTPUT.format(index) if settings["picture"] else served_name(tensor.name))
-    if not settings["picture"]:
-        put_batch_first(graph, path, **settings["batch_dimensions"])
+    axes = settings["batch_dimensions"]
+    put_batch_first(graph, path, axes["inputs"] or [0], axes["outputs"])  # [input] has no key: a picture has it first
     rename_tensors(graph, [each["name"] for each in interface["inputs"]], names)
 
 

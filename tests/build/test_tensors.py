@@ -115,6 +115,32 @@ h = { min = 8, opt = 12, max = 20 }
 w = { min = 8, opt = 16, max = 24 }
 """
 TWO = "[[inputs]]\nname = {}\nshape = [4]\n[[inputs]]\nname = {}\nshape = [4]\n"
+# A detector with four outputs, of which one is an integer; samples of sound.
+DETECTOR = """
+[[inputs]]
+name = "image"
+shape = [3, 16, 16]
+layout = "nchw"
+[[outputs]]
+name = "count"
+[[outputs]]
+name = "boxes"
+[[outputs]]
+name = "scores"
+[[outputs]]
+name = "best"
+"""
+AUDIO = """
+[[inputs]]
+name = "audio"
+shape = ["samples"]
+low = -1
+high = 1
+[dimensions.samples]
+min = 40
+opt = 64
+max = 160
+"""
 # name: formats besides TorchScript and ONNX, further tables, layers, arguments of forward, body
 MODELS = {
     "text": (
@@ -139,6 +165,31 @@ MODELS = {
         "image, flags, scale",
         "y = self.c(image.float().permute(0, 3, 1, 2) / 255); "
         "return self.h(torch.cat([y.mean((2, 3)), flags.float()], 1)) * scale[:, None], y",
+    ),
+    "detector": (
+        ', "rtx"',
+        DETECTOR,
+        "self.c = nn.Conv2d(3, 8, 4, stride=4); self.b = nn.Conv2d(8, 4, 1); self.s = nn.Conv2d(8, 5, 1)",
+        "image",
+        "x = self.c(image).relu(); scores = self.s(x).flatten(2).transpose(1, 2).softmax(-1); best = scores.amax(-1); "
+        "return {'boxes': self.b(x).flatten(2).transpose(1, 2).sigmoid(), 'scores': scores, 'best': best, "
+        "'count': (best > 0.25).sum(1, keepdim=True).int()}",
+    ),
+    "segmenter": (
+        "",
+        "[input]\nshape = [3, 16, 16]\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n",
+        "self.c = nn.Conv2d(3, 8, 3, stride=2, padding=1); self.o = nn.Conv2d(8, 5, 1); self.a = nn.Conv2d(8, 5, 1)",
+        "x",
+        "f = self.c(x).relu(); up = nn.functional.interpolate; return {key: up(layer(f), size=x.shape[-2:], "
+        "mode='bilinear', align_corners=False) for key, layer in (('out', self.o), ('aux', self.a))}",
+    ),
+    "audio": (
+        ', "rtx"',
+        AUDIO,
+        "self.h = nn.Linear(32, 6)",
+        "audio",
+        "frames = nn.functional.pad(audio, (16, 16)).unfold(1, 32, 8); "
+        "frames = frames - frames.mean(-1, keepdim=True); return {'pitch': self.h(frames).sigmoid()}",
     ),
     "swapped": ("", TWO.format('"right"', '"left"'), "self.a = nn.Linear(4, 5)", "left, right",
                 "return self.a(left) - 2 * self.a(right)"),
@@ -294,6 +345,11 @@ def feeds(name: str, batch: int, length: int) -> dict[str, np.ndarray]:
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     if name == "frames":
         return {"frames": random.standard_normal((batch, length, 6)).astype(np.float32)}
+    if name in ("detector", "segmenter"):
+        pixels = random.standard_normal((batch, 3, 16, 16)).astype(np.float32)
+        return {"image" if name == "detector" else "INPUT__0": pixels}
+    if name == "audio":
+        return {"audio": random.uniform(-1, 1, (batch, 16 * length + 9)).astype(np.float32)}
     if name == "vector":
         image = random.integers(0, 256, (batch, 8 + length, 24 - length, 3)).astype(np.uint8)
         scale = random.random(batch).astype(np.float32)
@@ -310,7 +366,9 @@ def expected(name: str, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         if name == "frames":
             out = module(tensors["frames"].transpose(0, 1))["out"]
             return [out.scores.transpose(0, 1).numpy(), out.pooled.numpy()]
-        answer = module(**tensors)
+        answer = module(*tensors.values()) if name == "segmenter" else module(**tensors)
+        if name == "detector":  # the spec has another order
+            answer = [answer[key] for key in NAMES[name]]
     values = answer.values() if isinstance(answer, dict) else [answer] if torch.is_tensor(answer) else answer
     return [value.numpy() for value in values if value is not None]
 
@@ -319,6 +377,9 @@ NAMES = {
     "text": ["states", "logits"],
     "frames": ["scores", "pooled"],
     "vector": ["OUTPUT__0", "OUTPUT__1"],
+    "detector": ["count", "boxes", "scores", "best"],
+    "segmenter": ["out", "aux"],
+    "audio": ["pitch"],
     "swapped": ["OUTPUT__0"],
 }
 
@@ -332,7 +393,8 @@ def test_every_format_answers_as_the_network_by_the_names_of_the_spec(built: tup
     for served in (name, f"{name}_onnx"):
         assert [tensor.name for tensor in config(project, served).input] == inputs
         assert [tensor.name for tensor in config(project, served).output] == NAMES[name]
-    assert [argument.name for argument in module.forward.schema.arguments[1:]] == inputs
+    arguments = [argument.name for argument in module.forward.schema.arguments[1:]]
+    assert arguments == (["x"] if name == "segmenter" else inputs), "[input] is found by its place"
     assert [tensor.name for tensor in session.get_outputs()] == NAMES[name], run.out
     for batch, length in ((1, 2), (3, 7), (4, 9)):
         feed = feeds(name, batch, length)

@@ -231,7 +231,34 @@ class Rate(Odd):
 
 def broken():
     raise ValueError("no weights")
+
+class Recogniser(nn.Module):  # of text lines: (time, batch, classes)
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(1, 5, 16, stride=16)
+    def forward(self, x):
+        return self.c(x).mean(2).permute(2, 0, 1)
+
+class Steps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.h = nn.Linear(6, 4)
+    def forward(self, steps):
+        return steps.mean(1), self.h(steps).transpose(0, 1)
+
+class Sound(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.h = nn.Linear(32, 6)
+    def forward(self, audio):
+        return self.h(audio.unfold(1, 32, 8))
 """
+
+
+def spec_of_new(project: Project, network: str) -> dict[str, Any]:
+    """The spec of a network of NETWORKS."""
+    project.built("new", network, "--network", f"net.py:{network}")
+    return spec_of(project / f"models/{network}/model.toml")
 
 
 def test_the_inputs_of_a_network_are_found_by_trial(project: Project) -> None:
@@ -247,6 +274,11 @@ def test_the_inputs_of_a_network_are_found_by_trial(project: Project) -> None:
     ]
     assert spec["dimensions"] == {"length": {"min": 1, "opt": 16, "max": 64}}
     assert "reference:text" in project.built("reference:text").ran, "it builds without an edit"
+    assert spec_of_new(project, "Recogniser")["outputs"] == [{"batch_dimension": 1}]
+    two = [{"key": 0}, {"key": 1, "batch_dimension": 1}]
+    assert spec_of_new(project, "Steps")["outputs"] == two
+    sound = spec_of_new(project, "Sound")
+    assert (sound["inputs"][0]["shape"], sound.get("outputs")) == (["samples"], None)
     odd = project.built("new", "odd", "--network", "net.py:Odd").out
     for name in ("left", "right"):
         assert f"fill in: shape in models/odd/model.toml: the dimensions of {name} without the batch" in odd

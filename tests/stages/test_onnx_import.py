@@ -280,6 +280,69 @@ def test_a_file_that_takes_no_picture_gets_tables_of_its_inputs(name: str) -> No
     assert "[input]" not in text
 
 
+def recogniser() -> onnx.ModelProto:
+    """(batch, 1, 16, 32) -> (time, batch, classes): time is the width, and the classes are the rows of the picture."""
+    inputs = [value("image", ["batch", 1, 16, 32])]
+    flat = helper.make_node("ReduceMean", ["image"], ["flat"], axes=[1], keepdims=0)
+    node = helper.make_node("Transpose", ["flat"], ["logits"], perm=[2, 0, 1])
+    return model_of([flat, node], inputs, [value("logits", [32, "batch", 16])])
+
+
+def quantized() -> onnx.ModelProto:
+    """A matrix product, quantized with the range of a whole batch."""
+    matrix = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["back"]),
+        helper.make_node("MatMul", ["back", "w"], ["y"]),
+    ]
+    weights = [onnx.numpy_helper.from_array(matrix, "w")]
+    return model_of(nodes, [value("x", ["batch", "time", 6])], [value("y", ["batch", "time", 4])], weights)
+
+
+def with_rate() -> onnx.ModelProto:
+    """Samples and a state with its batch in the second dimension, and one sampling rate for all."""
+    inputs = [value("x", ["batch", 6]), value("state", [2, "batch", 6]), value("rate", [])]
+    nodes = [
+        helper.make_node("Mul", ["x", "rate"], ["y"]),
+        helper.make_node("Add", ["state", "y"], ["next"]),
+    ]
+    return model_of(nodes, inputs, [value("y", ["batch", 6]), value("next", [2, "batch", 6])])
+
+
+def test_files_as_packages_ship_them(project: Project) -> None:
+    """What `doit new` writes for them builds, or a line says why not and what to do."""
+    graphs = {"recogniser": recogniser(), "quantized": quantized(), "rate": with_rate()}
+    for name, graph in graphs.items():
+        onnx.save(graph, project / f"{name}.onnx")
+    scalar = "found rate, one value for all samples of a batch, which clients cannot send: make it a constant"
+    refused = project.doit("new", "--from-onnx", "rate.onnx")
+    assert (refused.code, scalar in refused.out) == (3, True), refused.out
+    for name in ("recogniser", "quantized"):
+        project.built("new", "--from-onnx", f"{name}.onnx")
+    spec = (project / "models/quantized/model.toml").read_text()
+    assert "dynamic_axes = false                  # DynamicQuantizeLinear takes one scale for a whole batch" in spec
+    (project / "models/open").mkdir()
+    (project / "models/open/model.toml").write_text(spec.replace("dynamic_axes = false", ""))
+    shutil.copy(project / "quantized.onnx", project / "models/open/model.onnx")
+    # The input of the spec has no batch either, if it names the rate.
+    constant = graphs["rate"]
+    (rate,) = [each for each in constant.graph.input if each.name == "rate"]
+    constant.graph.input.remove(rate)
+    constant.graph.initializer.append(onnx.numpy_helper.from_array(np.array(8, np.float32), "rate"))
+    onnx.save(constant, project / "constant.onnx")
+    project.built("new", "--from-onnx", "constant.onnx")
+    run = project.doit()
+    published = {name.removeprefix("publish:") for name in run.ran if name.startswith("publish:")}
+    assert published == {"recogniser_onnx", "quantized_onnx", "constant_onnx"}, run.out
+    found = config(project, "recogniser_onnx")
+    assert (found.max_batch_size, list(found.output[0].dims)) == (32, [32, 16])
+    assert config(project, "quantized_onnx").max_batch_size == 0
+    advice = "its DynamicQuantizeLinear takes one scale for a whole batch, so that requests change each other: "
+    (line,) = [line for line in run.out.splitlines() if line.split()[1:2] == ["✗"] or line.startswith("✗")]
+    assert f"{advice}onnx.dynamic_axes = false serves one at a time" in line
+
+
 @pytest.mark.usefixtures("empty_project")
 def test_sizes_that_the_file_leaves_open_are_marked_in_the_spec() -> None:
     onnx.save(graph_of([("x", FLOAT, [None, 1, None, None])], [2, 3]), "grey.onnx")
