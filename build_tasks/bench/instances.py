@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError
+from build_tasks.formats import ragged_batches
 from build_tasks.formats.artifacts import read_signature
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime.stage import Paths, Settings
@@ -163,7 +164,8 @@ def load_onnx(inputs: Paths, settings: Settings, threads: int, count: int) -> Lo
 
         def prepare(feed: Feed) -> Request:
             if not on_gpu:
-                return wall_clock_request(lambda: session.run(None, feed))
+                run = ragged_batches.run_of(session)
+                return wall_clock_request(lambda: run(feed))
             binding = session.io_binding()
             for name, array in feed.items():
                 binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))

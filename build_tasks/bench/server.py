@@ -35,7 +35,7 @@ def measure(model: Model, options: Options) -> Run:
     Raises:
         UserError: If no server answers.
     """
-    from build_tasks.serving.sample_requests import takes_sequences
+    from build_tasks.serving.sample_requests import takes_ragged, takes_sequences
     from build_tasks.serving.triton_client import Client, require_server
 
     require_server("HTTP", options.url)
@@ -60,8 +60,8 @@ def measure(model: Model, options: Options) -> Run:
             continue
         config = client.config(name)
         max_batch_size = int(config.get("max_batch_size", 0))
-        if takes_sequences(client, config):
-            max_batch_size = min(max_batch_size, 1)  # Triton refuses requests of several samples there
+        if takes_sequences(client, config) or takes_ragged(config):
+            max_batch_size = min(max_batch_size, 1)  # a request has one sample there
         batch_of_dims = 0 if max_batch_size else signature_of(model, model_format)["inputs"][0]["shape"][0]
         fits = [b <= max_batch_size if max_batch_size else batch_of_dims in (b, -1) for b in options.batches]
         if batches := [batch for batch, taken in zip(options.batches, fits, strict=True) if taken]:

@@ -10,6 +10,7 @@ module holds what a declaration needs of the packages formats/ and verification/
 from build_tasks.formats.user_code import python_files
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
+from build_tasks.spec.ragged import ragged_settings
 
 # The modules of the project that prepare pictures for a network.
 TRANSFORM_MODULES = (
@@ -38,6 +39,7 @@ INTERFACE_MODULES = (
 ONNX_MODULES = (
     "build_tasks.formats.onnx_files",
     "build_tasks.formats.onnx_runtime",
+    "build_tasks.formats.ragged_batches",
     "build_tasks.tensors",
     "build_tasks.verification.tolerance",
 )
@@ -130,3 +132,17 @@ def user_source_files(model: Model) -> tuple[str, ...]:
         return ()
     converter = model.source((model.spec.weights.converter or "").partition(":")[0])
     return tuple(sorted({*python_files(model)} - {converter} | {model.source(network.partition(":")[0])}))
+
+
+def file_settings_of(model: Model) -> Settings:
+    """What an ONNX file has, and the interface of its artifacts does not."""
+    spec = model.spec
+    return {
+        "ragged": ragged_settings(model),
+        "output_keys": [output.key for output in spec.outputs],
+        "picture": not spec.inputs,
+        "batch_dimensions": {
+            "inputs": [each.batch_dimension for each in spec.inputs],
+            "outputs": [each.batch_dimension for each in spec.outputs],
+        },
+    }

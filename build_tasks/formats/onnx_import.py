@@ -16,6 +16,7 @@ from build_tasks.formats import onnx_external_data, onnx_files
 from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.file_kinds import reject_other_kinds
 from build_tasks.formats.onnx_files import onnx_file
+from build_tasks.formats.ragged_batches import Ragged, dims_of
 from build_tasks.formats.serving_interface import forward, open_output_axes
 from build_tasks.runtime.stage import Settings
 from build_tasks.tensors import BATCH, Interface, dims_at, tuned_lengths
@@ -155,7 +156,13 @@ def check_image_input(graph: "onnx.ModelProto", path: str) -> list[int | None]:
     return dims
 
 
-def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface, batch_dimensions: list[int]) -> None:
+def match_inputs(
+    graph: "onnx.ModelProto",
+    path: str,
+    interface: Interface,
+    batch_dimensions: list[int],
+    ragged: Ragged | None,
+) -> None:
     """Bring the inputs of a graph into the order of the spec: by name if it has all names, otherwise as they are.
 
     Args:
@@ -163,6 +170,7 @@ def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface, batc
         path: Its file, for messages.
         interface: The interface of the spec.
         batch_dimensions: The dimension of the batch in each input of the file.
+        ragged: Which inputs the network takes in one row.
     Raises:
         UserError: If it has other inputs than the spec: in number, name, type or dimensions.
     """
@@ -180,11 +188,11 @@ def match_inputs(graph: "onnx.ModelProto", path: str, interface: Interface, batc
     if scalar := next((tensor.name for tensor in ordered if is_scalar(tensor)), None):
         raise UserError(f"inputs: {path}: {without_batch(scalar)}")
     for tensor, each, axis in zip(ordered, interface["inputs"], batch_dimensions, strict=True):
-        dims, declared = dimensions(tensor), dims_at(each["shape"] or [], lengths)
+        shape = [] if ragged and each["name"] in ragged["inputs"] else [*(each["shape"] or [])]
+        dims, declared = dimensions(tensor), dims_at(shape, lengths)
         dims = dims[:axis] + dims[axis + 1 :]
         fits = len(dims) == len(declared) and all(a in (None, b) for a, b in zip(dims, declared, strict=True))
         if input_dtype(tensor) != each["dtype"] or not fits or not dimensions(tensor):
-            shape = [*(each["shape"] or [])]
             found = f"{each['dtype']}{[*shape[:axis], 'batch', *shape[axis:]]}".replace("'", "")
             raise UserError(
                 f"inputs: {path} takes {input_dtype(tensor)}{format_dims(dimensions(tensor))} as {tensor.name}, and "
@@ -263,16 +271,17 @@ def declare_dims(graph: "onnx.ModelProto", network: Any, interface: Interface, s
         settings: The settings of the onnx stage.
     """
     batch = BATCH if settings["dynamic_axes"] else settings["batch_size"]
+    ragged = settings["ragged"]
     outputs = forward(network, example_inputs(interface, 1))
     words = open_output_axes(network, interface)
     for tensor, each in zip(graph.graph.input, interface["inputs"], strict=True):
-        _set_dims(tensor, [batch, *(each["shape"] or [])])
+        _set_dims(tensor, dims_of(each["name"], ragged, [batch, *(each["shape"] or [])]))
     for tensor, output, axes in zip(graph.graph.output, outputs, words, strict=True):
         dims = [
             axes[axis] or f"{tensor.name}_{axis}" if axis in axes else length
             for axis, length in enumerate(output.shape)
         ]
-        _set_dims(tensor, [batch, *dims[1:]])
+        _set_dims(tensor, dims_of(tensor.name, ragged, [batch, *dims[1:]]))
     del graph.graph.value_info[:]
     return graph
 

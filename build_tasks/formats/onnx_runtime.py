@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from build_tasks.formats import ragged_batches
 from build_tasks.formats.onnx_files import MAX_MESSAGE_BYTES, numpy_dtype, onnx_file, save_onnx
 from build_tasks.verification.tolerance import perturb_one_ulp
 
@@ -26,7 +27,7 @@ def onnx_session(path: str, cores: int = 1) -> "Callable[[Feed], list[np.ndarray
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores
     session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run(None, feed)
+    return ragged_batches.run_of(session)
 
 
 def perturbed_session(path: str, seed: int) -> "Callable[[Feed], list[np.ndarray]]":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
+from build_tasks.formats import ragged_batches
 from build_tasks.runtime import hardware
 from build_tasks.tensors import Feed, Signature, batch_of
 
@@ -144,4 +145,4 @@ def _run_onnx(path: str) -> "RunBatch | None":
     session = onnxruntime.InferenceSession(onnx_file(path), providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     if session.get_providers()[0] != "CUDAExecutionProvider":  # it has warned why, in the log of the stage
         return None
-    return lambda feed: session.run(None, feed)
+    return ragged_batches.run_of(session)

@@ -67,6 +67,24 @@ def takes_sequences(client: Client, config: dict[str, Any]) -> bool:
     )
 
 
+def takes_ragged(config: dict[str, Any]) -> bool:
+    """Whether requests of several lengths form one batch. Triton counts requests then, so that each has one sample."""
+    return any(tensor.get("allow_ragged_batch") for tensor in config.get("input", ()))
+
+
+def fills_inputs(config: dict[str, Any]) -> bool:
+    """Whether Triton fills inputs of the network with other values than the samples have.
+
+    The reference of a model with ragged inputs fills its batch_input as Triton does.
+    """
+    batching = config.get("sequence_batching", {})
+    return bool(
+        batching.get("control_input")
+        or batching.get("state")
+        or (config.get("batch_input") and not takes_ragged(config))
+    )
+
+
 def largest_request(groups: Sequence[Feed], max_batch_size: int) -> int:
     """The largest batch of the samples that is sent in one request: at most LARGEST_REQUEST bytes."""
     size = max(

@@ -137,9 +137,7 @@ def smoke_model(client: Client, served: ServedModel, models: list[Model]) -> Smo
     if takes_images and encoded is None:
         return SmokeRow(name, client.protocol, result="skipped: the samples are tensors, not images")
     tensors, config = client.tensors(name), client.config(name)
-    batching = config.get("sequence_batching", {})
-    if batching.get("control_input") or batching.get("state") or config.get("batch_input"):
-        # The samples have values of the spec for these inputs, and Triton others.
+    if sample_requests.fills_inputs(config):
         return SmokeRow(name, client.protocol, result="skipped: Triton itself fills inputs of the network")
     files = {key: model.artifact(f"{key}.json") for key in ("samples", "reference")}
     reference = reference_outputs.Reference({**files, "names": model.artifact("samples.txt")})
@@ -154,7 +152,8 @@ def smoke_model(client: Client, served: ServedModel, models: list[Model]) -> Smo
     import statistics
 
     max_batch_size = int(config.get("max_batch_size", 0))
-    sizes = (1, 1) if sequences else batch_limits(model, model_format, max_batch_size)
+    single = sequences or sample_requests.takes_ragged(config)
+    sizes = (1, 1) if single else batch_limits(model, model_format, max_batch_size)
     if model_format == "preprocess":
         ((images,),) = reference_outputs.run_in_batches(run, reference.groups, *sizes)
         accuracy = compare_with_timm(images, next(iter(preprocessed.values())))

@@ -115,7 +115,8 @@ def _batch(existing: ExistingModel, tensors: list[FileTensor]) -> dict[str, Any]
     largest = existing.config.max_batch_size
     for tensor in existing.config.input:
         if tensor.allow_ragged_batch:
-            raise UserError(f"input.{tensor.name}.allow_ragged_batch: no key of a spec says that")
+            key = f"input.{tensor.name}.allow_ragged_batch"
+            raise UserError(f"{key}: write the spec by hand (docs/how-to/tensors.md#ragged-batches)")
     if largest > 0:
         return {"max_batch_size": largest}
     first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}

@@ -151,9 +151,17 @@ def client_dims(spec: "Spec") -> dict[str, Shape]:
 
     They concern config.pbtxt and clients only, so that they are no part of the interface of artifacts.
     """
-    dims = [(each["name"], table.dims) for each, table in zip(inputs_of(spec), spec.inputs, strict=False)]
+    dims = [
+        (each["name"], table.shape if table.ragged else table.dims)
+        for each, table in zip(inputs_of(spec), spec.inputs, strict=False)
+    ]
     dims += [(_output(index, table)["name"], table.dims) for index, table in enumerate(spec.outputs)]
     return {name: [*shape] for name, shape in dims if shape}
+
+
+def ragged_inputs(spec: "Spec") -> list[str]:
+    """Return the names of the inputs of which requests of several lengths form one batch."""
+    return [each["name"] for each, table in zip(inputs_of(spec), spec.inputs, strict=False) if table.ragged]
 
 
 def label_files(spec: "Spec") -> dict[str, tuple[str, str]]:

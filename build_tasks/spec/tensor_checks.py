@@ -61,7 +61,11 @@ def _input_mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistak
     if table.layout and len(table.shape) != 3:
         yield f"{key}.layout", "nothing, or a shape of three dimensions", f"{table.layout!r}, {table.shape}"
     yield from _picture_mistakes(key, table)
-    if table.dims:
+    if table.ragged:
+        from build_tasks.spec import ragged  # few specs have such inputs
+
+        yield from ragged.mistakes(spec, key, table)
+    elif table.dims:
         from build_tasks.triton.derived_tensors import reshape_mistake
 
         words = [[dim for dim in shape if isinstance(dim, str)] for shape in (table.dims, table.shape)]

@@ -61,6 +61,13 @@ class TensorInput(Table, kw_only=True):
     batch_dimension: Annotated[
         int, Meta(ge=0, le=15, description="Dimension of the batch in the network. Clients send it first.")
     ] = 0
+    ragged: Annotated[
+        bool,
+        Meta(
+            description="Requests of several lengths form one batch, in which the network takes all values in one row "
+            "(allow_ragged_batch); batch_input in [triton.onnx] says how it knows their lengths. For ONNX files."
+        ),
+    ] = False
     color: Color = None
     files: Files = None
     scale: Scale = 1

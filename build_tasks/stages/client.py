@@ -10,7 +10,8 @@ files, and the others come from a .npz file. For other models it sends an array 
 file.
 
 Triton's sequence batcher takes requests of one sample each, with a correlation ID. For a model that uses it, the
-samples are one sequence: the first request starts it, and the last one ends it.
+samples are one sequence: the first request starts it, and the last one ends it. If an input is ragged, each request has
+one sample, too.
 """
 
 import functools
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.json_files import read_json
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
-from build_tasks.spec.interface import client_dims, interface_of, label_files
+from build_tasks.spec.interface import client_dims, interface_of, label_files, ragged_inputs
 from build_tasks.spec.model import Model
+from build_tasks.spec.ragged import hidden_tensors
 from build_tasks.tensors import IMAGE, Signature, TensorSignature, signature_dims
 from build_tasks.verification.class_outputs import class_outputs
 
@@ -63,6 +65,8 @@ def task(model: Model, model_format: str, files: list[str], *, sequences: bool =
             "sequences": sequences,
             "classes": first_is_classes(model),
             "by_name": bool(model.spec.inputs),
+            "hidden": hidden_tensors(model, model_format),
+            "ragged": bool(ragged_inputs(model.spec)),
             "batched": model_format in model.served_formats and model.largest_batch(model_format) > 0,
             "dims": {tensor: signature_dims(dims) for tensor, dims in client_dims(model.spec).items()},
         },
@@ -91,7 +95,11 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     first: Signature = read_json(inputs["first"])
     last: Signature = read_json(inputs["last"])
     tensors, results = (
-        [as_clients_see(each, settings["dims"], batched=settings["batched"]) for each in each_of]
+        [
+            as_clients_see(each, settings["dims"], batched=settings["batched"])
+            for each in each_of
+            if each["name"] not in settings["hidden"]
+        ]
         for each_of in (first["inputs"], last["outputs"])
     )
     preprocessing = read_json(inputs["preprocessing"])
@@ -205,6 +213,7 @@ def render(
         outputs=", ".join(f'"{output["name"]}"' for output in outputs),
         labels=labels and shows != "tensors",
         sequences=settings["sequences"],
+        ragged=settings["ragged"],
     )
 
 

@@ -17,7 +17,7 @@ from build_tasks.json_files import read_json, write_json
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec.engine_profiles import profiles_of
-from build_tasks.spec.interface import client_dims, dimensions_of, inputs_of, label_files, open_inputs
+from build_tasks.spec.interface import client_dims, dimensions_of, inputs_of, label_files, open_inputs, ragged_inputs
 from build_tasks.spec.model import Model, Spec
 from build_tasks.spec.warm_up import warm_up_folder, warm_up_values
 from build_tasks.tensors import dims_at, signature_dims, tuned_lengths
@@ -55,6 +55,7 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
     """The stage of a Triton model that is no ensemble. `doit adopt` reads its settings."""
     labels = {output: file for output, (file, _) in label_files(model.spec).items()} if model_format in FORMATS else {}
     views = client_dims(model.spec) if model_format in FORMATS else {}
+    ragged = ragged_inputs(model.spec)
     config = model.artifact(f"{TRITON_MODELS[model_format].file}.config.pbtxt")
     values = warm_up_values(model, model_format)
     return Stage(
@@ -75,7 +76,7 @@ def stage(model: Model, model_format: str, files: list[str]) -> Stage:
             warm_up_values=values,
             profiles=tuned_points(model.spec) if model_format == "tensorrt" else [],
             ranked=model.spec.output.top_k is not None,
-            views={name: ClientView(signature_dims(dims)) for name, dims in views.items()},
+            views={name: ClientView(signature_dims(dims), name in ragged) for name, dims in views.items()},
             labels=labels,
         ),
         tools=("tritonclient",),

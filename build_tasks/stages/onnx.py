@@ -33,6 +33,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import overrides
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model, table_settings
+from build_tasks.spec.ragged import ragged_settings
 from build_tasks.tensors import SHARED_SCALE, Interface
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def stage(model: Model) -> Stage:
             **{key: value for key, value in table_settings(model.spec.onnx).items() if key != "precision"},
             "interface": interface_of(model.spec),
             "max_batch_size": model.spec.max_batch_size,
-            **({} if from_onnx else {"max_opset": model.newest_opset}),
+            **({"ragged": ragged_settings(model)} if from_onnx else {"max_opset": model.newest_opset}),
         },
         tools=EXPORT_TOOLS,
         modules=(
@@ -213,6 +214,8 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             advice = f"; {SHARED_SCALE.format(operator)}"
         raise UserError(f"with {batch} the graph {problem}{advice}") from error
     save_onnx(graph, outputs["model"], settings["external_data"])
+    if settings["ragged"]:
+        _check_ragged(outputs["model"], interface, settings["ragged"])
     write_records(graph, outputs, None, "the source is ONNX", how)
     return {"opset": opset(graph), **_notes(graph, how), "error": error_of_graph}
 
@@ -222,9 +225,29 @@ def _save_and_check(
 ) -> float:
     from build_tasks.formats.onnx_export import check_export
     from build_tasks.formats.onnx_files import save_onnx
+    from build_tasks.formats.ragged_batches import describe
 
+    describe(graph, settings.get("ragged"))
     save_onnx(graph, path, settings["external_data"])
     return check_export(graph, path, comparison, interface, settings)
+
+
+def _check_ragged(path: str, interface: Interface, ragged: dict[str, Any]) -> None:
+    """Check that requests of several lengths form one batch."""
+    import numpy as np
+    import onnxruntime
+
+    from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
+    from build_tasks.formats.onnx_files import onnx_file
+    from build_tasks.formats.ragged_batches import check_lengths
+
+    session = onnxruntime.InferenceSession(onnx_file(path), providers=["CPUExecutionProvider"])
+    names = [each["name"] for each in interface["inputs"]]
+    requests = []
+    for seed, lengths in enumerate(lengths_to_check(interface["dimensions"])):
+        values = example_inputs(interface, 1, lengths, 100 * seed)
+        requests.append(dict(zip(names, map(np.asarray, values), strict=True)))
+    check_lengths(session, ragged, requests)
 
 
 def _notes(graph: "onnx.ModelProto", clean_up: str) -> Notes:

@@ -27,7 +27,7 @@ from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import model_files
 from build_tasks.spec.interface import interface_of
-from build_tasks.spec.model import Model, Spec, split_source, table_settings
+from build_tasks.spec.model import Model, split_source, table_settings
 from build_tasks.tensors import OUTPUT, Interface, dims_at, tuned_lengths
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def stage(model: Model) -> Stage:
             **declarations.settings_of(model),
             "weights": table_settings(weights),
             **({"interface": interface_of(spec)} if spec.from_onnx or spec.program_suffix else {}),
-            **(file_settings(spec) if spec.from_onnx else {}),
+            **(declarations.file_settings_of(model) if spec.from_onnx else {}),
         },
         tools=("torch", "timm", "safetensors"),
         modules=(
@@ -95,18 +95,6 @@ def stage(model: Model) -> Stage:
         ),
         source_files=user_files,
     )
-
-
-def file_settings(spec: Spec) -> Settings:
-    """What an ONNX file has, and the interface of its artifacts does not."""
-    return {
-        "output_keys": [output.key for output in spec.outputs],
-        "picture": not spec.inputs,
-        "batch_dimensions": {
-            "inputs": [each.batch_dimension for each in spec.inputs],
-            "outputs": [each.batch_dimension for each in spec.outputs],
-        },
-    }
 
 
 def external_data_files(source: str) -> list[str]:
@@ -146,7 +134,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
 
 
 def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
-    from build_tasks.formats import pytorch_network, weight_license
+    from build_tasks.formats import pytorch_network, ragged_batches, weight_license
     from build_tasks.formats.example_inputs import example_inputs
     from build_tasks.formats.onnx_files import save_onnx
     from build_tasks.formats.onnx_import import check_answers, external_files, read_onnx, report_damage
@@ -157,6 +145,7 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
     interface: Interface = settings["interface"]
     with report_damage(path):
         import_interface(graph, path, interface, settings)
+        ragged_batches.describe(graph, settings["ragged"])
         save_onnx(graph, outputs["weights"], external_data=False)
     weight_license.write_license(settings["weights"]["source"], inputs, outputs)
     try:
@@ -194,7 +183,7 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
         if any(own not in (None, length) for own, length in zip(image[1:], shape, strict=True)):
             raise UserError(f"input.shape: {path} takes {format_dims(image)}, not {shape}")
     else:
-        match_inputs(graph, path, interface, settings["batch_dimensions"]["inputs"])
+        match_inputs(graph, path, interface, settings["batch_dimensions"]["inputs"], settings["ragged"])
     names = [each["name"] for each in interface["outputs"]]
     if names:
         select_outputs(graph, path, settings["output_keys"], names)

@@ -259,6 +259,8 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
     largest = config.max_batch_size
     frequent = range(1, min(settings.warm_up or 0, largest) + 1)
     sizes = sorted({signature["smallest_batch"], largest, *frequent}, reverse=True) if largest else [1]
+    if any(tensor.allow_ragged_batch for tensor in config.input):
+        sizes = [1]  # a request has one sample, since Triton counts requests
     lengths = {name: each.tuned for name, each in settings.inputs.items() if each.tuned}
     points = [(f"batch of {size}" if largest else "fixed batch", size, lengths) for size in sizes]
     for index, point in enumerate(settings.profiles):

@@ -139,6 +139,7 @@ ELSEWHERE = {  # keys whose rows are in test_tensors.py
     *("inputs.name", "inputs.dtype", "inputs.shape", "inputs.layout", "inputs.low", "inputs.high"),
     *("inputs.batch_dimension", "outputs.name", "dimensions.min", "dimensions.opt", "dimensions.max"),
     *("ensemble.steps", "ensemble.steps.model", "ensemble.steps.python"),  # without them there is no ensemble
+    "inputs.ragged",  # for ONNX files: see the last test
 }
 
 
@@ -211,3 +212,30 @@ def test_any_sequence_of_edits_ends_where_a_clean_build_does(built: Project, tmp
     shutil.copytree(project / "models", clean / "models")
     clean.built()
     assert project.tree() == clean.tree(), history
+
+
+RAGGED = """\
+formats = ["onnx"]
+[weights]
+source = "m.onnx"
+[[inputs]]
+name = "values"
+shape = [4]
+ragged = true
+[[inputs]]
+name = "n"
+dtype = "int32"
+shape = []
+[triton.onnx]
+"""
+
+
+def test_a_ragged_input_concerns_the_whole_chain(project: Project) -> None:
+    use_light_stages(project)
+    folder = project.model("net", RAGGED)
+    (folder / "m.onnx").write_bytes(b"network")
+    everything = project.built().ran
+    count = 'batch_input = [{ target_name = ["n"], data_type = "TYPE_INT32", source_input = ["values"] }]'
+    for old, new in (("[triton.onnx]", f"[triton.onnx]\n{count}"), ("ragged = true\n", "")):
+        project.edit(NET, old, new)
+        assert project.built().ran == everything

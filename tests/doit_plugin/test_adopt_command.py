@@ -37,7 +37,7 @@ LEFT_ALONE = {
     "dali_pipeline": "a pipeline of DALI is code, and no artifact that is built",
     "json": "config.pbtxt cannot be read: 1:1 : ",
     "python_model": "a Python model is code, and no artifact that is built",
-    "ragged": "input.values.allow_ragged_batch: no key of a spec says that",
+    "ragged": "input.values.allow_ragged_batch: write the spec by hand (docs/how-to/tensors.md#ragged-batches)",
     "several_profiles": PLAN + "named_tensors, which has the same tensors; add tensorrt to the formats of its spec",
     "three_steps": "an ensemble of models that doit does not build: decode, words",
 }

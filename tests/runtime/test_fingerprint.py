@@ -40,6 +40,7 @@ RUN_ONLY = {
     "runtime.stage": "how a stage runs, not what it builds",
     "runtime.worker": "how a stage runs, not what it builds",
     "spec.model_files": "lists files, whose paths and contents are recorded",
+    "spec.ragged": "what follows from the spec is recorded by value",
     "spec.source_checks": "which specs are refused; a refused one has no stages",
     "spec.engine_profiles": "settings reach `build` as plain data, and are recorded by value",
     "spec.warm_up": "settings reach `build` as plain data, and are recorded by value",
@@ -128,6 +129,7 @@ UNUSED = [
     Unused("stages.weights", "formats.onnx_import", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_batch_first", from_onnx, "likewise"),
     Unused("stages.weights", "formats.onnx_names", from_onnx, "likewise"),
+    Unused("stages.weights", "formats.ragged_batches", from_onnx, "likewise"),
     Unused("stages.onnx", "formats.onnx_import", from_onnx, "nothing is exported"),
     Unused("stages.accuracy", "formats.layer_errors", lambda s: "graph" in s.inputs, "graphs of reduced precision"),
     Unused("stages.measure", "formats.onnx_runtime", runs_in("onnx", "graph"), "one runner for each artifact"),
@@ -135,6 +137,7 @@ UNUSED = [
         "stages.measure", "formats.serving_device", runs_in("torchscript", "cast", "onnx", "graph", "aoti"), "likewise"
     ),
     Unused("formats.serving_device", "formats.serving_interface", runs_in("torchscript", "cast", "aoti"), "likewise"),
+    Unused("formats.serving_device", "formats.ragged_batches", runs_in("onnx", "graph"), "likewise"),
     Unused("formats.serving_device", "formats.aoti_package", runs_in("aoti"), "likewise"),
     Unused("formats.serving_device", "formats.onnx_files", runs_in("onnx", "graph"), "likewise"),
     Unused("stages.measure", "formats.serving_interface", runs_in("torchscript", "cast", "aoti"), "likewise"),

@@ -53,7 +53,7 @@ INPUTS = {
     ],
 }
 PICTURES = ("IMAGE", "INPUT__0", "image", "other", "url")  # names of the inputs above that are pictures
-SETTINGS = {"name": "tiny", "top_k": None, "sequences": False, "classes": True, "by_name": False}
+SETTINGS = {"name": "tiny", "top_k": None, "sequences": False, "classes": True, "by_name": False, "ragged": False}
 
 
 def pictures(sends: str, tensors: list[TensorSignature], files: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
@@ -61,6 +61,7 @@ def pictures(sends: str, tensors: list[TensorSignature], files: tuple[str, ...] 
     return {each["name"]: files for each in tensors if "images" in sends and each["name"] in PICTURES}
 
 
+SINGLES: tuple[dict[str, bool], ...] = ({}, {"sequences": True}, {"ragged": True})  # requests of one sample each
 OUTPUTS = [(SCORES, None), (RANKED, 3), (FEATURES, None)]
 
 
@@ -71,15 +72,20 @@ def clients() -> list[str]:
     return [
         client.render(
             protocol,
-            {**SETTINGS, "top_k": top_k, "sequences": sequences, "by_name": sends == "images and arrays"},
+            {**SETTINGS, "top_k": top_k, **singles, "by_name": sends == "images and arrays"},
             image,
             outputs,
             sends,
             pictures(sends, image, files),
             labels=labels,
         )
-        for protocol, (sends, image), (outputs, top_k), labels, sequences, files in itertools.product(
-            client.PORTS, kinds, OUTPUTS, (False, True), (False, True), ((), ("_a.png", "_b.png"))
+        for protocol, (sends, image), (outputs, top_k), labels, singles, files in itertools.product(
+            client.PORTS,
+            kinds,
+            OUTPUTS,
+            (False, True),
+            SINGLES,
+            ((), ("_a.png", "_b.png")),
         )
     ]
 

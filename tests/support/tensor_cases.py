@@ -28,6 +28,11 @@ def length(lines: str) -> str:
     return tensors(f"{IDS}[dimensions.length]\n{lines}\n")
 
 
+def ragged(lines: str, more: str = "") -> str:
+    table = f'[[inputs]]\nshape = ["length"]\nragged = true\n{lines}\n[dimensions.length]\nmax = 8\n'
+    return f'formats = ["onnx"]\n[weights]\nsource = "m.onnx"\n{table}{more}'
+
+
 def profiles(*lines: str) -> str:
     tables = "".join(f"[[engine.profiles]]\n{each}\n" for each in lines)
     return length(f"min = 2\nopt = 6\nmax = 16\n{tables}").replace('"torchscript", "onnx"', '"rtx"')
@@ -37,8 +42,12 @@ NO_PICTURE = "expected nothing, since it prepares the picture of [input], and th
 ONE_OUTPUT = "output: expected nothing, since there are several [[outputs]], found [output]"
 DTYPES = "float32, float16, float64, int64, int32, int16, int8, uint64, uint32, uint16, uint8, bool, string"
 INPUT_KEYS = (
-    "name, dtype, shape, dims, layout, low, high, values, batch_dimension, color, files, scale, mean, std, "
-    "interpolation, crop_pct, … (docs/reference/spec.md)"
+    "name, dtype, shape, dims, layout, low, high, values, batch_dimension, ragged, color, files, scale, mean, std, "
+    "interpolation, … (docs/reference/spec.md)"
+)
+RAGGED = (
+    "inputs[0].ragged: expected false, since only an ONNX file that is served in this one format, in fp32, may be "
+    "ragged, found true, formats = {}"
 )
 COLORS = "gray 1, rgb 3, bgr 3, rgba 4, bgra 4"
 PICTURES = 'expected nothing, since it is for pictures (layout = "nchw" or "nhwc"), found a value'
@@ -165,6 +174,28 @@ MISTAKES = [
         one("dims = [3]"),
         "inputs[0].dims: expected dims of as many values as [2], between the same open dimensions, found [3]",
     ),
+    # Ragged batches
+    (one("ragged = true"), RAGGED.format("torchscript, onnx")),
+    (ragged("", '[onnx]\nprecision = "fp16"\n'), RAGGED.format("onnx")),
+    (
+        ragged("", "[onnx]\ndynamic_axes = false\n"),
+        "inputs[0].ragged: expected false, since onnx.dynamic_axes = false fixes the batch, found true",
+    ),
+    (
+        ragged('dims = ["length", 1]'),
+        "inputs[0].dims: expected nothing, since the input is ragged, found ['length', 1]",
+    ),
+    (ragged("batch_dimension = 1"), "inputs[0].batch_dimension: expected nothing, since the input is ragged, found 1"),
+    (
+        ragged("").replace('["length"]', "[]", 1).replace("[dimensions.length]\nmax = 8\n", ""),
+        "inputs[0].shape: expected a dimension, since the input is ragged, found []",
+    ),
+    (
+        ragged(
+            "", '[[triton.onnx.batch_input]]\ntarget_name = ["N"]\ndata_type = "TYPE_INT32"\nsource_input = ["X"]\n'
+        ),
+        "triton.onnx.batch_input[0].source_input: expected one of INPUT__0, found 'X'",
+    ),
     # [dimensions]
     (tensors(IDS), "inputs[0].shape[0]: expected a table [dimensions.WORD] for it, found 'length'"),
     (
@@ -251,6 +282,7 @@ MISTAKES = [
 ]
 
 VALID = [
+    ragged("low = 1"),
     'formats = ["onnx"]\n[weights]\nsource = "m.onnx"\n[[inputs]]\nshape = [2]\nbatch_dimension = 1',
     profiles("dimensions.length = { max = 8 }", "opt_batch_size = 1\ndimensions.length = { min = 5 }"),
     profiles("dimensions.length = { min = 3, max = 8 }", ""),
