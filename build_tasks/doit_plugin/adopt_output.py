@@ -27,6 +27,9 @@ def describe(adoption: Adoption, with_fields: bool) -> str:
     else:
         lines += [_wrapped(_difference(*row), "  ") for row in adoption.differences]
     lines += [_wrapped(f"not in a spec: {field}: {reason}", "  ") for field, reason in (spec.remarks if spec else [])]
+    newest = max(existing.versions, default=0)
+    if adoption.host and adoption.new_version != newest:
+        lines.append(_wrapped(f"version: {newest}, becomes {adoption.new_version}, as that of {adoption.host}", "  "))
     older = [version for version in existing.versions if spec and version != existing.version]
     if older:
         numbers = ", ".join(map(str, older))

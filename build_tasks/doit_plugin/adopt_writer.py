@@ -21,9 +21,10 @@ from build_tasks.spec.tensor_tables import Dimension
 def write(adoptions: list[Adoption]) -> int:
     """Write the specs, with a line for each. Return the exit code: 3 if one of them could not be written."""
     written, refused = [], False
-    for adoption in adoptions:
-        if adoption.spec is None:
-            continue
+    specs = [adoption for adoption in adoptions if adoption.spec is not None]
+    # The steps of an ensemble come before the spec that names them, which is checked against them.
+    for adoption in sorted(specs, key=lambda each: bool(each.spec and "ensemble" in each.spec.document)):
+        assert adoption.spec is not None
         name = adoption.spec.model.name
         try:
             write_spec(adoption)

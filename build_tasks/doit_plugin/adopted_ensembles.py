@@ -68,7 +68,8 @@ def attach(existing: ExistingModel, adoptions: Mapping[str, Adoption]) -> tuple[
     after = _expected_config(spec.model, [*models, spec.model], adoptions)
     before = config_fields.normalized(existing.config, existing.name, "ensemble")
     after = config_fields.normalized(after, existing.name, "ensemble")
-    return Adoption(existing, None, before, after, "", host.existing.name), host._replace(spec=spec)
+    version = spec.model.triton_keys.first_version
+    return Adoption(existing, None, before, after, "", host.existing.name, version), host._replace(spec=spec)
 
 
 def _expected_config(model: Model, models: list[Model], adoptions: Mapping[str, Adoption]) -> Any:

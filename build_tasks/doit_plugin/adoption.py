@@ -42,6 +42,7 @@ class Adoption(NamedTuple):
         before, after: The ModelConfig of the repository and the one of the spec, with what Triton fills in.
         reason: Why the model is left alone; "" otherwise.
         host: For an ensemble: the model whose spec describes it. It has no spec of its own.
+        new_version: The version that the ensemble gets, which is that of its host.
     """
 
     existing: ExistingModel
@@ -50,6 +51,7 @@ class Adoption(NamedTuple):
     after: Any
     reason: str
     host: str = ""
+    new_version: int = 0
 
     @property
     def differences(self) -> list[tuple[str, str, str]]:

@@ -125,7 +125,8 @@ def format_table(models: list[ModelRow], width: int | None) -> str:
     for row in models:
         size = "-" if row.bytes is None else text_table.format_size(row.bytes)
         subject, reason = split_reason(row)
-        detail = reason if row.state not in EXPLAINED else subject if row.state == TaskState.FAILED else ""
+        stage = subject.partition(":")[0] if row.state == TaskState.FAILED else ""
+        detail = stage if row.state in EXPLAINED else reason
         state = f"{row.state}: {detail}" if detail else row.state
         lines.append([row.name, row.format, size, row.accuracy or "-", f"{row.seconds:.1f} s", state])
     return text_table.format_table(COLUMNS, lines, left=("format", "state"), width=width)

@@ -22,6 +22,9 @@ def format_notes(notes: dict[str, Any]) -> str:
 
 
 def format_note(value: object) -> str:
+    """Return a note in words: a list as "1, 2, 3", and a list of shapes as "3 x 32 x 32, 4"."""
     if isinstance(value, list):
-        return ", ".join(map(format_note, value))
+        return ", ".join(
+            (" x ".join(map(str, item)) or "1") if isinstance(item, list) else format_note(item) for item in value
+        )
     return f"{value:.1e}" if isinstance(value, float) else str(value)

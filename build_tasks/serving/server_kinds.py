@@ -42,16 +42,21 @@ def select_kind(kind: str, release: str) -> str:
             return first
         raise UserError(
             f"there is no Triton server on this machine: neither tritonserver on the PATH, nor Docker (for "
-            f"{IMAGE.format(release)}), nor the server core from PyPI; `doit tritonserver` fetches it (some 70 MB)"
+            f"{IMAGE.format(release)}), nor the server core from PyPI; {core_advice()}"
         )
     if not available[kind]:
         reasons = {
             "local": "there is no tritonserver on the PATH",
             "docker": "there is no docker on the PATH whose engine runs",
-            "core": f"there is no {triton_core.CORE}; `doit tritonserver` fetches the core (some 70 MB)",
+            "core": f"there is no {triton_core.CORE}; {core_advice()}",
         }
         raise UserError(f"--server {kind}: {reasons[kind]}")
     return kind
+
+
+def core_advice() -> str:
+    """Return how to get the server core, or why it does not run here."""
+    return triton_core.unsupported_reason() or "`doit tritonserver` fetches it (some 70 MB)"
 
 
 def succeeds(command: list[str]) -> bool:

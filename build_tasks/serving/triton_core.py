@@ -11,6 +11,7 @@ libraries on the CPU, in the Python backend.
 
 import contextlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from build_tasks.triton.release_table import FIELDS_SINCE
 
 CORE = f"{BUILD}/.tritonserver"
 REQUIREMENTS = "requirements-tritonserver.txt"
+PYTHONS = ("3.11", "3.12")  # of which the core has the stubs of its Python backend, and wheels of its NumPy
 RELEASE = "24.10"  # Triton's release of the core that REQUIREMENTS name
 HOME = f"{CORE}/package/pytriton/tritonserver"
 STUBS = "build_tasks/serving/stub_backends"
@@ -46,15 +48,15 @@ def fetch() -> Any:
     """doit's action: install the core and its NumPy into a folder, with a Python that sees nothing else."""
     from doit.exceptions import TaskFailed
 
+    if reason := unsupported_reason():
+        return TaskFailed(reason)
     with atomic_files.scratch_dir() as folder:
         draft = f"{folder}/tritonserver"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         command += ["--no-deps", "--only-binary=:all:", "--target", f"{draft}/package", "-r", REQUIREMENTS]
         print(f"+ {shlex.join(command)}", flush=True)
         if code := subprocess.run(command, check=False).returncode:
-            return TaskFailed(
-                f"pip ended with exit code {code}; the core runs on Linux on x86-64, with Python 3.11 and 3.12"
-            )
+            return TaskFailed(f"pip ended with exit code {code}")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{draft}/python"], check=True)
         site = f"{draft}/python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
         with open(f"{site}/package.pth", "w", encoding="utf-8") as file:
@@ -64,6 +66,17 @@ def fetch() -> Any:
             file.write(_version_record())
         atomic_files.replace(draft, CORE)
     return None
+
+
+def unsupported_reason() -> str | None:
+    """Return why the core cannot run on this machine, None if it can. Its wheels decide: see REQUIREMENTS."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if version in PYTHONS and sys.platform == "linux" and platform.machine() == "x86_64":
+        return None
+    return (
+        f"the server core from PyPI runs on Linux on x86-64 with Python {' or '.join(PYTHONS)}, and this is Python "
+        f"{version} on {sys.platform} on {platform.machine()}: use an environment with one of these, or Docker"
+    )
 
 
 def installed() -> bool:

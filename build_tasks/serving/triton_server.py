@@ -26,7 +26,7 @@ from typing import IO, NamedTuple
 
 from build_tasks.errors import UserError
 from build_tasks.paths import REPOSITORY
-from build_tasks.runtime import hardware
+from build_tasks.runtime import hardware, resources
 from build_tasks.serving import triton_core
 from build_tasks.serving.server_kinds import IMAGE, require_free, succeeds
 from build_tasks.serving.triton_client import KEY_NAME, Client
@@ -203,7 +203,7 @@ class Server:
             thread.join(0.2)
         if answers and not isinstance(answers[0], UserError):
             return answers[0]
-        how = self.how_it_ended() or f"did not answer within {LOAD_TIMEOUT} s"
+        how = self.how_it_ended() or f"did not answer within {LOAD_TIMEOUT} s{busy_machine()}"
         self.log.seek(position)
         errors = re.findall(r'^E\d{4} \S+ \d+ [\w.]+:\d+\] "?(.*?)"?$', self.log.read(), re.MULTILINE)
         last_error = f"; its last error: {errors[-1].partition(ESCAPED_STACK)[0]}" if errors else ""
@@ -292,6 +292,12 @@ def start(
                 process.wait()
 
 
+def busy_machine() -> str:
+    """Return what explains a server that is late, if other programs use this machine: " (load 8.1 on 2 cores)"."""
+    load, cores = os.getloadavg()[0], resources.cores()
+    return f" (this machine is busy: load {load:.1f} on {cores:g} cores; try again later)" if load > cores + 1 else ""
+
+
 def wait_until_live(server: Server, description: str, log: str) -> None:
     """Wait until the server is live.
 
@@ -304,6 +310,7 @@ def wait_until_live(server: Server, description: str, log: str) -> None:
             if process.poll() is not None or time.monotonic() > deadline:
                 with open(log, encoding="utf-8", errors="replace") as file:
                     last_lines = "".join(file.readlines()[-3:]).strip()
-                ended = "does not answer" if process.poll() is None else f"ended with exit code {process.returncode}"
+                late = f"did not answer within {START_TIMEOUT} s{busy_machine()}"
+                ended = late if process.poll() is None else f"ended with exit code {process.returncode}"
                 raise UserError(f"{description} {ended}: {last_lines} (the whole log: {log})")
             time.sleep(0.1)

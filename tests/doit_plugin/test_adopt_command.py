@@ -145,6 +145,21 @@ def test_it_writes_specs_that_load_and_copies_of_their_files(doit_adopt: Doit, r
     assert (code, out.splitlines()[-1]) == (3, "ERROR: models/commas exists already")
 
 
+def test_the_steps_of_an_ensemble_are_written_before_the_spec_that_names_them(doit_adopt: Doit, tmp_path: Path) -> None:
+    """The first step comes after the last one in the alphabet."""
+    for name in ("commas", "json_like", "two_steps"):
+        write_model(tmp_path / "repository", name)
+    (tmp_path / "repository/commas").rename(tmp_path / "repository/zebra")
+    (tmp_path / "repository/json_like/1").rename(tmp_path / "repository/json_like/5")
+    for name in ("zebra", "two_steps"):
+        config = tmp_path / f"repository/{name}/config.pbtxt"
+        config.write_text(config.read_text().replace("commas", "zebra"))
+    code, out = doit_adopt("repository", "--write")
+    assert code == 0, out
+    assert sorted(os.listdir("models")) == ["json_like", "zebra"]
+    assert "  version: 1, becomes 5, as that of json_like\n" in out
+
+
 def versions(folder: Path) -> Iterator[str]:
     return (path.name for path in folder.iterdir() if path.name.isdecimal())
 

@@ -1,6 +1,7 @@
 """The output of a run, on a terminal, in a log, and as JSON."""
 
 import fcntl
+import html
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from build_tasks.doit_plugin import display, run_results
+from build_tasks.doit_plugin import display, run_results, task_lines
 from build_tasks.doit_plugin.task_state import TaskState
 from tests.support import tiny_network
 from tests.support.project import DOIT, OTHER, ROOT, Project, Run
@@ -57,7 +58,7 @@ def test_the_end_is_a_table_of_models_and_formats(mixed: tuple[Project, Run]) ->
     assert re.fullmatch(r"\S+e-\d\d, limit 1\.0e-04", error)
     assert rows["bad torchscript"][2] == "built"
     assert rows["bad_onnx onnx"][1:] == ("-", rows["bad_onnx onnx"][2])
-    assert rows["bad_onnx onnx"][2] == "failed: accuracy:bad_onnx"
+    assert rows["bad_onnx onnx"][2] == "failed: accuracy"
     assert rows["good_trt tensorrt"][2] == "not for this machine"
     lines = [TIME.sub("", line) for line in run.out.partition(" model ")[2].splitlines()]
     assert len([line for line in lines if line.startswith("failed: accuracy:bad_onnx: output OUTPUT__0: max")]) == 1
@@ -76,13 +77,21 @@ def test_a_reason_of_several_rows_is_written_once_below_the_table() -> None:
     ]
     table = run_results.format_table(rows, None)
     assert [line.partition(" s   ")[2] for line in table.splitlines()[2:]] == [
-        "failed: torchscript:net", "failed: torchscript:net", "failed: torchscript:two",
+        "failed: torchscript", "failed: torchscript", "failed: torchscript",
         "not for this machine", "not for this machine", "ignored: short",
     ]  # fmt: skip
     assert run_results.reason_lines(rows) == [
         f"not for this machine: net_trt, two_trt: {lacks}",
         f"failed: torchscript:net, torchscript:two: {crash.partition(': ')[2]}",
     ]
+
+
+def test_the_picture_in_the_docs_shows_the_lines_of_today() -> None:
+    """`python -m tests.doit_plugin.terminal_picture` draws it."""
+    picture = html.unescape((ROOT / "docs/images/terminal.svg").read_text()).replace("\xa0", " ")
+    published = {"publish:net": run_results.TaskResult(TaskState.BUILT)}
+    for words in (*run_results.COLUMNS, str(run_results.next_commands(published)), "tasks done"):
+        assert words in picture
 
 
 def test_many_tasks_that_one_failure_prevents_are_counted(project: Project) -> None:
@@ -103,6 +112,7 @@ def test_the_line_of_a_task_has_no_python_lists(mixed: tuple[Project, Run]) -> N
     _, run = mixed
     (line,) = [line for line in run.out.splitlines() if re.search(r"✓ torchscript +good ", line)]
     assert re.search(r"batches: 1, 2, 3(, \d+)*$", line)
+    assert task_lines.format_notes({"outputs": [[3, 32, 32], [4], []]}) == "outputs: 3 x 32 x 32, 4, 1"
 
 
 def test_without_a_terminal_every_line_has_the_time(mixed: tuple[Project, Run]) -> None:

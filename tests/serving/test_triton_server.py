@@ -24,7 +24,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build_tasks.errors import UserError
 from build_tasks.provenance.statement import read_provenance
-from build_tasks.serving import triton_client, triton_server
+from build_tasks.serving import server_kinds, triton_client, triton_core, triton_server
 from build_tasks.serving.triton_client import Client
 from tests.support import specs_served, tiny_network
 from tests.support.project import ROOT, Project
@@ -174,6 +174,17 @@ def test_check_without_models_or_without_a_server_says_so(project: Project) -> N
     run = project.doit("check", PATH=path)
     assert run.code == 1
     assert "there is no Triton server on this machine: neither tritonserver on the PATH, nor Docker" in run.out
+
+
+def test_a_python_that_the_core_does_not_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the advice would be to fetch a core that has no wheels for this Python."""
+    monkeypatch.setattr(triton_core, "PYTHONS", ("3.5", "3.6"))
+    reason = triton_core.unsupported_reason()
+    assert reason is not None
+    assert reason.startswith(
+        "the server core from PyPI runs on Linux on x86-64 with Python 3.5 or 3.6, and this is Python"
+    )
+    assert server_kinds.core_advice() == reason
 
 
 def test_a_port_of_another_process_is_refused(tmp_path: Path) -> None:
