@@ -30,10 +30,10 @@ def ragged_settings(model: Model) -> dict[str, Any] | None:
             "dtype": DTYPES[entry["data_type"]],
             "source": entry["source_input"][0],
         }
-        for entry in fields.get("batch_input", ())
+        for entry in fields.get("batch_input") or ()
     ]
     outputs = {
-        name: entry["source_input"][0] for entry in fields.get("batch_output", ()) for name in entry["target_name"]
+        name: entry["source_input"][0] for entry in fields.get("batch_output") or () for name in entry["target_name"]
     }
     return {"inputs": names, "counts": counts, "outputs": outputs}
 
@@ -42,9 +42,9 @@ def hidden_tensors(model: Model, model_format: str) -> list[str]:
     """Return the tensors of a network that clients neither send nor get: Triton fills them, or keeps them as states."""
     fields = fields_of_format(model.config_fields, model_format)
     batching = fields.get("sequence_batching") or {}
-    names = [each["name"] for each in batching.get("control_input", ())]
-    names += [state[kind] for state in batching.get("state", ()) for kind in ("input_name", "output_name")]
-    return names + [name for each in fields.get("batch_input", ()) for name in each["target_name"]]
+    names = [each["name"] for each in batching.get("control_input") or ()]
+    names += [state[kind] for state in batching.get("state") or () for kind in ("input_name", "output_name")]
+    return names + [name for each in fields.get("batch_input") or () for name in each["target_name"]]
 
 
 def mistakes(spec: Spec, key: str, table: TensorInput) -> Iterator[Mistake]:

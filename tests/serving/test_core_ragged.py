@@ -55,7 +55,7 @@ source_input = ["VALUES"]
 
 def write_sums(path: Path) -> None:
     """VALUES (values), ENDS (batch) -> TOTAL (batch, 1), the sum of each request; DOUBLE (values), each value twice."""
-    nodes = [
+    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("CumSum", ["VALUES", "zero"], "sums", {}),
         ("Sub", ["ENDS", "one"], "last", {}),
         ("Gather", ["sums", "last"], "upto", {}),

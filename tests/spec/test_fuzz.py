@@ -11,13 +11,17 @@ from typing import Any, get_type_hints
 import pytest
 
 from build_tasks.errors import MAX_LINE, UNSAFE, UserError
+from build_tasks.formats.ensemble_steps import steps_of
 from build_tasks.spec.ensemble_tables import Ensemble, EnsembleStep
 from build_tasks.spec.loader import load
 from build_tasks.spec.model import Spec
 from build_tasks.spec.tables import TorchScript, TritonKeys
 from build_tasks.spec.tensor_tables import Dimension, TensorInput, TensorOutput
 from build_tasks.stages import (
+    client,
+    config,
     engine,
+    ensemble,
     labels,
     measure,
     onnx,
@@ -139,7 +143,34 @@ inputs = { SCORES = "scores" }
 output = "logits"
 relative_l2 = 0.1
 """
-SEEDS = [*4 * [TINY, FULL, TENSORS, spec(), spec(top='formats = ["onnx", "torchscript"]', more=TRITON)], *VALID]
+RAGGED = """
+formats = ["onnx"]
+max_batch_size = 4
+[weights]
+source = "m.onnx"
+[[inputs]]
+name = "values"
+shape = ["length", 2]
+ragged = true
+[[inputs]]
+name = "ends"
+dtype = "int32"
+shape = []
+[dimensions]
+length = { max = 9 }
+[triton.onnx]
+batch_output = [{ target_name = ["y"], source_input = ["values"] }]
+[[triton.onnx.batch_input]]
+kind = "BATCH_ELEMENT_COUNT"
+target_name = ["ends"]
+data_type = "TYPE_INT32"
+source_input = ["values"]
+[[ensemble.steps]]
+model = "m_onnx"
+inputs = { values = "v" }
+outputs = { y = "w" }
+"""
+SEEDS = [*4 * [TINY, FULL, TENSORS, RAGGED, spec(), spec(top='formats = ["onnx", "torchscript"]', more=TRITON)], *VALID]
 SEEDS += 2 * [spec(more="[triton]\ndynamic_batching = {}")]
 SEEDS += [text for text, _ in MISTAKES[::10]]
 SEEDS += [*tensor_cases.VALID, *(text for text, _ in tensor_cases.MISTAKES[::6])]
@@ -262,6 +293,11 @@ def stages(model: Any) -> Iterator[Any]:
     if "onnx" in model.spec.formats:
         yield onnx.task(model)
         yield publish.task(model, "onnx", ["model.onnx"])
+        yield config.task(model, "onnx", ["model.onnx"])
+        yield client.task(model, "onnx", ["model.onnx"])
+    if model.steps:
+        steps = steps_of(model, [model])
+        yield from (config.ensemble_task(model, steps), ensemble.task(model, steps))
     if isinstance(model.spec.ensemble, str):
         yield preprocess.task(model)
     yield from python_model.tasks(model)
@@ -277,6 +313,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).mkdir(parents=True)
     for name in ("config.pbtxt", "model.py"):
         (folder / "best" / name).touch()
+    (folder / "m.onnx").touch()
     (folder / "labels.txt").write_text("a\nb\n")
     (folder / "network.py").write_text("")
     os.mkfifo(folder / "fifo")
