@@ -46,26 +46,29 @@ def drive(name: str, folder: str, limit: float, cores: "SimpleQueue[int]") -> di
     """Build one model in a process of its own, and return its row: the stage that refused it, the reason, figures."""
     started = time.monotonic()
     result = f"{folder}/{name}.json"
+    Path(result).write_text(
+        json.dumps({"model": name, "stage": "weights", "reason": "", "notes": {}, "cpu_seconds": {}})
+    )
     core = cores.get()
     child = multiprocessing.get_context("forkserver").Process(target=write_result, args=(name, result, core))
     child.start()
     child.join(limit)
+    reason = ""
     if child.is_alive():
         child.kill()
         child.join()
-        row = {"model": name, "stage": "process", "reason": f"not ended after {limit:g} s"}
+        reason = f"not ended after {limit:g} s"
     elif child.exitcode:
-        row = {"model": name, "stage": "process", "reason": f"FAULT ended with {child.exitcode}"}
-    else:
-        row = json.loads(Path(result).read_text())
+        reason = f"FAULT ended with {child.exitcode}"
     cores.put(core)
-    return {**row, "seconds": round(time.monotonic() - started, 1)}
+    row = json.loads(Path(result).read_text())
+    return {**row, "reason": reason or row["reason"], "seconds": round(time.monotonic() - started, 1)}
 
 
 def write_result(name: str, result: str, core: int) -> None:
-    """Build one model on one core and in a folder of its own, and write its row."""
+    """Build one model on one core and in a folder of its own, and write its row before each stage and at the end."""
     os.sched_setaffinity(0, {core})  # otherwise onnxslim runs ONNX Runtime with a thread for each core of the machine
-    row: dict[str, Any] = {"model": name, "stage": "weights", "reason": "", "notes": {}, "cpu_seconds": {}}
+    row = json.loads(Path(result).read_text())
     ended = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -76,6 +79,8 @@ def write_result(name: str, result: str, core: int) -> None:
                 row["cpu_seconds"][row["stage"]] = round(now - ended, 1)
                 row["notes"] |= notes
                 row["stage"], ended = stage, now
+                if stage:  # this process may be killed
+                    write_row(row, result)
         except TooLargeError:
             row["stage"] = TOO_LARGE
         except UserError as error:
@@ -84,7 +89,13 @@ def write_result(name: str, result: str, core: int) -> None:
             row["reason"] = f"FAULT {type(error).__name__}: {first_lines(error)}"
         os.chdir(ROOT)
     row["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
-    Path(result).write_text(json.dumps(row))
+    write_row(row, result)
+
+
+def write_row(row: dict[str, Any], path: str) -> None:
+    """Write a row, so that the file is complete whenever the process is killed."""
+    Path(f"{path}.new").write_text(json.dumps(row))
+    os.replace(f"{path}.new", path)
 
 
 def build(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -34,7 +34,7 @@ def test_a_refusal_names_its_stage_and_its_reason(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_model_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, "--limit", "0.1", "resnet18")
-    assert (row["stage"], row["reason"]) == ("process", "not ended after 0.1 s")
+    assert (row["stage"], row["reason"]) == ("weights", "not ended after 0.1 s")
 
 
 @pytest.mark.long
