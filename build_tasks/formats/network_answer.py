@@ -53,6 +53,10 @@ def _requested(leaves: Mapping[str, Any], outputs: Sequence[OutputTensor]) -> li
         paths.append(path)
         value = leaves[path]
         if output["batch_dimension"] and isinstance(value, torch.Tensor):
+            if output["batch_dimension"] >= value.ndim:
+                expected = f"at most {value.ndim - 1}, since the network answers with the shape {list(value.shape)}"
+                key = f"outputs[{index}].batch_dimension"
+                raise UserError(f"{key}: expected {expected}, found {output['batch_dimension']}")
             value = value.movedim(output["batch_dimension"], 0)
         found.append((output["name"], value))
     return found

@@ -158,7 +158,8 @@ def smoke_model(client: Client, served: ServedModel, models: list[Model]) -> Smo
         ((images,),) = reference_outputs.run_in_batches(run, reference.groups, *sizes)
         accuracy = compare_with_timm(images, next(iter(preprocessed.values())))
     else:
-        largest = sample_requests.largest_request(reference.groups, max_batch_size) if sizes[1] > sizes[0] else sizes[1]
+        most = max_batch_size or sizes[1]  # of an open batch that only clients form
+        largest = sample_requests.largest_request(reference.groups, most) if sizes[1] > sizes[0] else sizes[1]
         batches = batch_check.batches_between(sizes[0], batch_check.TUNED, largest)
         orders = batch_check.arrangements(len(reference.names), batches, repeated=batches)
         others = [reference_outputs.Batch(run, batch) for batch in orders]

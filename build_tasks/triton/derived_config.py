@@ -254,19 +254,24 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
 
     They have the largest batch, every batch up to triton.warm_up, and the smallest batch, in this order: PyTorch makes
     its best kernels for the first shapes that it sees (docs/how-to/torchscript-on-gpu.md). All values are zero, since
-    random data may contain any bits and so NaN and infinity; a file has them where zero is not valid.
+    random data may contain any bits and so NaN and infinity; a file has them where zero is not valid. Warm-up
+    requests bypass the sequence batcher, so that they also hold the controls and states that it would fill in.
     """
     largest = config.max_batch_size
     frequent = range(1, min(settings.warm_up or 0, largest) + 1)
     sizes = sorted({signature["smallest_batch"], largest, *frequent}, reverse=True) if largest else [1]
-    if any(tensor.allow_ragged_batch for tensor in config.input):
-        sizes = [1]  # a request has one sample, since Triton counts requests
     lengths = {name: each.tuned for name, each in settings.inputs.items() if each.tuned}
     points = [(f"batch of {size}" if largest else "fixed batch", size, lengths) for size in sizes]
     for index, point in enumerate(settings.profiles):
         size = min(point.batch, largest) if largest else 1
         if (size, point.dims) not in [(size, dims) for _, size, dims in points]:
             points.append((f"profile {index}", size, point.dims))
+    filled = derived_tensors.filled_inputs(model_config.to_message(spec_fields(settings)))
+    hidden = {
+        name: {"data_type": tensor.dtype, "dims": [max(dim, 1) for dim in tensor.dims], "zero_data": True}
+        for name, tensor in filled.items()
+        if tensor.dims is not None
+    }
     count = {"count": WARM_UP_COUNTS[settings.model_format]} if settings.model_format in WARM_UP_COUNTS else {}
     return [
         {
@@ -274,8 +279,13 @@ def warm_up_samples(config: Any, signature: CommonSignature, settings: ConfigSet
             "batch_size": size,  # 1 if the batch is fixed, because dims contain it
             **count,
             "inputs": {
-                tensor.name: warm_up_input(config, tensor, dims, signature["smallest_batch"], settings.warm_up_values)
-                for tensor in config.input
+                **{
+                    tensor.name: warm_up_input(
+                        config, tensor, dims, signature["smallest_batch"], settings.warm_up_values
+                    )
+                    for tensor in config.input
+                },
+                **hidden,
             },
         }
         for name, size, dims in points

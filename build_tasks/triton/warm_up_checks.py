@@ -27,6 +27,8 @@ def mistakes(config: Any) -> Iterator[Mistake]:
     largest = config.max_batch_size
     names = [sample.name for sample in config.model_warmup]
     inputs = {tensor.name: tensor for tensor in config.input}
+    batching = config.sequence_batching  # a warm-up request bypasses it, and holds what it would fill in
+    needed = [*inputs, *(each.name for each in batching.control_input), *(each.input_name for each in batching.state)]
     for index, sample in enumerate(config.model_warmup):
         key = f"model_warmup[{index}]"
         if names.index(sample.name) != index:
@@ -39,11 +41,12 @@ def mistakes(config: Any) -> Iterator[Mistake]:
                 yield f"{key}.inputs.{name}", "one of zero_data, random_data, input_data_file", "none of them"
             if min(tensor.dims, default=1) < 1:
                 yield f"{key}.inputs.{name}.dims", "dims >= 1", repr(list(tensor.dims))
-        if inputs and sorted(sample.inputs) != sorted(inputs):
-            yield f"{key}.inputs", f"the model's inputs, {', '.join(inputs)}", repr(", ".join(sorted(sample.inputs)))
+        if inputs and sorted(sample.inputs) != sorted(needed):
+            yield f"{key}.inputs", f"the model's inputs, {', '.join(needed)}", repr(", ".join(sorted(sample.inputs)))
         elif inputs:
             for name, tensor in sorted(sample.inputs.items()):
-                yield from _warm_up_tensor(f"{key}.inputs.{name}", tensor, inputs[name])
+                if name in inputs:
+                    yield from _warm_up_tensor(f"{key}.inputs.{name}", tensor, inputs[name])
 
 
 def _warm_up_tensor(key: str, tensor: Any, model_input: Any) -> Iterator[Mistake]:

@@ -78,6 +78,10 @@ def test_a_key_finds_a_tensor_in_any_container(answer: Any, key: str | int, tens
 
 def test_an_output_has_its_batch_first() -> None:
     assert select([A], ("y", 0), batch_dimension=1)["y"].shape == (3, 2)
+    with pytest.raises(UserError) as error:
+        select([A], ("y", 0), batch_dimension=2)
+    expected = "expected at most 1, since the network answers with the shape [2, 3], found 2"
+    assert str(error.value) == f"outputs[0].batch_dimension: {expected}"
 
 
 SAME = "outputs[1].key: expected another tensor of the answer than that of outputs[0], found {!r} again"

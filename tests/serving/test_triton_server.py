@@ -29,7 +29,7 @@ from build_tasks.serving.triton_client import Client
 from tests.support import specs_served, tiny_network
 from tests.support.project import ROOT, Project
 
-# See tests/triton/test_model_config.py, tests/stages/test_aoti.py and tests/serving/test_core_ragged.py.
+# See tests/triton/test_model_config.py, tests/stages/test_aoti.py and tests/serving/test_core_from_spec.py.
 ELSEWHERE = ("_trt", "_aoti", "sums_onnx")
 GOLDEN = sorted(
     path.stem for path in (ROOT / "tests/triton/golden").glob("*.pbtxt") if not path.stem.endswith(ELSEWHERE)
