@@ -41,6 +41,7 @@ def format_table(
     title: str = "",
     left: Sequence[str] = (),
     width: int | None = None,
+    keys: int = 1,
 ) -> str:
     """Return a table as text. Each column is as wide as its widest cell.
 
@@ -50,10 +51,11 @@ def format_table(
         title: A line above the table.
         left: Names of the columns that are aligned to the left, besides the first one.
         width: Characters of a line. The last column is wrapped. If that is not enough, the columns that do not fit
-            follow in further tables below, each with the first column again. None: a line may have any length.
+            follow in further tables below, each with the key columns again. None: a line may have any length.
+        keys: How many columns at the beginning tell the rows apart.
     """
     lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
-    parts = [list(range(len(columns)))] if width is None else _split_columns(lines, width)
+    parts = [list(range(len(columns)))] if width is None else _split_columns(lines, width, keys)
     tables = [
         _format_columns([[line[index] for index in part] for line in lines], {columns[0], *left}, width)
         for part in parts
@@ -61,16 +63,18 @@ def format_table(
     return "\n".join([*([title] if title else []), "\n\n".join(tables)])
 
 
-def _split_columns(lines: list[list[str]], width: int) -> list[list[int]]:
-    """Return the indices of the columns of each table. All tables begin with the first column."""
+def _split_columns(lines: list[list[str]], width: int, keys: int) -> list[list[int]]:
+    """Return the indices of the columns of each table. All tables begin with the key columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    parts, used = [[0]], 1 + widths[0]
-    for index, needed in enumerate(widths[1:], 1):
+    first = list(range(keys))
+    start = 1 + sum(widths[:keys]) + len(GAP) * (keys - 1)
+    parts, used = [first], start
+    for index, needed in enumerate(widths[keys:], keys):
         needed = min(needed, MIN_ROOM) if index == len(widths) - 1 else needed
-        if used + len(GAP) + needed > width and len(parts[-1]) > 1:
-            parts.append([0])
-            used = 1 + widths[0]
-        parts[-1].append(index)
+        if used + len(GAP) + needed > width and len(parts[-1]) > keys:
+            parts.append(first)
+            used = start
+        parts[-1] = [*parts[-1], index]
         used += len(GAP) + needed
     return parts
 

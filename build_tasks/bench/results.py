@@ -126,10 +126,12 @@ def format_run(run: Run, last: Run | None, width: int | None = None) -> str:
         latencies = [f"{value:.2f} ms" for value in (point.p50_ms, point.p99_ms)]
         throughput = f"{point.images_per_s:.1f}"
         rows.append([point.model_format, point.batch, point.concurrency, *latencies, throughput, *ratios])
-    lines = [format_table(COLUMNS, rows, width=width), wrap(format_machine(run), width)]
+    columns = COLUMNS if last else COLUMNS[:-1]  # without the ratio to the last run
+    table = format_table(columns, [row[: len(columns)] for row in rows], width=width, keys=3)
+    lines = [table, wrap(format_machine(run), width)]
     if last:
         changed = [
-            f"{tool} {last.tools.get(tool)} -> {run.tools.get(tool)}"
+            f"{tool} {last.tools.get(tool, 'none')} -> {run.tools.get(tool, 'none')}"
             for tool in sorted(run.tools.keys() | last.tools.keys())
             if last.tools.get(tool) != run.tools.get(tool)
         ]

@@ -96,6 +96,7 @@ def check(models: list[Model], server: str, stubs: bool, old_stubs: bool) -> Tas
             release = specs[name].model.release if kind == "docker" and name in specs else default
             names_of.setdefault(release, []).append(name)
         for release, names_of_release in sorted(names_of.items()):
+            print(f"  starting Triton ({kind}); log: {LOG}\n  {loading_line(names_of_release)}", flush=True)
             for name, result in check_models(kind, release, names_of_release, specs, stubs):
                 if result.startswith("refused"):
                     refused += [name] if name not in refused else []
@@ -107,6 +108,12 @@ def check(models: list[Model], server: str, stubs: bool, old_stubs: bool) -> Tas
     if refused:
         return TaskFailed(f"Triton refuses {', '.join(refused)}; the server's log: {LOG}")
     return None
+
+
+def loading_line(names: list[str]) -> str:
+    """Return what is said before models are loaded, which takes long without any output."""
+    count = f"{len(names)} model{'s' if len(names) > 1 else ''}"
+    return f"loading {count}; PyTorch and large models take up to a minute each, and longer on a busy machine"
 
 
 def check_models(

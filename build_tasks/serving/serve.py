@@ -14,7 +14,7 @@ from doit.exceptions import TaskFailed
 from build_tasks.errors import UserError
 from build_tasks.paths import BUILD, REPOSITORY
 from build_tasks.serving import server_kinds, triton_server
-from build_tasks.serving.check import format_load_result
+from build_tasks.serving.check import format_load_result, loading_line
 from build_tasks.serving.triton_server import Ports
 from build_tasks.spec.model import Model
 from build_tasks.triton.repository import published_models
@@ -66,7 +66,7 @@ def serve(models: list[Model], server: str, address: str, http: int, grpc: int, 
         ports = Ports(http, grpc, metrics)
         print(f"starting Triton ({kind}); log: {LOG}", flush=True)
         with triton_server.start(kind, release, ports, LOG, stubs=True, address=address) as running:
-            print(f"loading {len(names)} models; PyTorch and large models take up to a minute each", flush=True)
+            print(loading_line(names), flush=True)
             for name in names:
                 try:
                     print(f"  {name}: {format_load_result(running.load(name))}", flush=True)

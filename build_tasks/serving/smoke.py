@@ -117,7 +117,7 @@ def smoke(models: list[Model], url: str, grpc: str, model: str) -> TaskFailed | 
                     rows.append(SmokeRow(served.name, protocol, result="failed"))
                     failures.append(f"{served.name} ({protocol}): {reason}")
     rows.sort(key=lambda row: row.model)
-    print(format_table(COLUMNS, rows, left=("result",), width=terminal_width(sys.stdout)), flush=True)
+    print(format_table(COLUMNS, rows, left=("result",), width=terminal_width(sys.stdout), keys=2), flush=True)
     return TaskFailed("; ".join(failures)) if failures else None
 
 

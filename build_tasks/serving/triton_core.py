@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from build_tasks.triton.release_table import FIELDS_SINCE
 
 CORE = f"{BUILD}/.tritonserver"
 REQUIREMENTS = "requirements-tritonserver.txt"
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"  # of this Python
 PYTHONS = ("3.11", "3.12")  # of which the core has the stubs of its Python backend, and wheels of its NumPy
 RELEASE = "24.10"  # Triton's release of the core that REQUIREMENTS name
 HOME = f"{CORE}/package/pytriton/tritonserver"
@@ -58,7 +60,7 @@ def fetch() -> Any:
         if code := subprocess.run(command, check=False).returncode:
             return TaskFailed(f"pip ended with exit code {code}")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{draft}/python"], check=True)
-        site = f"{draft}/python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+        site = f"{draft}/python/lib/python{VERSION}/site-packages"
         with open(f"{site}/package.pth", "w", encoding="utf-8") as file:
             file.write(f"{os.path.abspath(CORE)}/package\n")
             file.write("import sys; sys.dont_write_bytecode = True\n")  # the backend's Python reads no environment
@@ -70,13 +72,29 @@ def fetch() -> Any:
 
 def unsupported_reason() -> str | None:
     """Return why the core cannot run on this machine, None if it can. Its wheels decide: see REQUIREMENTS."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if version in PYTHONS and sys.platform == "linux" and platform.machine() == "x86_64":
+    if VERSION not in PYTHONS or sys.platform != "linux" or platform.machine() != "x86_64":
+        return (
+            f"the server core from PyPI runs on Linux on x86-64 with Python {' or '.join(PYTHONS)}, and this is Python "
+            f"{VERSION} on {sys.platform} on {platform.machine()}: use an environment with one of these, or Docker"
+        )
+    import ctypes.util
+
+    if os.path.exists(python_library()) or ctypes.util.find_library(f"python{VERSION}"):
         return None
     return (
-        f"the server core from PyPI runs on Linux on x86-64 with Python {' or '.join(PYTHONS)}, and this is Python "
-        f"{version} on {sys.platform} on {platform.machine()}: use an environment with one of these, or Docker"
+        f"the server core needs {os.path.basename(python_library())}, and this Python has none: install it (in Debian "
+        f"the package libpython{VERSION}), or use a Python that was built with --enable-shared"
     )
+
+
+def python_library() -> str:
+    """The path at which this installation of Python has its shared library, if it has one.
+
+    NVIDIA's process for Python models is linked to it. The loader does not find it in an installation of pyenv or uv.
+    """
+    folders = (sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib")  # a Python that was moved has the second
+    paths = [f"{folder}/libpython{VERSION}.so.1.0" for folder in folders]
+    return next((path for path in paths if os.path.exists(path)), paths[0])
 
 
 def installed() -> bool:
@@ -89,10 +107,15 @@ def executable() -> str:
     return os.path.abspath(f"{HOME}/bin/tritonserver")
 
 
-def environment() -> dict[str, str]:
-    """The variables that the core needs: its libraries, its Python, and the packages that the stubs import."""
+def environment(backends: str | None = None) -> dict[str, str]:
+    """The variables that the core needs: its libraries, its Python, and the packages that the stubs import.
+
+    Args:
+        backends: The folder of `backend_directory`.
+    """
+    libraries = [os.path.abspath(f"{CORE}/package/nvidia_pytriton.libs"), *([f"{backends}/python"] if backends else [])]
     return {
-        "LD_LIBRARY_PATH": os.path.abspath(f"{CORE}/package/nvidia_pytriton.libs"),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PATH": f"{os.path.abspath(CORE)}/python/bin{os.pathsep}{os.environ['PATH']}",
         "TRITON_PYTHON_BACKENDS_PATH": os.pathsep.join(path for path in sys.path if path.endswith("-packages")),
     }
@@ -106,8 +129,9 @@ def backend_directory(stubs: bool) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="backends-", dir=temporary_folder.folder()) as folder:
         shutil.copytree(f"{HOME}/backends/python", f"{folder}/python")
         # NVIDIA calls the process that runs a Python model a stub, too: one for each version of Python.
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shutil.copy(f"{HOME}/python_backend_stubs/{version}/triton_python_backend_stub", f"{folder}/python")
+        shutil.copy(f"{HOME}/python_backend_stubs/{VERSION}/triton_python_backend_stub", f"{folder}/python")
+        if os.path.exists(library := python_library()):
+            os.symlink(library, f"{folder}/python/{os.path.basename(library)}")
         for name in os.listdir(STUBS) if stubs else ():
             if os.path.exists(f"{STUBS}/{name}/model.py"):
                 os.makedirs(f"{folder}/{name}")

@@ -111,7 +111,8 @@ def launch(kind: str, release: str, ports: Ports, address: str, backend_director
     if backend_directory:
         options.append(f"--backend-directory={backend_directory}")
     description = f"the server core {triton_core.RELEASE} from PyPI"
-    return Launch([triton_core.executable(), *options], {**ENVIRONMENT, **triton_core.environment()}, description)
+    environment = {**ENVIRONMENT, **triton_core.environment(backend_directory)}
+    return Launch([triton_core.executable(), *options], environment, description)
 
 
 def _launch_docker(release: str, ports: Ports, address: str, key: str) -> Launch:

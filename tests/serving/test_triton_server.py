@@ -4,6 +4,7 @@ Its Python backend runs the Python models. Stub backends run ONNX and TorchScrip
 Python backend. The core checks, schedules, warms up and answers as any Triton server does.
 """
 
+import ctypes.util
 import io
 import os
 import re
@@ -185,6 +186,31 @@ def test_a_python_that_the_core_does_not_support_is_named(monkeypatch: pytest.Mo
         "the server core from PyPI runs on Linux on x86-64 with Python 3.5 or 3.6, and this is Python"
     )
     assert server_kinds.core_advice() == reason
+
+
+def test_a_python_without_its_shared_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Triton would wait for its process for Python models, which cannot start, until a timeout."""
+    assert triton_core.unsupported_reason() is None
+    monkeypatch.setattr(triton_core, "python_library", lambda: f"{tmp_path}/libpython3.11.so.1.0")
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    reason = triton_core.unsupported_reason()
+    assert reason is not None
+    assert reason.startswith("the server core needs libpython3.11.so.1.0, and this Python has none: install it")
+
+
+def test_the_core_finds_the_shared_library_of_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also one where the loader does not look, as in an installation of pyenv or uv."""
+    monkeypatch.chdir(tmp_path)
+    stubs = tmp_path / f"{triton_core.HOME}/python_backend_stubs/{triton_core.VERSION}"
+    for folder in (stubs, tmp_path / f"{triton_core.HOME}/backends/python"):
+        folder.mkdir(parents=True)
+    (stubs / "triton_python_backend_stub").touch()
+    library = tmp_path / "libpython3.11.so.1.0"
+    library.touch()
+    monkeypatch.setattr(triton_core, "python_library", lambda: str(library))
+    with triton_core.backend_directory(stubs=False) as backends:
+        (added,) = triton_core.environment(backends)["LD_LIBRARY_PATH"].split(os.pathsep)[1:]
+        assert (Path(added) / library.name).samefile(library)
 
 
 def test_a_port_of_another_process_is_refused(tmp_path: Path) -> None:
