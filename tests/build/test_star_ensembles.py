@@ -239,3 +239,22 @@ def test_a_ragged_input_concerns_the_whole_chain(project: Project) -> None:
     for old, new in (("[triton.onnx]", f"[triton.onnx]\n{count}"), ("ragged = true\n", "")):
         project.edit(NET, old, new)
         assert project.built().ran == everything
+
+
+OUTER = """
+[ensemble]
+outputs = ["best"]
+[[ensemble.steps]]
+model = "net_ensemble"
+"""
+
+
+def test_an_edit_of_a_step_concerns_the_ensembles_around_it(built: Project, tmp_path: Path) -> None:
+    project = built.copy(tmp_path / "project")
+    project.model("outer", SECOND + OUTER)
+    project.built()
+    project.edit("models/net/join/helper.py", "first", "second")
+    both = ["ensemble:net", "ensemble:outer"]
+    around = [task.replace("net_", f"{name}_") for name in ("net", "outer") for task in ENSEMBLE]
+    assert project.built().ran == sorted([*both, *around, "python_model:net_join", "publish:net_join"])
+    assert project.built("outer").ran == []

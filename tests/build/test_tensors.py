@@ -4,6 +4,7 @@ All models are built by one doit. Each answer is compared with the network itsel
 """
 
 import json
+import re
 import sys
 import types
 import warnings
@@ -512,3 +513,10 @@ def test_a_changed_key_runs_the_stages_that_read_it(
     (project / path).write_text(before)
     artifacts = {f"{stage}:{name}" for stage in ("reference", "torchscript", "onnx")}
     assert set(found) == artifacts | tasks(name, "publish", *more)
+
+
+@pytest.mark.long  # a second build of all formats
+def test_the_same_inputs_give_the_same_bytes(built: tuple[Project, Run]) -> None:
+    project, _ = built
+    run = project.built("rebuild", "text", "frames", "vector", "graph")
+    assert re.search(r"^(\d+) of \1 targets have the same bytes$", run.out, re.MULTILINE), run.out

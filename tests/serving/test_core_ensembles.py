@@ -174,3 +174,11 @@ def test_steps_that_do_not_fit_publish_nothing(project: Project) -> None:
     assert run.code == 1
     assert "net_join takes TYPE_FP32 [5], but net_onnx makes TYPE_FP32 [4]" in failure_line(run, "config:net_ensemble")
     assert "publish:net_ensemble" not in run.ran
+
+
+@pytest.mark.long  # a second build of both models
+def test_the_same_inputs_give_the_same_bytes(project: Project) -> None:
+    (project / "models/net/join/config.pbtxt").write_text(CONFIG)  # the test before has made it wrong
+    project.built("net", "second")
+    run = project.built("rebuild", "second")
+    assert re.search(r"^(\d+) of \1 targets have the same bytes$", run.out, re.MULTILINE), run.out

@@ -6,7 +6,9 @@ open dimension, and labels of the second output.
 
 import contextlib
 import json
+import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -290,3 +292,40 @@ def test_labels_must_be_as_many_as_the_classes_of_their_output(project: Project)
     line = "labels: expected one label for each of the 2 classes of sign, found 1 labels"
     assert line in failure_line(project.doit("reference:free"), "reference:free")
     labels.write_text("up\ndown\n")
+
+
+SAME = re.compile(r"^(\d+) of \1 targets have the same bytes$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("models", [["free"], pytest.param(["sums", "counter"], marks=pytest.mark.long)])
+def test_the_same_inputs_give_the_same_bytes(project: Project, models: list[str]) -> None:
+    """`doit rebuild` builds them in another folder."""
+    run = project.built("rebuild", *models)
+    assert SAME.search(run.out), run.out
+
+
+EDITS = {
+    "free": [("max = 6", "max = 5"), ('"total"', '"sum"'), ("max_batch_size = 0", "max_batch_size = 2"), ("4", "3")],
+    "sums": [("max = 5", "max = 4"), ("= 300000", "= 100"), ("max_batch_size = 8", "max_batch_size = 4")],
+    "counter": [('name = "Y"', 'name = "Z"'), ("[0, 1]", "[1, 0]"), ("max_batch_size = 4", "max_batch_size = 3")],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_edits_end_where_a_clean_build_does(project: Project, tmp_path: Path, seed: int) -> None:
+    edited, generator = project.copy(tmp_path / "edited"), random.Random(seed)
+    for _ in range(6):
+        model = generator.choice([*EDITS])
+        old, new = generator.choice(EDITS[model])
+        spec = edited / f"models/{model}/model.toml"
+        text = spec.read_text()
+        spec.write_text(text.replace(old, new) if old in text else text.replace(new, old))
+        if generator.random() < 0.5:
+            edited.built()
+    edited.built()
+    clean = Project(tmp_path / "clean")
+    shutil.rmtree(clean / "models")
+    shutil.copytree(edited / "models", clean / "models")
+    clean.built()
+    assert edited.tree() == clean.tree()
