@@ -7,6 +7,8 @@ would change them otherwise: `-march=native`, the number of threads, and paths i
 package for a GPU differs from build to build, because TorchInductor measures which kernel is the fastest.
 """
 
+import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -19,6 +21,9 @@ from build_tasks.errors import UserError, first_lines
 if TYPE_CHECKING:
     import torch
 
+# TorchInductor selects kernels by the batch of the example. On an H200, examples of 32 in place of 2 made them up to
+# 1.15 times as fast at batch 128 (docs/performance.md).
+EXAMPLE_BATCH = {"gpu": 32, "cpu": 2}
 THREADS = 8  # for which loops are divided; the code itself takes as many threads as the process has
 COMMAND = re.compile(rb"^//.*/.*\n?", re.MULTILINE)  # a comment with a path: the command that compiled the file
 BITS = {"x86-64-v4": 512, "x86-64-v3": 256}  # of a vector, by the level of x86-64
@@ -44,7 +49,7 @@ def compile_package(
     from torch.export.passes import move_to_device_pass
 
     if device == "gpu":
-        program = move_to_device_pass(program, "cuda")
+        program = move_to_device_pass(program, "cuda:0")  # the index, too: PyTorch compares it with that of constants
     arguments, _ = program.example_inputs or ((), {})
     with tempfile.TemporaryDirectory(prefix="aoti-") as folder:
         if re.search(r"\s", folder):  # TorchInductor does not quote it in the command of the compiler
@@ -103,6 +108,10 @@ def load_package(path: str) -> Any:
     import torch
     from torch._inductor import config
 
+    # Otherwise a package may find half of the C++ library inside PyTorch's libraries. On Ubuntu 24.04 with PyTorch 2.11
+    # each one for a GPU then ended the process with SIGSEGV.
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
     # It would warn that the instruction set, which it was not allowed to find, is another one than that of the package.
     logging.getLogger("torch.export.pt2_archive._package").setLevel(logging.ERROR)
     with config.patch({"cpp.vec_isa_ok": False}):

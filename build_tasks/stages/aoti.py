@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 TOOLS = ("torch", "timm", "triton")  # Triton the compiler, which writes kernels for GPUs
-EXPORTED_BATCH = 2
+CHECKED_BATCH = 2
 PACKAGE_MODULES = (
     "build_tasks.formats.aoti_package",
     "build_tasks.formats.torch_export",
@@ -105,8 +105,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     module = wrap_for_serving(reparameterize_model(network), interface)
     torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows the operator of its fast path
     largest = settings["max_batch_size"]
-    example, shapes = torch_export.export_arguments(module, interface, EXPORTED_BATCH, True, largest)
-    tensors = signature_tensors(module, output_names_of(module, example), interface, EXPORTED_BATCH)
+    batch = min(aoti_package.EXAMPLE_BATCH[settings["device"]], max(2, largest))
+    example, shapes = torch_export.export_arguments(module, interface, batch, True, largest)
+    names = output_names_of(module, tuple(each[:CHECKED_BATCH] for each in example))
+    tensors = signature_tensors(module, names, interface, CHECKED_BATCH)
     require_places(tensors)
     try:
         with torch.no_grad():
@@ -188,7 +190,7 @@ def check(path: str, module: Any, interface: Interface, settings: Settings) -> d
         return [answer.cpu().numpy() for answer in forward(loaded, on_device)]
 
     errors: dict[tuple[int, ...], float | None] = {}
-    for size, lengths in cases_to_check(interface, sorted({1, EXPORTED_BATCH, 3, settings["max_batch_size"]})):
+    for size, lengths in cases_to_check(interface, sorted({1, CHECKED_BATCH, 3, settings["max_batch_size"]})):
         at = format_case(size, lengths)
         try:
             if comparison:
