@@ -255,6 +255,6 @@ def test_an_edit_of_a_step_concerns_the_ensembles_around_it(built: Project, tmp_
     project.built()
     project.edit("models/net/join/helper.py", "first", "second")
     both = ["ensemble:net", "ensemble:outer"]
-    around = [task.replace("net_", f"{name}_") for name in ("net", "outer") for task in ENSEMBLE]
-    assert project.built().ran == sorted([*both, *around, "python_model:net_join", "publish:net_join"])
+    changed = [task.replace("net_", f"{name}_") for name in ("net", "outer") for task in ENSEMBLE]
+    assert project.built().ran == sorted([*both, *changed, "python_model:net_join", "publish:net_join"])
     assert project.built("outer").ran == []
