@@ -116,6 +116,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from build_tasks.verification.ensemble_samples import save_samples
 
     configs = _read_configs(inputs)
+    for name, config in configs.items():
+        if config.sequence_batching.control_input or config.sequence_batching.state:
+            raise UserError(
+                f"{settings['spec']}: ensemble: expected steps whose inputs clients or other steps send, since the steps "
+                f"are compared without a server; Triton itself fills inputs of {name}"
+            )
     outer = msgspec.convert(settings["steps"], list[ensemble_graph.Wiring])
     connected = _connect(outer, configs, settings["outputs"], settings["max_batch_size"], settings["spec"])
     smallest, largest = connected.batches

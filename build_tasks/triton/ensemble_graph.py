@@ -63,6 +63,8 @@ def connect(
         key = f"{spec}: ensemble.steps[{index}]"
         if config.model_transaction_policy.decoupled:
             raise UserError(f"{key}: expected a model that answers each request once, found {step.name}, decoupled")
+        if any(tensor.allow_ragged_batch for tensor in config.input):  # Triton counts requests, and one may be a batch
+            raise UserError(f"{key}: expected a model that takes batches, found {step.name}, whose inputs are ragged")
         input_map = _map(f"{key}.inputs", step.inputs, config.input, step.name)
         output_map = _map(f"{key}.outputs", step.outputs, config.output, step.name)
         maps.append((input_map, output_map))

@@ -265,6 +265,10 @@ WRONG = [
         "expected a row for each, or a batch_output in [triton.onnx] that names it",
     ),
     (
+        "counter", "[architecture]", '[[ensemble.steps]]\nmodel = "counter_onnx"\n[architecture]', "ensemble:counter",
+        "since the steps are compared without a server; Triton itself fills inputs of counter_onnx",
+    ),
+    (
         "counter", "[triton.onnx.s", f"[triton.onnx]\n{WARM_UP}zero_data = true }} }} }}]\n[triton.onnx.s",
         "config:counter_onnx",
         "triton.model_warmup[0].inputs: expected the model's inputs, X, START, OLD, found 'X'",

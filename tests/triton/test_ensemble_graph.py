@@ -31,6 +31,8 @@ NETWORK = config("network", ["INPUT__0 FP32 3 -1 -1"], ["OUTPUT__0 FP32 10"])
 OTHER = config("other", ["INPUT__0 FP32 3 16 16"], ["OUTPUT__0 FP32 10"], 6)
 JOIN = config("join", ["A FP32 10", "B FP32 10"], ["BEST INT64 1", "TEXT STRING 1"], 16)
 
+RAGGED = 'input { name: "X" data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }'
+
 PIXELS = {"INPUT__0": "PIXELS"}
 CHAIN = [
     ("join", JOIN, {"A": "scores", "B": "scores"}, {}),
@@ -164,6 +166,10 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "a step without a batch that has one value per sample": (
         [CHAIN[2], ("free", config("free", ["X FP32 -1"], ["Y FP32 -1 2"], 0), {}, {})],
         "steps: expected free, which has max_batch_size 0, to have a dimension behind the batch, found TYPE_FP32 [-1]",
+    ),
+    "a step with ragged inputs": (
+        [("sums", config("sums", [], ["Y FP32 1"], 8, RAGGED), {}, {})],
+        "steps[0]: expected a model that takes batches, found sums, whose inputs are ragged",
     ),
     "a decoupled step": (
         [("many", config("many", ["A FP32 2"], ["B FP32 2"], 8, "model_transaction_policy { decoupled: true }"), {}, {})],
