@@ -119,8 +119,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     for name, config in configs.items():
         if config.sequence_batching.control_input or config.sequence_batching.state:
             raise UserError(
-                f"{settings['spec']}: ensemble: expected steps whose inputs clients or other steps send, since the steps "
-                f"are compared without a server; Triton itself fills inputs of {name}"
+                f"{settings['spec']}: ensemble: expected steps whose inputs clients or other steps send, since the "
+                f"steps are compared without a server; Triton itself fills inputs of {name}"
             )
     outer = msgspec.convert(settings["steps"], list[ensemble_graph.Wiring])
     connected = _connect(outer, configs, settings["outputs"], settings["max_batch_size"], settings["spec"])
