@@ -154,7 +154,7 @@ def build_from_onnx(inputs: Paths, outputs: Paths, settings: Settings, query: st
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # the errors of ONNX Runtime have no common base class
-        raise UserError(f"{path} does not run in ONNX Runtime: {first_lines(error)}") from error
+        raise UserError(f"{path} does not run in ONNX Runtime: {first_lines(error, 2)}") from error
     check_answers(answers, graph, path)
     parameters = sum(math.prod(tensor.dims) for tensor in graph.graph.initializer)
     return {"weights": settings["weights"]["source"], "parameters": parameters}

@@ -224,6 +224,10 @@ UNFIT = {
         graph_of([("x", FLOAT, [1, 3, 8, 8])], [0, 2, 3]),
         "mixed.onnx: the output OUTPUT__0 has shape [3] for a batch of 1; the batch must be its first dimension",
     ),
+    "state": (  # the batch of one input is open, and that of the other is not
+        graph_of([("x", FLOAT, [None, 6]), ("h", FLOAT, [1, 6])]),
+        "Got invalid dimensions for input: h for the following indices index: 0 Got: 2 Expected: 1",
+    ),
 }
 
 

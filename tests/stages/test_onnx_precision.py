@@ -1,12 +1,19 @@
 """onnx.precision: Triton serves a graph of reduced precision as model.onnx, gated by the limits of that precision."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
+from build_tasks.errors import UserError
+from build_tasks.formats.reduced_precision import cast_graph
 from tests.support import tiny_network
 from tests.support.project import Project, failure_line
+
+FLOAT = onnx.TensorProto.FLOAT
 
 ACCELERATOR = """
 [triton.onnx]
@@ -65,3 +72,47 @@ def test_what_cannot_be_served_is_refused(
     run = project.doit("list")
     assert run.code == 3
     assert mistake in run.out
+
+
+def branch(name: str, node: onnx.NodeProto) -> onnx.GraphProto:
+    return helper.make_graph([node], name, [], [helper.make_tensor_value_info(node.output[0], FLOAT, None)])
+
+
+def nested_branches() -> list[onnx.NodeProto]:
+    """An If whose branch holds another If, both with a tensor of the graph around them."""
+    inner = helper.make_node(
+        "If", ["few"], ["d"], name="inner",
+        then_branch=branch("a", helper.make_node("Add", ["m", "m"], ["a"], name="add")),
+        else_branch=branch("b", helper.make_node("Neg", ["m"], ["b"], name="negative")),
+    )  # fmt: skip
+    other = branch("e", helper.make_node("Exp", ["m"], ["e"], name="exponent"))
+    return [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="product"),
+        helper.make_node("ReduceSum", ["x"], ["sum"], name="sum", keepdims=0),
+        helper.make_node("Less", ["sum", "sum"], ["few"], name="less"),
+        helper.make_node("If", ["few"], ["y"], name="outer", then_branch=branch("c", inner), else_branch=other),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "advice"),
+    [
+        (
+            nested_branches(),
+            'it does not cast what the branches of If outer use: set the precision to "fp32", or export the network',
+        ),
+        (
+            [helper.make_node("FastGelu", ["x"], ["y"], name="gelu", domain="com.microsoft")],
+            "TensorRT does not have FastGelu, an operator of com.microsoft: leave the engine out of formats",
+        ),
+    ],
+)
+def test_what_autocast_cannot_cast_is_named(tmp_path: Path, nodes: list[onnx.NodeProto], advice: str) -> None:
+    x, y = (helper.make_tensor_value_info(name, FLOAT, ["n", 4]) for name in "xy")
+    weights = [onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="AutoCast cannot convert the graph to fp16: ") as error:
+        cast_graph(str(tmp_path / "model.onnx"), [], [], {"precision": "fp16", "keep_io_types": True})
+    assert advice in str(error.value)
