@@ -264,5 +264,23 @@ def test_a_client_of_pictures_and_arrays_explains_itself(tmp_path: Path) -> None
     assert run("--image", "a.png", "--arrays", "other.npz") == (1, line)
     line = "expected as many samples of each input, found 1 of image, 2 of vector"
     assert run("--image", "a.png", "--arrays", "two.npz") == (1, line)
+    np.savez(tmp_path / "objects.npz", vector=np.array([[b"x"]], object))
+    assert re.match(
+        r"objects\.npz: Object arrays cannot be loaded", run("--image", "a.png", "--arrays", "objects.npz")[1]
+    )
     with refusing_server("reached") as url:
         assert run("--image", "a.png", "--arrays", "one.npz", url=url) == (1, "[400] reached")
+
+
+def test_an_input_may_have_the_name_of_another_option(tmp_path: Path) -> None:
+    tensors = [tensor("url", "uint8", -1, 8, 8, 3), tensor("n", "float32", -1, 1)]
+    settings = {**SETTINGS, "by_name": True}
+    text = client.render("http", settings, tensors, FEATURES, "images and arrays", {"url": ()}, labels=False)
+    assert 'parser.add_argument("--input-url", dest="input url"' in text
+    (tmp_path / "client.py").write_text(text)
+    (tmp_path / "preprocessing.py").write_bytes(Path(preprocessing.__file__).read_bytes())
+    command = [sys.executable, "client.py", "--url", "here:1", "--input-url", "no.png", "--arrays", "no.npz"]
+    (tmp_path / "preprocessing.json").write_text('{"url": {}}')
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    message = "expected a picture in JPEG or PNG that can be read"
+    assert (run.returncode, run.stderr) == (1, f"no.png: {message}: No such file or directory\n")
