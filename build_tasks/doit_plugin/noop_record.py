@@ -37,7 +37,7 @@ def update(
         row_digests: Digests of the records that doit read in this run, by task.
         prune_is_ignored: Whether `doit ignore` has marked `prune`, which every run has to report.
     """
-    if not cache.only_models or prune_is_ignored or not digest.remembers or _recently_edited():
+    if not cache.only_models or prune_is_ignored or not digest.remembers:
         return
     found = {
         name: record
@@ -49,6 +49,8 @@ def update(
         contents = noop_cache.Contents(cache.global_signature, b"", {})
     if not found and contents is cache.contents:
         cache.refresh()
+        return
+    if _recently_edited():
         return
     others = {name: record for name, record in contents.models.items() if name not in found}
     if cache.state_signature != contents.state_signature:
