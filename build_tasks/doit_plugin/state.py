@@ -228,8 +228,12 @@ def row_digest(data: bytes | None) -> bytes:
 
 def decode(data: bytes | None) -> dict[str, Any]:
     """Return doit's record of one task; an empty one if there is no row, or if its content is no such record."""
+    data = data or b"{}"
     try:
-        record: dict[str, Any] = json.loads(data or b"{}")
+        try:
+            record: dict[str, Any] = msgspec.json.decode(data)  # twice as fast as json
+        except msgspec.DecodeError:  # NaN, or half of a surrogate pair, which only Python's json writes and reads
+            record = json.loads(data)
         msgspec.convert(record, TaskRecord)
     except (ValueError, RecursionError):  # also msgspec.ValidationError
         return {}
