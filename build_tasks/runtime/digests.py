@@ -136,6 +136,19 @@ class Digests:
             time.sleep(RACY_WINDOW_NS / 1e9)
             self._by_identity()[_identity(os.stat(target))] = digest
 
+    def keep(self, path: str) -> None:
+        """Cache the digests of a new target under its path, or of all files in it, where those of the draft are known.
+
+        The digest of a small draft is not known if it was read within the racy window. To read the target would be in
+        vain: its ctime is that of the rename, so that it is within the window again.
+        """
+        with contextlib.suppress(OSError):  # another run has replaced it meanwhile
+            if os.path.isdir(path):
+                for name in os.listdir(path):
+                    self.keep(f"{path}/{name}")
+            elif self.remembers and (digest := self._by_identity().get(identity := _identity(os.stat(path)))):
+                self._remember(path, identity, digest)
+
     def learn(self, path: str, digest: str) -> None:
         """Take over the digest of a file that this process has just written, hashing the bytes on the way."""
         if os.path.getsize(path) > WORTH_A_PAUSE:
@@ -174,7 +187,10 @@ class Digests:
                 time.sleep(RACY_WINDOW_NS / 1e9)
                 before = os.fstat(file.fileno())
                 racy = time.time_ns() - before.st_ctime_ns < RACY_WINDOW_NS
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if before.st_size > WORTH_A_PAUSE:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            else:  # file_digest would first fill a buffer of 256 KiB with zeros
+                digest = hashlib.sha256(file.read()).hexdigest()
             after = os.fstat(file.fileno())
         if not racy and _identity(before) == _identity(after):
             self._by_identity()[_identity(after)] = digest

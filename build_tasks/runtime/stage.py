@@ -217,7 +217,7 @@ class Stage(msgspec.Struct, frozen=True):
             for name, path in self.outputs.items():
                 self.install(drafts[name], path)
         for path in outputs:
-            digest(path)  # the digest of the draft is cached from now on under the path of the target
+            digest.keep(path)
         seconds = round(time.perf_counter() - started, 3)
         record: BuildRecord = {
             "inputs": inputs,
@@ -285,7 +285,8 @@ class Stage(msgspec.Struct, frozen=True):
             if (value := digest(path)) is None:
                 raise UserError(f"{path} does not exist; {self.model.file} asks for it")
             digests[path] = value
-        if edited := fingerprint.edited_modules(self.modules):
+        # Before a long build only. `_run` compares the modules again when the drafts are complete.
+        if not self.in_process and (edited := fingerprint.edited_modules(self.modules)):
             raise UserError(f"{edited[0]} was edited since doit started; run doit again")
         return digests
 
