@@ -23,7 +23,7 @@ from doit.exceptions import BaseFail, InvalidDodoFile, TaskFailed, UnmetDependen
 from doit.globals import Globals
 
 from build_tasks import text_table
-from build_tasks.doit_plugin import display, dry_run, noop_record, run_results, standard_streams, task_graph, task_lines
+from build_tasks.doit_plugin import display, noop_record, run_results, standard_streams, task_graph, task_lines
 from build_tasks.doit_plugin.noop_cache import PRUNE, noop_cache
 from build_tasks.doit_plugin.state import StateManager, is_ignored
 from build_tasks.doit_plugin.state_file import StateError
@@ -95,6 +95,8 @@ class Reporter:
             self.predicted = True
             self.expected = {name for name in self.required if self.tasks[name].actions}
             if len(self.required) <= PREDICTION_LIMIT:
+                from build_tasks.doit_plugin import dry_run
+
                 steps = dry_run.plan_steps(self.tasks, self.selected, self.records)
                 self.expected = {step.task for step in steps if step.state not in UNCOUNTED}
                 may_run = [step for step in steps if step.state in (TaskState.TO_RUN, TaskState.MAY_RUN)]
@@ -212,6 +214,8 @@ class Reporter:
             self.results[task.name] = run_results.TaskResult(TaskState.UNSUPPORTED_DEPENDENCY)
             self.records.get_values(task.name)  # reads the record, whose digest the no-op cache needs
             return
+        from build_tasks.doit_plugin import dry_run
+
         ignored = [dep for dep in task.task_dep if self.state(dep) == TaskState.IGNORED]
         reason = dry_run.BY_COMMAND if is_ignored(self.records, task) else dry_run.depends_on(ignored)
         self.results[task.name] = run_results.TaskResult(TaskState.IGNORED, reason=reason)

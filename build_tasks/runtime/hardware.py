@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shlex
 import shutil
 import types
 from typing import Any, NamedTuple
@@ -126,7 +125,11 @@ def instruction_set() -> str:
 
 def compiler_command() -> list[str]:
     """The C++ compiler that TorchInductor calls: CXX, which may hold several words, or g++."""
-    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if not (words := os.environ.get("CXX")):
+        return ["g++"]
+    import shlex
+
+    return shlex.split(words) or ["g++"]
 
 
 def compiler() -> str | None:
