@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from build_tasks import text_table
 from build_tasks.doit_plugin.task_graph import required_tasks
 from build_tasks.doit_plugin.task_state import TaskState
@@ -15,7 +17,7 @@ EXPLAINED = (TaskState.UNSUPPORTED, TaskState.FAILED)  # states whose reasons st
 MAX_NAMES = 3  # of the tasks that one failure prevented; of more than these, the number is shown
 
 
-class TaskResult(NamedTuple):
+class TaskResult(Struct, frozen=True):
     """The result of one task.
 
     seconds: The duration; None where it did not run.
@@ -26,7 +28,7 @@ class TaskResult(NamedTuple):
     state: TaskState
     seconds: float | None = None
     reason: str = ""
-    notes: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    notes: dict[str, Any] = {}  # never changed
 
 
 class ModelRow(NamedTuple):
@@ -181,7 +183,7 @@ def next_commands(results: dict[str, TaskResult]) -> str | None:
 def as_data(models: list[ModelRow], results: dict[str, TaskResult]) -> dict[str, Any]:
     """Return models and tasks as data for JSON. Tables for people are left out."""
     tasks = {}
-    for name, (state, seconds, reason, notes) in results.items():
-        data = {key: value for key, value in notes.items() if key != "table"}
-        tasks[name] = {"state": state, "seconds": seconds, "reason": reason, "notes": data}
+    for name, result in results.items():
+        notes = {key: value for key, value in result.notes.items() if key != "table"}
+        tasks[name] = {"state": result.state, "seconds": result.seconds, "reason": result.reason, "notes": notes}
     return {"models": [row._asdict() for row in models], "tasks": tasks}

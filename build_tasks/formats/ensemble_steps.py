@@ -7,7 +7,8 @@
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from build_tasks.formats.artifacts import PREPROCESS_FOLDER, present_artifacts
 from build_tasks.spec.ensemble_tables import Ensemble, EnsembleStep, short_form
@@ -19,7 +20,7 @@ from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
 PYTHON = "python"  # the kind of a step that is a Python model of the user
 
 
-class Step(NamedTuple):
+class Step(Struct, frozen=True):
     """One step of an ensemble.
 
     Attributes:

@@ -8,7 +8,9 @@ Triton's backends keep. So the files run in the same way here, and the gate appl
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import ragged_batches
@@ -30,7 +32,7 @@ GPU_TOOLS = {
 }
 
 
-class Session(NamedTuple):
+class Session(Struct, frozen=True):
     """A loaded artifact."""
 
     run: "RunBatch"

@@ -8,13 +8,14 @@ Every machine can build and run all other artifacts.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from build_tasks.runtime import hardware
 from build_tasks.spec.model import Model
 
 
-class Machine(NamedTuple):
+class Machine(Struct, frozen=True):
     """The machine that an artifact is for. The fields are those of a Stage."""
 
     missing_requirements: Callable[[], str | None]  # to run it
@@ -44,7 +45,7 @@ def machine_of(model: Model, file: str) -> Machine | None:
 def missing_requirements(model: Model, file: str) -> str | None:
     """Return the requirements that this machine lacks to run an artifact, None if it has all."""
     machine = machine_of(model, file)
-    return machine and machine.missing_requirements()
+    return machine.missing_requirements() if machine else None
 
 
 def package_device(model: Model) -> str:

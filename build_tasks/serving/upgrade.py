@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from doit.exceptions import TaskFailed
+from msgspec.structs import replace
 
 from build_tasks.errors import UserError
 from build_tasks.json_files import read_json
@@ -144,7 +145,7 @@ def new_mistakes(model: Model, release: str) -> Iterator[str]:
 
     facts = facts_of(model)
     if model.config_fields:
-        for key, expected, found in model_config_checks.mistakes(facts._replace(release=release)):
+        for key, expected, found in model_config_checks.mistakes(replace(facts, release=release)):
             yield f"{model.file}: triton.{key}: expected {expected}, found {found}"
     support, opset = releases.onnx_support(release), model.spec.onnx.opset
     if "onnx" in facts.model_formats and support and opset != "auto" and opset > support.opset:

@@ -9,14 +9,15 @@ precision, the stages before and after use other files too. The value is part of
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from doit.cmdparse import CmdOption, CmdParseError, TaskParse
+from msgspec import Struct
 
 from build_tasks.errors import UserError
 
 
-class Override(NamedTuple):
+class Override(Struct, frozen=True):
     """An option and the key that it replaces."""
 
     table: str

@@ -16,7 +16,9 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from build_tasks.errors import MAX_LINE, UserError
 from build_tasks.formats import declarations
@@ -84,7 +86,7 @@ def stage(model: Model) -> Stage:
     )
 
 
-class Export(NamedTuple):
+class Export(Struct, frozen=True):
     """A graph whose answers are right."""
 
     exporter: str

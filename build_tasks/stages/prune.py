@@ -12,9 +12,10 @@ for a day.
 
 import os
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 from doit.exceptions import TaskFailed
+from msgspec import Struct
 
 from build_tasks.errors import UserError
 from build_tasks.paths import BUILD, MODELS, REPOSITORY
@@ -23,7 +24,7 @@ from build_tasks.spec import loader
 from build_tasks.triton.repository import is_generated, spec_of
 
 
-class Specs(NamedTuple):
+class Specs(Struct, frozen=True):
     """What the folders in models/ describe at one moment.
 
     described: Names of the Triton models of all specs.

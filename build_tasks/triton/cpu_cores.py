@@ -9,7 +9,9 @@ core. A value that the spec sets stays, and the other one follows from it: insta
 `doit bench` proposes the same from its own measurements (bench/recommendation.py).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from build_tasks.triton.parameter_checks import PARAMETERS
 
@@ -22,7 +24,7 @@ THREAD_PARAMETERS = {"onnx": "intra_op_thread_count", "torchscript": "INTRA_OP_T
 CORES_PER_PREPROCESS = 4
 
 
-class CoreShare(NamedTuple):
+class CoreShare(Struct, frozen=True):
     """How the instances of a Triton model share the cores of a CPU server."""
 
     instances: int

@@ -6,7 +6,7 @@ tensors of the network ─┬► input, output     what clients send and get, in
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct
 
@@ -36,7 +36,7 @@ class ClientView(Struct, frozen=True):
     ragged: bool = False
 
 
-class TritonTensor(NamedTuple):
+class TritonTensor(Struct, frozen=True):
     """A tensor of the network that Triton fills or keeps itself.
 
     Attributes:

@@ -5,7 +5,7 @@ which only some batch ReshapeTensorDims in ensemble_scheduler.cc.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct
 
@@ -21,7 +21,7 @@ class Wiring(Struct, frozen=True):
     outputs: dict[str, str]
 
 
-class Graph(NamedTuple):
+class Graph(Struct, frozen=True):
     """The connected steps of an ensemble.
 
     Attributes:

@@ -11,7 +11,9 @@ in the branches r23.10 to r26.06. ONNX Runtime's list of devices was tried with 
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from build_tasks.triton.model_config import Mistake
 from build_tasks.triton.repository import PROVENANCE_PREFIX
@@ -25,7 +27,7 @@ TEXT = "a text that is not empty"
 MANY = 1000  # a longer range of numbers is described by its first one
 
 
-class Parameter(NamedTuple):
+class Parameter(Struct, frozen=True):
     """A parameter that a backend reads."""
 
     values: str | range | tuple[str, ...]  # the accepted values; a text says what they are

@@ -1,9 +1,9 @@
 """The platform, the backend and the file names by which Triton knows a model format."""
 
-from typing import NamedTuple
+from msgspec import Struct
 
 
-class Platform(NamedTuple):
+class Platform(Struct, frozen=True):
     """The properties by which Triton loads the models of one format.
 
     Source: the server's docs/user_guide/model_configuration.md, and src/constants.h of its core.

@@ -10,13 +10,13 @@ Each row names its source:
 None stands for a version that no source names. If a version of TensorRT is known only in part, it has fewer numbers.
 """
 
-from typing import NamedTuple
+from msgspec import Struct
 
 BRANCH = "server: branch of the release; containers of the same month"
 PAGES = "server: page of the release"
 
 
-class Release(NamedTuple):
+class Release(Struct, frozen=True):
     """Versions that a release contains."""
 
     triton: str
@@ -27,14 +27,14 @@ class Release(NamedTuple):
     source: str
 
 
-class OnnxSupport(NamedTuple):
+class OnnxSupport(Struct, frozen=True):
     """The newest ONNX that a version of ONNX Runtime reads."""
 
     opset: int
     ir_version: int
 
 
-class Change(NamedTuple):
+class Change(Struct, frozen=True):
     """Something that means another thing from a release on."""
 
     release: str

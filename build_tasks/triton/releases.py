@@ -143,7 +143,8 @@ def load_warning(release: str, model_format: str, signature: Mapping[str, Any]) 
     unchecked = model_format == "tensorrt" and contents.tensorrt is None
     if model_format == "onnx" and contents.onnxruntime is None:
         support = _onnx_support_of(_at_least(release, "onnxruntime"))
-        unchecked = support is None or any(signature[key] > getattr(support, key) for key in OnnxSupport._fields)
+        limits = OnnxSupport.__struct_fields__
+        unchecked = support is None or any(signature[key] > getattr(support, key) for key in limits)
     if unchecked:
         library = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT"}[model_format]
         return (

@@ -1,12 +1,14 @@
 """The facts about a model that the checks of a ModelConfig use. The package spec builds this record."""
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from build_tasks.tensors import OptimizationProfile
 from build_tasks.triton.optimization_profiles import Box
 
 
-class ServingFacts(NamedTuple):
+class ServingFacts(Struct, frozen=True):
     """One model of the project, as far as Triton is concerned.
 
     A model format is a key of platforms.TRITON_MODELS: a format that is served, or a part of the ensemble.

@@ -15,7 +15,9 @@ Later rules win over earlier ones. This module computes with plain data and impo
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
+
+from msgspec import Struct
 
 from build_tasks.errors import UserError
 from build_tasks.runtime.stage import Settings
@@ -70,7 +72,7 @@ class GateResult(TypedDict):
     status: str  # as `status` returns it
 
 
-class Failure(NamedTuple):
+class Failure(Struct, frozen=True):
     """A metric of one output whose value is beyond its limit."""
 
     output: str

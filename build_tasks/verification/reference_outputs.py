@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from build_tasks.runtime.stage import Paths
 from build_tasks.tensors import Feed, Signature, batch_of, profile_batches, resize, take
@@ -19,7 +21,7 @@ RunBatch = Callable[[Feed], "list[np.ndarray]"]  # from a batch of the inputs to
 MapBatches = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]  # like `map`
 
 
-class Batch(NamedTuple):
+class Batch(Struct, frozen=True):
     """A batch of samples, and what runs it: an artifact, maybe with one of its optimization profiles."""
 
     run: RunBatch
