@@ -3,7 +3,8 @@
 A trace records the device of each such tensor as a constant, and the trace is taken on a CPU. On a GPU these tensors
 would stay on the CPU, and the first operator that joins one with the image would fail.
 
-    frozen trace ─► follow_input ─► saved file ─► device_error, on PyTorch's meta device instead of a GPU
+    frozen trace ─► follow_input ─► saved file ─► device_error: does every operator provably get tensors of one device?
+                                                      └ no ─► a run on PyTorch's meta device instead of a GPU
 
 This module imports PyTorch and torchscript_graph.py.
 """
@@ -20,6 +21,21 @@ BATCHES = (1, 3, 3)  # PyTorch optimizes a graph after its first runs
 
 # Tensors that these operators take from the CPU, also on a GPU.
 CPU_ARGUMENTS = {"lengths", "batch_sizes"}
+
+# Operators, also in the forms that write to their first tensor (`relu_`), that create no tensor on another device than
+# that of their tensors. The list need not be complete: a graph with others runs on the meta device.
+# fmt: off
+SAME_DEVICE = {
+    "Float", "Int", "ScalarImplicit", "_convolution", "abs", "adaptive_avg_pool2d", "add", "addmm", "avg_pool2d",
+    "batch_norm", "bmm", "cat", "ceil", "chunk", "clamp", "constant_pad_nd", "contiguous", "div", "dropout", "exp",
+    "expand", "flatten", "floor", "floor_divide", "gelu", "group_norm", "hardsigmoid", "hardswish", "hardtanh",
+    "layer_norm", "leaky_relu", "linear", "matmul", "max_pool2d", "mean", "mul", "neg", "pad", "permute", "pow",
+    "relu", "relu6", "remainder", "reshape", "rsqrt", "scaled_dot_product_attention", "select", "sigmoid", "silu",
+    "size", "slice", "softmax", "split", "sqrt", "squeeze", "sub", "sum", "tanh", "transpose", "unbind",
+    "unsqueeze", "view",
+}
+# fmt: on
+COLLECTIONS = {"prim::ListConstruct", "prim::ListUnpack", "prim::TupleConstruct", "prim::TupleUnpack"}
 
 # The words of PyTorch's operators about tensors of two devices: "Expected all tensors to be on the same device".
 MIXED_DEVICES = re.compile(r"(same|expected) device|two devices|CPU int64 tensor")
@@ -95,15 +111,48 @@ def constant_number(value: Any) -> int | float | None:
 def device_error(path: str, examples: Sequence[Sequence[torch.Tensor]]) -> str | None:
     """Return PyTorch's message if a TorchScript file would join tensors of a CPU and a GPU, and None if it would not.
 
-    The file runs on the meta device, which needs no GPU: tensors there have a shape and no values, and operators
-    refuse to mix them with tensors of a CPU. What needs values cannot run there, such as the indices of a boolean
-    mask. Then nothing is found in the rest of the graph.
-
     Args:
         path: The file.
         examples: The inputs at each of the lengths to run. Their batch is replaced by those of BATCHES.
     """
     module = torch.jit.load(path, map_location="cpu")
+    return None if joins_one_device(module.graph) else error_on_meta(module, examples)
+
+
+def joins_one_device(graph: Any) -> bool:
+    """Return whether each operator of a graph provably gets tensors of a single device, wherever the input is.
+
+    The input and the constants with dimensions are on one device, sizes are on the CPU, and the result of each operator
+    of SAME_DEVICE is where its tensors are. If no operator gets tensors of both, none can refuse them. What creates or
+    moves a tensor in another way, and what is not in the graph itself, is not proven.
+    """
+    devices = {value.debugName(): "input" for value in graph.inputs()}
+    for node in graph.nodes():
+        kind = node.kind()
+        found = {devices[value.debugName()] for value in node.inputs() if value.debugName() in devices}
+        if kind == "prim::NumToTensor":
+            found = {"cpu"}
+        elif kind == "prim::Constant":
+            if node.hasAttribute("value") and node.kindOf("value") == "t" and node.t("value").ndim:
+                found = {"input"}
+        elif kind not in COLLECTIONS and kind.removeprefix("aten::").removesuffix("_") not in SAME_DEVICE:
+            return False
+        tensors = [value.debugName() for value in node.outputs() if "Tensor" in value.type().annotation_str]
+        if len(found) > 1 or (tensors and not found):
+            return False
+        devices.update((name, device) for name in tensors for device in found)
+    return True
+
+
+def error_on_meta(module: torch.jit.ScriptModule, examples: Sequence[Sequence[torch.Tensor]]) -> str | None:
+    """Run a TorchScript module on the meta device, which needs no GPU, and return what `device_error` returns.
+
+    Tensors there have a shape and no values, and operators refuse to mix them with tensors of a CPU. What needs values
+    cannot run there, such as the indices of a boolean mask. Then nothing is found in the rest of the graph.
+
+    Args:
+        module: The module as it was loaded on the CPU. It is changed.
+    """
     module.to("meta")
     for node in all_nodes(module.graph):
         if node.kind() == "prim::Constant" and node.hasAttribute("value") and node.kindOf("value") == "t":

@@ -83,6 +83,7 @@ IDIOMS = {
         f"size {operator} in place": f"f[:, : 1 + in_place(f.shape[1], '{operator}') // 3].mean(1)"
         for operator in ("mul", "add", "sub", "floordiv", "mod")
     },
+    "padding by a size": "nn.functional.pad(image, [0, image.shape[3] * 2 - 11]).mean((2, 3))",
     "size of sizes in place": "f[:, : in_place(in_place(f.shape[1], 'mul') - 1, 'floordiv')].mean(1)",
     "lstm": "inner(f)[0].mean(1)",
     "two layers": "inner(f)[0].mean(1)",
@@ -147,6 +148,10 @@ def make(name: str) -> nn.Module:
     return Network(name).eval().requires_grad_(False)
 
 
+def error_on_meta(path: str) -> str | None:
+    return torchscript_device.error_on_meta(torch.jit.load(path), [[torch.empty(1, 3, 6, 6)]])
+
+
 def cpu_devices(module: Any) -> list[str]:
     """The operators of a graph that use a constant device, or join a size with a tensor that moves to a GPU."""
     found = []
@@ -166,7 +171,7 @@ def test_created_tensors_follow_the_input(name: str, tmp_path: Path) -> None:
     torchscript_device.follow_input(traced)
     assert not cpu_devices(traced)
     torchscript_graph.save_torchscript(traced, path)
-    assert torchscript_device.device_error(path, [[torch.empty(1, 3, 6, 6)]]) is None
+    assert error_on_meta(path) is None
     loaded = torch.jit.load(path)
     for batch in (2, 1, 3, 3):
         image = torch.randn(batch, 3, 6, 6)
@@ -178,7 +183,8 @@ def test_without_that_the_meta_device_refuses_most_of_them(tmp_path: Path) -> No
     for name in IDIOMS:
         path = str(tmp_path / f"{name}.pt")
         torchscript_graph.save_torchscript(trace(make(name), (3, 6, 6)), path)
-        refused[name] = torchscript_device.device_error(path, [[torch.empty(1, 3, 6, 6)]])
+        refused[name] = error_on_meta(path)
+        assert not (refused[name] and torchscript_device.joins_one_device(torch.jit.load(path).graph)), name
     found = {name for name, message in refused.items() if message}
     assert {"zeros", "arange", "linspace", "full", "lstm", "gru", "rnn", "joined", "scripted function"} <= found
     assert len(found) > len(IDIOMS) / 2, refused
@@ -191,7 +197,43 @@ def test_a_graph_that_creates_nothing_is_left_as_it_is(name: str, tmp_path: Path
     torchscript_device.follow_input(traced)
     assert str(traced.graph) == before
     torchscript_graph.save_torchscript(traced, str(tmp_path / "model.pt"))
-    assert torchscript_device.device_error(str(tmp_path / "model.pt"), [[torch.empty(1, 3, 6, 6)]]) is None
+    assert error_on_meta(str(tmp_path / "model.pt")) is None
+
+
+# Whether the graph proves that a run on the meta device finds nothing.
+PROVEN = {
+    "nothing": True,
+    "constant": True,
+    "padding by a size": True,  # `follow_input` has made the numbers beside it numbers of the CPU
+    "number": False,  # it is on the CPU, and may be joined with every device
+    "zeros_like": False,  # not in the list
+    "zeros": False,
+    "by way of the CPU": False,
+    "scripted function": False,  # it has branches
+}
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_where_the_graph_proves_it_no_run_is_needed(name: str, tmp_path: Path) -> None:
+    traced, path = trace(make(name), (3, 6, 6)), str(tmp_path / "model.pt")
+    torchscript_device.follow_input(traced)
+    torchscript_graph.save_torchscript(traced, path)
+    assert torchscript_device.joins_one_device(torch.jit.load(path).graph) == PROVEN[name]
+
+
+MIXED = {
+    "size and input": "%out : Tensor = aten::mul(%size, %input)",
+    "written": "%first : Tensor = aten::select(%input, %zero, %zero) %out : Tensor = aten::mul_(%first, %size)",
+    "list": "%list : Tensor[] = prim::ListConstruct(%input, %size) %out : Tensor = aten::cat(%list, %zero)",
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_size_beside_the_input_is_not_proven(name: str) -> None:
+    made = "%size : Tensor = prim::NumToTensor(%zero)"
+    lines = ["graph(%input : Tensor):", "%zero : int = prim::Constant[value=0]()", made, *MIXED[name].split(" %")]
+    text = "\n  ".join(line if line[0] in "g%" else f"%{line}" for line in lines)
+    assert not torchscript_device.joins_one_device(torch._C.parse_ir(f"{text}\n  return (%out)"))
 
 
 def timm_names() -> list[str]:
