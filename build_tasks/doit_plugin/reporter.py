@@ -3,8 +3,7 @@
 - doit calls it after every success. It saves doit's records at once, so that a killed run keeps all finished tasks.
 - It knows which tasks were requested. It leaves out stages that this machine cannot build and that were not requested
   by name, as if `doit ignore` had marked them.
-- It runs last, and sets the exit code: 1 if a task failed, 2 if one crashed. A task that was skipped because another
-  one failed is not a crash.
+- It runs last, and sets the exit code: 1 if a task failed, 2 if one crashed. A task after a failed one did neither.
 """
 
 import atexit

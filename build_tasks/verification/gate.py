@@ -15,9 +15,7 @@ Later rules win over earlier ones. This module computes with plain data and impo
 
 import math
 from collections.abc import Iterator
-from typing import Any, TypedDict
-
-from msgspec import Struct
+from typing import Any, NamedTuple, TypedDict
 
 from build_tasks.errors import UserError
 from build_tasks.runtime.stage import Settings
@@ -72,7 +70,7 @@ class GateResult(TypedDict):
     status: str  # as `status` returns it
 
 
-class Failure(Struct, frozen=True):
+class Failure(NamedTuple):
     """A metric of one output whose value is beyond its limit."""
 
     output: str
