@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from build_tasks.errors import UserError
-from build_tasks.formats import torchscript_device, torchscript_graph
+from build_tasks.formats import fp32_comparison, torchscript_device, torchscript_graph
 from build_tasks.formats.fp32_comparison import Comparison, InaccurateError
 from build_tasks.formats.onnx_runtime import onnx_session
 from build_tasks.spec.interface import interface_of
@@ -180,7 +180,7 @@ def measure(name: str, statistics: str) -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         artifacts = {"TorchScript": trace(module, shape, f"{folder}/model.pt")}
         artifacts["ONNX"] = export(f"{folder}/model.pt", shape, f"{folder}/model.onnx")
-        _, _, limits = comparison._samples({})
+        _, limits = comparison._expected({})
         for kind, artifact in artifacts.items():
             try:
                 yield kind, f"{max(errors(comparison, artifact)):.1e}"
@@ -209,6 +209,25 @@ def test_no_false_alarm_and_every_planted_fault_is_found(name: str, statistics: 
     assert len(results) > 20
 
 
+def test_what_passes_without_fp64_passes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    module = nn.Sequential(*layers).eval().requires_grad_(False)
+    needed, default = {}, fp32_comparison.CERTAIN
+    for error in (0.0, 1e-6, 3e-6, 1e-5, 2.5e-5, 3.5e-5, 1e-4):
+        faulty = lambda x, error=error: [(run(module, x)[0] * (1 + error)).astype(np.float32)]  # noqa: E731
+        passed = []
+        for certain in (default, 0.0):  # with 0, nothing passes without fp64 that is not equal
+            monkeypatch.setattr(fp32_comparison, "CERTAIN", certain)
+            comparison = Comparison(module, interface((3, 32, 32)))
+            passed.append(not is_found(comparison, faulty))
+            needed[error, certain > 0] = bool(comparison.expected)
+        assert passed[0] == passed[1] == (error < 3e-5), error
+    assert not needed[3e-6, True]
+    assert needed[3e-6, False]
+    assert needed[1e-5, True]
+
+
 def test_random_numbers_are_the_networks_own_fault() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5)).eval()
     module[3].train()
@@ -231,9 +250,10 @@ def test_a_network_that_does_not_run_in_fp64_is_judged_by_its_sensitivity(capsys
     module = Mixed().eval().requires_grad_(False)
     comparison = Comparison(module, interface((3, 32, 32)))
     assert comparison.check(functools.partial(run, module), {}, 3) < 1e-6
-    assert "does not run in fp64: fp32 only" in capsys.readouterr().out
+    assert not capsys.readouterr().out  # the answers are equal, whatever fp64 says
     with pytest.raises(InaccurateError, match=r"on noise, input 1 of the batch \(limit 3e-05\)"):
         comparison.check(lambda batch: [spoil(run(module, batch)[0], 1, 9)], {}, 3)
+    assert "does not run in fp64: fp32 only" in capsys.readouterr().out
 
 
 if __name__ == "__main__":
