@@ -489,9 +489,9 @@ STAR = [  # model, line of its spec, another one, and the stages that run becaus
     ("frames", "min = 2", "min = 3", ()),
     ("frames", "opt = 5", "opt = 4", ("config",)),
     ("frames", "max = 9", "max = 8", ()),
-    ("frames", 'key = "out.pooled"', 'key = "out.scores"', ()),
+    ("frames", 'key = "out.pooled"', 'key = 1', ()),
     ("frames", 'name = "pooled"', 'name = "mean"', ()),
-    ("frames", "classes = false", "classes = true", ("measure",)),
+    ("frames", "classes = false", "classes = true", ("measure", "client")),
     ("vector", 'layout = "nhwc"\n', "", ("config",)),
     ("vector", "low = 0.5", "low = 0.25", ("config",)),  # warm-up holds this value
     ("vector", "high = 2", "high = 3", ()),
