@@ -76,6 +76,7 @@ RUNS_IN = {
         "by hand, it needs an older checkout"
     ),
     "python benchmarks/overhead.py --short": ".ci/run",
+    "python benchmarks/overhead.py --short --runs 12": ".ci/run, with fewer runs",
     "python benchmarks/incremental.py --short": ".ci/run",
     "python -m build_tasks.spec.json_schema > models/model.schema.json": "tests/spec/test_json_schema.py",
     "python -m build_tasks.spec.json_schema --markdown > docs/reference/spec.md": "tests/spec/test_json_schema.py",
@@ -88,6 +89,7 @@ RUNS_IN = {
     "doit bench:efficientnet_lite0": "tests/bench/test_bench.py, with a smaller model",
     "doit smoke": "the same, with the default address",
     "doit bench": "tests/bench/test_bench.py, for one model",
+    "doit repair": "above, for one model",
     "doit adopt": "the next two",
     "doit adopt PATH": "tests/doit_plugin/test_adopt_command.py",
     "doit adopt /srv/models": "likewise",
@@ -116,8 +118,9 @@ RUNS_IN = {
     "doit push s3://bucket/models": "likewise, with moto's server",
     "doit push --oci image": "likewise",
     "pytest -m long": "by hand, it takes more than half an hour",
+    "python -m tests.doit_plugin.terminal_picture doit -n 2 efficientnet_lite0": "by hand, it draws a picture",
     "python tests/buildah.py": "by hand, as root; docs/how-to/docker.md shows what it prints",
-    "pytest -n 0 -m gpu": "nowhere yet, as docs/limitations.md says",
+    "pytest -n 0 -m gpu": "by hand on an H200, those of TorchScript; docs/limitations.md says which have never run",
 }
 
 

@@ -489,7 +489,7 @@ STAR = [  # model, line of its spec, another one, and the stages that run becaus
     ("frames", "min = 2", "min = 3", ()),
     ("frames", "opt = 5", "opt = 4", ("config",)),
     ("frames", "max = 9", "max = 8", ()),
-    ("frames", 'key = "out.pooled"', 'key = 1', ()),
+    ("frames", 'key = "out.pooled"', "key = 1", ()),
     ("frames", 'name = "pooled"', 'name = "mean"', ()),
     ("frames", "classes = false", "classes = true", ("measure", "client")),
     ("vector", 'layout = "nhwc"\n', "", ("config",)),
