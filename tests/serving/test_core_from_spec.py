@@ -298,7 +298,7 @@ def test_labels_must_be_as_many_as_the_classes_of_their_output(project: Project)
     labels.write_text("up\ndown\n")
 
 
-SAME = re.compile(r"^(\d+) of \1 targets have the same bytes$", re.MULTILINE)
+SAME = re.compile(r"^(\d+) of \1 targets have the same bytes", re.MULTILINE)
 
 
 @pytest.mark.parametrize("models", [["free"], pytest.param(["sums", "counter"], marks=pytest.mark.long)])
