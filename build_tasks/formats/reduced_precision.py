@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import declarations
 from build_tasks.formats.declarations import INTERFACE_MODULES
-from build_tasks.formats.onnx_files import foreign_node
 from build_tasks.runtime.stage import Paths, Settings
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model
@@ -178,6 +177,8 @@ def cast_graph(path: str, operators: list[str], nodes: list[str], settings: Sett
 def _advice(path: str) -> str:
     """Return the end of the message about a graph that AutoCast cannot convert: the operator that it does not know."""
     import onnx
+
+    from build_tasks.formats.onnx_files import foreign_node
 
     graph = onnx.load(path, load_external_data=False)
     if node := foreign_node(graph):

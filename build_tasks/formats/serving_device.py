@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats import ragged_batches
 from build_tasks.runtime import hardware
 from build_tasks.tensors import Feed, Signature, batch_of
 
@@ -141,6 +140,7 @@ def _run_torch(module: "Callable[..., object]", names: list[str], device: str) -
 def _run_onnx(path: str) -> "RunBatch | None":
     import onnxruntime
 
+    from build_tasks.formats import ragged_batches
     from build_tasks.formats.onnx_files import onnx_file
 
     onnxruntime.preload_dlls()  # CUDA's libraries may be in Python packages

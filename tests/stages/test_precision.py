@@ -183,7 +183,7 @@ def test_bf16_is_judged_with_the_rounding_of_bf16(zoo: tuple[Project, Run]) -> N
     rounded = answers(torch.bfloat16)
     np.testing.assert_allclose(found, rounded, atol=2**-8 * np.abs(rounded).max())
     difference = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert error(project, "bf16/model.bf16.onnx") == pytest.approx(difference)
+    assert error(project, "bf16/model.bf16.onnx") == pytest.approx(difference, rel=5e-3)  # it has three digits
     assert difference > 5 * error(project, "plain/model.fp16.onnx")
     assert "rtx:bf16" in run.ran
 
