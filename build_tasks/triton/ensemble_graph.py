@@ -102,11 +102,12 @@ def connect(
     return Graph(order, inputs, outputs, maps, max_batch_size, batches)
 
 
-def flatten(steps: Sequence[Wiring], configs: Mapping[str, Any]) -> list[Wiring]:
+def flatten(steps: Sequence[Wiring], configs: Mapping[str, Any], prefix: str = "") -> list[Wiring]:
     """Return the steps of an ensemble with the steps of other ensembles in the place of these.
 
     Args:
         configs: The ModelConfigs of the steps and of the steps of ensembles among them, by name.
+        prefix: Of the names of inner tensors: the place of the steps, "outer[0].", if they are those of a step.
     """
     flat = []
     for index, step in enumerate(steps):
@@ -114,19 +115,20 @@ def flatten(steps: Sequence[Wiring], configs: Mapping[str, Any]) -> list[Wiring]
         if not config.HasField("ensemble_scheduling"):
             flat.append(step)
             continue
+        place = f"{prefix}{step.name}[{index}]."
         names = {each.name: step.inputs.get(each.name, each.name) for each in config.input}
         names |= {each.name: step.outputs.get(each.name, each.name) for each in config.output}
         parts = [
             Wiring(
                 part.model_name,
                 *(
-                    {name: names.get(tensor, f"{step.name}[{index}].{tensor}") for name, tensor in each.items()}
+                    {name: names.get(tensor, place + tensor) for name, tensor in each.items()}
                     for each in (part.input_map, part.output_map)
                 ),
             )
             for part in config.ensemble_scheduling.step
         ]
-        flat += flatten(parts, configs)
+        flat += flatten(parts, configs, place)
     return flat
 
 

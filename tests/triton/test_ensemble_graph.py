@@ -118,6 +118,27 @@ def test_an_ensemble_among_the_steps_is_replaced_by_its_own_steps() -> None:
     ]
 
 
+def test_an_ensemble_that_stands_at_the_same_place_in_two_others_has_tensors_of_its_own_in_each() -> None:
+    def ensemble(name: str, steps: str) -> Any:
+        fields = 'input { name: "IMAGE" data_type: TYPE_STRING dims: 1 } output { name: "scores" data_type: TYPE_FP32 dims: 10 }'
+        text = f'name: "{name}" platform: "ensemble" max_batch_size: 4 {fields} ensemble_scheduling {{ {steps} }}'
+        return text_format.Parse(text, to_message({}))
+
+    def step(name: str, taken: tuple[str, str], made: tuple[str, str]) -> str:
+        maps = [f'{kind}_map {{ key: "{a}" value: "{b}" }}' for kind, (a, b) in (("input", taken), ("output", made))]
+        return f'step {{ model_name: "{name}" {" ".join(maps)} }}'
+
+    outer = step("inner", ("IMAGE", "IMAGE"), ("scores", "scores"))
+    chain = step("prepare", ("IMAGE", "IMAGE"), ("PIXELS", "x"))
+    chain += step("network", ("INPUT__0", "x"), ("OUTPUT__0", "scores"))
+    configs = {"inner": ensemble("inner", chain), "prepare": PREPARE, "network": NETWORK, "join": JOIN}
+    configs |= {name: ensemble(name, outer) for name in ("left", "right")}
+    steps = [Wiring("left", {}, {"scores": "a"}), Wiring("right", {}, {"scores": "b"})]
+    flat = flatten([*steps, Wiring("inner", {}, {"scores": "c"}), Wiring("join", {"A": "a", "B": "b"}, {})], configs)
+    made = [tensor for each in flat for tensor in each.outputs.values()]
+    assert made == ["left[0].inner[0].x", "a", "right[1].inner[0].x", "b", "inner[2].x", "c"]
+
+
 WRONG: dict[str, tuple[list[Any], str]] = {
     "an input that the step does not have": (
         [("network", NETWORK, {"INPUT_0": "PIXELS"}, {})],
