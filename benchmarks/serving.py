@@ -304,9 +304,8 @@ def save_forms(
 
 def export(network: torch.nn.Module, shape: tuple[int, ...], device: str, largest: int) -> torch.export.ExportedProgram:
     """The program that stages/aoti.py compiles."""
-    largest = max(2, largest)
-    example = torch.randn(min(aoti_package.EXAMPLE_BATCH["gpu" if device == "cuda" else "cpu"], largest), *shape)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=largest)},)
+    example = torch.randn(aoti_package.example_batch("gpu" if device == "cuda" else "cpu", largest), *shape)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=max(len(example), largest))},)
     program = torch.export.export(network, (example,), dynamic_shapes=shapes)
     return torch_export.cast_program(program, torch.float16, [True], shapes) if device == "cuda" else program
 

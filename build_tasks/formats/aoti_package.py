@@ -29,6 +29,17 @@ COMMAND = re.compile(rb"^//.*/.*\n?", re.MULTILINE)  # a comment with a path: th
 BITS = {"x86-64-v4": 512, "x86-64-v3": 256}  # of a vector, by the level of x86-64
 
 
+def example_batch(device: str, largest: int) -> int:
+    """The batch of the example with which a program is exported for a device, "gpu" or "cpu".
+
+    It is at least 2, because torch.export fixes a dimension of size one.
+
+    Args:
+        largest: The largest batch of the package.
+    """
+    return min(EXAMPLE_BATCH[device], max(2, largest))
+
+
 def compile_package(
     program: "torch.export.ExportedProgram", path: str, device: str, instruction_set: str, compiler: list[str]
 ) -> None:

@@ -105,7 +105,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     module = wrap_for_serving(reparameterize_model(network), interface)
     torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows the operator of its fast path
     largest = settings["max_batch_size"]
-    batch = min(aoti_package.EXAMPLE_BATCH[settings["device"]], max(2, largest))
+    batch = aoti_package.example_batch(settings["device"], largest)
     example, shapes = torch_export.export_arguments(module, interface, batch, True, largest)
     names = output_names_of(module, tuple(each[:CHECKED_BATCH] for each in example))
     tensors = signature_tensors(module, names, interface, CHECKED_BATCH)
