@@ -55,6 +55,7 @@ PHOTOGRAPHS = ("build_tasks/verification/photographs/coffee.jpg",)
 
 # The modules that affect a trace, besides those that make the network.
 TRACE_MODULES = (
+    "build_tasks.formats.per_sample_filters",
     "build_tasks.formats.shared_weights",
     "build_tasks.formats.torchscript_trace",
     "build_tasks.formats.torchscript_device",

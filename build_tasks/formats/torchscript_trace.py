@@ -8,6 +8,7 @@ import re
 import types
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,16 +46,19 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
     import torch
 
     from build_tasks.formats import torchscript_device, torchscript_graph
+    from build_tasks.formats.per_sample_filters import PerSampleFilters
 
     slim = wrap_for_serving(_reparameterized(module), interface)
     if own_names(interface):
         name_arguments(slim, [each["name"] for each in interface["inputs"]])
     batch = tuple(example_inputs(interface, TRACED_BATCH))
     torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows the operator of its fast path
+    filters = PerSampleFilters()
     with torch.inference_mode(False), torch.no_grad():
-        slim(*batch)  # values that a network computes only at its first call must not be traced
+        with filters:
+            slim(*batch)  # values that a network computes only at its first call must not be traced
         try:
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings(record=True) as caught, filters if filters.found else nullcontext():
                 warnings.simplefilter("always", torch.jit.TracerWarning)
                 plain = torch.jit.trace(slim, batch, check_trace=False)
             for warning in caught:  # for the log
