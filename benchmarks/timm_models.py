@@ -4,9 +4,11 @@
     python benchmarks/timm_models.py --every 16        every sixteenth name of timm.list_models()
     python benchmarks/timm_models.py levit_128 resnet18
     python benchmarks/timm_models.py @names.txt        a name in each line
+    python benchmarks/timm_models.py --page docs/reference/timm.md    no build: the page of the rows of earlier runs
 
 Each model has the default spec and its own input size, and runs the stages of the chain one after the other, in a
-process of its own on one core. Its weights are timm's random ones, with the batch statistics of the shipped
+process of its own on one core. If the gate refuses the fp16 graph, `doit repair` excludes nodes, and the graph is built
+and compared once more. Its weights are timm's random ones, with the batch statistics of the shipped
 photographs: without these, the activations of many networks vanish or grow with depth, and a comparison shows nothing.
 A model of every family of timm comes first, then a second one of every family, and so on, so that a run that is ended
 early has seen all families. Names of the command line keep their order.
@@ -18,6 +20,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -32,13 +35,16 @@ ROOT = Path(__file__).parent.parent.resolve()
 sys.path.insert(0, str(ROOT))
 
 from build_tasks.errors import UserError, first_lines  # noqa: E402
+from build_tasks.runtime.distributions import versions  # noqa: E402
 from build_tasks.text_table import format_table  # noqa: E402
 
 MAX_PARAMETERS = 100_000_000
 MAX_BATCH = 2  # the default of 32 takes long and finds nothing more; batches 1, 2 and 3 are compared with the network
 LIMIT = 1800  # seconds of a model
 TOO_LARGE = "too large"  # in place of a stage
+REPAIR = "repair"  # the stage that a refused fp16 graph goes through
 COLUMNS = ("model", "stage", "seconds", "reason")
+TOOLS = ("torch", "timm", "onnxscript", "onnxslim", "onnxruntime", "nvidia-modelopt")  # their versions are in a row
 PRELOADED = ("timm", "onnxruntime", "modelopt.onnx.autocast", "build_tasks.stages.measure", "build_tasks.stages.onnx")
 
 
@@ -47,7 +53,9 @@ def drive(name: str, folder: str, limit: float, cores: "SimpleQueue[int]") -> di
     started = time.monotonic()
     result = f"{folder}/{name}.json"
     Path(result).write_text(
-        json.dumps({"model": name, "stage": "weights", "reason": "", "notes": {}, "cpu_seconds": {}})
+        json.dumps(
+            {"model": name, "stage": "weights", "reason": "", "notes": {}, "cpu_seconds": {}, "tools": tools_here()}
+        )
     )
     core = cores.get()
     child = multiprocessing.get_context("forkserver").Process(target=write_result, args=(name, result, core))
@@ -59,10 +67,15 @@ def drive(name: str, folder: str, limit: float, cores: "SimpleQueue[int]") -> di
         child.join()
         reason = f"not ended after {limit:g} s"
     elif child.exitcode:
-        reason = f"FAULT ended with {child.exitcode}"
+        reason = f"FAULT ended by {signal.Signals(-child.exitcode).name if child.exitcode < 0 else child.exitcode}"
     cores.put(core)
     row = json.loads(Path(result).read_text())
     return {**row, "reason": reason or row["reason"], "seconds": round(time.monotonic() - started, 1)}
+
+
+def tools_here() -> dict[str, str]:
+    """Return the versions of Python and of what the stages use."""
+    return {"Python": ".".join(map(str, sys.version_info[:2])), **versions(TOOLS)}
 
 
 def write_result(name: str, result: str, core: int) -> None:
@@ -104,7 +117,7 @@ def build(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     from build_tasks.spec.model import Model, Spec
     from build_tasks.spec.tables import Accuracy, Architecture, Weights
-    from build_tasks.stages import accuracy, measure, onnx, precision, reference, torchscript
+    from build_tasks.stages import accuracy, measure, onnx, precision, reference, repair, torchscript
 
     torch.set_num_threads(1)
     spec = Spec(
@@ -117,22 +130,47 @@ def build(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     os.makedirs(os.path.dirname(model.weights))
     parameters = write_weights(name, model.weights)
     notes: dict[str, Any] = {"parameters": parameters}
-    for title, task in (
+
+    def graph_tasks() -> list[tuple[str, dict[str, Any]]]:
+        return [
+            ("fp16 graph", precision.task(model, "fp16")),  # which reads the lock file of a repair
+            ("figures of the fp16 graph", measure.task_of_graph(model, "fp16")),
+            ("gate of the fp16 graph", accuracy.task_of_graph(model)),
+        ]
+
+    tasks = [
         ("torchscript", torchscript.task(model)),
         ("onnx", onnx.task(model)),
-        ("fp16 graph", precision.task(model, "fp16")),
         ("reference", reference.task(model)),
         ("figures of model.pt", measure.task(model, "torchscript", "model.pt")),
         ("figures of model.onnx", measure.task(model, "onnx", "model.onnx")),
-        ("figures of the fp16 graph", measure.task_of_graph(model, "fp16")),
         ("gate of model.pt", accuracy.task(model, "torchscript", "model.pt")),
         ("gate of model.onnx", accuracy.task(model, "onnx", "model.onnx")),
-        ("gate of the fp16 graph", accuracy.task_of_graph(model)),
-    ):
+        *graph_tasks(),
+    ]
+    for title, task in tasks[:-1]:
         yield title, notes
-        stage = task["meta"]["stage"]
-        notes = {title: stage.build(stage.inputs, stage.outputs, stage.settings)}
+        notes = {title: run(task)}
+    title, task = tasks[-1]
+    yield title, notes
+    try:
+        notes = {title: run(task)}
+    except UserError as error:
+        yield REPAIR, {title: str(error)}
+        notes = {REPAIR: run(repair.task(model))}
+        for title, task in graph_tasks():
+            yield f"{title} after {REPAIR}", notes
+            notes = {f"{title} after {REPAIR}": run(task)}
     yield "", notes
+
+
+def run(task: dict[str, Any]) -> dict[str, Any]:
+    """Build the stage of a task in this process, and return its notes."""
+    stage = task["meta"]["stage"]
+    for path in stage.outputs.values():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    notes: dict[str, Any] = stage.build(stage.inputs, stage.outputs, stage.settings)
+    return notes
 
 
 class TooLargeError(BaseException):
@@ -193,14 +231,87 @@ def by_families(names: list[str]) -> list[str]:
     return [name for *_, name in sorted(ranked)]
 
 
+def driven(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last row of each model, without the models that are too large."""
+    return [row for row in {row["model"]: row for row in rows}.values() if row["stage"] != TOO_LARGE]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the refusals as a table, below a line with their number."""
-    rows = [row for row in rows if row["stage"] != TOO_LARGE]
+    rows = driven(rows)
     refused = sorted((row for row in rows if row["stage"]), key=lambda row: (row["stage"], row["model"]))
-    built = len(rows) - len(refused)
+    built = [row for row in rows if not row["stage"]]
+    repaired = sum(REPAIR in row["notes"] for row in built)
     stages = Counter(row["stage"] for row in refused)
-    title = f"{built} of {len(rows)} built; refused: {dict(stages)}"
+    title = f"{len(built)} of {len(rows)} built, {repaired} of them by {REPAIR}; refused: {dict(stages)}"
     return format_table(COLUMNS, [[row[c] for c in COLUMNS] for row in refused], title, left=("stage", "reason"))
+
+
+PAGE = """\
+# Models of timm
+
+This page is generated from the rows of a run of `benchmarks/timm_models.py`, do not edit it.
+
+{built} of {driven} architectures of timm below {millions} million parameters were built with the defaults of a spec, at
+their own input size and batches up to 3, with random weights and the batch statistics of the shipped photographs:
+TorchScript, ONNX and the fp16 graph, each of which passed its gate. In {repaired} of them `doit repair` excludes nodes
+from fp16, because the gate refused the graph without that. {left} names of timm were not tried.
+
+A family is a module of timm, `timm.models.<family>`.
+
+| family | built | with nodes excluded from fp16 | refused |
+|---|---|---|---|
+{families}
+
+They were built with these versions:
+
+| models | versions |
+|---|---|
+{tools}
+"""
+
+
+def page(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Return the page about the rows, with a line for each family.
+
+    Args:
+        rows: The rows. A later one of a model replaces an earlier one.
+        names: All names of timm.
+    """
+    from timm.models import model_entrypoint
+
+    left = len({*names} - {row["model"] for row in rows})
+    rows = sorted(driven(rows), key=lambda row: str(row["model"]))
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(model_entrypoint(row["model"]).__module__.rpartition(".")[2], []).append(row)
+    built = [row for row in rows if not row["stage"]]
+    tools = Counter(", ".join(f"{tool} {version}" for tool, version in row["tools"].items()) for row in rows)
+    return PAGE.format(
+        built=len(built),
+        driven=len(rows),
+        millions=MAX_PARAMETERS // 1_000_000,
+        repaired=sum(REPAIR in row["notes"] for row in built),
+        left=left,
+        families="\n".join(family_line(*family) for family in sorted(families.items())),
+        tools="\n".join(f"| {count} | {text} |" for text, count in tools.most_common()),
+    )
+
+
+def family_line(family: str, rows: list[dict[str, Any]]) -> str:
+    """Return the line of a family: the number of models built, which of them are repaired, and the others."""
+    built = [row for row in rows if not row["stage"]]
+    repaired = [
+        f"`{row['model']}`: {row['notes'][REPAIR]['fp16'].partition(' nodes')[0]}"
+        for row in built
+        if REPAIR in row["notes"]
+    ]
+    refused = [
+        f"`{row['model']}`: {row['stage']}, {row['reason'].partition('; ')[0]}".replace("|", "\\|")
+        for row in rows
+        if row["stage"]
+    ]
+    return f"| {family} | {len(built)} of {len(rows)} | {'; '.join(repaired)} | {'; '.join(refused)} |"
 
 
 def main() -> None:
@@ -215,6 +326,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="begin no further model after this time")
     parser.add_argument("--limit", type=float, default=LIMIT, help="end a model after so many seconds")
     parser.add_argument("--rows", default="timm_models.jsonl", help="a row for each model, which is not built again")
+    parser.add_argument("--page", help="build nothing, and write this page about the rows")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # of the processes
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
@@ -223,6 +335,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if os.path.exists(arguments.rows):
         rows = [json.loads(line) for line in Path(arguments.rows).read_text().splitlines()]
+    if arguments.page:
+        Path(arguments.page).write_text(page(rows, timm.list_models()))
+        return
     done = {row["model"] for row in rows}
     selected = arguments.names or by_families(timm.list_models()[arguments.first :: arguments.every])
     names = [name for name in selected if name not in done]

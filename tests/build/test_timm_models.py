@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,10 @@ from tests.support.project import ROOT
 
 FEW = ["test_efficientnet", "test_vit", "levit_128s"]
 # Stages that may refuse a network for its own sake: fp16 changes the answers of some random weights too much.
-MAY_REFUSE = ("gate of the fp16 graph",)
+MAY_REFUSE = ("repair", "gate of the fp16 graph after repair")
 
 
-def rows_of(folder: Path, *arguments: str) -> list[dict[str, str]]:
+def rows_of(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(ROOT / "benchmarks/timm_models.py"), "--rows", str(folder / "rows"), *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return [json.loads(line) for line in (folder / "rows").read_text().splitlines()]
@@ -29,6 +30,38 @@ def test_a_refusal_names_its_stage_and_its_reason(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, "no_such_model")
     assert row["stage"] == "weights"
     assert "no_such_model" in row["reason"]
+
+
+@pytest.mark.long
+def test_a_refused_fp16_graph_is_repaired(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, "mobilenetv4_hybrid_medium_075")
+    assert row["stage"] == ""
+    assert row["notes"]["gate of the fp16 graph"].startswith("output OUTPUT__0: ")
+    assert "nodes excluded" in row["notes"]["repair"]["fp16"]
+    assert row["notes"]["gate of the fp16 graph after repair"]["accuracy"] == "ok"
+
+
+def test_the_page_has_a_line_for_each_family(tmp_path: Path) -> None:
+    def row(model: str, stage: str = "", reason: str = "", **notes: dict[str, str]) -> str:
+        figures = {"model": model, "stage": stage, "reason": reason}
+        return json.dumps({**figures, "notes": notes, "tools": {"torch": "2.14"}})
+
+    refusal = "output OUTPUT__0: a | b; `doit repair:model` finds the nodes"
+    rows = [
+        row("resnet18", "onnx", "an error that is gone"),
+        row("resnet18"),
+        row("resnet50", "gate of model.onnx", refusal),
+        row("resnet200d", "too large"),
+        row("dla34", repair={"fp16": "1 of 277 nodes excluded (0.4%), 2 steps"}),
+    ]
+    (tmp_path / "rows").write_text("\n".join(rows))
+    program = [sys.executable, str(ROOT / "benchmarks/timm_models.py"), "--rows", str(tmp_path / "rows")]
+    subprocess.run([*program, "--page", str(tmp_path / "page.md")], check=True)
+    page = (tmp_path / "page.md").read_text()
+    assert "2 of 3 architectures" in page
+    assert "| dla | 1 of 1 | `dla34`: 1 of 277 |  |" in page
+    assert "| resnet | 1 of 2 |  | `resnet50`: gate of model.onnx, output OUTPUT__0: a \\| b |" in page
+    assert "| 3 | torch 2.14 |" in page
 
 
 @pytest.mark.long
