@@ -22,30 +22,26 @@ The next run thus notices every change that happens during a run.
 This module reads the cache, and is small, because every `doit` imports it. noop_record.py writes it.
 """
 
-import array
+import functools
 import itertools
 import marshal
-import operator
 import os
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from build_tasks.doit_plugin.folder_listing import paths_below
+from build_tasks.doit_plugin.stat_signatures import check_all, packed, stat_fields, stat_signatures
 from build_tasks.paths import BUILD, MODELS, STATE_DB, has_spec
 
 CACHE_FILE = f"{BUILD}/.noop_cache"
 VERSION = b"3"  # version of the cache file's format
-ABSENT = (0, 0, 0, 0, 0)
 PROJECT = ("dodo.py", "build_tasks", "pyproject.toml", "doit.cfg")  # the last two files may hold options of doit
 PRUNE = "prune"  # name of the task
 WAL = 2  # SQLite's number of the journal mode "write-ahead log"
-
-StatSignature = tuple[int, ...]
-stat_fields = operator.attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 class Record(NamedTuple):
@@ -55,7 +51,7 @@ class Record(NamedTuple):
     paths, stat_signatures: All other files that the model's tasks read or write, and their signatures.
     tasks: The names of the model's tasks and of their group. The group has the model's name.
     row_digests: The digests of doit's records of these tasks, from `state.row_digest`.
-    machine: The facts about this machine, from `hardware.signature`. None if the model does not depend on them.
+    machine: The facts about this machine, from `machine_signature`. None if the model does not depend on them.
     triton_models: The descriptions of the Triton models, by name.
     counts: The number of tasks in each state.
     messages: The messages about tasks that are not for this machine.
@@ -134,7 +130,8 @@ class NoopCache:
         known = self.contents.models if self.contents.global_signature == self.global_signature else {}
         names = model_names(known)
         selected = {name: known[name] for name in names if name in known and (not requested or name in requested)}
-        self.unchanged = self._with_same_records({name: r for name, r in selected.items() if _is_unchanged(r)})
+        same_files = check_all(_is_unchanged, [*selected.values()])
+        self.unchanged = self._with_same_records(dict(itertools.compress(selected.items(), same_files)))
         self.requested = [name for name in self.unchanged if name in requested]
         self.unselected = {
             name: known[name]
@@ -151,9 +148,7 @@ class NoopCache:
     def _with_same_records(self, models: dict[str, Record]) -> dict[str, Record]:
         """Return the models whose records in doit's database, and whose machine, equal those in the cache."""
         if any(record.machine is not None for record in models.values()):
-            from build_tasks.runtime import hardware
-
-            models = {name: r for name, r in models.items() if r.machine in (None, hardware.signature())}
+            models = {name: r for name, r in models.items() if r.machine in (None, machine_signature())}
         if self.state_signature and self.state_signature == self.contents.state_signature:
             return models
         same = models_with_same_records(models)
@@ -199,35 +194,20 @@ def model_names(known: Collection[str] = ()) -> list[str]:
     return sorted(name for name in folders if name in known or has_spec(name))
 
 
-def stat_signatures(paths: Sequence[str]) -> bytes:
-    """Return the device, inode, size and both times (in ns) of each file, as 64-bit integers."""
-    try:
-        return packed(itertools.chain.from_iterable(map(stat_fields, map(os.stat, paths))))
-    except OSError:
-        return packed(number for path in paths for number in _stat_or_absent(path))
-
-
-def _stat_or_absent(path: str) -> StatSignature:
-    try:
-        return stat_fields(os.stat(path))
-    except OSError:
-        return ABSENT
-
-
-def packed(numbers: Iterable[int]) -> bytes:
-    numbers = list(numbers)
-    try:
-        return array.array("q", numbers).tobytes()
-    except OverflowError:  # an inode number above 63 bits
-        return array.array("q", [number & (1 << 63) - 1 for number in numbers]).tobytes()
-
-
 def _is_unchanged(record: Record) -> bool:
     return (
         stat_signatures(record.folder) == record.folder_signatures
         and stat_signatures(record.paths) == record.stat_signatures
         and not (record.messages and os.environ.get("BUILD_CACHE"))  # the cache may have what this machine cannot build
     )
+
+
+@functools.cache
+def machine_signature() -> str:
+    """Return the facts about this machine. They are looked up once for all models."""
+    from build_tasks.runtime import hardware
+
+    return hardware.signature()
 
 
 def models_with_same_records(models: dict[str, Record]) -> dict[str, Record]:

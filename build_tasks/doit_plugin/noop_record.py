@@ -7,11 +7,11 @@ from typing import Any
 
 from build_tasks.doit_plugin import noop_cache, run_results, task_graph
 from build_tasks.doit_plugin.folder_listing import MAX_PATHS
-from build_tasks.doit_plugin.noop_cache import NoopCache, Record, StatSignature
+from build_tasks.doit_plugin.noop_cache import NoopCache, Record
+from build_tasks.doit_plugin.stat_signatures import ABSENT, StatSignature, packed, stat_signatures
 from build_tasks.doit_plugin.task_state import NOTHING_TO_DO, TaskState
 from build_tasks.formats.ensemble_steps import models_of_steps
 from build_tasks.paths import BUILD
-from build_tasks.runtime import hardware
 from build_tasks.runtime.digests import digest
 from build_tasks.runtime.stage import nothing_missing, stage_of
 
@@ -77,10 +77,10 @@ def _record(
     chain = [task for task in task_graph.required_tasks(tasks, [name]) if tasks[task].actions]
     states = [results[task].state if task in results else None for task in chain]
     stages = [stage for task in chain if (stage := stage_of(tasks[task]))]
-    if any(models_of_steps(stage.model) for stage in stages):
-        return None  # what the steps of other models need may change although this model does not
     if not set(states) <= NOTHING_TO_DO or len(stages) != len(chain) or not row_digests.keys() >= {*chain, name}:
         return None
+    if any(models_of_steps(stage.model) for stage in stages):
+        return None  # what the steps of other models need may change although this model does not
     folder, folder_signatures, build_folder = before
     if len(folder) > MAX_PATHS:
         return None
@@ -99,10 +99,10 @@ def _record(
         folder=folder,
         folder_signatures=folder_signatures,
         paths=[f"{BUILD}/{name}", *paths],
-        stat_signatures=build_folder + noop_cache.packed([number for path in paths for number in signatures[path]]),
+        stat_signatures=build_folder + packed([number for path in paths for number in signatures[path]]),
         tasks=[*chain, name],
         row_digests=[row_digests[task] for task in (*chain, name)],
-        machine=hardware.signature() if depends_on_machine else None,
+        machine=noop_cache.machine_signature() if depends_on_machine else None,
         triton_models=dict(stages[0].model.triton_models),
         counts={str(state): states.count(state) for state in NOTHING_TO_DO if state in states},
         messages=[messages[task] for task in chain if task in messages],
@@ -126,7 +126,7 @@ def _add_signatures(path: str, signatures: dict[str, StatSignature], required: b
     if identity is None:
         if required or os.path.exists(path):
             return False
-        signatures[path] = noop_cache.ABSENT
+        signatures[path] = ABSENT
         return True
     signatures[path] = identity
     if os.path.isdir(path):
@@ -136,5 +136,5 @@ def _add_signatures(path: str, signatures: dict[str, StatSignature], required: b
 
 def _recently_edited() -> bool:
     """Return whether the project may have been edited while it was imported."""
-    signatures = array.array("q", noop_cache.stat_signatures(noop_cache.project_files()))
-    return time.time_ns() - max(signatures[CTIME :: len(noop_cache.ABSENT)]) < RECENT_NS
+    signatures = array.array("q", stat_signatures(noop_cache.project_files()))
+    return time.time_ns() - max(signatures[CTIME :: len(ABSENT)]) < RECENT_NS

@@ -59,7 +59,7 @@ class Reporter:
         self.requested: set[str] = set()  # see task_graph.requested_tasks
         self.messages: dict[str, str] = {}  # the lines on tasks that this machine cannot build
         self.aborted: list[str] = []
-        self.saved = 0.0  # time.monotonic() when doit's records were last written
+        self.saved = time.monotonic()  # when the run began, or doit's records were last written
         self.predicted = False  # whether worker.expected_stages holds only stages that may run
         self.expected: set[str] | None = None  # the tasks that are counted; None before they are known
         self.width = 0

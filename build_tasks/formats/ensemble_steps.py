@@ -107,7 +107,8 @@ def inner_steps(steps: Iterable[Step]) -> list[Step]:
 
 def models_of_steps(model: Model) -> set[str]:
     """Return the names of Triton models that the steps of a model name and that its own spec does not describe."""
-    return {step.model for step in model.steps if step.model} - model.triton_models.keys()
+    named = {step.model for step in model.steps if step.model}
+    return named - model.triton_models.keys() if named else named
 
 
 def last_network(steps: Sequence[Step]) -> Step | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from build_tasks.doit_plugin import noop_cache, stat_signatures
 from build_tasks.doit_plugin.noop_cache import NoopCache, Request, requested_models
 from tests.support import fakes, tiny_network
 from tests.support.project import DOIT, OTHER, TINY, Project, add_tiny
@@ -127,6 +128,25 @@ def test_an_edit_is_seen(pair: Project, monkeypatch: pytest.MonkeyPatch, name: s
     assert (outdated in run.ran) if outdated else (run.ran == [])
     fill_cache(pair)
     assert cached(pair, monkeypatch)[0] == {"tiny", "other"}
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads, and doit has none yet
+@pytest.mark.parametrize("name", ["tiny", "other"])
+def test_an_edit_is_seen_by_two_processes(pair: Project, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The parent checks the first model, and a child the second."""
+    monkeypatch.setattr(stat_signatures, "WORTH_A_PROCESS", 2)
+    assert cached(pair, monkeypatch)[0] == {"tiny", "other"}
+    flip_bit(pair / f"build/{name}/reference.json")
+    assert cached(pair, monkeypatch)[0] == {"tiny", "other"} - {name}
+
+
+def test_the_compiler_is_looked_up_once_for_all_models(pair: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[str] = []
+    monkeypatch.setattr(shutil, "which", looked_up.append)
+    noop_cache.machine_signature.cache_clear()
+    cached(pair, monkeypatch)
+    assert looked_up == ["g++"]
+    noop_cache.machine_signature.cache_clear()
 
 
 def test_what_is_ignored_is_reported_in_every_run(pair: Project) -> None:
