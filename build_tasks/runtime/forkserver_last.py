@@ -10,10 +10,12 @@ The server ends after doit, also if doit was killed, and removes doit's temporar
 import atexit
 import gc
 import os
+import sys
 
 from build_tasks.runtime import temporary_folder
 
 gc.freeze()
 gc.enable()  # forkserver_first had disabled it
+sys.modules.pop("cupy")  # and hidden this one
 atexit.register(os._exit, 0)
 atexit.register(temporary_folder.remove, os.environ.get("TMPDIR", ""))

@@ -102,6 +102,7 @@ RUNS_IN = {
     "python benchmarks/timm_models.py": "tests/build/test_timm_models.py, with a few models",
     "python benchmarks/pictures.py --model efficientnet_lite0": "by hand, for docs/performance.md",
     "python benchmarks/serving.py --device cpu --no-compile": "by hand, for docs/performance.md",
+    "python benchmarks/serving.py --warm-up 32 --roofline --profile": "by hand on a GPU, for docs/performance.md",
     "python -m tests.triton.wrong_configs": "by hand; tests/triton/test_wrong_configs.py reads its configurations",
     "doit cache": "tests/doit_plugin/test_cache_command.py, with a folder as the cache",
     "doit cache verify": "likewise",

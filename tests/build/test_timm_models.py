@@ -46,11 +46,11 @@ def test_the_page_has_a_line_for_each_family(tmp_path: Path) -> None:
         figures = {"model": model, "stage": stage, "reason": reason}
         return json.dumps({**figures, "notes": notes, "tools": {"torch": "2.14"}})
 
-    refusal = "output OUTPUT__0: a | b; `doit repair:model` finds the nodes"
+    reason = "output OUTPUT__0: a | b; `doit repair:model` finds the nodes"
     rows = [
         row("resnet18", "onnx", "an error that is gone"),
         row("resnet18"),
-        row("resnet50", "gate of model.onnx", refusal),
+        row("resnet50", "gate of model.onnx", reason),
         row("resnet200d", "too large"),
         row("dla34", repair={"fp16": "1 of 277 nodes excluded (0.4%), 2 steps"}),
     ]
