@@ -45,7 +45,11 @@ TOO_LARGE = "too large"  # in place of a stage
 REPAIR = "repair"  # the stage that a refused fp16 graph goes through
 COLUMNS = ("model", "stage", "seconds", "reason")
 TOOLS = ("torch", "timm", "onnxscript", "onnxslim", "onnxruntime", "nvidia-modelopt")  # their versions are in a row
-PRELOADED = ("timm", "onnxruntime", "modelopt.onnx.autocast", "build_tasks.stages.measure", "build_tasks.stages.onnx")
+PRELOADED = (
+    "build_tasks.runtime.forkserver_first",  # as in the fork server of doit
+    *("timm", "onnxruntime", "modelopt.onnx.autocast", "build_tasks.stages.measure", "build_tasks.stages.onnx"),
+    "build_tasks.runtime.forkserver_last",
+)
 
 
 def drive(name: str, folder: str, limit: float, cores: "SimpleQueue[int]") -> dict[str, Any]:
