@@ -1,11 +1,11 @@
 """bench.svg: throughput and latency of one run over the batch size."""
 
 from build_tasks import figures
-from build_tasks.bench.records import TRACE, TRTEXEC, Run
+from build_tasks.bench.records import COMPILED, TRACE, TRTEXEC, Run
 
 COLORS = {
     TRACE: "#666666", "torchscript": "#b3261e", "onnx": "#1f5fa8", "tensorrt": "#2a7f62", TRTEXEC: "#8ac2ab",
-    "rtx": "#b8860b", "aoti": "#6a3d9a",
+    "rtx": "#b8860b", "aoti": "#6a3d9a", COMPILED: "#d98200",
 }  # fmt: skip
 LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # one style for each concurrency
 

@@ -1,6 +1,7 @@
 """Instances of an artifact, as `doit bench` measures them: one loader for each format.
 
     model.pt, the plain trace    TorchScript modules     on the GPU a CUDA stream each
+    the network                  torch.compile           likewise; one compilation for all instances
     model.pt2                    AOTInductor packages    likewise
     model.onnx                   ONNX Runtime sessions
     plans, engines of RTX        execution contexts      always on a GPU
@@ -9,16 +10,18 @@ Only the artifact is timed: the inputs lie on its device before the first reques
 """
 
 import io
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from build_tasks.bench.records import COMPILED, TRACE
 from build_tasks.errors import UserError
 from build_tasks.formats import ragged_batches
 from build_tasks.formats.artifacts import read_signature
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.runtime.stage import Paths, Settings
-from build_tasks.tensors import Feed
+from build_tasks.tensors import Feed, Interface
 
 if TYPE_CHECKING:
     import torch
@@ -60,22 +63,63 @@ def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> L
     """Copies of the network as torch.jit.trace gives it, in fp32, neither frozen nor optimized."""
     import torch
 
-    from build_tasks.formats import pytorch_network
     from build_tasks.formats.example_inputs import example_inputs
-    from build_tasks.formats.serving_interface import resolve_interface, wrap_for_serving
     from build_tasks.formats.torchscript_trace import TRACED_BATCH
 
-    network = pytorch_network.create_network(settings["network"], inputs["weights"])
-    interface = resolve_interface(network, settings["interface"])
-    module = wrap_for_serving(network, interface)
+    module, interface = _create_network(inputs, settings)
     example = tuple(example_inputs(interface, TRACED_BATCH))
     with torch.no_grad():
         module(*example)  # values that a network computes only once must not become part of the trace
         traced = torch.jit.trace(module, example, check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
-    dtypes = {tensor["name"]: tensor["dtype"] for tensor in interface["inputs"]}  # it has no signature
-    return _load_modules(buffer.getvalue(), dtypes, settings, threads, count)
+    return _load_modules(buffer.getvalue(), _dtypes_of(interface), settings, threads, count)
+
+
+def load_compiled(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
+    """The network as torch.compile compiles it, for each batch, in the precision and memory format that PyTorch serves.
+
+    Triton cannot serve it. Without CUDA graphs, a compiled function keeps no state, so all instances share it.
+    """
+    import torch
+
+    from build_tasks.formats.torchscript_graph import DTYPES, MEMORY_FORMATS
+
+    module, interface = _create_network(inputs, settings)
+    device, dtype = _device(settings), DTYPES[settings["precision"]]
+    layout = MEMORY_FORMATS[settings["memory_format"]]
+    module = module.to(device, dtype).to(memory_format=layout)
+    pictures = [each["layout"] == "nchw" for each in interface["inputs"]]
+
+    def forward(*tensors: "torch.Tensor") -> Any:
+        cast = [each.to(dtype) if each.is_floating_point() else each for each in tensors]
+        arranged = [
+            each.contiguous(memory_format=layout) if is_picture else each
+            for each, is_picture in zip(cast, pictures, strict=True)
+        ]
+        return torch.utils._pytree.tree_map(
+            lambda answer: answer.float() if answer.dtype == dtype else answer, module(*arranged)
+        )
+
+    # Each batch is a compilation; beyond the limit PyTorch would not compile.
+    options: dict[str, Any] = {"recompile_limit": sys.maxsize}  # torch's annotations lack it
+    compiled: Any = torch.compile(forward, dynamic=False, **options)
+    return _as_instances([compiled] * count, device, _dtypes_of(interface), threads)
+
+
+def _create_network(inputs: Paths, settings: Settings) -> "tuple[torch.nn.Module, Interface]":
+    """The network with the interface of the spec."""
+    from build_tasks.formats import pytorch_network
+    from build_tasks.formats.serving_interface import resolve_interface, wrap_for_serving
+
+    network = pytorch_network.create_network(settings["network"], inputs["weights"])
+    interface = resolve_interface(network, settings["interface"])
+    return wrap_for_serving(network, interface), interface
+
+
+def _dtypes_of(interface: Interface) -> dict[str, str]:
+    """NumPy's type of each input, by its name. Without an artifact there is no signature."""
+    return {tensor["name"]: tensor["dtype"] for tensor in interface["inputs"]}
 
 
 def load_aoti(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -221,7 +265,8 @@ def wall_clock_request(run: Callable[[], object]) -> Request:
 
 
 LOADERS: dict[str, Callable[[Paths, Settings, int, int], Loaded]] = {
-    "trace": load_trace,
+    TRACE: load_trace,
+    COMPILED: load_compiled,
     "torchscript": load_torchscript,
     "onnx": load_onnx,
     "tensorrt": load_plan,

@@ -9,7 +9,7 @@ A process holds one format: it does not share memory or threads with another for
 import itertools
 
 from build_tasks.bench import duration, nvidia_tools, results, workload
-from build_tasks.bench.records import TRACE, TRTEXEC, Options, Run, Timing
+from build_tasks.bench.records import COMPILED, TRACE, TRTEXEC, Options, Run, Timing
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import artifacts, declarations
@@ -28,6 +28,11 @@ def formats_of(model: Model) -> list[str]:
     return [*([] if model.spec.from_onnx else [TRACE]), *model.spec.formats]
 
 
+def comparisons_of(model: Model) -> list[str]:
+    """What can be measured on request, because it takes long: torch.compile, for a network that PyTorch builds."""
+    return [] if model.spec.from_onnx or model.spec.program_suffix else [COMPILED]
+
+
 def measurable_formats(model: Model) -> list[str]:
     """The formats that this machine can measure."""
     return [model_format for model_format in formats_of(model) if not missing_requirements(model, model_format)]
@@ -35,11 +40,12 @@ def measurable_formats(model: Model) -> list[str]:
 
 def missing_requirements(model: Model, model_format: str) -> str | None:
     """The missing requirement to run a format on this machine; None if nothing is missing."""
-    packages = {"onnx": results.ONNX_RUNTIME, **dict.fromkeys((TRACE, "torchscript", "aoti"), ("torch",))}.get(
-        model_format
-    )
+    by_pytorch = dict.fromkeys((TRACE, COMPILED, "torchscript", "aoti"), ("torch",))
+    packages = {"onnx": results.ONNX_RUNTIME, **by_pytorch}.get(model_format)
     if packages and hardware.version(packages) is None:
         return f"the package {packages[0]} (pip install -r requirements.txt)"
+    if model_format == COMPILED and not hardware.compiler():
+        return hardware.NO_COMPILER
     if model_format in model.served_formats:
         return machine_bound.missing_requirements(model, served_file(model, model_format))
     if model_format == "rtx":
@@ -58,7 +64,7 @@ def served_file(model: Model, model_format: str) -> str:
 def input_paths(model: Model, model_format: str) -> Paths:
     """The files that a format is measured with."""
     samples = {"samples": model.artifact("samples.json")}
-    if model_format == TRACE:
+    if model_format in (TRACE, COMPILED):
         return {**samples, "weights": model.weights}
     file = "model.rtx" if model_format == "rtx" else served_file(model, model_format)
     return {**samples, "model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")}
@@ -112,17 +118,19 @@ def measure(model: Model, options: Options) -> Run:
 def settings_of(model: Model, model_format: str) -> Settings:
     """The settings of `workload.measure_artifact`."""
     settings: Settings = {"device": model.triton_keys.device, "cores": results.cores()}
-    if model_format == TRACE:
+    if model_format in (TRACE, COMPILED):
         settings |= {
             "network": declarations.settings_of(model),
             "interface": interface_of(model.spec),
+            "precision": model.torchscript.precision,
+            "memory_format": model.torchscript.memory_format,
         }
     return settings
 
 
 def accepts_batch(model: Model, model_format: str, batch: int) -> bool:
     """Whether an artifact takes a batch. If its batch is open, it also takes batches above the spec's largest."""
-    if model_format == TRACE:
+    if model_format in (TRACE, COMPILED):
         return True
     signature = artifacts.read_signature(input_paths(model, model_format))
     if profiles := profile_batches(signature):

@@ -12,6 +12,7 @@ import msgspec
 from build_tasks.json_files import read_json, write_json
 
 TRACE = "trace"  # the plain fp32 trace of the network, which other formats are compared with
+COMPILED = "torch.compile"  # the network compiled for each batch; Triton cannot serve it
 TRTEXEC = "trtexec"  # a plan, measured by NVIDIA's tool
 
 
@@ -22,7 +23,7 @@ class Options(msgspec.Struct, frozen=True):
         batches: Batch sizes, ascending.
         concurrency: Numbers of instances on this machine, or of requests at a time at a server.
         seconds: Measuring time of each point.
-        formats: Formats of the model, and TRACE.
+        formats: Formats of the model, TRACE and COMPILED.
         url: host:port (HTTP) of a running server; empty for this machine.
         latency_ms: Limit for the p99 latency of the proposal.
     """
@@ -66,6 +67,7 @@ class Point(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     queue_ms: float | None = None  # time in the server's queue, from perf_analyzer
     compute_ms: float | None = None  # time in the server's backend, from perf_analyzer
     vs_trace: float | None = None  # throughput as a multiple of the plain trace's
+    vs_compile: float | None = None  # throughput as a multiple of torch.compile's
     vs_last: float | None = None  # throughput as a multiple of the last run's
 
     @property

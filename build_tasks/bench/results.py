@@ -13,7 +13,7 @@ import time
 import msgspec
 
 from build_tasks.bench import charts, recommendation
-from build_tasks.bench.records import TRACE, Machine, Point, Proposal, Run, write_runs
+from build_tasks.bench.records import COMPILED, TRACE, Machine, Point, Proposal, Run, write_runs
 from build_tasks.errors import UserError
 from build_tasks.runtime import atomic_files, hardware, resources, worker
 from build_tasks.runtime.distributions import versions
@@ -23,7 +23,8 @@ from build_tasks.text_table import format_table, wrap
 
 ONNX_RUNTIME = ("onnxruntime", "onnxruntime-gpu")
 TOOLS = ("torch", *ONNX_RUNTIME, *hardware.TENSORRT, *hardware.TENSORRT_RTX)
-COLUMNS = ("format", "batch", "concurrency", "p50", "p99", "images/s", "vs trace", "vs last run")
+COLUMNS = ("format", "batch", "concurrency", "p50", "p99", "images/s")
+RATIOS = {"vs_trace": "vs trace", "vs_compile": "vs torch.compile", "vs_last": "vs last run"}  # fields of a point
 
 
 def cores() -> int:
@@ -59,12 +60,15 @@ def log_line(model: Model, line: str) -> None:
 
 
 def compare(run: Run, last: Run | None) -> Run:
-    """The run with the throughput of each point as a multiple of the plain trace's, and of the last run's.
+    """The run with the throughput of each point as a multiple of those of the trace, torch.compile, and the last run.
 
     Args:
         last: The last run of the same machine, None if there is none.
     """
-    traces = {point.load: point.images_per_s for point in run.points if point.model_format == TRACE}
+    traces, compiled = (
+        {point.load: point.images_per_s for point in run.points if point.model_format == other}
+        for other in (TRACE, COMPILED)
+    )
     last_points = {(point.model_format, *point.load): point.images_per_s for point in (last.points if last else [])}
 
     def ratio(point: Point, images_per_s: float | None) -> float | None:
@@ -74,6 +78,7 @@ def compare(run: Run, last: Run | None) -> Run:
         msgspec.structs.replace(
             point,
             vs_trace=ratio(point, traces.get(point.load)),
+            vs_compile=ratio(point, compiled.get(point.load)),
             vs_last=ratio(point, last_points.get((point.model_format, *point.load))),
         )
         for point in run.points
@@ -120,14 +125,16 @@ def format_run(run: Run, last: Run | None, width: int | None = None) -> str:
     Args:
         width: Characters of a line, None for any number.
     """
+    hidden = [*([] if last else ["vs_last"]), *([] if COMPILED in run.measured else ["vs_compile"])]
+    shown = [field for field in RATIOS if field not in hidden]
     rows = []
     for point in run.points:
-        ratios = ["-" if value is None else f"{value:.2f}" for value in (point.vs_trace, point.vs_last)]
+        values = [getattr(point, field) for field in shown]
+        ratios = ["-" if value is None else f"{value:.2f}" for value in values]
         latencies = [f"{value:.2f} ms" for value in (point.p50_ms, point.p99_ms)]
         throughput = f"{point.images_per_s:.1f}"
         rows.append([point.model_format, point.batch, point.concurrency, *latencies, throughput, *ratios])
-    columns = COLUMNS if last else COLUMNS[:-1]  # without the ratio to the last run
-    table = format_table(columns, [row[: len(columns)] for row in rows], width=width, keys=3)
+    table = format_table((*COLUMNS, *(RATIOS[field] for field in shown)), rows, width=width, keys=3)
     lines = [table, wrap(format_machine(run), width)]
     if last:
         changed = [

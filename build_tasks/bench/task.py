@@ -17,7 +17,7 @@ import msgspec
 from doit.exceptions import TaskFailed
 
 from build_tasks.bench import machine, results, server
-from build_tasks.bench.records import TRACE, Options, read_runs
+from build_tasks.bench.records import COMPILED, TRACE, Options, read_runs
 from build_tasks.errors import UserError, with_suggestion
 from build_tasks.runtime import atomic_files, hardware
 from build_tasks.spec.model import Model
@@ -34,7 +34,10 @@ PARAMS = [
         "help": "instances, such as 1,2,4; at a server, requests at a time",
     },
     {"name": "seconds", "long": "seconds", "type": str, "default": "2", "help": "measuring time of each point"},
-    {"name": "formats", "long": "formats", "type": str, "default": "", "help": f"such as onnx,{TRACE}; default: all"},
+    {
+        "name": "formats", "long": "formats", "type": str, "default": "",
+        "help": f"such as onnx,{TRACE},{COMPILED}; default: all but {COMPILED}",
+    },
     {"name": "url", "long": "url", "type": str, "default": "", "help": "host:port (HTTP) of a running server"},
     {
         "name": "latency", "long": "latency", "type": str, "default": "",
@@ -102,10 +105,11 @@ def parse_options(
     Raises:
         UserError: If an option has an impossible value.
     """
-    valid = [name for name in machine.formats_of(model) if not url or name in model.served_formats]
-    if not valid:
+    default_formats = [name for name in machine.formats_of(model) if not url or name in model.served_formats]
+    if not default_formats:
         raise UserError(f"Triton serves no format of {model.name}")
-    requested = formats.split(",") if formats else valid
+    valid = [*default_formats, *([] if url else machine.comparisons_of(model))]
+    requested = formats.split(",") if formats else default_formats
     for name in requested:
         if name not in valid:
             raise UserError(f"--formats: expected some of {', '.join(valid)}, found {with_suggestion(name, valid)}")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from build_tasks.paths import BUILD
 from build_tasks.runtime.distributions import installed_version
 
+NO_COMPILER = "a C++ compiler, g++ (or set CXX)"  # a missing requirement
 GPU_LOCK = f"{BUILD}/.gpu"  # a folder; an engine build and a benchmark hold its lock while they time something
 
 OLDEST_TENSORRT = 10  # the first with strongly typed networks from ONNX in every precision

@@ -84,7 +84,7 @@ def task(model: Model, file: str) -> dict[str, Any]:
 
 def missing_requirements(machine: machine_bound.Machine) -> str | None:
     """The requirements that this machine lacks to compile a package, None if it has all."""
-    return machine.missing_requirements() or (None if hardware.compiler() else "a C++ compiler, g++ (or set CXX)")
+    return machine.missing_requirements() or (None if hardware.compiler() else hardware.NO_COMPILER)
 
 
 def host_fingerprint(device: str) -> dict[str, str]:

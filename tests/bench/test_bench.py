@@ -142,6 +142,30 @@ def test_every_format_is_measured_beside_the_plain_trace_and_the_last_run(built:
     assert (built / "models/net/model.toml").read_text() == spec, "the spec is not changed"
 
 
+def test_torch_compile_is_measured_on_request_for_every_batch(built: Project) -> None:
+    run = built.built(
+        "bench:net",
+        "--formats",
+        "torchscript,torch.compile",
+        "--seconds",
+        "0.05",
+        "--batches",
+        "1,2,3,4,5,6,7,8,9,10",
+        "--concurrency",
+        "1",
+    )
+    (measured,) = read_bench_json(built)
+    rates = {(p["format"], p["batch"], p["concurrency"]): p["images_per_s"] for p in measured["points"]}
+    assert {name for name, *_ in rates} == {"torchscript", "torch.compile"}
+    for point in measured["points"]:
+        compiled = rates["torch.compile", point["batch"], point["concurrency"]]
+        assert point["vs_compile"] == pytest.approx(point["images_per_s"] / compiled, rel=1e-2, abs=1e-3)
+    assert "vs torch.compile" in run.out
+    assert "torch.compile" not in measured["proposals"]
+    log = (built / "build/net/logs/bench.net.torch.compile.log").read_text()
+    assert "recompile" not in log, "beyond a limit, PyTorch compiles no more batches and warns"
+
+
 @pytest.mark.parametrize(
     ("per_image", "seconds"),
     [
