@@ -93,12 +93,12 @@ def load_compiled(inputs: Paths, settings: Settings, threads: int, count: int) -
 
     def forward(*tensors: "torch.Tensor") -> Any:
         cast = [each.to(dtype) if each.is_floating_point() else each for each in tensors]
-        arranged = [
+        laid_out = [
             each.contiguous(memory_format=layout) if is_picture else each
             for each, is_picture in zip(cast, pictures, strict=True)
         ]
         return torch.utils._pytree.tree_map(
-            lambda answer: answer.float() if answer.dtype == dtype else answer, module(*arranged)
+            lambda answer: answer.float() if answer.dtype == dtype else answer, module(*laid_out)
         )
 
     # Each batch is a compilation; beyond the limit PyTorch would not compile.
