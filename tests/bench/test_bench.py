@@ -229,7 +229,10 @@ def test_it_is_no_part_of_a_build(built: Project) -> None:
         (["--seconds", "0"], "--seconds: expected a number above 0, found '0'"),
         (["--seconds", "nan"], "--seconds: expected a number above 0"),
         (["--latency", "fast"], "--latency: expected a number above 0, found 'fast'"),
-        (["--formats", "onx"], "expected some of trace, torchscript, onnx, torch.compile, found 'onx' (did you mean 'onnx'?)"),
+        (
+            ["--formats", "onx"],
+            "expected some of trace, torchscript, onnx, torch.compile, found 'onx' (did you mean 'onnx'?)",
+        ),
         (["--url", "nonsense"], "--url: expected host:port, found 'nonsense'"),
         (["--url", "h:1", "--formats", "trace"], "--formats: expected some of torchscript, onnx, found 'trace'"),
     ],
