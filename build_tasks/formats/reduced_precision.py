@@ -94,6 +94,7 @@ def convert_graph(
         NothingToQuantizeError: If no node was quantized.
     """
     from build_tasks.formats.onnx_files import onnx_file, save_onnx, strip_metadata
+    from build_tasks.formats.small_weights import restore_signs
 
     operators, nodes = resolve_keep_fp32(source, settings["keep_fp32"])
     excluded_patterns = [f"{re.escape(name)}$" for name in excluded]
@@ -102,7 +103,9 @@ def convert_graph(
         save_onnx(source, path, external_data=False)
         path = onnx_file(path)
         if samples is None:
-            return strip_metadata(cast_graph(path, operators, [*nodes, *excluded_patterns], settings))
+            graph = cast_graph(path, operators, [*nodes, *excluded_patterns], settings)
+            restore_signs(graph, source)
+            return strip_metadata(graph)
         batches = split_batches(source, samples)
         return strip_metadata(
             quantize_graph(path, operators, nodes, excluded_patterns, batches, settings, other_precision)
@@ -291,7 +294,8 @@ def calibration_samples(inputs: Paths, settings: Settings) -> list[Feed] | None:
 
 def source_modules(model: Model, precision: str) -> tuple[str, ...]:
     """Return the project's modules that affect the graph, for the fingerprint of the stages that convert it."""
-    modules = (__name__, "build_tasks.formats.onnx_files", "build_tasks.tensors")
+    small_weights = "build_tasks.formats.small_weights"
+    modules = (__name__, "build_tasks.formats.onnx_files", small_weights, "build_tasks.tensors")
     if calibration_source(model, precision) is None:
         return modules
     samples = (
