@@ -15,6 +15,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -137,7 +138,18 @@ def backend_directory(stubs: bool) -> Iterator[str]:
                 os.makedirs(f"{folder}/{name}")
                 for file in (f"{name}/model.py", STUB_MODULE):
                     shutil.copy(f"{STUBS}/{file}", f"{folder}/{name}")
-        yield os.path.abspath(folder)
+        try:
+            yield os.path.abspath(folder)
+        finally:
+            end_processes(f"{folder}/python/triton_python_backend_stub")
+
+
+def end_processes(program: str) -> None:
+    """Kill the processes that run a program: those of Python models stay if their server was killed or has crashed."""
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # of another user, or ended meanwhile
+            if os.path.samefile(f"/proc/{pid}/exe", program):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def config_without_newer_fields(path: str) -> str | None:

@@ -194,6 +194,12 @@ def test_what_the_backends_load_is_loaded(checked: Run, name: str) -> None:
     assert result(checked, name).startswith("ok (by a stub: ")
 
 
+def test_no_process_of_a_server_that_was_killed_stays(checked: Run) -> None:
+    assert checked.code == 1
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert [command for command in commands if b"triton_python_backend_stub" in command and b"/ends_" in command] == []
+
+
 def test_the_model_that_ends_the_server_is_named_and_the_others_are_loaded(checked: Run) -> None:
     assert result(checked, "ends_at_once") == "refused: the server ended with SIGKILL while it loaded this model"
     lines = [line for line in checked.out.splitlines() if line.startswith("  ends_later: ")]
