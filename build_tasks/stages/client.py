@@ -11,10 +11,11 @@ file.
 
 Triton's sequence batcher takes requests of one sample each, with a correlation ID. For a model that uses it, the
 samples are one sequence: the first request starts it, and the last one ends it. If an input is ragged, each request has
-one sample, too.
+one sample, too. If the batch is fixed, each request has as many samples.
 """
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Container, Mapping, Sequence
@@ -116,6 +117,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         sends = "an array" if len(tensors) == 1 else "arrays"
     if "labels" in inputs:
         shutil.copyfile(inputs["labels"], f"{folder}/labels.txt")
+    whole = any(each["shape"][0] == 1 and each["name"] in settings["dims"] for each in first["inputs"])
+    settings = {**settings, "whole": whole}
     for protocol in PORTS:
         text = render(protocol, settings, tensors, results, sends, pictures, labels="labels" in inputs)
         with open(f"{folder}/{protocol}_client.py", "w", encoding="utf-8") as file:
@@ -129,6 +132,8 @@ def as_clients_see(tensor: TensorSignature, dims: dict[str, list[int]], *, batch
     Args:
         batched: Whether Triton batches the model, if its batch is open. Then it needs a dimension besides the batch.
     """
+    if tensor["dtype"] == "bytes":  # of an ensemble
+        tensor = {**tensor, "dtype": "string"}
     seen, batch = dims.get(tensor["name"]), tensor["shape"][:1]
     if seen:
         return {**tensor, "shape": [*(batch if batch != [1] else []), *seen]}
@@ -170,14 +175,14 @@ def render(
 
     Args:
         protocol: "http" or "grpc".
-        settings: Those of the stage.
+        settings: Those of the stage, and `whole`: whether the arrays have no batch, so that they are one request.
         tensors: The inputs of the model.
         outputs: The outputs of the model, which determine the lines that the client prints.
         sends: "encoded images", "preprocessed images", "images and arrays", "an array" or "arrays".
         pictures: The endings of the image files of one sample, for each input that is a picture. Empty: it is one file.
         labels: Whether labels.txt is beside the client.
     """
-    shows = "tensors"
+    shows, (first, *_) = "tensors", tensors[0]["shape"]
     if pictures and settings["top_k"]:
         shows = "ranked classes"
     elif pictures and len(outputs) == 1 and len(outputs[0]["shape"]) == 2 and settings["classes"]:
@@ -210,10 +215,12 @@ def render(
         by_name=settings["by_name"],
         shows=shows,
         names=[output["name"] for output in outputs],
-        outputs=", ".join(f'"{output["name"]}"' for output in outputs),
+        outputs=", ".join(json.dumps(output["name"]) for output in outputs),
         labels=labels and shows != "tensors",
         sequences=settings["sequences"],
         ragged=settings["ragged"],
+        whole=settings["whole"],
+        size=1 if settings["sequences"] or settings["ragged"] else 0 if settings["whole"] else max(first, 0),
     )
 
 

@@ -55,7 +55,10 @@ INPUTS = {
     ],
 }
 PICTURES = ("IMAGE", "INPUT__0", "image", "other", "url")  # names of the inputs above that are pictures
-SETTINGS = {"name": "tiny", "top_k": None, "sequences": False, "classes": True, "by_name": False, "ragged": False}
+SETTINGS: dict[str, Any] = {
+    **{"name": "tiny", "top_k": None, "sequences": False, "classes": True, "by_name": False, "ragged": False},
+    "whole": False,
+}
 
 
 def pictures(sends: str, tensors: list[TensorSignature], files: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
@@ -110,30 +113,83 @@ def test_clients_import_what_the_published_preprocessing_has(clients: list[str])
     assert {name for name in names if not hasattr(preprocessing, name)} == set()
 
 
-@pytest.mark.parametrize(
-    ("image", "dtype", "line"),
-    [
-        (INPUTS["preprocessed images"][1], "FP16", "batch = np.resize(batch, (4, *batch.shape[1:]))"),
-        (INPUTS["preprocessed images"][2], "UINT8", "batch = np.stack(pictures)"),
-    ],
-)
-def test_a_client_sends_the_dtype_and_the_batch_of_the_model(
-    image: list[TensorSignature], dtype: str, line: str
-) -> None:
-    text = client.render("grpc", SETTINGS, image, SCORES, "preprocessed images", {"INPUT__0": ()}, labels=True)
-    assert f'triton.InferInput("INPUT__0", list(batch.shape), "{dtype}")' in text
-    assert line in text
+@pytest.mark.parametrize(("image", "dtype"), [(1, "FP16"), (2, "UINT8")])
+def test_a_client_sends_the_dtype_of_the_model(image: int, dtype: str) -> None:
+    tensors = INPUTS["preprocessed images"][image]
+    text = client.render("grpc", SETTINGS, tensors, SCORES, "preprocessed images", {"INPUT__0": ()}, labels=True)
+    assert re.search(rf'triton.InferInput\("INPUT__0", .*, "{dtype}"\)', text)
     assert (".astype(np.float16)" in text) == (dtype == "FP16")
     assert "{labels[index]}" in text
 
 
-def test_a_fixed_batch_keeps_open_dimensions() -> None:
-    ids = [tensor("ids", "int64", 1, -1)]
-    text = client.render("http", SETTINGS, ids, SCORES, "an array", {"ids": ()}, labels=False)
-    (line,) = [line for line in text.splitlines() if "np.resize" in line]
-    names: dict[str, Any] = {"np": np, "batch": np.zeros((3, 7), np.int64)}
-    exec(line, names)
-    assert names["batch"].shape == (1, 7)
+FIXED: dict[str, tuple[list[TensorSignature], dict[str, Any]]] = {
+    "an array": ([tensor("x", "int64", 2, -1)], {"x": np.arange(15).reshape(5, 3)}),
+    "arrays": (
+        [tensor("x", "int64", 2, -1), tensor("y", "float64", 2)],
+        {"x": np.arange(15).reshape(5, 3), "y": np.arange(5.0)},
+    ),
+    "one at a time": ([tensor("x", "int64", 1, -1)], {"x": np.arange(15).reshape(5, 3)}),
+    "without a batch": ([tensor("x", "int64", 3)], {"x": np.arange(3)}),
+}
+
+
+@pytest.mark.parametrize("protocol", client.PORTS)
+@pytest.mark.parametrize("case", FIXED)
+def test_every_sample_is_sent_if_the_batch_is_fixed(case: str, protocol: str, tmp_path: Path) -> None:
+    """Five samples for a model of two are three requests, and five answers. A file may be .npz, also of one array."""
+    tensors, arrays = FIXED[case]
+    sends = "arrays" if len(tensors) > 1 else "an array"
+    settings = {**SETTINGS, "whole": case == "without a batch"}
+    text = client.render(protocol, settings, tensors, [tensor("sum", "int64", 2)], sends, {}, labels=False)
+    (tmp_path / "client.py").write_text(text)
+    (tmp_path / "tritonclient").mkdir()
+    (tmp_path / "tritonclient/__init__.py").touch()
+    (tmp_path / f"tritonclient/{protocol}.py").write_text(FAKE_CLIENT)
+    np.savez(tmp_path / "batch.npz", **arrays)
+
+    run = subprocess.run([sys.executable, "client.py", "batch.npz"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert (run.returncode, run.stderr) == (0, "")
+    *requests, answer = run.stdout.splitlines()
+    if case == "without a batch":
+        assert requests == ["[[3]]"]
+        return
+    assert answer == "sum [ 3 12 21 30 39]"
+    one = [2 if case != "one at a time" else 1, 3]
+    assert requests == [str([one, [2]] if sends == "arrays" else [one])] * (3 if one[0] == 2 else 5)
+
+
+# tritonclient without a server: it prints the shapes of a request, and answers with the sum of each sample of x.
+FAKE_CLIENT = """\
+class InferenceServerException(Exception):
+    pass
+
+
+class InferInput:
+    def __init__(self, name, shape, dtype):
+        self.name, self.shape = name, shape
+
+    def set_data_from_numpy(self, array):
+        assert list(array.shape) == self.shape
+        self.array = array
+
+
+class InferenceServerClient:
+    def __init__(self, url):
+        pass
+
+    def infer(self, model, inputs):
+        print([each.shape for each in inputs])
+        return Answer(inputs[0].array)
+
+
+class Answer:
+    def __init__(self, array):
+        self.array = array
+
+    def as_numpy(self, name):
+        return self.array.reshape(len(self.array), -1).sum(1)
+"""
 
 
 @contextlib.contextmanager
@@ -226,7 +282,7 @@ def test_a_client_says_in_a_line_what_is_wrong(tmp_path: Path, sends: str, proto
     assert re.fullmatch(r"nothing\.(png|npy): .*No such file or directory.*", text)
     if sends == "an array":
         np.savez(tmp_path / "a.npz", np.zeros((2, 1, 28, 28), np.float32))
-        assert run("a.npz") == (1, "a.npz: expected one array, a .npy file, found a .npz file")
+        assert run("a.npz") == (1, "a.npz: expected the array INPUT__0, found arr_0")
         np.save(tmp_path / "b.npy", np.zeros((2, 1, 28, 28)))
         assert run("b.npy") == (1, "b.npy: expected float32, found float64")
     code, text = run("--url", "127.0.0.1:9", existing)
