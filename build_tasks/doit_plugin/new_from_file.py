@@ -110,6 +110,8 @@ def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
             shape.append(dim.dim_value or (word if not word[0].isdigit() else f"d{word}"))
         found = network_inputs.FoundInput(tensor.name, input_dtype(tensor), shape, batch_dimension=place)
         inputs.append(found)
+    if len(words := onnx_inputs.words_of(inputs)) > 1:
+        inputs = call(onnx_inputs.join_words, file, inputs, words, batch or 2, log=f"{scratch}/log")
     if any(each.dtype in ("int32", "int64") for each in inputs):
         largest = call(onnx_inputs.largest_ids, file, inputs, batch or 2, log=f"{scratch}/log")
         inputs = [each._replace(high=largest.get(each.name)) for each in inputs]
@@ -117,12 +119,14 @@ def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
 
 
 def output_tables(graph: "onnx.ModelProto") -> str:
-    """Return [[outputs]] of an ONNX graph as TOML, if one of them has the batch in another dimension than the first."""
+    """Return [[outputs]] of an ONNX graph as TOML, if some hold no numbers, or have the batch in another dimension."""
     from build_tasks.formats import onnx_inputs
 
     _, word_of_batch = onnx_inputs.batch_of(graph)
-    places = {tensor.name: onnx_inputs.batch_place(tensor, word_of_batch) for tensor in graph.graph.output}
-    return format_outputs(places.items()) if any(places.values()) else ""
+    numbers = [tensor for tensor in graph.graph.output if onnx_inputs.holds_numbers(tensor)]
+    places = {tensor.name: onnx_inputs.batch_place(tensor, word_of_batch) for tensor in numbers}
+    needed = any(places.values()) or len(numbers) < len(graph.graph.output)
+    return format_outputs(places.items()) if needed else ""
 
 
 def format_outputs(places: Iterable[tuple[str | int | None, int]]) -> str:

@@ -16,7 +16,8 @@ def lengths_to_check(dimensions: Mapping[str, Range]) -> list[Lengths]:
     """Return the lengths that are proven: those to tune for, the smallest, the largest, and mixtures.
 
     With one word, the third is a length between; with several, some are at their smallest and the others at their
-    largest length, in both ways.
+    largest length, in both ways. In one of them all words have different lengths, and none is 1: what is added to each
+    other fits in all lengths that are equal or 1, although the words may differ.
     """
     tuned = tuned_lengths(dimensions)
     smallest = {word: bounds["min"] for word, bounds in dimensions.items()}
@@ -28,7 +29,19 @@ def lengths_to_check(dimensions: Mapping[str, Range]) -> list[Lengths]:
         cases += [{word: between}] if bounds["min"] < between < bounds["max"] else []
     for ends in ((smallest, largest), (largest, smallest)):
         cases.append({word: ends[index % 2][word] for index, word in enumerate(dimensions)})
+    if not any(len({1, *case.values()}) > len(case) for case in cases):
+        cases.append(_different_lengths(dimensions))
     return [case for index, case in enumerate(cases) if case not in cases[:index]]
+
+
+def _different_lengths(dimensions: Mapping[str, Range]) -> Lengths:
+    """Return a length for each word that no other word has, and that is not 1, as far as the ranges allow."""
+    found: Lengths = {}
+    for word, bounds in dimensions.items():
+        between = range(bounds["max"] - 1, bounds["min"], -1)
+        candidates = itertools.chain((bounds["max"], bounds["opt"], bounds["min"]), between)
+        found[word] = next((each for each in candidates if each not in {1, *found.values()}), bounds["max"])
+    return found
 
 
 def cases_to_check(interface: Interface, batches: list[int]) -> Iterator[tuple[int, Lengths]]:

@@ -3,17 +3,19 @@
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from build_tasks.formats.network_inputs import TRIED_SIDES, FoundInput, largest_index
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.formats.onnx_runtime import onnx_session
-from build_tasks.tensors import dims_at
 
 if TYPE_CHECKING:
     import onnx
 
+    from build_tasks.tensors import Feed
+
+MAX_WORDS = 5  # that may share lengths: 52 runs of the graph at most
 TEXT_LINES = ((48, 320), (32, 320), (32, 100), (64, 256))  # height, width
 
 
@@ -40,6 +42,51 @@ def picture_size(path: str, name: str, dims: Sequence[int | None]) -> list[int] 
     return None
 
 
+def words_of(inputs: Iterable[FoundInput]) -> list[str]:
+    """Return the words of the open dimensions of inputs, each once."""
+    words = (dim for each in inputs for dim in each.shape or [] if isinstance(dim, str))
+    return [*dict.fromkeys(words)]
+
+
+def join_words(path: str, inputs: Sequence[FoundInput], words: Sequence[str], batch: int) -> list[FoundInput]:
+    """Return the inputs of an ONNX graph with one word for dimensions that must have one length.
+
+    Files often leave dimensions open without names, or with a name for each. The graph runs with a length for each
+    word, then with one length for two words, and so on. If it runs with none of them, all words stay as they are.
+
+    Args:
+        path: The file.
+        inputs: The inputs.
+        words: The words of their shapes.
+        batch: The number of samples.
+    """
+    run = onnx_session(path)
+    # For each word the index of an earlier one whose length it has, or its own; the fewest words that share first.
+    places = itertools.product(*(range(index + 1) for index in range(min(len(words), MAX_WORDS))))
+    shared = [place for place in places if all(place[index] == index for index in place)]
+    for place in sorted(shared, key=lambda place: -len({*place})):
+        same = {word: words[index] for word, index in zip(words, place, strict=False)}
+        lengths = {word: 16 + 3 * words.index(same.get(word, word)) for word in words}
+        try:
+            run(_zeros(inputs, batch, lengths))
+        except Exception:  # of ONNX Runtime, for lengths that do not fit each other
+            continue
+        return [each._replace(shape=[same.get(str(dim), dim) for dim in each.shape or []]) for each in inputs]
+    return [*inputs]
+
+
+def _zeros(inputs: Sequence[FoundInput], batch: int, lengths: Mapping[str, int]) -> "Feed":
+    """Return a batch of zeros of every input; of empty texts for strings."""
+    import numpy as np
+
+    feed = {}
+    for each in inputs:
+        dims = [lengths[dim] if isinstance(dim, str) else dim for dim in each.shape or []]
+        dims.insert(each.batch_dimension, batch)
+        feed[each.name] = np.full(dims, "", object) if each.dtype == "string" else np.zeros(dims, each.dtype)
+    return feed
+
+
 def largest_ids(path: str, inputs: Sequence[FoundInput], batch: int) -> dict[str, int]:
     """Return the largest id of the inputs of an ONNX graph that are indices into one of its tables, by name."""
     import numpy as np
@@ -47,13 +94,7 @@ def largest_ids(path: str, inputs: Sequence[FoundInput], batch: int) -> dict[str
 
     graph = onnx.load(onnx_file(path), load_external_data=False).graph
     sizes = [int(tensor.dims[0]) for tensor in graph.initializer if len(tensor.dims) == 2]
-    words = dict.fromkeys(itertools.chain.from_iterable(each.shape or [] for each in inputs), 16)
-    lengths = {word: length for word, length in words.items() if isinstance(word, str)}
-    zeros = {}
-    for each in inputs:
-        dims = dims_at(each.shape or [], lengths)
-        dims.insert(each.batch_dimension, batch)
-        zeros[each.name] = np.zeros(dims, each.dtype)
+    zeros = _zeros(inputs, batch, dict.fromkeys(words_of(inputs), 16))
     run = onnx_session(path)
 
     def runs_with(name: str, value: int) -> bool:
@@ -81,3 +122,11 @@ def batch_place(tensor: "onnx.ValueInfoProto", word: str) -> int:
     """Return the dimension of the batch in an input or output: the one with the word of the batch, or the first one."""
     words = [dim.dim_param for dim in tensor.type.tensor_type.shape.dim]
     return words.index(word) if word and word in words else 0
+
+
+def holds_numbers(tensor: "onnx.ValueInfoProto") -> bool:
+    """Return whether an input or output is a tensor of numbers: no strings, and no sequence or map, as ZipMap's."""
+    import onnx
+
+    kind = tensor.type.WhichOneof("value")
+    return kind is None or (kind == "tensor_type" and tensor.type.tensor_type.elem_type != onnx.TensorProto.STRING)

@@ -89,10 +89,9 @@ def onnx_module(path: str | None, batch: int | None = None) -> "torch.nn.Module"
                 filled = [np.resize(each, (size, *each.shape[1:])) for each in part]
                 answer = dict(zip(self.outputs, self.run(dict(zip(self.inputs, filled, strict=True))), strict=True))
                 if texts := [name for name, output in answer.items() if output.dtype.kind not in "fiub"]:
-                    raise UserError(
-                        f"the output {texts[0]} holds {answer[texts[0]].dtype} values, which cannot be compared: name "
-                        "the others in [[outputs]]"
-                    )
+                    kind = {"object": "strings"}.get(name := str(answer[texts[0]].dtype), f"{name} values")
+                    others = "name the others in [[outputs]]" if len(answer) > 1 else "the file has no other output"
+                    raise UserError(f"the output {texts[0]} holds {kind}, which cannot be compared: {others}")
                 outputs = [torch.from_numpy(output) for output in answer.values()]
                 for name, output in zip(self.outputs, outputs, strict=True):
                     if output.ndim == 0 or output.shape[0] != size:

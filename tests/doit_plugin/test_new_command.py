@@ -312,6 +312,40 @@ def test_a_file_of_torch_export_records_its_inputs(project: Project) -> None:
     assert spec["dimensions"][word] == {"min": 2, "opt": 12, "max": 48}
 
 
+def test_dimensions_of_an_onnx_file_that_have_one_length_have_one_word(project: Project) -> None:
+    """The file names none of them. Texts among the inputs are no hindrance, and among the outputs they are left out."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    inputs = [value("ids", 7, [None, None]), value("kinds", 7, [None, None]), value("query", 7, [None, None])]
+    inputs.append(value("language", 8, ["n", 1]))
+    outputs = [value("scores", 1, None), value("name", 8, None)]
+    nodes = [
+        node("Gather", ["table", "ids"], ["a"]),
+        node("Gather", ["table", "kinds"], ["b"]),
+        node("Add", ["a", "b"], ["c"]),
+        node("Gather", ["table", "query"], ["q"]),
+        node("Transpose", ["q"], ["t"], perm=[0, 2, 1]),
+        node("MatMul", ["c", "t"], ["scores"]),
+        node("Identity", ["language"], ["name"]),
+    ]
+    table = numpy_helper.from_array(np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32), "table")
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [table])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), project / "pairs.onnx")
+    project.built("new", "--from-onnx", "pairs.onnx")
+    spec = spec_of(project / "models/pairs/model.toml")
+    shapes = {each["name"]: each["shape"] for each in spec["inputs"]}
+    assert shapes == {"ids": ["ids_1"], "kinds": ["ids_1"], "query": ["query_1"], "language": [1]}
+    assert [each.get("high") for each in spec["inputs"]] == [9, 9, 9, None]
+    assert spec["outputs"] == [{"name": "scores"}]
+    assert "onnx:pairs" in project.built("onnx:pairs").ran, "it builds without an edit"
+    outputs = [outputs[1]]
+    graph = helper.make_graph(nodes[-1:], "g", inputs[-1:], outputs)
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), project / "texts.onnx")
+    line = "texts.onnx: the output name holds strings, which cannot be compared: the file has no other output"
+    refused = project.doit("new", "--from-onnx", "texts.onnx")
+    assert (refused.code, line in refused.out) == (3, True), refused.out
+
+
 def test_the_inputs_of_an_onnx_file_are_taken_from_it(project: Project) -> None:
     """The batch of the state is its second dimension, and the rows of the table are the token ids."""
     value, node = helper.make_tensor_value_info, helper.make_node
