@@ -1,5 +1,7 @@
 """Names, layouts and signatures of the tensors that all formats have in common."""
 
+import keyword
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
@@ -190,6 +192,20 @@ def layout_dims(shape: Sequence[int], input_format: str) -> list[int]:
     return [*size, channels] if input_format == "uint8_nhwc" else [channels, *size]
 
 
+def served_name(name: str) -> str:
+    """Return a name of an answer or of a file as a tensor can have it in every format."""
+    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", name)
+
+
+def can_be_argument(name: str) -> bool:
+    """Return whether an argument of a TorchScript file can have a name.
+
+    Triton's PyTorch backend finds an input by it. TorchScript reads names of ASCII letters, digits and _ alone, and its
+    files call PyTorch's functions as `torch.add`.
+    """
+    return name.isidentifier() and name.isascii() and not keyword.iskeyword(name) and name not in ("self", "torch")
+
+
 Feed = dict[str, "np.ndarray"]  # a batch of every input, by name
 
 
@@ -210,6 +226,21 @@ def resize(feed: Feed, size: int) -> Feed:
     import numpy as np
 
     return take(feed, np.arange(size) % batch_of(feed))
+
+
+def reshape_dims(array: "np.ndarray", before: Sequence[int], after: Sequence[int]) -> "np.ndarray":
+    """Return an array in other dims, as Triton reshapes it: the open dimensions keep their order and their lengths.
+
+    Args:
+        array: Its first dimension is the batch, unless dims contain it.
+        before: The dims that it has; -1 for an open one.
+        after: The dims that it gets.
+    """
+    if before == after:
+        return array
+    batch = array.shape[: array.ndim - len(before)]
+    lengths = iter([length for length, dim in zip(array.shape[len(batch) :], before, strict=True) if dim == -1])
+    return array.reshape(*batch, *(next(lengths) if dim == -1 else dim for dim in after))
 
 
 def tuned_lengths(dimensions: Mapping[str, Range]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.tensors import Feed
+from build_tasks.tensors import Feed, reshape_dims
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +141,7 @@ class Client:
         response = result.get_response()
         version = response["model_version"] if isinstance(response, dict) else response.model_version
         outputs = {name: result.as_numpy(name) for name in tensors.output_names}
-        return version, [_reshaped(array, tensors.reshapes.get(name)) for name, array in outputs.items()]
+        return version, [reshape_dims(array, *tensors.reshapes.get(name, ((), ()))) for name, array in outputs.items()]
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of Triton's client. Every failure is a UserError."""
@@ -185,25 +185,10 @@ def cast_to_input_types(feed: Feed, tensors: Tensors) -> Feed:
         feed = dict(zip(tensors.input_types, feed.values(), strict=True))
     arrays = {}
     for name, triton_type in tensors.input_types.items():
-        array = _reshaped(feed[name], tensors.reshapes.get(name))
+        array = reshape_dims(feed[name], *tensors.reshapes.get(name, ((), ())))
         array = array[:, None] if array.ndim == 1 < tensors.ranks.get(name, 2) else array
         arrays[name] = array.astype(object if triton_type == "BYTES" else triton_to_np_dtype(triton_type))
     return arrays
-
-
-def _reshaped(array: "np.ndarray", dims: tuple[list[int], list[int]] | None) -> "np.ndarray":
-    """An array in other dims, as Triton reshapes it: the open dimensions keep their order and their lengths.
-
-    Args:
-        array: Its first dimension is the batch, unless dims contain it.
-        dims: The dims that it has, and those that it gets; None: it stays as it is.
-    """
-    if dims is None:
-        return array
-    before, after = dims
-    batch = array.shape[: array.ndim - len(before)]
-    lengths = iter([length for length, dim in zip(array.shape[len(batch) :], before, strict=True) if dim == -1])
-    return array.reshape(*batch, *(next(lengths) if dim == -1 else dim for dim in after))
 
 
 def require_server(protocol: str, url: str) -> None:

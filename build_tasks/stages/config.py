@@ -206,6 +206,7 @@ def build_ensemble(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         with open(inputs[f"{step.name}/config.pbtxt"], encoding="utf-8") as file:
             configs.append(text_format.Parse(file.read(), triton_config.to_message({})))
     graph = ensemble_graph.connect(steps, configs, settings["outputs"], options.max_batch_size, options.spec)
+    ensemble_graph.check_steps(steps, graph, options.spec)
     ensemble = triton_config.to_message({"name": options.name, "platform": TRITON_MODELS["ensemble"].platform})
     ensemble.max_batch_size = graph.max_batch_size
     ensemble.input.extend(graph.inputs.values())

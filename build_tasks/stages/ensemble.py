@@ -10,8 +10,8 @@ the lowest precision among the steps.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,9 +28,13 @@ from build_tasks.tensors import IMAGE, Feed, Signature, batch_of, resize, take
 from build_tasks.triton import ensemble_graph
 from build_tasks.triton import model_config as triton_config
 from build_tasks.triton.platforms import FORMATS, TRITON_MODELS
-from build_tasks.verification import accuracy_samples, gate, metrics
+from build_tasks.verification import accuracy_samples, gate, metrics, tensor_samples
 
-Run = Callable[[Feed], Feed]
+if TYPE_CHECKING:
+    import numpy as np
+
+    from build_tasks.formats.step_runs import Run
+
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")  # from the most to the least exact
 SAMPLES = 16  # at most so many are sent through the steps
 
@@ -76,11 +80,13 @@ def task(model: Model, steps: list[Step]) -> dict[str, Any]:
         modules=(
             __name__,
             "build_tasks.formats.python_backend",
+            "build_tasks.formats.step_runs",
             "build_tasks.triton.platforms",
             "build_tasks.triton.ensemble_graph",
             "build_tasks.triton.model_config",
             "build_tasks.verification.accuracy_samples",
             "build_tasks.verification.ensemble_samples",
+            "build_tasks.verification.tensor_samples",
             "build_tasks.verification.tolerance",
             *gate.GATE_MODULES,
             *dict.fromkeys(ONNX_MODULES),
@@ -113,6 +119,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     import numpy as np
     from polygraphy.comparator import IterationResult, RunResults
 
+    from build_tasks.formats.step_runs import artifact_run, perturb_inputs, reference_run
     from build_tasks.verification.ensemble_samples import save_samples
 
     configs = _read_configs(inputs)
@@ -132,7 +139,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         )
     steps = ensemble_graph.flatten(outer, configs)
     graph = _connect(steps, configs, list(connected.outputs), largest, settings["spec"])
-    feed = read_samples(inputs, settings, steps, graph)
+    feed = read_samples(inputs, settings, steps, graph, configs)
     distinct = min(SAMPLES, *map(len, feed.values()))
     count = max(distinct - distinct % smallest, smallest)
     feed = resize(take(feed, slice(distinct)), count)
@@ -142,10 +149,16 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         if settings["kinds"][step.name] not in FORMATS
     }
     run = functools.partial(run_steps, graph, steps, feed, largest)
-    found = run({step.name: pythons.get(step.name) or _artifact(inputs, settings, step.name) for step in steps})
-    networks = {step.name: _reference(inputs, settings, step.name) for step in steps if step.name not in pythons}
+    artifacts: dict[str, Run] = {}
+    networks: dict[str, Run] = {}
+    for name in {step.name: None for step in steps if step.name not in pythons}:
+        signature: Signature = read_json(inputs[f"{name}/signature"])
+        kind, network = settings["kinds"][name], settings["networks"][name]
+        artifacts[name] = artifact_run(inputs[f"{name}/artifact"], kind, signature, configs[name])
+        networks[name] = reference_run(network, inputs[f"{name}/weights"], signature, configs[name])
+    found = run(pythons | artifacts)
     expected = run(pythons | networks)
-    moved = run(pythons | {name: _perturbed(network) for name, network in networks.items()})
+    moved = run(pythons | {name: perturb_inputs(network) for name, network in networks.items()})
     names = [f"sample {index + 1}" for index in range(count)]
     numbers = [name for name, array in expected.items() if array.dtype.kind in "fiub"]
     artifact, reference, perturbed = (
@@ -157,7 +170,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     save_samples(feed, outputs["samples"])
     results = RunResults()
     for runner, answers in (("pytorch-fp32", expected), ("pytorch-fp32, inputs perturbed by one ulp", moved)):
-        results.add([answers], runner_name=runner)
+        results.add([{name: answers[name] for name in numbers}], runner_name=runner)  # it cannot hold texts
     results.save(outputs["reference"])
     with open(outputs["names"], "w", encoding="utf-8") as file:
         file.writelines(f"{name}\n" for name in names)
@@ -168,7 +181,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         for name, array in expected.items()
         if name not in numbers
     }
-    return {**metrics.key_figures(measured), **texts, "Python models": ", ".join(pythons) or "none"}
+    if not numbers and (wrong := [f"{key}: {equal}" for key, equal in texts.items() if equal != f"{count} of {count}"]):
+        raise UserError(f"the ensemble differs from its steps in PyTorch: {', '.join(wrong)}")
+    error = metrics.key_figures(measured) if numbers else {}
+    return {**error, **texts, "Python models": ", ".join(pythons) or "none"}
 
 
 def _read_configs(inputs: Paths) -> dict[str, Any]:
@@ -191,30 +207,37 @@ def _connect(
 
 
 def read_samples(
-    inputs: Paths, settings: Settings, steps: list[ensemble_graph.Wiring], graph: ensemble_graph.Graph
+    inputs: Paths,
+    settings: Settings,
+    steps: list[ensemble_graph.Wiring],
+    graph: ensemble_graph.Graph,
+    configs: dict[str, Any],
 ) -> Feed:
-    """Return the samples for each input of the ensemble, arrays (samples, …).
+    """Return the samples for each input of the ensemble, arrays (samples, …) as clients send them.
 
     Raises:
-        UserError: If there are none for an input.
+        UserError: If there are none for an input, or if they have another type or other dims.
     """
-    import numpy as np
     from polygraphy.json import load_json
+
+    from build_tasks.formats.step_runs import as_clients_send, encode_texts
 
     own: Feed = {}
     if "samples" in inputs:
-        with np.load(inputs["samples"], allow_pickle=False) as arrays:
-            own = {name: array.astype(object) if array.dtype.kind in "SU" else array for name, array in arrays.items()}
+        own = {name: encode_texts(array) for name, array in tensor_samples.read_file(inputs["samples"])[0].items()}
     feed: Feed = {}
-    for tensor in graph.inputs:
+    for tensor, config in graph.inputs.items():
         if tensor in own:
+            _check_samples(tensor, own[tensor], config, graph, settings["spec"])
             feed[tensor] = own[tensor]
             continue
         for step, (input_map, _) in zip(steps, graph.maps, strict=True):
             for name in [name for name, taken in input_map.items() if taken == tensor]:
                 kind = settings["kinds"][step.name]
                 if kind in FORMATS:
-                    feed[tensor] = load_json(inputs[f"{step.name}/samples"])[0][name]
+                    array = load_json(inputs[f"{step.name}/samples"])[0][name]
+                    taker = next(each for each in configs[step.name].input if each.name == name)
+                    feed[tensor] = as_clients_send(array, taker)
                 elif kind == "preprocess" and name == IMAGE:
                     from build_tasks.spec.loader import read_model
 
@@ -227,8 +250,21 @@ def read_samples(
     return feed
 
 
+def _check_samples(name: str, array: "np.ndarray", tensor: Any, graph: ensemble_graph.Graph, spec: str) -> None:
+    """Raise UserError if an array of ensemble.samples is no batch of an input of the ensemble."""
+    from build_tasks.formats.python_backend import NUMPY_TYPES
+
+    dtype = NUMPY_TYPES.get(triton_config.protobuf().DataType.Name(tensor.data_type), "")
+    dims = list(tensor.dims if graph.max_batch_size else tensor.dims[1:])
+    fits = len(dims) == array.ndim - 1 and all(a in (-1, b) for a, b in zip(dims, array.shape[1:], strict=True))
+    if array.dtype != dtype or not fits:
+        found = f"{'texts' if array.dtype == object else array.dtype} of the shape {list(array.shape)}"
+        expected = f"{'texts' if dtype == 'object' else dtype} of the shape {['samples', *dims]}".replace("'", "")
+        raise UserError(f"{spec}: ensemble.samples: expected for {name} {expected} (-1: any length), found {found}")
+
+
 def run_steps(
-    graph: ensemble_graph.Graph, steps: list[ensemble_graph.Wiring], feed: Feed, largest: int, runs: dict[str, Run]
+    graph: ensemble_graph.Graph, steps: list[ensemble_graph.Wiring], feed: Feed, largest: int, runs: "dict[str, Run]"
 ) -> Feed:
     """Return the outputs of an ensemble for all samples. The steps run in batches of at most `largest` samples."""
     import numpy as np
@@ -244,74 +280,9 @@ def run_steps(
     return {name: np.concatenate([part[name] for part in parts]) for name in graph.outputs}
 
 
-def _python_model(inputs: Paths, settings: Settings, name: str, config: Any) -> Run:
+def _python_model(inputs: Paths, settings: Settings, name: str, config: Any) -> "Run":
     from build_tasks.formats.python_backend import PythonModel
 
     folder = name.removeprefix(f"{settings['models'][name]}_")
     path = f"models/{settings['models'][name]}/{folder}/model.py" if settings["kinds"][name] == PYTHON else name
     return PythonModel(inputs[f"{name}/artifact"], config, path)
-
-
-def _artifact(inputs: Paths, settings: Settings, name: str) -> Run:
-    """Return the artifact of a network as a function by the names of its tensors.
-
-    Raises:
-        UserError: If this machine cannot run it.
-    """
-    signature: Signature = read_json(inputs[f"{name}/signature"])
-    path, kind = inputs[f"{name}/artifact"], settings["kinds"][name]
-    outputs = [tensor["name"] for tensor in signature["outputs"]]
-    if kind == "onnx":
-        import onnxruntime
-
-        from build_tasks.formats.onnx_runtime import onnx_file
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # sums in another order would differ in their last bits
-        session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
-        return lambda feed: dict(zip(outputs, session.run(outputs, feed), strict=True))
-    if kind == "torchscript":
-        import torch
-
-        module = torch.jit.load(path)
-        return functools.partial(_run_module, module, [tensor["name"] for tensor in signature["inputs"]], outputs)
-    if kind == "aoti":
-        from build_tasks.formats.serving_device import package_session
-
-        run = package_session(path, signature, [tensor["name"] for tensor in signature["inputs"]]).run
-    else:
-        from build_tasks.formats.tensorrt_session import engine_session
-
-        run = engine_session(path, signature)
-    return lambda feed: dict(zip(outputs, run(feed), strict=True))
-
-
-def _run_module(module: Any, inputs: list[str], outputs: list[str], feed: Feed) -> Feed:
-    import torch
-
-    with torch.inference_mode():
-        answer = module(*(torch.from_numpy(feed[name]) for name in inputs))
-    tensors = [answer] if isinstance(answer, torch.Tensor) else answer
-    return {name: tensor.numpy() for name, tensor in zip(outputs, tensors, strict=True)}
-
-
-def _reference(inputs: Paths, settings: Settings, name: str) -> Run:
-    """Return the network of a step in PyTorch as such a function; for an ONNX file, the file itself."""
-    from build_tasks.formats import pytorch_network
-    from build_tasks.formats.serving_interface import wrap_for_serving
-
-    network = settings["networks"][name]
-    signature: Signature = read_json(inputs[f"{name}/signature"])
-    module = pytorch_network.create_network(network, inputs[f"{name}/weights"])
-    module = wrap_for_serving(module, network["interface"])
-    inputs_of, outputs_of = ([tensor["name"] for tensor in signature[kind]] for kind in ("inputs", "outputs"))
-    return functools.partial(_run_module, module, inputs_of, outputs_of)
-
-
-def _perturbed(network: Run) -> Run:
-    """Return a network whose floating-point inputs are perturbed by one ulp."""
-    from build_tasks.verification.tolerance import perturb_one_ulp
-
-    return lambda feed: network(
-        {name: perturb_one_ulp(array) if array.dtype.kind == "f" else array for name, array in feed.items()}
-    )

@@ -91,6 +91,9 @@ def connect(
                 f"{spec}: ensemble.outputs: expected tensors of the steps, found {with_suggestion(name, made)}"
             )
     answered = {name: made[name] for name in requested or [name for name in made if name not in taken]}
+    for _, output_map in maps:  # Triton refuses a tensor that nobody takes
+        for name in [name for name, tensor in output_map.items() if tensor not in taken and tensor not in answered]:
+            del output_map[name]
     max_batch_size, batches = _batches(configs, steps, largest, spec)
     inputs, outputs = (
         {
@@ -100,6 +103,14 @@ def connect(
         for tensors in (sent, answered)
     )
     return Graph(order, inputs, outputs, maps, max_batch_size, batches)
+
+
+def check_steps(steps: Sequence[Wiring], graph: Graph, spec: str) -> None:
+    """Raise UserError if no tensor of a step is taken, neither by another step nor by clients: Triton refuses it."""
+    for index, (step, (_, output_map)) in enumerate(zip(steps, graph.maps, strict=True)):
+        if not output_map:
+            expected = "a step of which another one or a client takes a tensor"
+            raise UserError(f"{spec}: ensemble.steps[{index}]: expected {expected}, found {step.name}")
 
 
 def flatten(steps: Sequence[Wiring], configs: Mapping[str, Any], prefix: str = "") -> list[Wiring]:

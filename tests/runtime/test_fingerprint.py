@@ -124,7 +124,6 @@ UNUSED = [
     Unused("stages.weights", "formats.state_dicts", from_weights, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.serving_interface", runs_source, "only a source with its network is run"),
     Unused("stages.weights", "formats.example_inputs", runs_source, "likewise"),
-    Unused("stages.weights", "formats.network_answer", runs_source, "likewise"),
     Unused("stages.weights", "formats.onnx_files", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_import", from_onnx, "the weights are an ONNX file"),
     Unused("stages.weights", "formats.onnx_batch_first", from_onnx, "likewise"),
@@ -158,8 +157,8 @@ UNUSED = [
     Unused("formats.onnx_export", "runtime.threads", never, "the cores of a check, whose answers are not recorded"),
     Unused("formats.tensorrt", "formats.onnx_files", never, "finds the graph, whose content is an input"),
     Unused("stages.config", "triton.ensemble_graph", is_ensemble, "there are no steps"),
-    Unused("stages.ensemble", "formats.tensorrt_session", never, "runs the artifact of a step, where it has a GPU"),
-    Unused("stages.ensemble", "formats.serving_device", never, "runs the artifact of a step, a package of AOTInductor"),
+    Unused("formats.step_runs", "formats.tensorrt_session", never, "runs the artifact of a step, where it has a GPU"),
+    Unused("formats.step_runs", "formats.serving_device", never, "runs a package of AOTInductor"),
 ]
 
 SPECS = {

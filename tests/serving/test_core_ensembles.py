@@ -5,11 +5,15 @@ IMAGE ─► net_preprocess ─► PIXELS ─┬► net_onnx ─► one ─┬�
 
 IMAGE ─► net_ensemble ─┬► BEST
                        └► SUM ─► second_twice (Python, max_batch_size 0) ─► TWICE
+
+TEXT ─► texts_split (Python) ─► WORDS ─► texts_onnx ─► best, one value for each sample ─► texts_report (Python) ─► LABEL
 """
 
 import contextlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +86,89 @@ TWICE = (
 JOIN = "import numpy as np\n\n\ndef best(a, b):\n    return np.stack([a.argmax(axis=1), b.argmax(axis=1)], axis=1)\n"
 
 
+TEXTS = """\
+formats = ["onnx"]
+max_batch_size = 4
+[weights]
+source = "counts.onnx"
+[[inputs]]
+name = "words"
+dtype = "string"
+shape = ["length"]
+values = ["cat", "dog", "cow"]
+[dimensions.length]
+max = 6
+[ensemble]
+samples = "samples.npz"
+outputs = ["LABEL"]
+[[ensemble.steps]]
+python = "report"
+inputs = { BEST = "best" }
+[[ensemble.steps]]
+python = "split"
+outputs = { WORDS = "words" }
+[[ensemble.steps]]
+model = "texts_onnx"
+"""
+SPLIT_CONFIG = """\
+max_batch_size: 4
+input { name: "TEXT" data_type: TYPE_STRING dims: 1 }
+output { name: "WORDS" data_type: TYPE_STRING dims: -1 }
+"""
+SPLIT = (
+    MODEL.partition("    def respond")[0].replace("from join import best\n", "")
+    + """\
+    def respond(self, request):
+        texts = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy()
+        words = np.array([text.decode().split() for text in texts[:, 0]], dtype=object)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("WORDS", words)])
+"""
+)
+REPORT_CONFIG = """\
+max_batch_size: 4
+input { name: "BEST" data_type: TYPE_INT64 dims: 1 }
+output { name: "LABEL" data_type: TYPE_STRING dims: 1 }
+"""
+REPORT = (
+    MODEL.partition("    def respond")[0].replace("from join import best\n", "")
+    + """\
+    def respond(self, request):
+        ((best,), *others) = pb_utils.get_input_tensor_by_name(request, "BEST").as_numpy()
+        labels = np.array([[f"class {value}"] for value in (best, *(other for (other,) in others))], dtype=object)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LABEL", labels)])
+"""
+)
+LINES = ["cat cat cow", "dog cow dog", "cow cow cow", "dog dog dog", "cat cow cow"]
+
+
+def save_counts(path: Path) -> None:
+    """Write an ONNX file that counts words. The most frequent one is a value without a dimension besides the batch."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node(
+            "LabelEncoder", ["words"], ["ids"], domain="ai.onnx.ml", keys_strings=["cat", "dog", "cow"],
+            values_int64s=[0, 1, 2], default_int64=3,
+        ),
+        helper.make_node("Gather", ["table", "ids"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "axis"], ["counts"], keepdims=0),
+        helper.make_node("ArgMax", ["counts"], ["best"], axis=1, keepdims=0),
+    ]  # fmt: skip
+    words = helper.make_tensor_value_info("words", TensorProto.STRING, ["n", "length"])
+    outputs = [
+        helper.make_tensor_value_info("counts", TensorProto.FLOAT, ["n", 4]),
+        helper.make_tensor_value_info("best", TensorProto.INT64, ["n"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.eye(4, dtype=np.float32), "table"),
+        numpy_helper.from_array(np.array([1]), "axis"),
+    ]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
+    graph = helper.make_graph(nodes, "counts", [words], outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+
+
 def add(project: Project, name: str, model_format: str, ensemble: str) -> Path:
     folder = tiny_network.add(project, name, formats=f'"{model_format}"')
     with (folder / "model.toml").open("a") as file:
@@ -100,7 +187,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (folder / "twice").mkdir()
     for file, text in {"config.pbtxt": TWICE_CONFIG, "model.py": TWICE}.items():
         (folder / "twice" / file).write_text(text)
-    project.built("net", "second")
+    folder = project.model("texts", TEXTS)
+    save_counts(folder / "counts.onnx")
+    np.savez(folder / "samples.npz", TEXT=np.array([[line] for line in LINES]))
+    for name, config, model in (("split", SPLIT_CONFIG, SPLIT), ("report", REPORT_CONFIG, REPORT)):
+        (folder / name).mkdir()
+        (folder / name / "config.pbtxt").write_text(config)
+        (folder / name / "model.py").write_text(model)
+    project.built("net", "second", "texts")
     return project
 
 
@@ -154,6 +248,29 @@ def test_an_ensemble_is_a_step_of_another_beside_a_step_without_a_batch(
     run = project.built("smoke", *arguments)
     assert len(re.findall(r"^ second_ensemble .* ok$", run.out, re.MULTILINE)) == 2, run.out
     twice.write_text(TWICE_CONFIG)
+
+
+def test_steps_pass_texts_and_single_values_as_triton_has_them(project: Project, server: triton_server.Server) -> None:
+    """Texts are bytes in Python models, and a value for each sample has the dims [1] in which Triton reshapes it."""
+    assert server.load("texts_ensemble") is None
+    np.savez(project / "texts.npz", TEXT=np.array(LINES[:2]))
+    file = "build/texts/clients/texts_ensemble/http_client.py"
+    command = [sys.executable, file, "texts.npz", "--url", server.http]
+    run = subprocess.run(command, cwd=project.root, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.split("\n")[:2] == ["LABEL [[b'class 0']", " [b'class 1']]"]
+    smoke = project.built("smoke", f"--url={server.http}", f"--grpc={server.grpc}", "--model", "texts_ensemble")
+    assert len(re.findall(r"^ texts_ensemble .* answers with texts,", smoke.out, re.MULTILINE)) == 2, smoke.out
+
+
+def test_samples_of_an_ensemble_that_do_not_fit_are_refused(project: Project) -> None:
+    samples = project / "models/texts/samples.npz"
+    before = samples.read_bytes()
+    np.savez(samples, TEXT=np.zeros((4, 2), np.float32))
+    run = project.doit("ensemble:texts")
+    samples.write_bytes(before)
+    expected = "expected for TEXT texts of the shape [samples, 1] (-1: any length), found float32 of the shape [4, 2]"
+    assert f"models/texts/model.toml: ensemble.samples: {expected}" in failure_line(run, "ensemble:texts")
 
 
 def test_an_edit_of_a_step_runs_the_ensemble_again(project: Project) -> None:

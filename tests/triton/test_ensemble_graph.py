@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 
 from build_tasks.errors import UserError
-from build_tasks.triton.ensemble_graph import Graph, Wiring, connect, flatten
+from build_tasks.triton.ensemble_graph import Graph, Wiring, check_steps, connect, flatten
 from build_tasks.triton.model_config import to_message
 
 SPEC = "models/m/model.toml"
@@ -66,6 +66,17 @@ def test_two_branches_take_one_tensor_and_meet() -> None:
     assert list(graph.outputs) == ["best", "TEXT"]
     assert graph.max_batch_size == 2
     assert list(connected(BRANCHES, ("best", "one")).outputs) == ["best", "one"], "clients may get inner tensors, too"
+
+
+def test_a_tensor_that_nobody_takes_is_left_out() -> None:
+    """Triton refuses it: "ensemble tensor 'TEXT' is unused". A step without any tensor is refused here."""
+    graph = connected(BRANCHES, ("best",))
+    assert [output_map for _, output_map in graph.maps][3] == {"BEST": "best"}
+    steps = [*BRANCHES, ("more", NETWORK, PIXELS, {"OUTPUT__0": "three"})]
+    line = "ensemble.steps[4]: expected a step of which another one or a client takes a tensor, found more"
+    with pytest.raises(UserError) as error:
+        check_steps([Wiring(name, {}, {}) for name, *_ in steps], connected(steps, ("best",)), SPEC)
+    assert str(error.value) == f"{SPEC}: {line}"
 
 
 def test_ensembles_without_a_batch_have_none() -> None:

@@ -44,10 +44,21 @@ class TritonPythonModel:
 
     def respond(self, requests: list[Any]) -> list[Any]:
         names = [*self.batches.outputs, *self.batches.state_outputs]
-        outputs = dict(zip(names, self.session.run(names, self.batches.gather(requests)), strict=True))
+        feed = {name: decode_texts(array) for name, array in self.batches.gather(requests).items()}
+        outputs = dict(zip(names, self.session.run(names, feed), strict=True))
         self.batches.keep_states(requests, outputs)
         responses: list[Any] = self.batches.scatter(requests, outputs)
         return responses
+
+
+def decode_texts(array: Any) -> Any:
+    """An array as ONNX Runtime takes it. In the Python backend, texts are bytes, of which it would take the `repr`."""
+    if array.dtype != object:
+        return array
+    decoded = array.copy()
+    for index, text in enumerate(array.flat):
+        decoded.flat[index] = text.decode()
+    return decoded
 
 
 def sequence_controls(config: dict[str, Any]) -> list[dict[str, Any]]:
