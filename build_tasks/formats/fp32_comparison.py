@@ -125,7 +125,11 @@ class Comparison:
         return self.answers[key]
 
     def _own(self, samples: "Inputs") -> "Outputs":
+        import numpy as np
+
         own = float_outputs(_forward(self.module, samples))
+        if not all(np.isfinite(output).all() for output in own):
+            raise UserError(f"the network answers with NaN or infinity to {self.samples[0]} or another one")
         again = float_outputs(_forward(self.module, samples))
         if max(relative_error(one[0], other[0]) for one, other in zip(again, own, strict=True)) > SMALLEST_LIMIT:
             raise UserError(

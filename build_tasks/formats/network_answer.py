@@ -4,12 +4,11 @@ a tensor, list, tuple, dict, dataclass; nested ─► leaves by their place, "en
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from build_tasks.errors import UserError, listed, with_suggestion
-from build_tasks.tensors import OUTPUT, Interface, OutputTensor
+from build_tasks.tensors import OUTPUT, Interface, OutputTensor, served_name
 
 
 def select_tensors(answer: Any, interface: Interface) -> tuple[list[str], Any]:
@@ -74,11 +73,6 @@ def _all(leaves: Mapping[str, Any]) -> list[tuple[str, Any]]:
             f"the network answers with {listed(leaves)}, of which two would have one name; name them in [[outputs]]"
         )
     return found
-
-
-def served_name(name: str) -> str:
-    """Return a name of an answer or of a file as a tensor can have it in every format."""
-    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", name)
 
 
 def _is_other(value: Any) -> bool:

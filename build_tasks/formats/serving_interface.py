@@ -120,6 +120,9 @@ def _serve(module: "torch.nn.Module", answer: Any, interface: Interface) -> Any:
         module.output_names = [OUTPUT.format(index) for index in range(len(tensors))]  # type: ignore[assignment]
         return answer
     names, served = select_tensors(answer, interface)
+    if both := {each["name"] for each in interface["inputs"]}.intersection(names):
+        found = f"an output called {min(both)}, as an input is"
+        raise UserError(f"the network answers with {found}; give it another name: `name` and `key` of [[outputs]]")
     module.output_names = names  # type: ignore[assignment]
     return served
 
@@ -169,7 +172,7 @@ def forward(module: Any, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor
         module: The network.
         inputs: A batch of each input.
     Raises:
-        UserError: If the outputs are not tensors whose first dimension is the batch, or if one of them is bfloat16.
+        UserError: If the outputs are not tensors whose first dimension is the batch, or are of a type that NumPy lacks.
     """
     import torch
 
@@ -180,8 +183,10 @@ def forward(module: Any, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor
         raise UserError(f"the network answers with {kind_of(outputs)}; Triton needs one tensor, or a tuple of them")
     batch = len(inputs[0])
     for index, output in enumerate(outputs):
-        if output.dtype == torch.bfloat16:
-            raise UserError(f"output {index} is bfloat16, which Triton's clients and NumPy do not have; cast it")
+        dtype = str(output.dtype).removeprefix("torch.")
+        if output.layout != torch.strided or dtype == "bfloat16" or output.is_complex() or output.is_quantized:
+            found = dtype if output.layout == torch.strided else str(output.layout).removeprefix("torch.")
+            raise UserError(f"output {index} is {found}, which Triton's clients and NumPy do not have; cast it")
         if output.ndim == 0 or output.shape[0] != batch:
             raise UserError(misplaced_batch(f"output {index}", output.shape, batch))
     return list(outputs)

@@ -17,7 +17,7 @@ from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.serving_interface import wrap_for_serving
 from build_tasks.formats.shared_weights import copy_with_same_weights
 from build_tasks.runtime.stage import Notes
-from build_tasks.tensors import INPUT, Interface
+from build_tasks.tensors import INPUT, Interface, can_be_argument
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,9 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
     from build_tasks.formats.per_sample_filters import PerSampleFilters
 
     slim = wrap_for_serving(_reparameterized(module), interface)
-    if own_names(interface):
-        name_arguments(slim, [each["name"] for each in interface["inputs"]])
+    names = [each["name"] for each in interface["inputs"]]
+    if names != [INPUT] and all(map(can_be_argument, names)):
+        name_arguments(slim, names)  # other names are those of an ONNX model, which has no need of the arguments
     batch = tuple(example_inputs(interface, TRACED_BATCH))
     torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows the operator of its fast path
     filters = PerSampleFilters()
@@ -84,11 +85,6 @@ def _reparameterized(module: "torch.nn.Module") -> "torch.nn.Module":
     if any(hasattr(layer, method) for layer in module.modules() for method in REPARAMETERIZE):
         return reparameterize_model(module)
     return copy_with_same_weights(module)
-
-
-def own_names(interface: Interface) -> bool:
-    """Return whether the inputs have other names than the default of the only picture."""
-    return [each["name"] for each in interface["inputs"]] != [INPUT]
 
 
 def name_arguments(module: "torch.nn.Module", names: list[str]) -> None:

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from build_tasks.spec.tables import Batch, Capability, Precision, Table, Text
+from build_tasks.spec.tables import END, Batch, Capability, Precision, Table, Text
 
 Mebibytes = Annotated[int, Meta(ge=1, le=2**24)]
 Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Word = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+Word = Annotated[str, Meta(pattern=f"^[A-Za-z_][A-Za-z0-9_]*{END}")]
 
 
 class ProfileDimension(Table):

@@ -46,7 +46,8 @@ def _step_mistakes(model: Model, ensemble: Ensemble) -> Iterator[Mistake]:
         elif step.model == model.triton_name("ensemble"):
             yield f"{key}.model", "another model than the ensemble itself", repr(step.model)
         elif step.model == model.triton_name("preprocess") and model.spec.inputs:
-            yield f"{key}.model", "no preprocessing, since [[inputs]] describes no picture", repr(step.model)
+            expected = "no preprocessing, which is for the picture of [input], since this spec has [[inputs]]"
+            yield f"{key}.model", expected, repr(step.model)
         if step.python is not None:
             for name in PYTHON_FILES:
                 if not os.path.isfile(f"{MODELS}/{model.name}/{step.python}/{name}"):
@@ -56,6 +57,8 @@ def _step_mistakes(model: Model, ensemble: Ensemble) -> Iterator[Mistake]:
             if tensor in made:
                 yield f"{key}.outputs.{output}", f"another name than that of {made[tensor]}", repr(tensor)
             made[tensor] = f"steps[{index}].outputs.{output}"
+    if ensemble.samples and not ensemble.samples.endswith(".npz"):
+        yield "ensemble.samples", "an .npz file", repr(ensemble.samples)
     if len(set(ensemble.outputs)) < len(ensemble.outputs):
         yield "ensemble.outputs", "each tensor once", listed(ensemble.outputs)
 

@@ -5,10 +5,11 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
-from build_tasks.spec.tables import Table, Text
+from build_tasks.spec.tables import END, Table, Text
+from build_tasks.spec.tensor_tables import TensorName
 
-Folder = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
-Names = dict[Text, Text]
+Folder = Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9_-]*{END}", max_length=60)]
+Names = dict[Text, TensorName]
 
 
 class EnsembleStep(Table):
@@ -37,7 +38,7 @@ class Ensemble(Table):
 
     steps: Annotated[list[EnsembleStep], Meta(min_length=1, max_length=100, description="The steps, in any order.")]
     outputs: Annotated[
-        list[Text], Meta(description="The tensors that clients get. Default: those that no step takes.")
+        list[TensorName], Meta(description="The tensors that clients get. Default: those that no step takes.")
     ] = field(default_factory=list)
     samples: Annotated[
         Text | None,

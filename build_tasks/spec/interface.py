@@ -19,6 +19,7 @@ from build_tasks.tensors import (
     Range,
     Shape,
     dims_at,
+    served_name,
     tuned_lengths,
 )
 
@@ -136,7 +137,7 @@ def _input(index: int, table: "TensorInput") -> InputTensor:
 
 
 def _output(index: int, table: "TensorOutput") -> OutputTensor:
-    named = table.name or (table.key if isinstance(table.key, str) else None)
+    named = table.name or (served_name(table.key) if isinstance(table.key, str) else None)
     return {
         "name": named or OUTPUT.format(index),
         "key": table.key,

@@ -17,6 +17,7 @@ NATIVE_PRECISIONS = ("fp32", "tf32")
 QUANTIZED_PRECISIONS = ("int8", "fp8")
 REDUCED_PRECISIONS = ("fp16", "bf16", *QUANTIZED_PRECISIONS)
 
+END = r"$(?!\n)"  # of a pattern: Python's $ alone also matches before a line break at the end
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Batch = Annotated[int, Meta(ge=1, le=65536)]
 Pixels = Annotated[int, Meta(ge=1, le=65536)]
@@ -26,7 +27,7 @@ Cores = Annotated[int, Meta(ge=1, le=MAX_CORES)]
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[list[Pixels], Meta(min_length=2, max_length=2)]  # height, width
 Shape = Annotated[list[Pixels], Meta(min_length=3, max_length=3)]  # channels, height, width
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")]
 Share = Annotated[float, Meta(ge=0, le=1)]
 RelativeError = Annotated[float, Meta(gt=0, lt=1)]
 AbsoluteError = Annotated[float, Meta(gt=0, lt=1e30)]
@@ -41,10 +42,10 @@ PyTorchPrecision = Annotated[
     Literal["fp32", "fp16", "bf16"] | None,
     Meta(description='Precision of the computation. Default: fp16 if triton.device = "gpu", fp32 otherwise.'),
 ]
-Capability = Annotated[str, Meta(pattern=r"^[1-9][0-9]?\.[0-9]$")]  # a compute capability, "8.6"
+Capability = Annotated[str, Meta(pattern=rf"^[1-9][0-9]?\.[0-9]{END}")]  # a compute capability, "8.6"
 Device = Literal["auto", "gpu", "cpu"]
 DEVICES: tuple[str, ...] = get_args(Device)
-RELEASE = r"^2[0-9]\.(0[1-9]|1[0-2])$"
+RELEASE = rf"^2[0-9]\.(0[1-9]|1[0-2]){END}"
 
 
 class Table(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -1,7 +1,6 @@
 """Mistakes in [[inputs]], [dimensions] and [[outputs]]. Only specs that have one of these tables import this module."""
 
 import itertools
-import keyword
 import math
 import re
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from build_tasks.spec.picture_keys import NAMES
 from build_tasks.spec.tables import Input, Output
 from build_tasks.spec.tensor_tables import TensorInput
 from build_tasks.spec.value_checks import Mistake
-from build_tasks.tensors import BATCH, signature_dims
+from build_tasks.tensors import BATCH, can_be_argument, signature_dims
 
 # The types of tensors that a format cannot have.
 # Sources: ModelConfigDataTypeToTorchType in src/libtorch_utils.cc of Triton's pytorch_backend; TensorRT's
@@ -173,9 +172,9 @@ def _name_mistakes(spec: Spec) -> Iterator[Mistake]:
     if "torchscript" not in spec.formats or spec.from_onnx:
         return
     for index, table in enumerate(spec.inputs):
-        if table.name and (not table.name.isidentifier() or keyword.iskeyword(table.name) or table.name == "self"):
+        if table.name and not can_be_argument(table.name):
             # The PyTorch backend finds inputs as arguments of forward.
-            expected = "a name of letters, digits and _, which an argument of Python can have (formats)"
+            expected = "a name of ASCII letters, digits and _, which an argument of TorchScript can have (formats)"
             yield f"inputs[{index}].name", expected, repr(table.name)
     for index, output in enumerate(interface["outputs"]):
         place = re.search(r"__(\d+)$", output["name"])

@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from build_tasks.spec.engine_tables import Length, Word
 from build_tasks.spec.picture_keys import Color, CropMode, CropShare, Files, Fill, Interpolation, Mean, Scale, Std
-from build_tasks.spec.tables import Table, Text
+from build_tasks.spec.tables import END, Table, Text
 
 # Triton's types except BF16, which NumPy and Triton's clients lack.
 DType = Literal[
@@ -19,7 +19,7 @@ OTHER_SPELLINGS = {  # of NumPy, PyTorch, Triton and ONNX, without prefixes such
     **{"fp16": "float16", "half": "float16", "long": "int64", "int": "int32", "short": "int16", "char": "int8"},
     **{"byte": "uint8", "boolean": "bool", "bool_": "bool", "bytes": "string", "str": "string", "object": "string"},
 }
-TensorName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]*$", max_length=100)]
+TensorName = Annotated[str, Meta(pattern=f"^[A-Za-z_][A-Za-z0-9_.:/-]*{END}", max_length=100)]
 Number = int | float
 
 
@@ -32,7 +32,7 @@ class TensorInput(Table, kw_only=True):
     ] = None
     dtype: Annotated[DType, Meta(description="Type of its values; string only for ONNX files.")] = "float32"
     shape: Annotated[
-        list[Length | Word],
+        Annotated[list[Length | Word], Meta(max_length=15)],
         Meta(description='Without the batch. A word is an open dimension: ["length"], [3, "height", "width"].'),
     ]
     dims: Annotated[

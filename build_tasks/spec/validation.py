@@ -17,6 +17,7 @@ from build_tasks.spec.model import Model, Spec, table_settings
 from build_tasks.spec.overrides import Overrides
 from build_tasks.spec.tables import (
     DEVICES,
+    END,
     MAX_CORES,
     RELEASE,
     Aoti,
@@ -260,7 +261,8 @@ def type_mistake(error: ValidationError, document: dict[str, Any]) -> str:
         return f"{key}: expected one of {', '.join(choices)}, found {_with_choice(found, choices)}"
     if "key` in" in str(error):
         found = ", ".join(found)
-    expected = re.sub(r"^Expected |, got .*$| \| null", "", message.replace("`", "")).replace("object", "table")
+    message = message.replace("`", "").replace(END.replace("\\", r"\\"), "$")
+    expected = re.sub(r"^Expected |, got .*$| \| null", "", message).replace("object", "table")
     return f"{key}: expected {expected}, found {found!r}"
 
 

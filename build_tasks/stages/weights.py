@@ -28,7 +28,7 @@ from build_tasks.runtime.stage import Notes, Paths, Settings, Stage
 from build_tasks.spec import model_files
 from build_tasks.spec.interface import interface_of
 from build_tasks.spec.model import Model, split_source, table_settings
-from build_tasks.tensors import OUTPUT, Interface, dims_at, tuned_lengths
+from build_tasks.tensors import OUTPUT, Interface, dims_at, served_name, tuned_lengths
 
 if TYPE_CHECKING:
     import onnx
@@ -166,7 +166,6 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
     Raises:
         UserError: If the graph does not have them.
     """
-    from build_tasks.formats.network_answer import served_name
     from build_tasks.formats.onnx_batch_first import put_batch_first
     from build_tasks.formats.onnx_import import (
         check_image_input,

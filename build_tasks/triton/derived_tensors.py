@@ -148,7 +148,8 @@ def _reshape(tensor: Any, dims: list[int], view: ClientView, batched: bool) -> I
     tensor.reshape.shape.extend(dims)
     tensor.reshape.SetInParent()
     if mistake := reshape_mistake(seen, dims):
-        yield "", *mistake
+        expected, found = mistake
+        yield "", f"{expected}, for {tensor.name}", found
 
 
 def reshape_mistake(dims: Sequence[int], shape: Sequence[int]) -> tuple[str, str] | None:

@@ -253,6 +253,44 @@ batch_dimension = 1
 key = 1
 name = "pooled"
 """
+# Names that no argument of Python can have, for formats that have no arguments.
+SEARCH = """\
+formats = ["onnx"]
+max_batch_size = 4
+[architecture]
+network = "network.py:build"
+[weights]
+source = "random://0"
+[[inputs]]
+name = "query.ids"
+dtype = "int64"
+shape = ["query"]
+high = 9
+[[inputs]]
+name = "page/ids:0"
+dtype = "int64"
+shape = ["page"]
+high = 9
+[dimensions]
+query = { max = 6 }
+page = { max = 6 }
+[[outputs]]
+key = "late interaction"
+"""
+SEARCH_NETWORK = """\
+from torch import nn
+
+class Search(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+
+    def forward(self, query, page):
+        return {"late interaction": (self.table(query) @ self.table(page).transpose(1, 2)).max(2).values.sum(1)}
+
+def build():
+    return Search()
+"""
 FILES = {"script": "net.pt", "exported": "net.pt2", "graphed": "net.onnx"}
 WEIGHTS = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 
@@ -332,6 +370,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
         add(project, name, "", tables, "self.a = nn.Linear(4, 5)", "left, right", "return self.a(left) + right.sum()")
     onnx.save(two_inputs(), project.model("graph", GRAPH) / "two.onnx")
     add_recognisers(project)
+    project.model("search", SEARCH, network_py=SEARCH_NETWORK)
     return project, project.doit("-n", "2")
 
 
@@ -468,6 +507,16 @@ def test_an_onnx_file_with_several_inputs_is_served_by_the_names_of_the_spec(bui
     (answer,) = session.run(None, {"scale": np.ones((3, 1), np.float16), "ids:0": ids})
     np.testing.assert_array_equal(answer, WEIGHTS[ids])
     assert (project / "build/graph/model.rtx").exists()
+
+
+def test_names_that_no_argument_can_have_are_those_of_onnx(built: tuple[Project, Run]) -> None:
+    project, run = built
+    found = config(project, "search_onnx")
+    names = [tensor.name for tensor in (*found.input, *found.output)]
+    assert names == ["query.ids", "page/ids:0", "late_interaction"], run.out
+    session = onnxruntime.InferenceSession(project / "model_repository/search_onnx/1/model.onnx")
+    feed = {"query.ids": np.ones((3, 2), np.int64), "page/ids:0": np.ones((3, 5), np.int64)}
+    assert session.run(None, feed)[0].shape == (3,)
 
 
 @pytest.mark.parametrize("name", REFUSED)

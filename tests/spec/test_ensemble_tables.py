@@ -68,6 +68,11 @@ WRONG = [
         '[ensemble]\noutputs = ["OUTPUT__0", "OUTPUT__0"]\n[[ensemble.steps]]\nmodel = "m_onnx"',
         "ensemble.outputs: expected each tensor once, found OUTPUT__0, OUTPUT__0",
     ),
+    ('[ensemble]\nsamples = "x.json"\n[[ensemble.steps]]\nmodel = "m_onnx"', "ensemble.samples: expected an .npz file, found 'x.json'"),
+    (
+        '[[ensemble.steps]]\nmodel = "m_onnx"\noutputs = { OUTPUT__0 = \'a"b\' }',
+        "ensemble.steps[0].outputs.OUTPUT__0: expected str matching regex '^[A-Za-z_][A-Za-z0-9_.:/-]*$', found 'a\"b'",
+    ),
     ("[ensemble]\nsteps = []", "ensemble.steps: expected `array` of length >= 1"),
     ('[ensemble]\nsamples = "x.npz"', "ensemble: expected the key 'steps', found nothing"),
     ('[[ensemble.steps]]\nmodel = "m_onnx"\ninput = {}', "ensemble.steps[0]: expected one of model, python, inputs, outputs"),

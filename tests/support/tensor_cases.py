@@ -53,7 +53,7 @@ COLORS = "gray 1, rgb 3, bgr 3, rgba 4, bgra 4"
 PICTURES = 'expected nothing, since it is for pictures (layout = "nchw" or "nhwc"), found a value'
 PLACE = "outputs[{}].name: expected the number {} behind __, its place, found {!r}"
 SAME_TENSOR = "expected another tensor of the answer than that of outputs[0]"
-IDENTIFIER = "expected a name of letters, digits and _, which an argument of Python can have (formats)"
+IDENTIFIER = "expected a name of ASCII letters, digits and _, which an argument of TorchScript can have (formats)"
 
 MISTAKES = [
     # [[inputs]]
@@ -96,7 +96,15 @@ MISTAKES = [
         "inputs[0].dtype: expected another type, since only ONNX files have strings, found 'string'",
     ),
     (one('name = "a.b"'), f"inputs[0].name: {IDENTIFIER}, found 'a.b'"),
-    (one('name = "class"'), f"inputs[0].name: {IDENTIFIER}, found 'class'"),
+    *((one(f'name = "{name}"'), f"inputs[0].name: {IDENTIFIER}, found '{name}'") for name in ("class", "torch")),
+    (
+        one('name = "ids\\n"', '["onnx"]'),  # Python's $ also matches before a line break at the end
+        "inputs[0].name: expected str matching regex '^[A-Za-z_][A-Za-z0-9_.:/-]*$', found 'ids\\n'",
+    ),
+    (
+        tensors(f"[[inputs]]\nshape = {[1] * 16}"),
+        f"inputs[0].shape: expected array of length <= 15, found {[1] * 16}",
+    ),
     (
         one('name = ""'),
         "inputs[0].name: expected str matching regex '^[A-Za-z_][A-Za-z0-9_.:/-]*$', found ''",
@@ -265,6 +273,10 @@ MISTAKES = [
     (
         one('[[outputs]]\nkey = "a"\n[[outputs]]\nname = "a"\nkey = "b"'),
         "outputs[1].name: expected another name than that of outputs[0], found 'a'",
+    ),
+    (
+        one('name = "a_b"\n[[outputs]]\nkey = "a b"'),  # which is served as a_b
+        "outputs[0].name: expected another name than that of inputs[0], found 'a_b'",
     ),
     (
         one('name = "a"\n[[outputs]]\nname = "a"'),

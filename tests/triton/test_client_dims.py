@@ -106,7 +106,7 @@ def test_wrong_dims_and_labels_are_refused_with_one_line(kind: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("dims = [2, 3]", "dims = [5]", "expected dims of as many values as [6], between the same open dimensions, found [5]"),
+        ("dims = [2, 3]", "dims = [5]", "expected dims of as many values as [6], between the same open dimensions, for colors, found [5]"),
         ('"kinds.txt"\n[[outputs]]', '"kinds.txt"\ndims = [2, 2]\n[[outputs]]', "one label for each of the 2 classes of scores"),
     ],
 )  # fmt: skip
