@@ -67,10 +67,13 @@ def export(
 
 
 def root_cause(error: BaseException) -> str:
-    """Return the first line of the error that led to this one. That of the dynamo exporter's own error says nothing."""
+    """Return the first line of the error that led to this one. That of the dynamo exporter's own error says nothing.
+
+    The TorchScript exporter appends a node of its graph, which nobody has seen: "[Caused by the value '104 defined in".
+    """
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_lines(error)
+    return first_lines(error).partition("[Caused by ")[0].strip()
 
 
 def _needed_opset(error: BaseException) -> int | None:

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from build_tasks.formats.onnx_export import root_cause
 from build_tasks.formats.onnx_files import close_dimensions
 from tests.support.project import Project, failure_line
 
@@ -280,3 +281,14 @@ def test_a_dim_that_differs_or_depends_on_an_open_size_or_on_values_stays_open()
     assert declared(["i", 4], [(1, 3, 4, 4), (2, 3, 4, 4)]) == ["b", "c", "h", "w"]
     assert declared([4, 4], [(2, 3, 4, 4), (2, 3, 4, 4)]) == ["b", 3, 4, 4], "the batch is never closed"
     assert declared([4, 4], [(1, 3, 4, 4), (2, 3, 4, 4)], "z = NonZero(x)") == ["b", "c", "h", "w"]
+
+
+def test_the_reason_of_an_exporter_is_without_the_node_of_its_graph() -> None:
+    """The whole error of PyTorch 2.14 for a transpose, as torch.onnx.errors.SymbolicValueError formats it."""
+    text = (
+        "Unsupported: ONNX export of transpose for tensor of unknown rank.  [Caused by the value '104 defined in "
+        "(%104 : FloatTensor(device=cpu) = onnx::Unsqueeze(%102, %103), scope: net.Net:: # net.py:29:10\n)' "
+        "(type 'Tensor') in the TorchScript graph."
+    )
+    reason = "Unsupported: ONNX export of transpose for tensor of unknown rank."
+    assert root_cause(RuntimeError(text)) == reason
