@@ -2,18 +2,23 @@
 
     available memory ─► budget ─► stages that fit run; others wait in the order of their requests; one alone always runs
 
-The memory that a stage needs is an estimate, too high rather than too low; see `need`.
+The memory that a stage needs is an estimate, too high rather than too low; see `need`. The process of a stage uses the
+memory of a tensor again when the tensor is freed; see `call_with_heap`.
 """
 
 import contextlib
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from build_tasks.errors import UserError
 from build_tasks.runtime import resources
+
+T = TypeVar("T")
 
 VARIABLE = "BUILD_MEMORY"  # environment variable: GB that all stages of a run may use together
 SHARE = 0.8  # share of the available memory that is used if the variable is not set
@@ -25,6 +30,13 @@ SHARE = 0.8  # share of the available memory that is used if the variable is not
 BASE = 300e6  # bytes
 COPIES = 4  # assumed number of copies of the inputs in memory
 TENSORS = 32  # as large as the network's input, that exist at once
+
+# Parameters of glibc's allocator, see mallopt(3).
+M_TRIM_THRESHOLD = -1  # free bytes at the end of the heap, above which they are returned to the system
+M_MMAP_THRESHOLD = -3  # bytes of a block that is mapped by itself, and returned to the system when it is freed
+# Tensors up to this size are on the heap. At 256 MB, efficientnet_b3 at batch 64 takes a third less CPU time again, but
+# gaps between tensors of several sizes take 0.7 GB more. At 64 MB, peaks were at most 7 % above those without the heap.
+LARGEST_ON_HEAP = 64 << 20
 
 
 def need(inputs: int, samples: int, values: int) -> int:
@@ -77,6 +89,21 @@ class Budget:
 
     def _fits(self, request: object, need: int) -> bool:
         return self._queue[0] is request and (not self._reserved or sum(self._reserved) + need <= self.size)
+
+
+def call_with_heap(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a process that keeps the memory of freed tensors for the next ones, until it ends.
+
+    By default glibc returns it to the system, and the kernel fills the memory of each new tensor with zeros. That was
+    nearly half of the CPU time of a stage that runs large batches. Nothing changes with other C libraries.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+            mallopt(M_MMAP_THRESHOLD, LARGEST_ON_HEAP)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    return function(*arguments)
 
 
 def from_environment() -> float | None:

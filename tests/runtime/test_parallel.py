@@ -1,16 +1,19 @@
 """`doit -n`: stages share the cores and the memory, and a killed process fails only its own stage."""
 
+import inspect
 import os
+import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from build_tasks.runtime import resources
+from build_tasks.runtime import resources, worker
 from build_tasks.runtime.memory_budget import Budget
 from tests.support.processes import add_with_converter, session_ended, wait_for
 from tests.support.project import Project, Run
@@ -25,6 +28,7 @@ MEET = (
     "[time.sleep(0.05) for _ in range(2400) if len(glob.glob('arrived.*')) < {1}]"
 )
 NOTE = "import torch; open('threads.{0}', 'w').write(str(torch.get_num_threads()))"
+WRITE_FAULTS = "open('faults.{0}', 'w').write(str(count_page_faults()))"
 STAY = (
     "import time; start = time.monotonic(); time.sleep(0.5); "
     "open('span.{0}', 'w').write(f'{{start}} {{time.monotonic()}}')"
@@ -55,6 +59,22 @@ def test_the_cores_are_shared(project: Project, tiny_weights: Path, jobs: int) -
 def test_omp_num_threads_is_an_upper_bound(project: Project, tiny_weights: Path) -> None:
     project.built(*stages(project, tiny_weights, NOTE, models=1), OMP_NUM_THREADS="1")
     assert written(project, "threads") == ["1"]
+
+
+def count_page_faults() -> int:
+    """Page faults of this process while it fills and frees 50 MB twenty times."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        len(b"x" * 50_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_a_stage_keeps_the_memory_that_it_frees(project: Project, tiny_weights: Path, tmp_path: Path) -> None:
+    code = textwrap.indent(inspect.getsource(count_page_faults), "    ").lstrip()
+    project.built(*stages(project, tiny_weights, "import resource", code, WRITE_FAULTS, models=1))
+    (faults,) = map(int, written(project, "faults"))
+    # `doit bench` measures what a server would need, whose memory is new each time.
+    assert 5 * faults < worker.call(count_page_faults, log=str(tmp_path / "log"))
 
 
 def test_figures_do_not_depend_on_the_cores(tiny: Project, built_tiny: Project) -> None:
