@@ -43,12 +43,9 @@ from build_tasks.spec.model import Model
 from build_tasks.spec.tables import REDUCED_PRECISIONS
 from build_tasks.stages import (
     accuracy,
-    aoti,
-    cast,
     client,
     config,
     engine,
-    ensemble,
     labels,
     measure,
     onnx,
@@ -56,7 +53,6 @@ from build_tasks.stages import (
     preprocess,
     prune,
     publish,
-    python_model,
     reference,
     repair,
     summary,
@@ -64,6 +60,8 @@ from build_tasks.stages import (
     weights,
 )
 from build_tasks.triton import model_config
+
+# The modules of stages that few models have are imported by the functions that make their tasks.
 
 # doit's own process is short and small. To collect garbage would take an eighth of a run with nothing to do.
 gc.disable()
@@ -90,6 +88,7 @@ except UserError as error:
 
 SERVED = [(model, model_format) for model in MODELS for model_format in model.served_formats]
 ENSEMBLES = [model for model in MODELS if model.spec.ensemble]
+OWN_ENSEMBLES = [model for model in ENSEMBLES if model.steps]
 ALL = [*SERVED, *((model, model_format) for model in ENSEMBLES for model_format in model.ensemble_parts)]
 
 try:
@@ -194,7 +193,10 @@ def task_torchscript() -> Tasks:
 
 def task_cast() -> Tasks:
     """Cast model.pt to the precision that PyTorch serves -> model.<precision>.pt"""
-    yield from (cast.task(model) for model in MODELS if model.is_cast)
+    if models := [model for model in MODELS if model.is_cast]:
+        from build_tasks.stages import cast
+
+        yield from map(cast.task, models)
 
 
 def task_onnx() -> Tasks:
@@ -228,7 +230,10 @@ def task_rtx() -> Tasks:
 
 def task_aoti() -> Tasks:
     """Compile with AOTInductor, for this machine's GPU or CPU -> model.pt2"""
-    yield from (aoti.task(model, file) for model in MODELS if "aoti" in model.spec.formats for file in model.packages)
+    if models := [model for model in MODELS if "aoti" in model.spec.formats]:
+        from build_tasks.stages import aoti
+
+        yield from (aoti.task(model, file) for model in models for file in model.packages)
 
 
 def task_measure() -> Tasks:
@@ -262,12 +267,18 @@ def task_preprocess() -> Tasks:
 
 def task_python_model() -> Tasks:
     """Check and copy the Python models of the user, for an ensemble"""
-    yield from (task for model in ENSEMBLES for task in python_model.tasks(model))
+    if OWN_ENSEMBLES:
+        from build_tasks.stages import python_model
+
+        yield from (task for model in OWN_ENSEMBLES for task in python_model.tasks(model))
 
 
 def task_ensemble() -> Tasks:
     """Run the steps of an ensemble of one's own, end to end -> model.ensemble.measured.json"""
-    yield from (ensemble.task(model, steps_of(model, MODELS)) for model in ENSEMBLES if model.steps)
+    if OWN_ENSEMBLES:
+        from build_tasks.stages import ensemble
+
+        yield from (ensemble.task(model, steps_of(model, MODELS)) for model in OWN_ENSEMBLES)
 
 
 def task_config() -> Tasks:

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 
 from build_tasks.paths import BUILD, TRANSIT
 from build_tasks.runtime import progress, sqlite_files
-from build_tasks.runtime.digests import digest
+from build_tasks.runtime.digests import WORTH_A_PAUSE, digest
+from build_tasks.runtime.exchange import exchange
 
 try:
     import fcntl
@@ -36,6 +37,7 @@ WAIT_SECONDS = 1.0  # for a lock, before a line says so
 # From this size on, a copy may be a hard link. To copy a smaller file takes milliseconds, and people edit small files.
 LINKED_FROM = 32 << 20  # bytes
 FICLONE = 0x40049409  # from linux/fs.h
+WITHOUT_CLONES: set[tuple[int, int]] = set()  # pairs of devices whose file system has no clones
 
 
 @contextlib.contextmanager
@@ -132,15 +134,22 @@ def size(path: str) -> int | None:
 
 
 def flush(path: str) -> None:
-    """Wait until the file, or every file in the folder, is on the disk."""
+    """Wait until the file, or every file in the folder, is on the disk.
+
+    Hard links are left out: only files that are on the disk get a second name. The system is first told to write the
+    small files. Otherwise each fsync would wait for a commit of the file system's journal for its file alone.
+    """
     inside = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    mode = os.O_RDONLY if os.name == "posix" else os.O_RDWR  # Windows flushes only files that are open for writing
-    for file in inside if os.path.isdir(path) else [path]:
-        descriptor = os.open(file, mode)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    statuses = {file: os.stat(file) for file in (inside if os.path.isdir(path) else [path])}
+    files = [file for file, status in statuses.items() if status.st_nlink == 1]
+    for file in files if len(files) > 1 and hasattr(os, "posix_fadvise") else ():
+        if statuses[file].st_size < WORTH_A_PAUSE:  # what is written of a large file would leave the memory
+            with open(file, "rb", buffering=0) as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for file in files:
+        # Windows flushes only files that are open for writing.
+        with open(file, "rb" if os.name == "posix" else "rb+", buffering=0) as opened:
+            os.fsync(opened.fileno())
 
 
 def replace(source: str, target: str, near: str | None = None) -> None:
@@ -240,14 +249,17 @@ def _cloned(source: str, target: str) -> bool:
 
     Source: man 2 ioctl_ficlone.
     """
-    if sys.platform != "linux" or fcntl is None:
+    disks = os.stat(source).st_dev, os.stat(os.path.dirname(target) or ".").st_dev
+    if sys.platform != "linux" or fcntl is None or disks in WITHOUT_CLONES:
         return False
     with open(source, "rb") as original, open(target, "wb") as clone:
         try:
             fcntl.ioctl(clone, FICLONE, original.fileno())
             return True
-        except OSError:
+        except OSError as error:
             os.remove(target)
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
+                WITHOUT_CLONES.add(disks)
             return False
 
 
@@ -263,32 +275,11 @@ def _rename(source: str, target: str) -> None:
     with digest.preserve_digest(source), digest.preserve_digest(target):
         if not os.path.isdir(target) and not (os.path.isdir(source) and os.path.lexists(target)):
             os.replace(source, target)
-        elif not _exchange(source, target):
+        elif not exchange(source, target):
             old = f"{source}.old"
             os.rename(target, old)  # until the next line there is no target
             os.rename(source, target)
             os.rename(old, source)
-
-
-def _exchange(source: str, target: str) -> bool:
-    """Exchange the files or folders at two paths in one step; returns False if the system cannot do that.
-
-    Linux can, with renameat2.
-
-    Source: man 2 renameat2, RENAME_EXCHANGE.
-    """
-    import ctypes
-
-    at_fdcwd, rename_exchange = -100, 2
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    if renameat2(at_fdcwd, os.fsencode(source), at_fdcwd, os.fsencode(target), rename_exchange) == 0:
-        return True
-    if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
 
 
 def remove(path: str, near: str | None = None) -> None:
@@ -311,10 +302,14 @@ def remove(path: str, near: str | None = None) -> None:
 
 def remove_tree(path: str) -> None:
     """Remove the file, link or folder at a path, if there is one. Other names of a file keep their digest."""
-    if os.path.isdir(path) and not os.path.islink(path):
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISDIR(status.st_mode):
         for name in sorted(os.listdir(path), key=lambda name: name in MARK_FILES):
             remove_tree(f"{path}/{name}")
         os.rmdir(path)
-    elif os.path.lexists(path):
-        with digest.preserve_digest(path) if os.lstat(path).st_nlink > 1 else contextlib.nullcontext():
+    else:
+        with digest.preserve_digest(path) if status.st_nlink > 1 else contextlib.nullcontext():
             os.remove(path)

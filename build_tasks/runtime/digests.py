@@ -167,8 +167,11 @@ class Digests:
     def _cached_digest(self, path: str, status: os.stat_result) -> tuple[str | None, list[str]]:
         """The cached digest of a file, and all paths that it is cached under; a file with several links has several."""
         cached, identity = self._load(), _identity(status)
-        names = list(cached) if status.st_nlink > 1 else [path]
-        return self._by_identity().get(identity), [name for name in names if cached.get(name, ("",))[0] == identity]
+        if status.st_nlink > 1:
+            names = [name for name, (known, _) in list(cached.items()) if known == identity]
+        else:
+            names = [path] if cached.get(path, ("",))[0] == identity else []
+        return self._by_identity().get(identity), names
 
     def _by_identity(self) -> dict[str, str]:
         if self._digests is None:  # a run that finds every file under its path needs no such table
@@ -180,7 +183,7 @@ class Digests:
         return folder_digest((name, self(os.path.join(path, name), remember)) for name in os.listdir(path))
 
     def _read(self, path: str, remember: bool) -> str:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             racy = time.time_ns() - before.st_ctime_ns < RACY_WINDOW_NS
             if racy and before.st_size > WORTH_A_PAUSE:

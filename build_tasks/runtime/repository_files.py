@@ -11,6 +11,7 @@ not while a model is built.
 import contextlib
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 
@@ -156,9 +157,10 @@ def set_modes(path: str, umask: str | None) -> None:
     from the umask of the process that wrote the files. A file that is read-only, as hard links are, stays so. Symbolic
     links are skipped.
     """
-    if os.path.islink(path):
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
         return
-    mode, is_folder = os.stat(path).st_mode & 0o7777, os.path.isdir(path)
+    mode, is_folder = stat.S_IMODE(status.st_mode), stat.S_ISDIR(status.st_mode)
     limit = FOLDER_MODE if is_folder else FILE_MODE if mode & 0o200 else FILE_MODE & ~0o222
     expected = mode & limit if umask is None else limit & ~int(umask, 8)
     if mode != expected:
