@@ -34,18 +34,19 @@ STAGE_MODULES = [
         "weights", "labels", "reference", "torchscript", "cast", "onnx", "precision", "engine", "aoti", "measure",
     )),
     *(f"build_tasks.formats.{name}" for name in (
-        "checkpoints", "fp32_comparison", "input_samples", "onnx_export", "onnx_import", "state_dicts", "torch_program",
-        "torchscript_device", "torchscript_graph",
+        "checkpoints", "fp32_comparison", "input_samples", "onnx_export", "onnx_import", "per_sample_filters",
+        "state_dicts", "torch_program", "torch_signature", "torchscript_device", "torchscript_graph",
     )),
 ]  # fmt: skip
 # Before them it imports libraries that take a second or two each, for the stages that may run in this call of doit.
-NETWORKS = ("torch", "timm", "timm.utils.model", "PIL.Image", "safetensors.torch")
+NETWORKS = ("torch", "timm", "timm.utils.model", "PIL.Image", "PIL.JpegImagePlugin", "safetensors.torch")
 GRAPHS = ("torch", "torch.onnx", "onnx", "onnxslim", "onnxruntime")
-RUNS = ("torch", "onnxruntime", "polygraphy.comparator", "polygraphy.backend.onnxrt")
+RUNS = ("torch", "onnxruntime", "polygraphy.comparator", "polygraphy.cuda", "polygraphy.backend.onnxrt")
 CONVERSIONS = ("modelopt.onnx.autocast", "modelopt.onnx.quantization", *GRAPHS, *RUNS)
 HEAVY_LIBRARIES = {
     **dict.fromkeys(("weights", "labels", "torchscript", "aoti", "preprocess"), NETWORKS),
-    **dict.fromkeys(("reference", "bench"), (*NETWORKS, *RUNS)),
+    "reference": (*NETWORKS, "torchvision.transforms.v2", *RUNS),
+    "bench": (*NETWORKS, *RUNS),
     **dict.fromkeys(("precision", "repair", "layers"), CONVERSIONS),
     "cast": ("torch",),
     "onnx": GRAPHS,
