@@ -481,7 +481,8 @@ def test_the_examples_of_clients_run_as_they_stand(all_models: Project, serving:
         assert run.returncode == 0, run.stderr
         outputs.append(run.stdout)
         body = script.read_text().split('"""')[2]
-        assert len([line for line in body.splitlines() if line.strip()]) <= 38
+        lines = 43 if name == "fixed_onnx" else 38  # a fixed batch takes several requests, the last one filled up
+        assert len([line for line in body.splitlines() if line.strip()]) <= lines
     assert outputs[0] == outputs[1]
     assert outputs[0].startswith(str(PICTURE))
     if name.startswith("pictures"):

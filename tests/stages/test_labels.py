@@ -60,6 +60,7 @@ def test_a_client_splits_labels_at_newlines_alone(tmp_path: Path) -> None:
     image: TensorSignature = {"name": "INPUT__0", "dtype": "float32", "shape": [-1, 3, 8, 8]}
     scores: TensorSignature = {"name": "OUTPUT__0", "dtype": "float32", "shape": [-1, 3]}
     settings = {"name": "m", "top_k": None, "sequences": False, "classes": True, "by_name": False, "ragged": False}
+    settings["whole"] = False
     text = client.render("http", settings, [image], [scores], "preprocessed images", {"INPUT__0": ()}, labels=True)
     (tmp_path / "labels.txt").write_text(f"cat\nsea{SEPARATORS}lion\ndog\n", encoding="utf-8")
     [line] = re.findall("^labels = .*$", text, re.MULTILINE)
