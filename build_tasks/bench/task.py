@@ -87,7 +87,8 @@ def bench(
     print(results.format_run(run, last, terminal_width(sys.stdout)), flush=True)
     if run.failed:
         return TaskFailed(f"not everything could be measured: {'; '.join(run.failed)}")
-    best = max(run.points, key=lambda point: point.images_per_s)
+    servable = [point for point in run.points if point.model_format != COMPILED]
+    best = max(servable or run.points, key=lambda point: point.images_per_s)
     return {
         "seconds": round(time.perf_counter() - started, 3),
         "notes": {

@@ -162,6 +162,7 @@ def test_torch_compile_is_measured_on_request_for_every_batch(built: Project) ->
         assert point["vs_compile"] == pytest.approx(point["images_per_s"] / compiled, rel=1e-2, abs=1e-3)
     assert "vs torch.compile" in run.out
     assert "torch.compile" not in measured["proposals"]
+    assert "best: torchscript" in run.out, "Triton cannot serve torch.compile"
     log = (built / "build/net/logs/bench.net.torch.compile.log").read_text()
     assert "recompile" not in log, "beyond a limit, PyTorch compiles no more batches and warns"
 
