@@ -12,7 +12,7 @@ Only the artifact is timed: the inputs lie on its device before the first reques
 import io
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.bench.records import COMPILED, TRACE
@@ -73,7 +73,7 @@ def load_trace(inputs: Paths, settings: Settings, threads: int, count: int) -> L
         traced = torch.jit.trace(module, example, check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
-    return _load_modules(buffer.getvalue(), _dtypes_of(interface), settings, threads, count)
+    return _load_modules(buffer.getvalue(), dtypes_of(interface["inputs"]), settings, threads, count)
 
 
 def load_compiled(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -104,7 +104,7 @@ def load_compiled(inputs: Paths, settings: Settings, threads: int, count: int) -
     # Each batch is a compilation; beyond the limit PyTorch would not compile.
     options: dict[str, Any] = {"recompile_limit": sys.maxsize}  # torch's annotations lack it
     compiled: Any = torch.compile(forward, dynamic=False, **options)
-    return _as_instances([compiled] * count, device, _dtypes_of(interface), threads)
+    return _as_instances([compiled] * count, device, dtypes_of(interface["inputs"]), threads)
 
 
 def _create_network(inputs: Paths, settings: Settings) -> "tuple[torch.nn.Module, Interface]":
@@ -115,11 +115,6 @@ def _create_network(inputs: Paths, settings: Settings) -> "tuple[torch.nn.Module
     network = pytorch_network.create_network(settings["network"], inputs["weights"])
     interface = resolve_interface(network, settings["interface"])
     return wrap_for_serving(network, interface), interface
-
-
-def _dtypes_of(interface: Interface) -> dict[str, str]:
-    """NumPy's type of each input, by its name. Without an artifact there is no signature."""
-    return {tensor["name"]: tensor["dtype"] for tensor in interface["inputs"]}
 
 
 def load_aoti(inputs: Paths, settings: Settings, threads: int, count: int) -> Loaded:
@@ -250,7 +245,16 @@ def _load_contexts(inputs: Paths, count: int, rtx: bool) -> Loaded:
 
 
 def _input_dtypes(inputs: Paths) -> dict[str, str]:
-    return {tensor["name"]: tensor["dtype"] for tensor in read_signature(inputs)["inputs"]}
+    return dtypes_of(read_signature(inputs)["inputs"])
+
+
+def dtypes_of(inputs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """NumPy's type of each input, by its name.
+
+    Args:
+        inputs: Those of a signature or, where there is no artifact, of an interface.
+    """
+    return {tensor["name"]: tensor["dtype"] for tensor in inputs}
 
 
 def wall_clock_request(run: Callable[[], object]) -> Request:

@@ -8,8 +8,8 @@ A process holds one format: it does not share memory or threads with another for
 
 import itertools
 
-from build_tasks.bench import duration, nvidia_tools, results, workload
-from build_tasks.bench.records import COMPILED, TRACE, TRTEXEC, Options, Run, Timing
+from build_tasks.bench import duration, instances, nvidia_tools, results, workload
+from build_tasks.bench.records import COMPILED, FROM_NETWORK, TRACE, TRTEXEC, Options, Run, Timing
 from build_tasks.bench.workload import Measurement, Sweep
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats import artifacts, declarations
@@ -40,7 +40,7 @@ def measurable_formats(model: Model) -> list[str]:
 
 def missing_requirements(model: Model, model_format: str) -> str | None:
     """The missing requirement to run a format on this machine; None if nothing is missing."""
-    by_pytorch = dict.fromkeys((TRACE, COMPILED, "torchscript", "aoti"), ("torch",))
+    by_pytorch = dict.fromkeys((*FROM_NETWORK, "torchscript", "aoti"), ("torch",))
     packages = {"onnx": results.ONNX_RUNTIME, **by_pytorch}.get(model_format)
     if packages and hardware.version(packages) is None:
         return f"the package {packages[0]} (pip install -r requirements.txt)"
@@ -64,7 +64,7 @@ def served_file(model: Model, model_format: str) -> str:
 def input_paths(model: Model, model_format: str) -> Paths:
     """The files that a format is measured with."""
     samples = {"samples": model.artifact("samples.json")}
-    if model_format in (TRACE, COMPILED):
+    if model_format in FROM_NETWORK:
         return {**samples, "weights": model.weights}
     file = "model.rtx" if model_format == "rtx" else served_file(model, model_format)
     return {**samples, "model": model.artifact(file), "signature": model.artifact(f"{file}.signature.json")}
@@ -118,7 +118,7 @@ def measure(model: Model, options: Options) -> Run:
 def settings_of(model: Model, model_format: str) -> Settings:
     """The settings of `workload.measure_artifact`."""
     settings: Settings = {"device": model.triton_keys.device, "cores": results.cores()}
-    if model_format in (TRACE, COMPILED):
+    if model_format in FROM_NETWORK:
         settings |= {
             "network": declarations.settings_of(model),
             "interface": interface_of(model.spec),
@@ -130,7 +130,7 @@ def settings_of(model: Model, model_format: str) -> Settings:
 
 def accepts_batch(model: Model, model_format: str, batch: int) -> bool:
     """Whether an artifact takes a batch. If its batch is open, it also takes batches above the spec's largest."""
-    if model_format in (TRACE, COMPILED):
+    if model_format in FROM_NETWORK:
         return True
     signature = artifacts.read_signature(input_paths(model, model_format))
     if profiles := profile_batches(signature):
@@ -142,8 +142,7 @@ def measure_with_trtexec(model: Model, paths: Paths, sweep: Sweep, run: Run) -> 
     """Measure the plan again with NVIDIA's own tool, and append its points to the run."""
     signature = artifacts.read_signature(paths)
     profiles = signature.get("profiles", [])
-    dtypes = {tensor["name"]: tensor["dtype"] for tensor in signature["inputs"]}
-    samples = workload.cast_samples(workload.read_samples(paths), dtypes)
+    samples = workload.cast_samples(workload.read_samples(paths), instances.dtypes_of(signature["inputs"]))
     for concurrency, batch in itertools.product(sweep.concurrency, sweep.batches):
         feed = resize(samples, batch)
         shapes = nvidia_tools.batch_shapes(feed) if profiles else {}

@@ -13,6 +13,7 @@ from build_tasks.json_files import read_json, write_json
 
 TRACE = "trace"  # the plain fp32 trace of the network, which other formats are compared with
 COMPILED = "torch.compile"  # the network compiled for each batch; Triton cannot serve it
+FROM_NETWORK = (TRACE, COMPILED)  # are made of the network and its weights, not of an artifact that is served
 TRTEXEC = "trtexec"  # a plan, measured by NVIDIA's tool
 
 
