@@ -34,8 +34,11 @@ class OneLineMistakes:
         self.all_commands = cmds
 
     def parse_execute(self, in_args: list[str]) -> Any:
-        from build_tasks.spec import overrides  # a run with nothing to do does not come here
+        # A run with nothing to do does not come here.
+        from build_tasks.doit_plugin import interrupts
+        from build_tasks.spec import overrides
 
+        interrupts.end_waits()
         words = all_words(in_args)
         words = overrides.without_booleans(options_first(words) if self.takes_names_first else words)
         if HELP_OPTIONS.intersection(words):
