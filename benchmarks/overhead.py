@@ -92,7 +92,7 @@ def measure_no_op(checkouts: list[Checkout], folder: Path, runs: int, short: boo
         no_ops.append((f"{checkout.name}, nothing to do", no_op(checkout, project)))
         changed_keys.append((f"{checkout.name}, changed key", changed_key(checkout, project)))
     print_ratios(time_in_turns([*no_ops, *empties], runs), no_ops, empties, NO_OP_GOAL)
-    print(f"\nchanged key: instance_group of {MODEL} …", flush=True)
+    print(f"\nchanged key: max_queue_delay_microseconds of {MODEL} …", flush=True)
     seconds = time_in_turns([*changed_keys, *empties], max(1, runs // 2))
     print_ratios(seconds, changed_keys, empties)
     duration = median(seconds[changed_keys[0][0]])
@@ -101,17 +101,22 @@ def measure_no_op(checkouts: list[Checkout], folder: Path, runs: int, short: boo
 
 
 def changed_key(checkout: Checkout, project: Path) -> Callable[[], float]:
-    """A function that changes instance_group and returns the seconds until the new config is published."""
+    """A function that changes the queue delay and returns the seconds until the new configs are published.
+
+    That changes the same files in all versions. `instance_group` also changes the limit of an ensemble's requests, which
+    older versions do not have.
+    """
     config = project / f"{REPOSITORY}/{MODEL}/config.pbtxt"
     spec = project / f"models/{MODEL}/model.toml"
     unchanged, counts = spec.read_text(encoding="utf-8"), itertools.count(2)
 
     def run() -> float:
         count = next(counts)
-        spec.write_text(f"{unchanged}\n[triton]\ninstance_group = [{{ count = {count} }}]\n", encoding="utf-8")
+        table = f"[triton.dynamic_batching]\nmax_queue_delay_microseconds = {count}\n"
+        spec.write_text(f"{unchanged}\n{table}", encoding="utf-8")
         seconds, output = timed([checkout.doit], project)
-        if f"count: {count}" not in config.read_text(encoding="utf-8"):
-            sys.exit(f"{config.name} should contain count {count} now, but the output of doit is:\n{output}")
+        if f"max_queue_delay_microseconds: {count}\n" not in config.read_text(encoding="utf-8"):
+            sys.exit(f"{config.name} should contain the delay {count} now, but the output of doit is:\n{output}")
         return seconds
 
     return run
