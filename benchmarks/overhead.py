@@ -103,8 +103,8 @@ def measure_no_op(checkouts: list[Checkout], folder: Path, runs: int, short: boo
 def changed_key(checkout: Checkout, project: Path) -> Callable[[], float]:
     """A function that changes the queue delay and returns the seconds until the new configs are published.
 
-    That changes the same files in all versions. `instance_group` also changes the limit of an ensemble's requests, which
-    older versions do not have.
+    That changes the same files in all versions. `instance_group` would also change the limit of an ensemble's requests,
+    which older versions do not have.
     """
     config = project / f"{REPOSITORY}/{MODEL}/config.pbtxt"
     spec = project / f"models/{MODEL}/model.toml"

@@ -67,7 +67,8 @@ def stage(model: Model) -> Stage:
             "export": model.artifact("model.onnx.export.json"),
             "tools": model.artifact("model.onnx.tools.json"),
         },
-        peak_batch=max(model.spec.max_batch_size, model.spec.onnx.batch_size),
+        # PyTorch and ONNX Runtime compute it, and each keeps the memory of its tensors.
+        peak_batch=2 * max(model.spec.max_batch_size, model.spec.onnx.batch_size),
         settings={
             **declarations.settings_of(model),
             **{key: value for key, value in table_settings(model.spec.onnx).items() if key != "precision"},
