@@ -90,6 +90,8 @@ RUNS_IN = {
     "doit smoke": "the same, with the default address",
     "doit bench": "tests/bench/test_bench.py, for one model",
     "doit repair": "above, for one model",
+    "doit summary:efficientnet_lite0": "tests/build/test_artifacts.py, with a smaller model",
+    "doit prune": "likewise",
     "doit adopt": "the next two",
     "doit adopt PATH": "tests/doit_plugin/test_adopt_command.py",
     "doit adopt /srv/models": "likewise",
