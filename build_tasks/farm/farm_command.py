@@ -194,7 +194,7 @@ def reason_of_failure(future: Any) -> str:
     """
     if future.status == "cancelled":
         raise UserError(cluster.LOST)
-    if future.status == "error":  # a worker that died three times, or an error of the worker's own
+    if future.status == "error":  # the fourth worker died, or an error of the worker's own
         return first_lines(future.exception())
     result = future.result()
     if not result["code"]:
