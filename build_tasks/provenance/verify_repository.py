@@ -291,7 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="Exit code: 0 if all is as it was published, 1 if not, 2 for a mistake on the command line.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the model repository")
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="models that must be there; without: all folders")
+    # Without the default, a message about a missing FOLDER would ask for a MODEL, too.
+    parser.add_argument("models", metavar="MODEL", nargs="*", default=[], help="must be there; without: all folders")
     options = parser.parse_args(arguments)
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

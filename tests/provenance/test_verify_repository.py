@@ -160,6 +160,13 @@ def test_nothing_to_check_is_no_success(tmp_path: Path, repository: Path) -> Non
     assert verify(tmp_path / "absent")[0] == 2
 
 
+def test_a_missing_folder_is_named_alone_since_models_are_optional(tmp_path: Path, repository: Path) -> None:
+    command = [sys.executable, "verify_repository.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 2
+    assert run.stderr.endswith("the following arguments are required: FOLDER\n")
+
+
 def test_a_hard_link_is_read_once(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.link(repository / "net/labels.txt", repository / "again")
     read: list[str] = []
