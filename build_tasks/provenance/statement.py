@@ -38,7 +38,7 @@ class Provenance(TypedDict):
     packages: list[list[str]]  # name and version of the tools that are Python packages
     tensors: list[Any]  # tensors and properties of plans; must be equal in all versions that are served together
     needs: dict[str, int]  # the server must support this opset and ir_version (ONNX only)
-    parameters: dict[str, str]  # model, format, release
+    parameters: dict[str, str]  # model, format
     gate: list[dict[str, Any]]  # the gate result of each artifact, see gate_result
     samples: dict[str, Any]  # their digest, and their names
     files: dict[str, str]  # sha256 of the files in the version's folder, by path
