@@ -15,7 +15,7 @@ ADOPTED = ".replaceable"  # in a model's folder: `doit adopt --replace` has comp
 PROVENANCE_FILE = "provenance.json"  # in the folder of each version
 PROVENANCE_PREFIX = "provenance."  # of the parameters that `publish` adds to config.pbtxt
 PROVENANCE_KEYS = {"_type", "subject", "predicate"}  # some of its keys
-OLDER_PROVENANCE_KEYS = {"build", "spec", "files"}  # the same of releases before 0.3
+OLDER_PROVENANCE_KEYS = {"build", "spec", "files"}  # the same of releases before 0.2
 PROVENANCE_PARAMETERS = ("build", "weights", "spec", "tools")  # the keys that config.pbtxt holds as well
 # What a published folder holds besides its versions.
 GENERATED_NAMES = {
