@@ -66,7 +66,7 @@ def unwrap(checkpoint: Checkpoint, ema: bool = False) -> tuple[Checkpoint, dict[
 
     averages, others = TIMM_KEYS[:2], TIMM_KEYS[2:]
     order = (*averages, *others) if ema else (*others, *averages)
-    name = next((key for key in order if checkpoint.get(key) is not None), "")
+    name = next((key for key in order if isinstance(checkpoint.get(key), dict)), "")
     content = checkpoint[name] if name else checkpoint
     return clean_state_dict(content), taken_notes(name) | wrapper_notes(content)
 

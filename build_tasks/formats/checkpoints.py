@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from build_tasks.errors import UserError, first_lines
-from build_tasks.formats.file_kinds import program_kind, reject_long_names, reject_other_kinds
+from build_tasks.formats.file_kinds import program_kind, reject_long_names, reject_other_kinds, reject_other_suffix
 from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model_files import INDEX, shards
 
@@ -27,14 +27,14 @@ def read_checkpoint(path: str) -> Checkpoint:
     Raises:
         UserError: If the file cannot be read, or holds more than data.
     """
-    if not path.endswith(INDEX):
-        reject_other_kinds(path)
+    reject_other_kinds(path, expected="an index of shards" if path.endswith(INDEX) else "weights")
     check_archive(path)
     if kind := program_kind(path):
         raise UserError(
             f"{path} is {kind}, which contains the network too, and not weights alone: leave [architecture] out of the "
             "spec, or save the state_dict() of the network"
         )
+    reject_other_suffix(path)
     try:
         content = _read(path)
     except UserError:
@@ -57,8 +57,13 @@ def _read(path: str) -> Any:
         import numpy as np
         import torch
 
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        numbers = {name: array for name, array in arrays.items() if array.dtype.kind not in "USMm"}  # texts and dates
+        return {
+            name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+            for name, array in numbers.items()
+        }
     import torch
 
     reject_long_names(path)
@@ -71,11 +76,13 @@ def _read_shards(path: str) -> Any:
     with open(path, encoding="utf-8") as file:
         index = json.load(file)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{path}: expected an index of shards, a table `weight_map` of tensors and their files")
     files = {name: f"{os.path.dirname(path)}/{name}" for name in sorted({*weight_map.values()})}
     if missing := [name for name, file in files.items() if name not in shards(path) or not os.path.isfile(file)]:
         raise UserError(f"{path} lists {missing[0]!r}, which is not beside it: put all its shards into this folder")
+    if indexes := [name for name in files if name.endswith(INDEX)]:
+        raise UserError(f"{path} lists {indexes[0]!r}, which is an index and no shard")
     tensors = {}
     for shard in files.values():
         tensors.update(read_checkpoint(shard))
@@ -96,7 +103,8 @@ def unusable_reason(state: Checkpoint, expected: Checkpoint) -> str | None:
         )
     for key in [key for key in expected if key in state]:
         kind, tensor = str(state[key].dtype).removeprefix("torch."), state[key]
-        if tensor.is_quantized or (kind in ("int8", "uint8") and expected[key].is_floating_point() and tensor.ndim > 1):
+        is_integer = not (tensor.is_floating_point() or tensor.is_complex())
+        if tensor.is_quantized or (is_integer and expected[key].is_floating_point() and tensor.ndim > 1):
             return f"{key} is quantized ({kind}): save the weights in fp32, as they were before"
         if tensor.is_complex() and not expected[key].is_complex():
             return f"{key} has complex numbers ({kind}), and the network's are real"
@@ -108,22 +116,23 @@ def unusable_reason(state: Checkpoint, expected: Checkpoint) -> str | None:
 def _plain_classes() -> list[Any]:
     """Return classes whose objects are plain data, which training programs save beside the weights.
 
-    torch's own list lacks them. timm saves its arguments in a Namespace, and a best accuracy is a number of NumPy.
+    torch's own list lacks them. timm saves its arguments in a Namespace, a best accuracy is a number of NumPy, and the
+    state of a random generator is an array.
     """
     import argparse
 
     import numpy as np
-    from numpy._core.multiarray import scalar
+    from numpy._core.multiarray import _reconstruct, scalar
 
-    numbers = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
     return [
         argparse.Namespace,
         pathlib.PosixPath,
         np.dtype,
-        *numbers,
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
-    ]
+        np.ndarray,
+        *(type(np.dtype(letter)) for letter in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"),
+        *((function, f"numpy.{core}.multiarray.{function.__name__}")  # NumPy 1 and NumPy 2
+          for function in (scalar, _reconstruct) for core in ("core", "_core")),
+    ]  # fmt: skip
 
 
 def _reason(path: str, error: Exception) -> str:
@@ -133,8 +142,8 @@ def _reason(path: str, error: Exception) -> str:
         # torch's unpickler reports an "unsupported operand" for a file that is no pickle, for example a web page.
         if "Unsupported operand" in text:
             return f"{path} cannot be read as weights: it is not a checkpoint"
-        named = re.search(r"GLOBAL (\S+)", text)
-        what = f"wants the class {named[1]}" if named else "holds more than tensors"
+        named = re.search(r"GLOBAL (\S+)|but got <class '([^']+)'>", text)
+        what = f"wants the class {named[1] or named[2]}" if named else "holds more than tensors"
         return (
             f"{path} {what}, and could execute code: save the state_dict() of the network instead, as safetensors or "
             "with torch.save"

@@ -6,12 +6,13 @@ from typing import IO
 from build_tasks.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first line; source: git-lfs, docs/spec.md
+JSON = "text in JSON"
 # What lies on people's disks under the name of a checkpoint or of an ONNX file, by its first bytes in lower case.
 OTHER_KINDS = {
     b"<!doctype html": "a web page: download the file again, perhaps with a login",
     b"<html": "a web page: download the file again, perhaps with a login",
     b"<?xml": "an answer in XML: download the file again, perhaps with a login",
-    b'{"': "text in JSON",
+    b'{"': JSON,
     b"\x1f\x8b": "compressed by gzip: unpack it",
     b"\x89hdf\r\n\x1a\n": "a file of HDF5, as Keras writes it: save the weights as .npz or .safetensors",
     b"gguf": "a GGUF file, whose weights are quantized for llama.cpp",
@@ -30,6 +31,13 @@ MEMBERS = {
 }
 AOTI = "data/aotinductor/"  # a folder of archives with code that was compiled for one machine
 
+CHECKPOINTS = {
+    ".safetensors": "a safetensors file",
+    ".pth": "a file that torch.save wrote",
+    ".npz": "a file of NumPy's arrays",
+}
+PICKLES_OF_TORCH = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of a protocol begins
+MAX_HEADER = 100_000_000  # bytes of the header of a safetensors file; source: safetensors' documentation
 PICKLES = 5  # at the beginning of a checkpoint in the format before PyTorch 1.6; source: torch/serialization.py
 MAX_NAME = 1000  # characters of the name of a class or function in a pickle
 
@@ -51,12 +59,40 @@ def reject_other_kinds(path: str, expected: str = "weights") -> None:
         raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     kind = next((kind for mark, kind in OTHER_KINDS.items() if begin.startswith(mark)), None)
+    if kind == JSON and path.endswith(".json"):
+        return
     if not head:
         kind = "empty"
     elif head[TAR_OFFSET:].startswith(TAR):
         kind = "a tar archive: unpack it"
     if kind:
         raise UserError(f"{path} cannot be read as {expected}: it is {kind}")
+
+
+def reject_other_suffix(path: str) -> None:
+    """Raise UserError if a checkpoint has the suffix of another kind of checkpoint, by which its reader is chosen.
+
+    Other problems are not reported.
+    """
+    import zipfile
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        names = []
+    found = None
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER:
+        found = ".safetensors"
+    elif head.startswith(PICKLES_OF_TORCH) or any(name.endswith("data.pkl") for name in names):
+        found = ".pth"
+    elif any(name.endswith(".npy") for name in names):
+        found = ".npz"
+    named = next((suffix for suffix in (".safetensors", ".npz") if path.endswith(suffix)), ".pth")
+    if found and found != named:
+        raise UserError(f"{path} is {CHECKPOINTS[found]}: let its name end with {found}")
 
 
 def program_kind(path: str) -> str | None:

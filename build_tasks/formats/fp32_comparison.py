@@ -134,7 +134,7 @@ class Comparison:
         if max(relative_error(one[0], other[0]) for one, other in zip(again, own, strict=True)) > SMALLEST_LIMIT:
             raise UserError(
                 f"the network answers with other values when the same {self.samples[0]} comes again: "
-                "does its forward use random numbers?"
+                "does its forward use random numbers, batch statistics, or write into its input?"
             )
         return own
 

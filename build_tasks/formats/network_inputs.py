@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError, listed
 from build_tasks.formats.torch_program import is_exported, load_program
-from build_tasks.formats.user_code import function_of_file, user_error
+from build_tasks.formats.user_code import function_of_file, network_of_function
 from build_tasks.tensors import BATCH, Shape, dims_at
 
 if TYPE_CHECKING:
@@ -84,11 +84,9 @@ def inputs_of_function(path: str, function: str) -> FoundInputs:
     Raises:
         UserError: If it builds none, or if forward needs an argument that is no tensor.
     """
-    build = function_of_file(path, function)
-    try:
-        network = build().eval().requires_grad_(False)
-    except Exception as error:  # of the user's code
-        raise user_error(path, error) from error
+    network = (
+        network_of_function(function_of_file(path, function), f"{path}:{function}", {}).eval().requires_grad_(False)
+    )
     signature = inspect.signature(network.forward)
     types = {
         each.name: getattr(each.annotation, "__name__", str(each.annotation))
@@ -109,6 +107,11 @@ def _exported_inputs(path: str) -> FoundInputs:
         value = node.meta.get("val")
         if node.name not in users or not isinstance(value, torch.Tensor):
             continue
+        if value.ndim and all(isinstance(length, int) for length in value.shape):
+            raise UserError(
+                f"{path}: {node.name} has the fixed shape {list(value.shape)}, also its batch: export the network with "
+                "an open batch, dynamic_shapes={…: {0: torch.export.Dim('batch')}}"
+            )
         shape: Shape = []
         for axis, length in enumerate(list(value.shape)[1:], start=1):
             if isinstance(length, int):

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from build_tasks.errors import UserError, listed
 from build_tasks.runtime import atomic_files
 from build_tasks.tensors import Signature, TensorSignature
 
@@ -17,6 +18,16 @@ MIN_EXTERNAL_BYTES = 1024  # smaller weights stay in the graph
 def onnx_file(path: str) -> str:
     """Return the file of an ONNX artifact. The artifact is a folder if its weights are external data."""
     return f"{path}/{os.path.basename(path)}" if os.path.isdir(path) else path
+
+
+def check_folder(path: str) -> None:
+    """Raise UserError if a path is a folder without the file of its name. The message names the ONNX files in it."""
+    if os.path.isdir(path) and not os.path.exists(onnx_file(path)):
+        names = listed(sorted(name for name in os.listdir(path) if name.endswith(".onnx")))
+        raise UserError(
+            f"{path} is a folder: expected an ONNX file, or a folder with {os.path.basename(path)} in it, found "
+            f"{names or 'no file of ONNX'}"
+        )
 
 
 def fixed_batch(path: str) -> int | None:

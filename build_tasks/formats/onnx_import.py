@@ -41,6 +41,7 @@ def read_onnx(path: str) -> "onnx.ModelProto":
     import onnx
 
     file = onnx_file(path)
+    onnx_files.check_folder(path)
     reject_other_kinds(file, "ONNX")
     try:
         graph = onnx.load(file, load_external_data=False)
@@ -106,16 +107,19 @@ def check_output_types(graph: "onnx.ModelProto", path: str) -> None:
 
 
 def check_answers(answers: "list[torch.Tensor]", graph: "onnx.ModelProto", path: str) -> None:
-    """Raise UserError if all answers of a graph are NaN. The message names the weights that are."""
+    """Raise UserError if a graph answers NaN or infinity that are in its weights, which are named, or NaN alone."""
     import numpy as np
     from onnx import TensorProto, numpy_helper
 
-    if not all(answer.is_floating_point() and bool(answer.isnan().all()) for answer in answers):
+    if not any(bool(each.isnan().any()) for each in answers) and any(bool(each.isfinite().any()) for each in answers):
         return
-    floats = [tensor for tensor in graph.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    names = [tensor.name for tensor in floats if np.isnan(numpy_helper.to_array(tensor)).any()]
-    reason = f"NaN is in {', '.join(names[:4])}: train it again" if names else "no weight is NaN"
-    raise UserError(f"{path} answers NaN alone; {reason}")
+    # Infinity may belong to a mask, and a NaN in a part of the answers comes from the random inputs.
+    is_broken = np.isnan if any(bool(each.isfinite().any()) for each in answers) else lambda each: ~np.isfinite(each)
+    weights = [tensor for tensor in graph.graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    names = [tensor.name for tensor in weights if is_broken(numpy_helper.to_array(tensor)).any()]
+    if names or all(bool(each.isnan().all()) for each in answers):
+        reason = f"these are in {', '.join(names[:4])}: train it again" if names else "no weight holds these"
+        raise UserError(f"{path} answers NaN or infinity; {reason}")
 
 
 def remove_weights_from_inputs(graph: "onnx.ModelProto") -> None:

@@ -11,7 +11,7 @@ from build_tasks.errors import UserError
 from build_tasks.formats.onnx_files import fixed_batch, tensor_names
 from build_tasks.formats.onnx_runtime import onnx_session, perturbed_session
 from build_tasks.formats.picture_transform import set_channels
-from build_tasks.formats.user_code import fp32_network, user_function
+from build_tasks.formats.user_code import network_of_function, user_function
 from build_tasks.paths import MODELS
 from build_tasks.runtime.stage import Settings
 from build_tasks.tensors import misplaced_batch
@@ -40,16 +40,18 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
         if weights and not weights.endswith(".onnx"):
             return load_program(weights)
         return onnx_module(weights, settings.get("batch"))
-    try:
-        if architecture["timm"] is not None:
+    if architecture["network"] is not None:
+        build = user_function(settings["model"], architecture["network"])
+        where = f"{MODELS}/{settings['model']}/{architecture['network']}"
+        module: torch.nn.Module = network_of_function(build, where, architecture["arguments"])
+    else:
+        try:
             module = timm.create_model(architecture["timm"], exportable=exportable, **architecture["arguments"])
             if channels := architecture["arguments"].get("in_chans"):
                 set_channels(module, channels)
-        else:
-            build = user_function(settings["model"], architecture["network"])
-            module = fp32_network(build(**architecture["arguments"]), settings["model"], architecture["network"])
-    except (RuntimeError, TypeError) as error:  # an unknown model, an unknown argument
-        raise UserError(f"{MODELS}/{settings['model']}/model.toml: architecture: {error}") from error
+        except Exception as error:  # an unknown model, or an argument that it does not take, which timm does not check
+            reason = str(error) or type(error).__name__
+            raise UserError(f"{MODELS}/{settings['model']}/model.toml: architecture: {reason}") from error
     if weights is not None:
         module.load_state_dict(load_file(weights))
     return module.eval().requires_grad_(False)

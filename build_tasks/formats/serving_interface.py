@@ -88,7 +88,8 @@ def bind_names(module: "torch.nn.Module", interface: Interface) -> list[str]:
     if matching and len(matching) < len(inputs):
         wrong = next(name for name in inputs if name not in arguments)
         raise UserError(f"inputs: there is no argument {with_suggestion(wrong, arguments)}: {takes}")
-    by_name = bool(matching) and inputs != arguments[: len(inputs)]
+    keyword_only = any(each.kind is each.KEYWORD_ONLY and each.name in matching for each in parameters)
+    by_name = bool(matching) and (keyword_only or inputs != arguments[: len(inputs)])
     try:
         signature.bind(*(() if by_name else inputs), **(dict.fromkeys(inputs) if by_name else {}))
     except TypeError as error:

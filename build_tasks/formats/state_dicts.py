@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, listed
 from build_tasks.formats.checkpoint_cleaning import Attempt, cleaned, is_average, tied
 from build_tasks.formats.checkpoints import TIMM_KEYS, Checkpoint, unusable_reason
 
@@ -45,8 +45,12 @@ def fit(
     expected = network.state_dict()
     attempts = [cleaned(name, tensors, expected, prefix) for name, tensors in dicts_of_tensors(checkpoint)]
     fitting = [attempt for attempt in attempts if not _problems(attempt.state, expected)]
+    if not attempts:
+        raise UserError(
+            f"{source}: expected weights, found no tensor with a name, at most {MAX_DEPTH} dicts deep; its keys are "
+            f"{listed(map(str, checkpoint)) or 'none'}"
+        )
     if not fitting:
-        attempts += [Attempt("", {}, {})] * (not attempts)
         converted = [*_converted(attempts, network, expected), *_from_jax(path, network)]
         fitting = [attempt for attempt in converted if not _problems(attempt.state, expected)]
         attempts = [*converted, *attempts]
@@ -56,9 +60,15 @@ def fit(
                 count = sum(key.startswith(found) for key in attempt.state)
                 raise UserError(
                     f"{source} fits the architecture without a prefix, which {count} of its {len(attempt.state)} "
-                    f'tensors have: set weights.prefix = "{found}"'
+                    f'tensors have: set weights.prefix = "{prefix or ""}{found}"'
                 )
-        raise UserError(_mismatch(min(attempts, key=lambda a: _distance(a.state, expected)), network, source, prefix))
+        nearest = min(attempts, key=lambda a: _distance(a.state, expected))
+        without = [found for found in (_without_prefix(attempt, expected) for attempt in attempts) if found]
+        better = min(without, key=lambda pair: _distance(pair[1].state, expected), default=None)
+        if better and _distance(better[1].state, expected) < _distance(nearest.state, expected):
+            message = _mismatch(better[1], network, source, better[0])
+            raise UserError(f'{message}; and set weights.prefix = "{prefix or ""}{better[0]}"')
+        raise UserError(_mismatch(nearest, network, source, prefix))
     chosen = _choose(fitting, source, ema)
     return chosen.state, chosen.notes
 
@@ -222,6 +232,17 @@ def _mismatch(attempt: Attempt, network: "torch.nn.Module", source: str, prefix:
     return message + _shape_advice(state, network)
 
 
+def _without_prefix(attempt: Attempt, expected: "dict[str, torch.Tensor]") -> tuple[str, Attempt] | None:
+    """Return a prefix before the name of the network's first tensor, and the tensors that have it without it."""
+    first = next(iter(expected), "")
+    for key in attempt.state:
+        prefix = key.removesuffix(first)
+        if prefix != key and prefix.endswith("."):
+            inner = {n.removeprefix(prefix): value for n, value in attempt.state.items() if n.startswith(prefix)}
+            return prefix, attempt._replace(state=inner | tied(inner, expected))
+    return None
+
+
 def _fitting_prefix(state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]") -> str | None:
     """Return a prefix whose tensors fit the network without it, None if there is no such prefix."""
     first = next(iter(expected), "")
@@ -249,18 +270,25 @@ def _shape_advice(state: "dict[str, torch.Tensor]", network: "torch.nn.Module") 
     if problems.keys() != {"wrongly shaped"}:
         return ""
     if config and misshapen <= head_keys | stem_keys:
-        arguments = {"num_classes": {state[key].shape[0] for key in misshapen & head_keys},
-                     "in_chans": {state[key].shape[1] for key in misshapen & stem_keys}}  # fmt: skip
+        arguments = {"num_classes": {_length(state[key], 0) for key in misshapen & head_keys},
+                     "in_chans": {_length(state[key], 1) for key in misshapen & stem_keys}}  # fmt: skip
         keys = [
-            f"architecture.arguments.{name} = {found.pop()}" for name, found in arguments.items() if len(found) == 1
+            f"architecture.arguments.{name} = {found.pop()}"
+            for name, found in arguments.items()
+            if len(found) == 1 and None not in found
         ]
         return f"; set {' and '.join(keys)}" if keys else ""
     layers = {key.rpartition(".")[0] for key in misshapen}
-    counts = {(state[key].shape[0], expected[key].shape[0]) for key in misshapen if state[key].ndim}
-    if not config and len(layers) == len(counts) == 1:
-        ((outputs, expected_outputs),) = counts
+    counts = {(_length(state[key], 0), _length(expected[key], 0)) for key in misshapen}
+    if not config and len(layers) == len(counts) == 1 and None not in (counts_of_layer := counts.pop()):
+        outputs, expected_outputs = counts_of_layer
         return (
             f"; {layers.pop()} of the file has {outputs} outputs, not {expected_outputs}: set architecture.arguments "
             "accordingly"
         )
     return ""
+
+
+def _length(tensor: "torch.Tensor", axis: int) -> int | None:
+    """Return the length of a dimension, None if the tensor does not have it."""
+    return int(tensor.shape[axis]) if tensor.ndim > axis else None

@@ -64,6 +64,8 @@ def load_program(path: str) -> "torch.nn.Module":
     load = {TORCHSCRIPT: _load_torchscript, EXPORTED: _load_exported}[program_kind(path) or TORCHSCRIPT]
     try:
         program = Program(*load(path))
+    except UserError:
+        raise
     except Exception as error:  # of torch, which has no common base class for a file that it cannot load
         raise UserError(f"{path} cannot be loaded by torch {torch.__version__}: {first_lines(error)}") from error
     for module in program.modules():
@@ -75,6 +77,14 @@ def _load_torchscript(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
     import torch
 
     module: Any = torch.jit.load(path, map_location="cpu")
+    if not hasattr(module, "forward"):
+        raise UserError(f"{path} has no method forward: script a network around it that calls the one to serve")
+    for each in module.forward.schema.arguments[1:]:  # the first is self
+        if not each.has_default_value() and str(each.type).startswith(("List[", "Dict[", "Tuple[")):
+            raise UserError(
+                f"{path}: forward takes {each.name} as {each.type}: script a network around it that takes one tensor "
+                "for each input, with the batch as first dimension"
+            )
     kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     parameters = [
         inspect.Parameter(each.name, kind, default=each.default_value if each.has_default_value() else empty)

@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from typing import Any
 
@@ -65,7 +65,7 @@ def _function(path: str, function: str, name: str, folder: str) -> Callable[...,
     try:
         with open(path, "rb") as source:
             exec(compile(source.read(), path, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse the command line, and end
         raise user_error(path, error) from error
     if not callable(getattr(module, function, None)):
         raise UserError(f"{path}: there is no function {function}")
@@ -73,21 +73,49 @@ def _function(path: str, function: str, name: str, folder: str) -> Callable[...,
     return result
 
 
-def fp32_network(module: Any, model: str, name: str) -> Any:
-    """Return a network of the user that is in fp32, which all artifacts begin with.
+def network_of_function(build: Callable[..., Any], where: str, arguments: Mapping[str, Any]) -> Any:
+    """Return the network that a function of the user builds, in fp32, which all artifacts begin with.
 
     Args:
-        module: The network.
-        model: The name of the model.
-        name: `file.py:function`, which made it.
+        build: The function.
+        where: Its Python file and its name, `path/of/file.py:function`.
+        arguments: Those of the function.
     Raises:
-        UserError: If it has no fp32 parameter, but others.
+        UserError: If the function fails, or builds something else, or a network without fp32 parameters.
     """
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if isinstance(build, torch.nn.Module):
+        raise UserError(f"{where}: expected a function that builds a network, found a network: return it from one")
+    try:
+        module = build(**arguments)
+    except (Exception, SystemExit) as error:  # of the user's code
+        raise user_error(where.rpartition(":")[0], error) from error
+    if not isinstance(module, torch.nn.Module):
+        found = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+        raise UserError(f"{where}: expected a function that returns a network, a torch.nn.Module, found {found}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError(
+            f"{where}: expected a network of Python, found TorchScript: save it as a file, and name that in "
+            "weights.source without [architecture]"
+        )
+    if isinstance(module, torch.nn.DataParallel) or hasattr(module, "_orig_mod"):
+        raise UserError(f"{where}: expected the network itself: leave out torch.compile and DataParallel around it")
+    if lazy := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
+        raise UserError(
+            f"{where}: {lazy[0]} has no shape yet: run the network once on an example before it is returned"
+        )
+    if others := [key for key, value in module.state_dict().items() if not isinstance(value, torch.Tensor)]:
+        raise UserError(
+            f"{where}: {others[0]} of its state is no tensor, as in quantized networks: build the network in float32, "
+            "since torchscript.precision and engine.precision set what is served"
+        )
     dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()}
     if dtypes and "float32" not in dtypes:
         raise UserError(
-            f"{MODELS}/{model}/{name}: expected a network in float32, found {', '.join(sorted(dtypes))}: leave out "
-            ".half(), since torchscript.precision and engine.precision set what is served"
+            f"{where}: expected a network in float32, found {', '.join(sorted(dtypes))}: leave out .half(), since "
+            "torchscript.precision and engine.precision set what is served"
         )
     return module
 
@@ -130,10 +158,23 @@ def _import_beside(*folders: str) -> None:
         sys.path.insert(0, folder)
 
 
-def user_error(path: str, error: Exception) -> UserError:
+def user_error(path: str, error: BaseException) -> UserError:
     """Return a message for an error in a file of the user, with the line. The traceback goes to the log."""
     traceback.print_exc()
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     where = f"{path}, line {line}" if line else path
-    return UserError(f"{where}: {type(error).__name__}: {first_lines(error)}")
+    reason = f"{type(error).__name__}: {first_lines(error)}" if str(error) else type(error).__name__
+    return UserError(f"{where}: {reason}{_import_advice(path, error)}")
+
+
+def _import_advice(path: str, error: BaseException) -> str:
+    """Return how a file beside that of the user is imported, if an import failed for its form or its name; or ""."""
+    if not isinstance(error, ImportError):
+        return ""
+    if "relative import" in str(error):
+        return "; write `from layers import …`, since files are imported from the folders of the spec and of this file"
+    file = f"{(error.name or '').partition('.')[0]}.py"
+    if any(os.path.exists(f"{folder}/{file}") for folder in {os.path.dirname(path), *sys.path[:2]}):
+        return f"; a library has the name of {file} beside it: rename this file"
+    return ""

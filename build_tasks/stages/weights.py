@@ -204,11 +204,11 @@ def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: s
     shutil.copyfile(path, outputs["weights"])
     weight_license.write_license(source, inputs, outputs)
     interface: Interface = settings["interface"]
-    network = wrap_for_serving(pytorch_network.create_network(settings, outputs["weights"]), interface)
+    network = wrap_for_serving(pytorch_network.create_network(settings, path), interface)
     for batch in (2, 3):
         example = example_inputs(interface, batch)
         try:
-            forward(network, example)
+            answers = forward(network, example)
         except Exception as error:  # whatever the program raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             inputs_of_spec = ", ".join(
@@ -219,6 +219,8 @@ def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: s
                 "any size"
             ) from error
     state_dicts.require_finite(dict(network.named_parameters()), source)
+    if any(answer.is_floating_point() and bool(answer.isnan().any()) for answer in answers):
+        state_dicts.require_finite(dict(network.named_buffers()), source)  # else a mask of infinities is one
     return {"weights": source, "parameters": sum(tensor.numel() for tensor in network.parameters())}
 
 
@@ -301,8 +303,10 @@ def convert(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "di
     function = user_code.user_function(model, converter)
     try:
         result = function(state)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise user_code.user_error(path, error) from error
-    if not isinstance(result, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in result.values()):
+    if not isinstance(result, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in result.items()
+    ):
         raise UserError(f"{MODELS}/{model}/{converter} must return a dict from keys to tensors")
     return result

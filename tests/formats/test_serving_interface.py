@@ -47,3 +47,16 @@ def test_a_network_that_answers_with_nan_is_not_said_to_use_random_numbers() -> 
     module = wrap_for_serving(Network(lambda x: x.log()), tables)
     with pytest.raises(UserError, match=r"^the network answers with NaN or infinity to random "):
         Comparison(module, tables).batch({}, 2)
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor, *, y: torch.Tensor) -> torch.Tensor:
+        return x - 2 * y
+
+
+def test_an_argument_that_has_only_a_name_is_passed_by_its_name() -> None:
+    tables = interface()
+    (x,) = tables["inputs"]
+    module = wrap_for_serving(Named(), interface(inputs=[x, {**x, "name": "y"}]))
+    (answer,) = forward(module, [torch.ones(2, 4), torch.ones(2, 4)])
+    assert torch.equal(answer, -torch.ones(2, 4))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from build_tasks.errors import UserError
@@ -108,7 +108,12 @@ TAKEN: dict[str, tuple[Callable[[State], Any], dict[str, Any]]] = {
     ),
     "a number beside the tensors": (lambda s: {**s, "epoch": 3}, {}),
     "plain objects": (
-        lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1), "best": np.float64(0.3)},
+        lambda s: {
+            "state_dict": s,
+            "args": argparse.Namespace(lr=1),
+            "best": [np.float64(0.3), np.int8(3)],
+            "rng": np.random.RandomState(0).get_state(),
+        },
         {"taken from": "state_dict"},
     ),
     "profiler": (counted, {"dropped": "2 of a profiler or an average, such as conv_stem.total_ops"}),
@@ -174,8 +179,35 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: broken(state_of(network())),
         "net.pth has NaN or infinity in 2 tensors: conv_stem.weight, bn1.running_var; train it again",
     ),
+    "a prefix, ten classes": (
+        lambda: {"state_dict": prefixed("backbone.", state_of(network(num_classes=10)))},
+        'set architecture.arguments.num_classes = 10; and set weights.prefix = "backbone."',
+    ),
+    "a counter and a head without their dimensions": (
+        lambda: {
+            key: tensor.reshape(-1)[0]
+            if key == "classifier.weight"
+            else tensor.reshape(1)
+            if not tensor.ndim
+            else tensor
+            for key, tensor in state_of(network()).items()
+        },
+        "bn1.num_batches_tracked [1] instead of []",
+    ),
+    "a head without dimensions": (
+        lambda: state_of(network()) | {"classifier.weight": torch.tensor(1.0)},
+        "1 wrongly shaped: classifier.weight [] instead of [1000, 256]",
+    ),
+    "integers": (
+        lambda: state_of(network()) | {"classifier.weight": torch.ones(1000, 256, dtype=torch.int32)},
+        "classifier.weight is quantized (int32): save the weights in fp32",
+    ),
+    "weights in a list": (lambda: {"nets": [state_of(network())]}, "found no tensor with a name, at most 3 dicts deep"),
     "a list": (lambda: [1, 2], "expected a dict of tensors, found list; save the state_dict()"),
-    "nothing": (lambda: {"epoch": 3}, "net.pth: expected weights, found no tensor"),
+    "nothing": (
+        lambda: {"epoch": 3},
+        "net.pth: expected weights, found no tensor with a name, at most 3 dicts deep; its keys are epoch",
+    ),
 }
 
 
@@ -193,6 +225,9 @@ def test_weights_prefix_chooses_tensors(tmp_path: Path) -> None:
     assert_same(found, expected)
     with pytest.raises(UserError, match=r"found no tensor whose name begins with weights.prefix = 'net.'"):
         fit(both, network(), tmp_path, "net.")
+    for state in (expected, state_of(network(num_classes=10))):  # the whole prefix is offered, not the rest of it
+        with pytest.raises(UserError, match=r'set weights\.prefix = "student\.body\."'):
+            fit(prefixed("student.body.", state), network(), tmp_path, "student.")
 
 
 def test_tied_weights_are_saved_once_and_restored(tmp_path: Path) -> None:
@@ -258,6 +293,13 @@ def test_the_arrays_of_an_npz_file_are_weights(tmp_path: Path) -> None:
     save_npz(tmp_path / "net.npz", {key: tensor.numpy() for key, tensor in expected.items()})
     found, _ = fit_file(tmp_path / "net.npz", network())
     assert_same(found, expected)
+    others = {"classes": np.array(["cat", "dog"]), "date": np.array("2026-01-01", "M8[D]")}
+    big_endian = {
+        key: tensor.numpy().astype(tensor.numpy().dtype.newbyteorder(">")) for key, tensor in expected.items()
+    }
+    save_npz(tmp_path / "others.npz", big_endian | others)
+    found, _ = fit_file(tmp_path / "others.npz", network())
+    assert_same(found, expected)
     np.savez(tmp_path / "pickled.npz", classifier=np.array([object()]))
     with pytest.raises(UserError, match="cannot be read as weights"):
         fit_file(tmp_path / "pickled.npz", network())
@@ -313,9 +355,15 @@ def test_an_index_names_only_files_beside_it(tmp_path: Path) -> None:
         name = json.loads(text)["weight_map"]["a"]
         with pytest.raises(UserError, match=re.escape(f"lists {name!r}, which is not beside it")):
             fit_file(index, network())
-    index.write_text("[]")
-    with pytest.raises(UserError, match="expected an index of shards"):
-        fit_file(index, network())
+    for text, reason in (
+        ("[]", "expected an index of shards"),
+        ('{"weight_map": {"a": 3}}', "expected an index of shards"),
+        (f'{{"weight_map": {{"a": "{index.name}"}}}}', "which is an index and no shard"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    ):
+        index.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            fit_file(index, network())
 
 
 def write_torch(content: Callable[[State], Any]) -> Callable[[Path, State], None]:
@@ -362,6 +410,14 @@ NOT_WEIGHTS: dict[str, tuple[Callable[[Path, State], None], str]] = {
         "it has adapters of LoRA, which only change the weights of another checkpoint: merge them into it",
     ),
     "kohya.bin": (write_torch(lambda s: {"lora_unet_x.lora_up.weight": torch.ones(2, 2)}), "adapters of LoRA"),
+    "renamed.pth": (lambda path, s: save_file(s, path), "is a safetensors file: let its name end with .safetensors"),
+    "LOUD.SAFETENSORS": (lambda path, s: save_file(s, path), "let its name end with .safetensors"),
+    "renamed.safetensors": (write_torch(lambda s: s), "is a file that torch.save wrote: let its name end with .pth"),
+    "old.safetensors": (
+        lambda path, s: torch.save(s, path, _use_new_zipfile_serialization=False),
+        "let its name end with .pth",
+    ),
+    "arrays.pth": (lambda path, s: np.savez(path.open("wb"), a=np.ones(3)), "let its name end with .npz"),
     "list.bin.index.json": (write_bytes(b'{"weight_map": []}'), "expected an index of shards"),
 }
 

@@ -245,7 +245,7 @@ def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("empty_project")
-@pytest.mark.parametrize("name", [*UNFIT, "junk", "absent", "two words"])
+@pytest.mark.parametrize("name", [*UNFIT, "junk", "absent", "two words", "folder"])
 def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -254,6 +254,10 @@ def test_a_file_that_is_not_onnx_or_takes_no_images_is_refused_and_leaves_nothin
     if name in UNFIT:
         graph, line = UNFIT[name]
         onnx.save(graph, f"{name}.onnx")
+    if name == "folder":
+        Path("folder.onnx").mkdir()
+        Path("folder.onnx/a.onnx").touch()
+        line = "is a folder: expected an ONNX file, or a folder with folder.onnx in it, found a.onnx"
     if name == "two words":
         line = "models/two words: a model's name is made of letters"
     assert New().parse_execute(["--from-onnx", f"{name}.onnx"]) == 3
@@ -536,7 +540,7 @@ def test_a_file_whose_parts_are_missing_or_elsewhere_is_refused(
     assert list(Path("models").iterdir()) == []
 
 
-def flat_network(weight: float = 1.0, **field: str) -> onnx.ModelProto:
+def flat_network(weight: Any = 1.0, **field: str) -> onnx.ModelProto:
     """One convolution over the whole picture. `field` is one of external data, beside its location."""
     values = onnx.numpy_helper.from_array(np.full((4, 3, 8, 8), weight, "float32"), "weight")
     if field:
@@ -563,7 +567,12 @@ def sequence_network() -> onnx.ModelProto:
 
 NOT_SERVED: dict[str, tuple[Callable[[], Any], str]] = {
     "sequence": (sequence_network, "expected outputs that are tensors, found 'list', a sequence, as ZipMap makes it"),
-    "nan": (lambda: flat_network(float("nan")), "answers NaN alone; NaN is in weight: train it again"),
+    "nan": (lambda: flat_network(float("nan")), "answers NaN or infinity; these are in weight: train it again"),
+    "infinity": (lambda: flat_network(float("inf")), "answers NaN or infinity; these are in weight"),
+    "nan in one row": (
+        lambda: flat_network(np.array([np.nan, 1, 1, 1]).reshape(4, 1, 1, 1)),
+        "answers NaN or infinity; these are in weight: train it again",
+    ),
     "offset": (lambda: flat_network(offset="-5"), "expected a number as the offset of 'weight', found '-5'"),
     "length": (lambda: flat_network(length="many"), "expected a number as the length of 'weight', found 'many'"),
     "page": (lambda: b"<!DOCTYPE html><title>Sign in</title>", "cannot be read as ONNX: it is a web page"),

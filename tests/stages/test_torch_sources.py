@@ -143,7 +143,43 @@ def write_nan(folder: Path) -> None:
     torch.jit.script(module).save(folder / "network.pt")
 
 
+def write_nan_buffer(folder: Path) -> None:
+    module = network()
+    module[1].running_mean[0] = torch.nan  # type: ignore[index]
+    torch.jit.script(module).save(folder / "network.pt")
+
+
+class Encoder(nn.Module):
+    """A network without forward."""
+
+    @torch.jit.export
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+class Listing(nn.Module):
+    """A network that takes a list, as the detectors of torchvision do."""
+
+    def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(images).mean((2, 3))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "nan_buffer": (
+        write_nan_buffer,
+        "network.pt",
+        "network.pt has NaN or infinity in 1 tensors: program.1.running_mean",
+    ),
+    "no_forward": (
+        lambda folder: torch.jit.script(Encoder()).save(folder / "network.pt"),
+        "network.pt",
+        "models/no_forward/network.pt has no method forward: script a network around it",
+    ),
+    "list_of_images": (
+        lambda folder: torch.jit.script(Listing()).save(folder / "network.pt"),
+        "network.pt",
+        "forward takes images as List[Tensor]: script a network around it that takes one tensor for each input",
+    ),
     "checkpoint": (
         lambda folder: torch.save(network().state_dict(), folder / "network.pt"),
         "network.pt",
@@ -233,3 +269,37 @@ def test_doit_new_writes_a_spec_that_builds_or_says_what_to_fill_in(project: Pro
     assert {"publish:digits", "publish:exported_onnx"} <= set(run.ran), run.out
     line = failure_line(run, "reference:odd")
     assert "since input.shape has 2 channels, found pictures, which have 1, 3 or 4" in line
+
+
+class TwoImages(nn.Module):
+    """A network whose second input can be passed by its name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, left: torch.Tensor, *, right: torch.Tensor) -> torch.Tensor:
+        difference: torch.Tensor = self.network(left) - self.network(right)
+        return difference
+
+
+def test_an_input_that_is_passed_by_its_name_is_served(project: Project, tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            TwoImages().eval(), (images(2),), {"right": images(3)[:2]},
+            dynamic_shapes={"left": {0: batch}, "right": {0: batch}},
+        )  # fmt: skip
+        torch.export.save(program, tmp_path / "pair.pt2")
+        export(tmp_path, 2, dynamic=False)
+    project.built("new", "pair", "--from-torch", str(tmp_path / "pair.pt2"))
+    project.built("publish:pair", "publish:pair_onnx")
+    left, right = images(3), images(5)[:3]
+    found = torch.jit.load(project / "model_repository/pair/1/model.pt")(left, right)
+    np.testing.assert_allclose(found.numpy(), TwoImages()(left, right=right).detach().numpy(), atol=1e-5)
+    refused = project.doit("new", "fixed", "--from-torch", str(tmp_path / "network.pt2"))
+    assert (
+        "input has the fixed shape [2, 3, 16, 16], also its batch: export the network with an open batch" in refused.out
+    )
+    assert (refused.code, (project / "models/fixed").exists()) == (3, False)

@@ -289,16 +289,24 @@ def test_without_the_hub_the_line_says_where_to_put_the_file(local: WeightsRun) 
 
 @pytest.fixture(scope="module")
 def converters(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> WeightsRun:
+    import torch
+
     project = Project(tmp_path_factory.mktemp("converters") / "project")
     bodies = {
         "raising": "raise KeyError('no such layer')",
         "silent": "state.clear()",
         "odd": "return dict.fromkeys(state, 'not a tensor')",
+        "numbered": "return {**state, 1: state['bn1.bias']}",
+        "ending": "raise SystemExit('2 arguments expected')",
     }
     for name, body in bodies.items():
         add_tiny(project, tiny_weights, name)
         project.model(name, spec("weights.safetensors", 'converter = "convert.py:convert"'), convert_py=converter(body))
     add_tiny(project, tiny_weights, "nameless")
+    folder = project.model("named", spec("net.pth", 'converter = "convert.py:convert"'))
+    (folder / "convert.py").write_text(converter("return state['net']"))
+    state = {key: torch.from_numpy(value) for key, value in load_file(tiny_weights).items()}
+    torch.save({"model": "test_efficientnet", "net": state}, folder / "net.pth")
     another = converter("return state", "another")
     project.model("nameless", spec("weights.safetensors", 'converter = "convert.py:convert"'), convert_py=another)
     return run_weights(project, "-n", "2", "weights")
@@ -316,6 +324,15 @@ def test_a_missing_function_of_the_converter_is_named(converters: WeightsRun) ->
 def test_a_converter_that_returns_no_tensors_is_an_error(converters: WeightsRun) -> None:
     assert "convert.py:convert" in converters.failure("silent")
     assert "convert.py:convert" in converters.failure("odd")
+    assert "must return a dict from keys to tensors" in converters.failure("numbered")
+
+
+def test_a_converter_that_ends_the_process_is_reported(converters: WeightsRun) -> None:
+    assert "convert.py, line 2: SystemExit: 2 arguments expected" in converters.failure("ending")
+
+
+def test_a_converter_gets_the_file_if_its_model_is_a_word(converters: WeightsRun, tiny_weights: Path) -> None:
+    assert converters.weights("named") == tiny_weights.read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------------
