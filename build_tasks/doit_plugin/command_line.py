@@ -6,6 +6,7 @@
 doit itself prints its option objects where it cannot parse an option, and a traceback where a task is unknown.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from doit.cmdparse import CmdParseError
-from doit.exceptions import InvalidCommand
+from doit.exceptions import InvalidCommand, InvalidDodoFile
 
 from build_tasks.paths import STATE_DB
 
@@ -52,8 +53,24 @@ class OneLineMistakes:
 
     def print_help(self, names: Sequence[str]) -> int:
         """Print the help of this command. `run` prints that of the tasks that are named, or an overview."""
-        print(self.help())  # type: ignore[attr-defined]
+        print(self.help())
         return 0
+
+    def help(self) -> str:
+        """Return the options, with the defaults that dodo.py sets."""
+        defaults: dict[str, Any] = {}
+        if loader := getattr(self, "loader", None):  # of commands with tasks or records
+            params = self.cmdparser.parse([])[0]  # type: ignore[attr-defined]
+            params.update(self.opt_vals)  # type: ignore[attr-defined]
+            with contextlib.suppress(InvalidDodoFile):  # a mistake in a spec
+                loader.setup(params)
+                defaults = loader.load_doit_config()
+        for option in self.cmdparser.options:  # type: ignore[attr-defined]
+            if option.name in defaults:
+                value = defaults[option.name]
+                option.set_default("this project's own" if isinstance(value, type) else value)
+        text: str = super().help()  # type: ignore[misc]
+        return text
 
     def name_mistake(self, error: InvalidCommand) -> str:
         """Return one line for a name that is neither a command nor a task, with the most similar name."""

@@ -1,5 +1,6 @@
 """doit's own commands, with this project's help and with mistakes in one line (command_line.py)."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,12 +17,16 @@ from doit import (
     cmd_resetdep,
     cmd_strace,
 )
+from doit.cmd_base import opt_depfile
 from doit.cmdparse import CmdOption, TaskParse
 from doit.exceptions import InvalidCommand
 
+from build_tasks.doit_plugin import state_file
 from build_tasks.doit_plugin.command_line import OneLineMistakes, RecordsCommand
 from build_tasks.doit_plugin.standard_streams import keep_lines_whole
+from build_tasks.doit_plugin.state import decode
 from build_tasks.doit_plugin.usage import USAGE
+from build_tasks.paths import STATE_DB
 
 
 class Help(OneLineMistakes, cmd_help.Help):  # type: ignore[misc]  # doit has no types
@@ -122,7 +127,15 @@ class ResetDep(RecordsCommand, cmd_resetdep.ResetDep):  # type: ignore[misc]
 
 
 class DumpDB(OneLineMistakes, cmd_dumpdb.DumpDB):  # type: ignore[misc]
-    """`doit dumpdb`."""
+    """`doit dumpdb` prints the record of each task. doit's own command reads no SQLite."""
+
+    doc_purpose = "print the record of each task, as JSON"
+    cmd_options = ({**opt_depfile, "default": STATE_DB},)
+
+    def execute(self, params: Any, args: list[str]) -> None:
+        keep_lines_whole()
+        for task, row in sorted(state_file.read(params["dep_file"]).items()):
+            print(f"{task} -> {json.dumps(decode(row), indent=1)}")
 
 
 class Strace(RecordsCommand, cmd_strace.Strace):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
-from doit.exceptions import InvalidCommand, InvalidDodoFile
+from doit.exceptions import InvalidCommand
 
 from build_tasks.doit_plugin import display
 from build_tasks.doit_plugin.command_line import RecordsCommand, all_words, is_default_dodo
@@ -60,21 +60,8 @@ class Run(RecordsCommand, DoitRun):  # type: ignore[misc]  # doit has no types
         self.reporters = super().get_reporters()
 
     def help(self) -> str:
-        """The options, with the defaults that dodo.py sets."""
         self.load_plugins()
-        try:
-            params = self.cmdparser.parse([])[0]
-            params.update(self.opt_vals)
-            self.loader.setup(params)
-            defaults = self.loader.load_doit_config()
-        except InvalidDodoFile:  # a mistake in a spec
-            defaults = {}
-        for option in self.cmdparser.options:
-            if option.name in defaults:
-                value = defaults[option.name]
-                option.set_default("this project's own" if isinstance(value, type) else value)
-        text: str = super().help()
-        return text
+        return super().help()
 
     def print_help(self, names: Sequence[str]) -> int:
         """Print the help of the tasks that are named, or an overview."""

@@ -49,6 +49,16 @@ def test_every_command_has_help(other: Project, command: str) -> None:
         out = other.built(*words).out
         assert "CmdOption" not in out
         assert out.startswith("PURPOSE\n")
+        assert not [
+            default for default in ("[default: .doit.db]", "[default: dbm]", "[default: md5]") if default in out
+        ]
+
+
+def test_dumpdb_prints_the_record_of_each_task(built_tiny: Project, other: Project) -> None:
+    lines = built_tiny.built("dumpdb").out.splitlines()
+    assert "weights:tiny -> {" in lines
+    assert any(line.startswith('  "seconds": ') for line in lines)
+    assert other.built("dumpdb").out == ""
 
 
 def test_the_help_of_run_shows_the_defaults_of_this_project(other: Project) -> None:
