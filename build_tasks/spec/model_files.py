@@ -27,6 +27,9 @@ MAX_PATH = 4000  # bytes of a path
 # The ends of names of files that list the shards of a model. Source: huggingface_hub, serialization/_base.py.
 INDEX = (".safetensors.index.json", ".bin.index.json")
 MAX_INDEX = 1 << 26  # bytes of an index; that of a network with a million tensors has 60 MB
+MAX_GRAPH = 16 << 20  # bytes of an ONNX file that is searched for the names of its data
+# An entry of TensorProto.external_data with the key "location", as protobuf writes it, up to the length of its value.
+EXTERNAL_DATA = rb"(?s)\n\x08location\x12([\x01-\x7f])"
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISREG, "a file"))
 
 
@@ -53,6 +56,25 @@ def shards(path: str) -> list[str]:
         return sorted(name for name in names if os.path.basename(name) == name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the stage that reads it reports it
         return []
+
+
+def external_data(path: str) -> list[str]:
+    """Return the files that a small ONNX file names for its weights, found without parsing it.
+
+    A file with its weights in others is small. In a large one they are looked for by their usual names alone.
+    """
+    try:
+        if not os.path.isfile(path) or os.path.getsize(path) > MAX_GRAPH:
+            return []
+        with open(path, "rb") as file:
+            graph = file.read()
+    except OSError:  # the stage that reads it reports it
+        return []
+    names = {graph[found.end() : found.end() + found[1][0]] for found in re.finditer(EXTERNAL_DATA, graph)}
+    inside = [os.fsdecode(name) for name in names if b"\0" not in name and not os.path.isabs(name)]
+    folder, own = os.path.split(path)
+    below = [name for name in inside if {own, ".."}.isdisjoint(name.split("/"))]
+    return sorted(name for name in below if os.path.isfile(f"{folder}/{name}"))
 
 
 def data_folders() -> list[str]:

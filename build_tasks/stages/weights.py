@@ -98,13 +98,12 @@ def stage(model: Model) -> Stage:
 
 
 def external_data_files(source: str) -> list[str]:
-    """The files beside an ONNX file that are named as exporters name its external data. The file itself is not read."""
+    """The files that hold the external data of an ONNX file: those that it names, and those that exporters call so."""
     folder, file = os.path.split(source)
     names = os.listdir(folder) if os.path.isfile(source) else []
     stem = re.escape(file.removesuffix(".onnx"))
-    return sorted(
-        f"{folder}/{name}" for name in names if re.fullmatch(rf"{stem}(\.onnx)?[._](data|bin|weights).*", name)
-    )
+    usual = [name for name in names if re.fullmatch(rf"{stem}(\.onnx)?[._](data|bin|weights).*", name)]
+    return sorted(f"{folder}/{name}" for name in {*usual, *model_files.external_data(source)})
 
 
 def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:

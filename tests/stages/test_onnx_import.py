@@ -487,6 +487,20 @@ def test_external_data_is_an_input_of_the_build(foreign: Project, copy_of: Calla
     assert project.built("weights:cached").ran == ["weights:cached"]
 
 
+def test_external_data_of_any_name_is_watched(project: Project, graphs: Path) -> None:
+    for name, location in (("other", "Gewichte ä.bin"), ("below", "data/weights")):
+        add_model(project, graphs / "open.onnx", name)
+        folder = project / f"models/{name}"
+        (folder / location).parent.mkdir(exist_ok=True)
+        onnx.save(onnx.load(graphs / "open.onnx"), folder / "open.onnx", save_as_external_data=True, location=location,
+                  size_threshold=0)  # fmt: skip
+    tasks = ["weights:below", "weights:other"]
+    assert project.built("weights").ran == tasks
+    for data in (project / "models/other/Gewichte ä.bin", project / "models/below/data/weights"):
+        data.write_bytes(bytes(data.stat().st_size))
+    assert project.built("weights").ran == tasks
+
+
 def external(folder: Path, location: str, graph: onnx.ModelProto) -> Path:
     """A file whose graph names this location of its data."""
     changed = onnx.ModelProto()
