@@ -17,7 +17,7 @@ from build_tasks.errors import UserError
 from build_tasks.formats.declarations import PHOTOGRAPHS
 from build_tasks.formats.example_inputs import Lengths, example_inputs
 from build_tasks.formats.perturbation import exact_inputs, perturbed
-from build_tasks.formats.serving_interface import forward
+from build_tasks.formats.serving_interface import explain_errors, forward
 from build_tasks.formats.shared_weights import copy_with_same_weights, layers_in_fp64
 from build_tasks.tensors import Interface, dims_at
 from build_tasks.verification.tolerance import float_outputs, relative_error
@@ -127,7 +127,8 @@ class Comparison:
     def _own(self, samples: "Inputs") -> "Outputs":
         import numpy as np
 
-        own = float_outputs(_forward(self.module, samples))
+        with explain_errors(samples):  # the first run at these lengths
+            own = float_outputs(_forward(self.module, samples))
         if not all(np.isfinite(output).all() for output in own):
             raise UserError(f"the network answers with NaN or infinity to {self.samples[0]} or another one")
         again = float_outputs(_forward(self.module, samples))

@@ -6,14 +6,17 @@
 All of it is hooks of the network, so that its layers keep their names in every format.
 """
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, listed, with_suggestion
+from build_tasks.errors import UserError, first_lines, listed, with_suggestion
 from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
 from build_tasks.formats.network_answer import kind_of, select_tensors
 from build_tasks.formats.picture_transform import data_config
+from build_tasks.paths import MODELS
 from build_tasks.tensors import OUTPUT, Interface, Shape, misplaced_batch
 
 if TYPE_CHECKING:
@@ -191,6 +194,32 @@ def forward(module: Any, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor
         if output.ndim == 0 or output.shape[0] != batch:
             raise UserError(misplaced_batch(f"output {index}", output.shape, batch))
     return list(outputs)
+
+
+@contextlib.contextmanager
+def explain_errors(inputs: Sequence[Any]) -> Iterator[None]:
+    """Context manager in which an error of the network itself is told in one line. The traceback goes to the log.
+
+    Args:
+        inputs: The batch of each input that the network gets.
+    Raises:
+        UserError: If the network raises an error, with the line in the user's code.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network raises
+        traceback.print_exc()
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(f"{MODELS}/")]
+        where = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
+        reason = f"{type(error).__name__}: {first_lines(error)}" if str(error) else type(error).__name__
+        raise UserError(f"{where}the network does not run on {format_inputs(inputs)}: {reason}") from error
+
+
+def format_inputs(inputs: Sequence[Any]) -> str:
+    """Return the types and shapes of some inputs, "float32[2, 3, 224, 224], int64[2, 16]"."""
+    return ", ".join(f"{str(each.dtype).removeprefix('torch.')}{list(each.shape)}" for each in inputs)
 
 
 def open_output_axes(module: Any, interface: Interface) -> list[dict[int, str | None]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines
 from build_tasks.formats.example_inputs import example_inputs
-from build_tasks.formats.serving_interface import wrap_for_serving
+from build_tasks.formats.serving_interface import explain_errors, wrap_for_serving
 from build_tasks.formats.shared_weights import copy_with_same_weights
 from build_tasks.runtime.stage import Notes
 from build_tasks.tensors import INPUT, Interface, can_be_argument
@@ -56,7 +56,7 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
     torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows the operator of its fast path
     filters = PerSampleFilters()
     with torch.inference_mode(False), torch.no_grad():
-        with filters:
+        with filters, explain_errors(batch):
             slim(*batch)  # values that a network computes only at its first call must not be traced
         try:
             with warnings.catch_warnings(record=True) as caught, filters if filters.found else nullcontext():

@@ -104,13 +104,21 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from build_tasks.formats.fp32_comparison import Comparison
     from build_tasks.formats.onnx_export import write_records
     from build_tasks.formats.onnx_files import opset, save_onnx
-    from build_tasks.formats.serving_interface import forward, output_names, resolve_interface, wrap_for_serving
+    from build_tasks.formats.serving_interface import (
+        explain_errors,
+        forward,
+        output_names,
+        resolve_interface,
+        wrap_for_serving,
+    )
     from build_tasks.formats.torchscript_trace import TRACED_AWAY, traced_away_note
 
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     interface = resolve_interface(module, settings["interface"])
     module = wrap_for_serving(module, interface)
-    forward(module, example_inputs(interface, 1))
+    example = example_inputs(interface, 1)
+    with explain_errors(example):
+        forward(module, example)
     outputs_of_network = output_names(module)
     names, choice = [settings["exporter"]], "the spec's choice"
     if settings["exporter"] == "auto":

@@ -126,7 +126,13 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
     from build_tasks.formats import pytorch_network
     from build_tasks.formats.perturbation import exact_inputs, perturbed
-    from build_tasks.formats.serving_interface import forward, output_names, resolve_interface, wrap_for_serving
+    from build_tasks.formats.serving_interface import (
+        explain_errors,
+        forward,
+        output_names,
+        resolve_interface,
+        wrap_for_serving,
+    )
 
     network = pytorch_network.create_network(settings, inputs["weights"])
     interface = resolve_interface(network, settings["interface"])
@@ -145,7 +151,8 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
             if name != runner:
                 runs, samples = perturbed(module, exact_inputs(module, samples, interface))
             batches = [[each[start : start + BATCH] for each in samples] for start in range(0, len(samples[0]), BATCH)]
-            parts = threads.each(functools.partial(forward, runs), batches)
+            with explain_errors(batches[0]):
+                parts = threads.each(functools.partial(forward, runs), batches)
             answers = [torch.cat(answer).numpy() for answer in zip(*parts, strict=True)]
             named = dict(zip(output_names(module), answers, strict=True))
             check_labels(named, settings)

@@ -196,7 +196,7 @@ def import_interface(graph: "onnx.ModelProto", path: str, interface: Interface, 
 def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") -> Notes:
     from build_tasks.formats import pytorch_network, state_dicts, torch_program, weight_license
     from build_tasks.formats.example_inputs import example_inputs
-    from build_tasks.formats.serving_interface import forward, wrap_for_serving
+    from build_tasks.formats.serving_interface import format_inputs, forward, wrap_for_serving
 
     source = settings["weights"]["source"]
     path = read_source(inputs, settings, torch_program.check_program, query, lambda path: [])
@@ -210,12 +210,9 @@ def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: s
             answers = forward(network, example)
         except Exception as error:  # whatever the program raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            inputs_of_spec = ", ".join(
-                f"{str(each.dtype).removeprefix('torch.')}{list(each.shape)}" for each in example
-            )
             raise UserError(
-                f"{source} does not run on {inputs_of_spec}: {reason}; expected the inputs of the spec, in batches of "
-                "any size"
+                f"{source} does not run on {format_inputs(example)}: {reason}; expected the inputs of the spec, in "
+                "batches of any size"
             ) from error
     state_dicts.require_finite(dict(network.named_parameters()), source)
     if any(answer.is_floating_point() and bool(answer.isnan().any()) for answer in answers):

@@ -223,6 +223,28 @@ def test_what_torchscript_cannot_hold_is_one_line(project: Project, case: str) -
     assert "Traceback" not in run.out
 
 
+@pytest.mark.parametrize("task", ["reference:own", "torchscript:own", "onnx:own"])
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("return self.head(images.flatten(1))", "RuntimeError: mat1 and mat2 shapes cannot be multiplied ("),
+        ("raise ValueError(f'16 pixels, not {x.shape[-1]}')", "ValueError: 16 pixels, not 16"),
+        ("assert not x.shape[-1]", "AssertionError"),
+    ],
+)
+def test_an_error_of_the_network_is_one_line_with_its_place_and_input(
+    project: Project, body: str, reason: str, task: str
+) -> None:
+    add(project, body, formats='"onnx"' if task == "onnx:own" else '"torchscript", "onnx"')
+    place = NETWORK.partition("{body}")[0].count("\n") + 1
+    run = project.doit(task)
+    assert run.code == 1, run.out
+    line = failure_line(run, task)
+    assert f"models/own/network.py, line {place}: the network does not run on float32[" in line
+    assert f", 3, 16, 16]: {reason}" in line
+    assert "  | " not in run.out
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
