@@ -187,7 +187,7 @@ class Buffer:
     [
         (lying, "a.npz", read_samples),
         (array, "a.npz", read_samples),
-        (lying, "a.pth", read_checkpoint),
+        (lying, "a.npz", read_checkpoint),
         (tar, "a.pth", read_checkpoint),
         (gzipped, "a.pth", read_checkpoint),
         (header, "a.safetensors", read_checkpoint),

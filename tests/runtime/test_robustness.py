@@ -36,9 +36,8 @@ def assert_complete(project: Project, expected: dict[str, bytes]) -> None:
         ),
         ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
         ("import os; os._exit(7)", "ended without a result (exit code 7)"),
-        ("raise SystemExit('enough')", "SystemExit: enough"),
     ],
-    ids=["out of memory", "segfault", "exit", "SystemExit"],
+    ids=["out of memory", "segfault", "exit"],
 )
 def test_a_crash_is_one_failed_task_and_other_models_are_built(
     project: Project, tiny_weights: Path, code: str, reason: str
@@ -51,6 +50,16 @@ def test_a_crash_is_one_failed_task_and_other_models_are_built(
     assert run.ran == ["weights:other"]
     assert reason in run.out
     assert "the whole log: build/tiny/logs/weights.tiny.log" in run.out
+    assert not (project / "build/tiny/weights.safetensors").exists()
+
+
+def test_a_system_exit_of_a_converter_is_its_error_and_no_crash(project: Project, tiny_weights: Path) -> None:
+    add_with_converter(project, tiny_weights, "raise SystemExit('enough')")
+    project.model("other", OTHER)
+    run = project.doit("-n", "2", "weights:tiny", "weights:other")
+    assert (run.code, run.failed, run.ran) == (1, ["weights:tiny"], ["weights:other"])
+    assert "models/tiny/convert.py, line " in run.out
+    assert "SystemExit: enough" in run.out
     assert not (project / "build/tiny/weights.safetensors").exists()
 
 
