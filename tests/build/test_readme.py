@@ -76,7 +76,6 @@ RUNS_IN = {
         "by hand, it needs an older checkout"
     ),
     "python benchmarks/overhead.py --short": ".ci/run",
-    "python benchmarks/overhead.py --short --runs 12": ".ci/run, with fewer runs",
     "python benchmarks/incremental.py --short": ".ci/run",
     "python -m build_tasks.spec.json_schema > models/model.schema.json": "tests/spec/test_json_schema.py",
     "python -m build_tasks.spec.json_schema --markdown > docs/reference/spec.md": "tests/spec/test_json_schema.py",
