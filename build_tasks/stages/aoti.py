@@ -140,9 +140,10 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
 
 def output_names_of(module: Any, example: tuple[Any, ...]) -> list[str]:
     """The names of the outputs, which a network has when it has run."""
-    from build_tasks.formats.serving_interface import forward, output_names
+    from build_tasks.formats.serving_interface import explain_errors, forward, output_names
 
-    forward(module, example)
+    with explain_errors(example):
+        forward(module, example)
     return output_names(module)
 
 

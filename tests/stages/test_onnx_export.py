@@ -223,7 +223,7 @@ def test_what_torchscript_cannot_hold_is_one_line(project: Project, case: str) -
     assert "Traceback" not in run.out
 
 
-@pytest.mark.parametrize("task", ["reference:own", "torchscript:own", "onnx:own"])
+@pytest.mark.parametrize("task", ["reference:own", "torchscript:own", "onnx:own", "aoti:own"])
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -235,7 +235,8 @@ def test_what_torchscript_cannot_hold_is_one_line(project: Project, case: str) -
 def test_an_error_of_the_network_is_one_line_with_its_place_and_input(
     project: Project, body: str, reason: str, task: str
 ) -> None:
-    add(project, body, formats='"onnx"' if task == "onnx:own" else '"torchscript", "onnx"')
+    formats = {"onnx:own": '"onnx"', "aoti:own": '"onnx", "aoti"'}
+    add(project, body, formats=formats.get(task, '"torchscript", "onnx"'))
     place = NETWORK.partition("{body}")[0].count("\n") + 1
     run = project.doit(task)
     assert run.code == 1, run.out
