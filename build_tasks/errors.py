@@ -73,6 +73,11 @@ def first_lines(error: BaseException, count: int = 1) -> str:
     return " ".join(lines[:count]) or type(error).__name__
 
 
+def kind_and_reason(error: BaseException) -> str:
+    """Return the class of an error and the first line of its text, "ValueError: too long"; the class alone without."""
+    return f"{type(error).__name__}: {first_lines(error)}" if str(error) else type(error).__name__
+
+
 def with_suggestion(found: object, valid: Iterable[str]) -> str:
     """Return the value that was found, and the most similar of the valid names if there is one."""
     import difflib

@@ -50,10 +50,7 @@ def reject_other_kinds(path: str, expected: str = "weights") -> None:
     Args:
         expected: What the file should be, for the message.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-    except OSError:
+    if (head := _head(path)) is None:
         return
     if head.startswith(LFS_POINTER):
         raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
@@ -74,16 +71,7 @@ def reject_other_suffix(path: str) -> None:
 
     Other problems are not reported.
     """
-    import zipfile
-
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        names = []
-    found = None
+    head, names, found = _head(path) or b"", _names_in_archive(path), None
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER:
         found = ".safetensors"
     elif head.startswith(PICKLES_OF_TORCH) or any(name.endswith("data.pkl") for name in names):
@@ -97,17 +85,31 @@ def reject_other_suffix(path: str) -> None:
 
 def program_kind(path: str) -> str | None:
     """Return what a file with a network of PyTorch is; None for a checkpoint, and for every other file."""
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return None
+    names = _names_in_archive(path)
     if any(AOTI in name for name in names):
         return AOTI_PACKAGE
     inner = {name.partition("/")[2] for name in names} | set(names)
     return next((kind for member, kind in MEMBERS.items() if member in inner), None)
+
+
+def _head(path: str) -> bytes | None:
+    """Return the first bytes of a file, None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return None
+
+
+def _names_in_archive(path: str) -> list[str]:
+    """Return the names of the files in a ZIP archive; none for every other file."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []
 
 
 def reject_long_names(path: str) -> None:

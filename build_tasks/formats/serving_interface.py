@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, first_lines, listed, with_suggestion
+from build_tasks.errors import UserError, kind_and_reason, listed, with_suggestion
 from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
 from build_tasks.formats.network_answer import kind_of, select_tensors
 from build_tasks.formats.picture_transform import data_config
@@ -213,8 +213,8 @@ def explain_errors(inputs: Sequence[Any]) -> Iterator[None]:
         traceback.print_exc()
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(f"{MODELS}/")]
         where = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
-        reason = f"{type(error).__name__}: {first_lines(error)}" if str(error) else type(error).__name__
-        raise UserError(f"{where}the network does not run on {format_inputs(inputs)}: {reason}") from error
+        problem = f"the network does not run on {format_inputs(inputs)}: {kind_and_reason(error)}"
+        raise UserError(where + problem) from error
 
 
 def format_inputs(inputs: Sequence[Any]) -> str:

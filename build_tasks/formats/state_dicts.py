@@ -233,27 +233,27 @@ def _mismatch(attempt: Attempt, network: "torch.nn.Module", source: str, prefix:
 
 
 def _without_prefix(attempt: Attempt, expected: "dict[str, torch.Tensor]") -> tuple[str, Attempt] | None:
-    """Return a prefix before the name of the network's first tensor, and the tensors that have it without it."""
-    first = next(iter(expected), "")
-    for key in attempt.state:
-        prefix = key.removesuffix(first)
-        if prefix != key and prefix.endswith("."):
-            inner = {n.removeprefix(prefix): value for n, value in attempt.state.items() if n.startswith(prefix)}
-            return prefix, attempt._replace(state=inner | tied(inner, expected))
-    return None
+    """Return the first of `_prefixes`, with the attempt whose tensors are without it; None if there is no prefix."""
+    found = next(_prefixes(attempt.state, expected), None)
+    return found and (found[0], attempt._replace(state=found[1]))
 
 
 def _fitting_prefix(state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]") -> str | None:
     """Return a prefix whose tensors fit the network without it, None if there is no such prefix."""
+    fitting = (prefix for prefix, inner in _prefixes(state, expected) if not _problems(inner, expected))
+    return next(fitting, None)
+
+
+def _prefixes(
+    state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]"
+) -> "Iterator[tuple[str, dict[str, torch.Tensor]]]":
+    """Yield each prefix before the name of the network's first tensor, and the tensors that have it without it."""
     first = next(iter(expected), "")
     for key in state:
         prefix = key.removesuffix(first)
-        if prefix == key or not prefix.endswith("."):
-            continue
-        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if not _problems(inner | tied(inner, expected), expected):
-            return prefix
-    return None
+        if prefix != key and prefix.endswith("."):
+            inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            yield prefix, inner | tied(inner, expected)
 
 
 def _shape_advice(state: "dict[str, torch.Tensor]", network: "torch.nn.Module") -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from typing import Any
 
-from build_tasks.errors import UserError, first_lines
+from build_tasks.errors import UserError, kind_and_reason
 from build_tasks.paths import MODELS
 from build_tasks.spec.ensemble_tables import python_folders
 from build_tasks.spec.model import Model
@@ -164,8 +164,7 @@ def user_error(path: str, error: BaseException) -> UserError:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     where = f"{path}, line {line}" if line else path
-    reason = f"{type(error).__name__}: {first_lines(error)}" if str(error) else type(error).__name__
-    return UserError(f"{where}: {reason}{_import_advice(path, error)}")
+    return UserError(f"{where}: {kind_and_reason(error)}{_import_advice(path, error)}")
 
 
 def _import_advice(path: str, error: BaseException) -> str:
