@@ -305,6 +305,8 @@ def network_spec(network: str, source: str, scratch: str) -> str:
 def torch_text(description: str, keys: list[Key], found: "FoundInputs") -> str:
     """Return the text of the spec of a network of PyTorch: [input] if it takes one picture, otherwise [[inputs]]."""
     outputs = format_outputs(found.outputs) if any(place for _, place in found.outputs) else ""
+    if found.half:
+        keys.append(Key("", "formats", ["torchscript"], f"it computes in {found.half}; ONNX is checked in float32"))
     if not found.picture:
         return format_spec(description, keys, ("ensemble",)) + input_tables(found.inputs, found.dimensions) + outputs
     shape = [int(length) for length in found.inputs[0].shape or []]

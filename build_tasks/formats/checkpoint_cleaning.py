@@ -17,6 +17,8 @@ WRAPPERS = ("_orig_mod.", "module.")  # prefixes of torch.compile and of DataPar
 # Names of tensors that tools add to a network: profilers (thop), and averaged models (torch, LitEma).
 BOOKKEEPING = ("total_ops", "total_params", "n_averaged", "num_updates", "decay")
 
+AVERAGES = ("ema", "swa", "averag", "avg")  # parts of names of averaged weights: exponential, stochastic (SWA), any
+
 
 class Attempt(NamedTuple):
     """A state dict that may fit the network, and how it was made from the checkpoint, for the line of the stage.
@@ -73,7 +75,8 @@ def unwrap(checkpoint: Checkpoint, ema: bool = False) -> tuple[Checkpoint, dict[
 
 def taken_notes(name: str) -> dict[str, Any]:
     """Return the note on which dict of a checkpoint is taken; none for the checkpoint itself."""
-    return {"taken from": f"{name}, an average (EMA)" if is_average(name) else name} if name else {}
+    kind = f", an average{' (EMA)' if 'ema' in name.lower() else ''}" if is_average(name) else ""
+    return {"taken from": f"{name}{kind}"} if name else {}
 
 
 def wrapper_notes(tensors: Tensors) -> dict[str, Any]:
@@ -107,8 +110,8 @@ def tied(state: Tensors, expected: Tensors) -> Tensors:
 
 
 def is_average(name: str) -> bool:
-    """Return whether the name of a dict says that its weights are a moving average: model_ema, params_ema, averaged."""
-    return "ema" in name.lower() or "averaged" in name.lower()
+    """Return whether the name of a dict says that its weights are an average: model_ema, swa_model, averaged."""
+    return any(word in name.lower() for word in AVERAGES)
 
 
 def type_notes(state: Tensors, expected: Tensors) -> dict[str, Any]:

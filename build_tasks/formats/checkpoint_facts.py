@@ -35,7 +35,7 @@ def read_facts(path: str, architecture: str) -> CheckpointFacts:
     """Return what a checkpoint says about a network of an architecture of timm.
 
     Raises:
-        UserError: If the file cannot be read as a checkpoint.
+        UserError: If the file cannot be read as a checkpoint, or if its values cannot be weights, such as NaN.
     """
     import timm
 
@@ -49,7 +49,9 @@ def read_facts(path: str, architecture: str) -> CheckpointFacts:
         except UserError as error:
             mismatch = str(error)
             continue
-        types = checkpoint_cleaning.type_notes(state, candidate.state_dict())
+        expected = candidate.state_dict()
+        state_dicts.match_keys(state, expected, path)
+        types = checkpoint_cleaning.type_notes(state, expected)
         return CheckpointFacts(arguments, prefix, {"tensors": len(state), **types, **notes}, None)
     return CheckpointFacts(attempts[-1][0], None, {}, mismatch)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.errors import UserError, listed
+from build_tasks.formats.pytorch_network import half_precision
 from build_tasks.formats.torch_program import is_exported, load_program
 from build_tasks.formats.user_code import function_of_file, network_of_function
 from build_tasks.tensors import BATCH, Shape, dims_at
@@ -53,6 +54,7 @@ class FoundInputs(NamedTuple):
             0 if there is no largest one.
         outputs: The name of each output, or its index, None for the only one; and the dimension of its batch. Empty if
             that is unknown.
+        half: "float16" or "bfloat16" if the network computes in that type.
     """
 
     inputs: list[FoundInput]
@@ -60,19 +62,24 @@ class FoundInputs(NamedTuple):
     picture: bool = False
     dimensions: Mapping[str, tuple[int, int]] = {}  # a default that nobody changes
     outputs: Sequence[tuple[str | int | None, int]] = ()
+    half: str | None = None
 
 
 def inputs_of_file(path: str) -> FoundInputs:
     """Return the inputs of a file of TorchScript or torch.export.
 
     Raises:
-        UserError: If torch cannot load the file, or if it needs an argument that is no tensor.
+        UserError: If torch cannot load the file, if it needs an argument that is no tensor, or one in bfloat16.
     """
     network: Any = load_program(path)
     if is_exported(path):
-        return _exported_inputs(path)
-    types = {each.name: str(each.type) for each in network.program.forward.schema.arguments[1:]}
-    return _inputs_of(network, network.arguments, types, path)
+        found = _exported_inputs(path)
+    else:
+        types = {each.name: str(each.type) for each in network.program.forward.schema.arguments[1:]}
+        found = _inputs_of(network, network.arguments, types, path)
+    if narrow := [each.name for each in found.inputs if each.dtype == "bfloat16"]:
+        raise UserError(f"{path}: {narrow[0]} is bfloat16, which Triton lacks for PyTorch: save the network in float32")
+    return found._replace(half=half_precision(network))
 
 
 def inputs_of_function(path: str, function: str) -> FoundInputs:
@@ -84,9 +91,8 @@ def inputs_of_function(path: str, function: str) -> FoundInputs:
     Raises:
         UserError: If it builds none, or if forward needs an argument that is no tensor.
     """
-    network = (
-        network_of_function(function_of_file(path, function), f"{path}:{function}", {}).eval().requires_grad_(False)
-    )
+    network = network_of_function(function_of_file(path, function), f"{path}:{function}", {})
+    network.eval().requires_grad_(False)
     signature = inspect.signature(network.forward)
     types = {
         each.name: getattr(each.annotation, "__name__", str(each.annotation))
@@ -159,14 +165,16 @@ def _inputs_of(network: Any, signature: inspect.Signature, types: dict[str, str]
     if not names:
         raise UserError(f"{takes}, and no argument with a name: expected one for each input")
     state = [*network.state_dict().values()]
-    if len(names) == 1 and not _is_token(names[0]) and (shape := _picture_shape(network, state)):
-        picture = [FoundInput(names[0], "float32", shape)]
-        return FoundInputs(picture, TRIED, True, outputs=_outputs_of(network, picture))
-    if found := _trial(network, names, state):
-        return FoundInputs(found, TRIED, outputs=_outputs_of(network, found))
-    if len(names) == 1 and any(tensor.ndim == 4 for tensor in state):
+    dtypes = ["float32", *filter(None, [half_precision(network)])]
+    for dtype in dtypes:
+        if len(names) == 1 and not _is_token(names[0]) and (shape := _picture_shape(network, state, dtype)):
+            picture = [FoundInput(names[0], dtype, shape)]
+            return FoundInputs(picture, TRIED, dtype == "float32", outputs=_outputs_of(network, picture))
+        if found := _trial(network, names, state, dtype):
+            return FoundInputs(found, TRIED, outputs=_outputs_of(network, found))
+    if len(names) == 1 and dtypes == ["float32"] and any(tensor.ndim == 4 for tensor in state):
         return FoundInputs([FoundInput(names[0], "float32", [_first_channels(state), 224, 224])], FILL_IN, True)
-    return FoundInputs([FoundInput(name, "float32", None) for name in names], FILL_IN)
+    return FoundInputs([FoundInput(name, dtypes[-1], None) for name in names], FILL_IN)
 
 
 def _required(signature: inspect.Signature) -> list[str]:
@@ -188,20 +196,20 @@ def _first_channels(state: "Sequence[torch.Tensor]") -> int:
     return next((int(tensor.shape[1]) for tensor in state if tensor.ndim == 4), 3)
 
 
-def _picture_shape(network: Any, state: "Sequence[torch.Tensor]") -> Shape | None:
+def _picture_shape(network: Any, state: "Sequence[torch.Tensor]", dtype: str) -> Shape | None:
     """Return the first usual size of a picture that a network with one input takes; None without one."""
     import torch
 
     for channels, side in itertools.product(dict.fromkeys((_first_channels(state), 3, 1)), TRIED_SIDES):
-        if _runs(network, torch.zeros(2, channels, side, side)):
+        if _runs(network, torch.zeros(2, channels, side, side, dtype=getattr(torch, dtype))):
             return [channels, side, side]
     return None
 
 
-def _trial(network: Any, names: list[str], state: "Sequence[torch.Tensor]") -> list[FoundInput]:
+def _trial(network: Any, names: list[str], state: "Sequence[torch.Tensor]", floating: str) -> list[FoundInput]:
     """Return the first combination of candidates with which a network runs; nothing without one."""
     deadline = time.monotonic() + MAX_SECONDS
-    for combination in itertools.product(*(list(_candidates(name, state)) for name in names)):
+    for combination in itertools.product(*(list(_candidates(name, state, floating)) for name in names)):
         if time.monotonic() > deadline:
             break
         found = [FoundInput(name, dtype, shape) for name, (dtype, shape) in zip(names, combination, strict=True)]
@@ -213,18 +221,18 @@ def _trial(network: Any, names: list[str], state: "Sequence[torch.Tensor]") -> l
     return []
 
 
-def _candidates(name: str, state: "Sequence[torch.Tensor]") -> Iterator[tuple[str, Shape]]:
+def _candidates(name: str, state: "Sequence[torch.Tensor]", floating: str) -> Iterator[tuple[str, Shape]]:
     """Yield types and shapes that an argument may have, the likeliest for its name first."""
     widths = dict.fromkeys(int(tensor.shape[1]) for tensor in state if tensor.ndim == 2)
     channels = dict.fromkeys(int(tensor.shape[1]) for tensor in state if tensor.ndim == 3)
     tokens: list[tuple[str, Shape]] = [("int64", [WORD]), ("bool", [WORD])]
-    floats: list[tuple[str, Shape]] = [("float32", [width]) for width in widths]
-    floats += [("float32", [WORD, width]) for width in widths]
-    floats += [("float32", [count, WORD]) for count in channels]
-    sound: tuple[str, Shape] = ("float32", [SAMPLES])
+    floats: list[tuple[str, Shape]] = [(floating, [width]) for width in widths]
+    floats += [(floating, [WORD, width]) for width in widths]
+    floats += [(floating, [count, WORD]) for count in channels]
+    sound: tuple[str, Shape] = (floating, [SAMPLES])
     floats = [sound, *floats] if re.search(r"audio|wav|sound|speech|signal|pcm", name) else [*floats, sound]
-    floats.append(("float32", []))
-    pictures: list[tuple[str, Shape]] = [("float32", [_first_channels(state), side, side]) for side in FEW_SIDES]
+    floats.append((floating, []))
+    pictures: list[tuple[str, Shape]] = [(floating, [_first_channels(state), side, side]) for side in FEW_SIDES]
     if _is_token(name):
         yield from (*tokens, *floats, *pictures)
     elif re.search(r"image|img|pixel|picture|frame|photo", name):

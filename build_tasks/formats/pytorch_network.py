@@ -57,6 +57,12 @@ def create_network(settings: Settings, weights: str | None = None, exportable: b
     return module.eval().requires_grad_(False)
 
 
+def half_precision(network: "torch.nn.Module") -> str | None:
+    """Return "float16" or "bfloat16" if the weights of a network have that type, so that its answers have it too."""
+    dtypes = {str(each.dtype).removeprefix("torch.") for each in network.parameters() if each.is_floating_point()}
+    return None if "float32" in dtypes else next(iter(dtypes & {"float16", "bfloat16"}), None)
+
+
 def takes_any_number(network: "torch.nn.Module") -> bool:
     """Return whether a network takes its inputs as *inputs, as those of files do."""
     kinds = [each.kind for each in inspect.signature(network.forward).parameters.values()]

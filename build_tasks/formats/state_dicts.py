@@ -132,7 +132,7 @@ def _from_jax(path: str, network: "torch.nn.Module") -> Iterator[Attempt]:
 def _choose(fitting: list[Attempt], source: str, ema: bool) -> Attempt:
     """Return the attempt to use: the only one, or timm's choice. An average is taken if it is wanted, or all there is.
 
-    The notes of the result name the average that was taken, or that was left.
+    The notes of the result name the average that was taken, and what else would fit.
     """
     averages = [attempt for attempt in fitting if is_average(attempt.name)]
     others = [attempt for attempt in fitting if not is_average(attempt.name)]
@@ -145,11 +145,12 @@ def _choose(fitting: list[Attempt], source: str, ema: bool) -> Attempt:
             f"{source} has {len(names)} sets of weights that fit, {', '.join(names[:4])}: choose one with "
             "weights.converter"
         )
-    chosen = candidates[0]
+    chosen, *left = candidates
+    texts = [f"{', '.join(attempt.name for attempt in left)}, which would fit too"] if left else []
     if averages and candidates is others:
-        left = ", ".join(attempt.name for attempt in averages)
-        return chosen._replace(notes={**chosen.notes, "left": f"{left}, an average (weights.ema = true takes it)"})
-    return chosen
+        names = [attempt.name for attempt in averages]
+        texts.append(f"{', '.join(names)}, an average (weights.ema = true takes it)")
+    return chosen._replace(notes={**chosen.notes, "left": "; ".join(texts)}) if texts else chosen
 
 
 def _problems(state: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]") -> dict[str, list[str]]:

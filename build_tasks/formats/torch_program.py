@@ -6,9 +6,10 @@ Such a file is a program: loading and running it executes what it contains, as f
 """
 
 import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, first_lines
+from build_tasks.errors import UserError, first_lines, listed
 from build_tasks.formats.file_kinds import AOTI_PACKAGE, EXPORTED, TORCHSCRIPT, program_kind, reject_other_kinds
 from build_tasks.runtime.limits import check_archive
 
@@ -79,6 +80,7 @@ def _load_torchscript(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
     module: Any = torch.jit.load(path, map_location="cpu")
     if not hasattr(module, "forward"):
         raise UserError(f"{path} has no method forward: script a network around it that calls the one to serve")
+    _reject_training(path, _calls_of_graph(module.forward.inlined_graph))
     for each in module.forward.schema.arguments[1:]:  # the first is self
         if not each.has_default_value() and str(each.type).startswith(("List[", "Dict[", "Tuple[")):
             raise UserError(
@@ -97,12 +99,67 @@ def _load_exported(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
     import torch
 
     program = torch.export.load(path)
+    _reject_training(path, _calls_of_program(program))
     by_position, by_name = program.call_spec[0].children()
     names = [str(name) for name in program.graph_signature.user_inputs]
     count = by_position.num_leaves
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names[:count]]
     parameters += [inspect.Parameter(str(name), inspect.Parameter.KEYWORD_ONLY) for name in by_name.context or ()]
     return program.module(), inspect.Signature(parameters)
+
+
+def _reject_training(path: str, calls: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+    """Raise UserError if operators have the mode of training written into them, which no later eval() changes."""
+    if names := sorted({name for name, arguments in calls if _is_training(arguments)}):
+        raise UserError(
+            f"{path} was saved in training mode, in which its answers are random or depend on the other samples of a "
+            f"batch ({listed(names)}): call eval() on the network before it is traced or exported"
+        )
+
+
+def _is_training(arguments: Mapping[str, object]) -> bool:
+    """Return whether an operator drops values, or takes the statistics of the batch although the network has its own.
+
+    Args:
+        arguments: By the names of the operator's schema: `train` or `training`; the rate `p`, `dropout` or `dropout_p`.
+    """
+    if "dropout_p" in arguments:  # of attention, which has no flag beside the rate
+        return bool(arguments["dropout_p"])
+    training = any(arguments.get(name) is True for name in ("train", "training"))
+    is_batch_norm = "momentum" in arguments
+    if is_batch_norm and arguments.get("running_mean") is None:
+        return False
+    return training and not any(arguments.get(name) == 0 for name in ("p", "dropout"))
+
+
+def _calls_of_graph(block: Any) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the operators of TorchScript, and by name those of their arguments that are constants or tensors."""
+    import torch
+
+    for node in block.nodes():
+        for inner in node.blocks():
+            yield from _calls_of_graph(inner)
+        if node.schema() == "(no schema)":
+            continue
+        arguments = dict[str, object]()
+        for argument, value in zip(torch._C.parse_schema(node.schema()).arguments, node.inputs(), strict=False):
+            if value.node().kind() == "prim::Constant":
+                arguments[argument.name] = value.toIValue()
+            elif value.type().kind() == "TensorType":
+                arguments[argument.name] = value
+        yield node.kind().rpartition("::")[2], arguments
+
+
+def _calls_of_program(program: Any) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the operators of a file of torch.export, and their arguments by name."""
+    import torch
+
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            if isinstance(node.target, torch._ops.OpOverload):
+                schema = node.target._schema
+                names = [each.name for each in schema.arguments]
+                yield schema.name.rpartition("::")[2], dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
 def is_exported(path: str) -> bool:

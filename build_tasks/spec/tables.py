@@ -78,7 +78,7 @@ class Weights(Table):
     ] = None
     ema: Annotated[
         bool,
-        Meta(description="Take the moving average (EMA) of the weights from a checkpoint that holds both."),
+        Meta(description="Take the average of the weights (EMA, SWA) from a checkpoint that holds both."),
     ] = False
     converter: Annotated[
         str | None,

@@ -104,6 +104,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from build_tasks.formats.fp32_comparison import Comparison
     from build_tasks.formats.onnx_export import write_records
     from build_tasks.formats.onnx_files import opset, save_onnx
+    from build_tasks.formats.pytorch_network import half_precision
     from build_tasks.formats.serving_interface import (
         explain_errors,
         forward,
@@ -147,6 +148,12 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
         found = write(settings, folder, check, refusals)
         if found is None:
             text = "; ".join(f"the {name} exporter {reason}" for name, reason in refusals.items())
+            if narrow := half_precision(module):
+                text = (
+                    f"the network computes in {narrow}, and ONNX is checked in float32: serve TorchScript alone "
+                    '(formats = ["torchscript"]), or save the network in float32, since engine.precision sets what is '
+                    f"served; {text}"
+                )
             if settings["opset"] != "auto":
                 automatic = {**settings, "opset": "auto"}
                 found = write(automatic, folder, check, {})

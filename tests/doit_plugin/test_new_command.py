@@ -199,6 +199,33 @@ def test_a_checkpoint_that_is_not_there_is_refused(doit_new: Doit) -> None:
     assert not Path("models/m").exists()
 
 
+def as_integers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**state, "conv_stem.weight": state["conv_stem.weight"].to(torch.int8)}
+
+
+def with_value(value: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda state: {**state, "conv_stem.weight": torch.full_like(state["conv_stem.weight"], value)}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (as_integers, "net.pth cannot be the weights: conv_stem.weight is quantized (int8)"),
+        (with_value(torch.nan), "net.pth has NaN or infinity in 1 tensors: conv_stem.weight; train it again"),
+        (with_value(torch.inf), "net.pth has NaN or infinity in 1 tensors: conv_stem.weight; train it again"),
+    ],
+    ids=["integers", "NaN", "infinity"],
+)
+def test_a_checkpoint_that_the_next_doit_refuses_is_refused_at_once(
+    doit_new: Doit, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], line: str
+) -> None:
+    torch.save(change(tensors()), "net.pth")
+    code, out = doit_new("m", "--architecture", "test_efficientnet", "--weights", "net.pth")
+    assert code == 3
+    assert out.startswith(f"ERROR: {line}"), out
+    assert not Path("models/m").exists()
+
+
 def test_a_checkpoint_in_a_data_folder_is_not_copied(doit_new: Doit, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("data").mkdir()
     torch.save(tensors(), "data/net.pth")

@@ -91,6 +91,18 @@ TAKEN: dict[str, tuple[Callable[[State], Any], dict[str, Any]]] = {
         lambda s: {"model": s, "model_ema": other(s)},
         {"taken from": "model", "left": "model_ema, an average (weights.ema = true takes it)"},
     ),
+    "an average over steps beside": (
+        lambda s: {"model": s, "swa_model": other(s)},
+        {"taken from": "model", "left": "swa_model, an average (weights.ema = true takes it)"},
+    ),
+    "only the average over steps": (lambda s: {"avg_model": s}, {"taken from": "avg_model, an average"}),
+    "others that fit": (
+        lambda s: {"state_dict": s, "model": other(s), "best": other(s), "model_ema": other(s)},
+        {
+            "taken from": "state_dict",
+            "left": "model, best, which would fit too; model_ema, an average (weights.ema = true takes it)",
+        },
+    ),
     "model_state_dict": (lambda s: {"model_state_dict": s}, {"taken from": "model_state_dict"}),
     "net": (lambda s: {"net": s, "acc": 91.2}, {"taken from": "net"}),
     "params_ema beside params": (

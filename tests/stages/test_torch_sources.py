@@ -203,6 +203,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "network.pt",
         "expected the inputs of the spec, in batches of any size",
     ),
+    "training": (
+        lambda folder: torch.jit.trace(network().train(), images(2), check_trace=False).save(folder / "network.pt"),
+        "network.pt",
+        "network.pt was saved in training mode, in which its answers are random or depend on the other samples of a "
+        "batch (batch_norm, dropout): call eval() on the network before it is traced or exported",
+    ),
     "not_finite": (write_nan, "network.pt", "network.pt has NaN or infinity in 1 tensors: program.0.weight"),
 }
 
@@ -269,6 +275,44 @@ def test_doit_new_writes_a_spec_that_builds_or_says_what_to_fill_in(project: Pro
     assert {"publish:digits", "publish:exported_onnx"} <= set(run.ran), run.out
     line = failure_line(run, "reference:odd")
     assert "since input.shape has 2 channels, found pictures, which have 1, 3 or 4" in line
+
+
+class HalfInside(nn.Module):
+    """A network in float16 or bfloat16 that takes and returns float32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.network = network().to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.network(x.to(self.dtype))
+        return answer.float()
+
+
+def test_a_network_in_half_precision_is_served_as_torchscript_alone(project: Project, tmp_path: Path) -> None:
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(network().half(), images(2).half(), check_trace=False).save(tmp_path / "half.pt")
+        torch.jit.trace(HalfInside(torch.bfloat16), images(2), check_trace=False).save(tmp_path / "inside.pt")
+        torch.jit.trace(network().bfloat16(), images(2).bfloat16(), check_trace=False).save(tmp_path / "narrow.pt")
+        program = torch.export.export(network().half(), (images(2).half(),), dynamic_shapes=(batch,))
+        torch.export.save(program, tmp_path / "half.pt2")
+    for name, file in (("half", "half.pt"), ("exported", "half.pt2"), ("inside", "inside.pt")):
+        assert "fill in" not in project.built("new", name, "--from-torch", str(tmp_path / file)).out
+    text = (project / "models/half/model.toml").read_text()
+    assert 'formats = ["torchscript"]             # it computes in float16; ONNX is checked in float32' in text
+    assert 'dtype = "float16"\nshape = [3, 224, 224]\n' in text
+    project.built("publish:half", "publish:exported", "publish:inside")
+    found = torch.jit.load(project / "model_repository/half/1/model.pt")(images(3).half())
+    torch.testing.assert_close(found, network().half()(images(3).half()))
+    project.edit("models/inside/model.toml", '["torchscript"]', '["torchscript", "onnx"]')
+    line = failure_line(project.doit("onnx:inside"), "onnx:inside")
+    assert "the network computes in bfloat16, and ONNX is checked in float32: serve TorchScript alone" in line
+    refused = project.doit("new", "narrow", "--from-torch", str(tmp_path / "narrow.pt"))
+    assert re.search(r"narrow.pt: \w+ is bfloat16, which Triton lacks for PyTorch", refused.out)
+    assert (refused.code, (project / "models/narrow").exists()) == (3, False)
 
 
 class TwoImages(nn.Module):
