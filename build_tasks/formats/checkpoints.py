@@ -11,7 +11,7 @@ import pickle
 import re
 from typing import Any
 
-from build_tasks.errors import UserError, first_lines
+from build_tasks.errors import UserError, first_lines, kind_and_reason
 from build_tasks.formats.file_kinds import program_kind, reject_long_names, reject_other_kinds, reject_other_suffix
 from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model_files import INDEX, shards
@@ -149,7 +149,5 @@ def _reason(path: str, error: Exception) -> str:
             "with torch.save"
         )
     if isinstance(error, LookupError | EOFError):  # of an unpickler, which names the byte or the opcode
-        return (
-            f"{path} cannot be read as weights: it is not a checkpoint ({type(error).__name__}: {first_lines(error)})"
-        )
+        return f"{path} cannot be read as weights: it is not a checkpoint ({kind_and_reason(error)})"
     return f"{path} cannot be read as weights: {first_lines(error)}"

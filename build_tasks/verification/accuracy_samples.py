@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, listed, with_suggestion
+from build_tasks.errors import UserError, kind_and_reason, listed, with_suggestion
 from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
@@ -196,7 +196,7 @@ def load_tensors(path: str, shape: tuple[int, int, int], input_format: str) -> "
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # zipfile, pickle and Polygraphy raise different errors for a broken file
-        raise UserError(f"{path} cannot be read as samples ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path} cannot be read as samples ({kind_and_reason(error)})") from error
     if input_format == "uint8_nhwc":
         if batch.dtype != np.uint8:
             raise UserError(f"{path}: expected uint8, because input.format is {input_format}, found {batch.dtype}")

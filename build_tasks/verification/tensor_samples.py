@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from build_tasks.errors import UserError, first_lines, listed, with_suggestion
+from build_tasks.errors import UserError, kind_and_reason, listed, with_suggestion
 from build_tasks.runtime.limits import check_archive, check_unpacked
 from build_tasks.tensors import InputTensor, Range
 
@@ -47,7 +47,7 @@ def read_file(path: str) -> list[Arrays]:
             with np.load(path, allow_pickle=False) as archive:
                 runs = [{name: archive[name] for name in archive.files}]
     except Exception as error:  # zipfile, NumPy and Polygraphy raise different errors for a broken file
-        raise UserError(f"{path} cannot be read as samples ({type(error).__name__}: {first_lines(error)})") from error
+        raise UserError(f"{path} cannot be read as samples ({kind_and_reason(error)})") from error
     if wrong := [name for run in runs for name, array in run.items() if not isinstance(array, np.ndarray)]:
         raise UserError(f"{path}: {wrong[0]} is no array")
     return runs
