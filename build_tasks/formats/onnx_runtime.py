@@ -1,9 +1,12 @@
 """ONNX graphs in ONNX Runtime on the CPU, with the rounding of precisions that it has no CPU kernels for."""
 
+import contextlib
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from build_tasks.errors import UserError
 from build_tasks.formats import ragged_batches
 from build_tasks.formats.onnx_files import MAX_MESSAGE_BYTES, numpy_dtype, onnx_file, save_onnx
 from build_tasks.verification.tolerance import perturb_one_ulp
@@ -14,6 +17,32 @@ if TYPE_CHECKING:
 
     from build_tasks.tensors import Feed
 
+# What ONNX Runtime says besides the reason: a code, the file, which may be a draft, and a function of its C++ source.
+CODE = r"\[ONNXRuntimeError\] : \d+ : \w+ : "
+FILE = r"Load model from .*? failed: ?"
+PLACE = r"\S+\.(?:cc|h):\d+ (?:(?:\S+ )?[\w:~]+\([^()]*(?:\([^()]*\)[^()]*)*\)(?: const)?|\w+) "
+NODE = r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
+
+
+class OnnxRuntimeError(Exception):
+    """The reason in an error of ONNX Runtime, whose own errors have no common class."""
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn an error of ONNX Runtime into OnnxRuntimeError: "Conv /stem/conv: Input channels C is not equal to …".
+
+    Raises:
+        OnnxRuntimeError: In the place of any error but a UserError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of a dozen classes
+        text = re.sub(f"{CODE}|{FILE}|{PLACE}", "", str(error))
+        raise OnnxRuntimeError(re.sub(NODE, lambda node: f"{' '.join(filter(None, node.groups()))}: ", text)) from error
+
 
 def onnx_session(path: str, cores: int = 1) -> "Callable[[Feed], list[np.ndarray]]":
     """Load an ONNX artifact and return the function from a batch of its inputs to its outputs.
@@ -21,13 +50,16 @@ def onnx_session(path: str, cores: int = 1) -> "Callable[[Feed], list[np.ndarray
     Args:
         path: The artifact.
         cores: The number of threads. It must be 1 if outputs are recorded (see runtime/threads.py).
+    Raises:
+        OnnxRuntimeError: If ONNX Runtime cannot load it. The function raises it if ONNX Runtime cannot run the batch.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores
-    session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
-    return ragged_batches.run_of(session)
+    with plain_errors():
+        session = onnxruntime.InferenceSession(onnx_file(path), options, providers=["CPUExecutionProvider"])
+    return plain_errors()(ragged_batches.run_of(session))
 
 
 def perturbed_session(path: str, seed: int) -> "Callable[[Feed], list[np.ndarray]]":
