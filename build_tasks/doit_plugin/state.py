@@ -182,12 +182,23 @@ class StateManager(Dependency):  # type: ignore[misc]  # doit has no types
     def __init__(self, database: type[StateDB] = StateDB, name: str = STATE_DB):
         super().__init__(database, name, checker_cls=ContentChecker)
         self.observer: RunObserver | None = None
+        self.compared: set[str] = set()  # the names of the tasks whose files were compared with their records
 
     def get_status(self, task: Any, tasks_dict: dict[str, Any], get_log: bool = False) -> DependencyStatus:
+        self.compared.add(task.name)
         status = super().get_status(task, tasks_dict, get_log)
         if self.observer and status.status == "run":
             self.observer.before_stale_task(task)
         return status
+
+    def remove_success(self, task: Any) -> None:
+        """Remove the record of a task that has failed.
+
+        doit also calls this for the tasks that it skips behind one. Their files are as they were, so their records stay:
+        otherwise a mistake that is undone, such as a file that was moved away, would build everything again.
+        """
+        if task.name in self.compared:
+            super().remove_success(task)
 
     def status_is_ignore(self, task: Any) -> bool:
         return is_ignored(self, task) or (self.observer is not None and self.observer.skip_unsupported(task))

@@ -72,6 +72,25 @@ def test_a_task_after_a_failed_one_is_skipped_and_is_no_crash(project: Project, 
     assert "skipped: a dependency failed: " in run.out
 
 
+@pytest.mark.parametrize("jobs", [(), ("-n", "2")], ids=["serial", "parallel"])
+def test_a_mistake_that_is_undone_builds_only_its_own_task_again(
+    built_tiny: Project, copy_of: Callable[[Project], Project], jobs: tuple[str, ...]
+) -> None:
+    """doit itself forgets the tasks that it skips, although their files are as they were."""
+    project = copy_of(built_tiny)
+    weights = project / "models/tiny/weights.safetensors"
+    published = (project / "model_repository/tiny/1/model.pt").read_bytes()
+    weights.rename(project / "elsewhere")
+    run = project.doit(*jobs)
+    assert (run.code, run.failed, run.ran) == (1, ["weights:tiny"], [])
+    assert (project / "model_repository/tiny/1/model.pt").read_bytes() == published
+    (project / "elsewhere").rename(weights)
+    plan = project.built("plan").out
+    assert plan.count("not built yet") == 1, plan
+    assert project.built(*jobs).ran == ["weights:tiny"]
+    assert project.built(*jobs).ran == []
+
+
 @pytest.mark.parametrize(
     ("number", "code", "jobs"),
     [
