@@ -132,13 +132,14 @@ def _is_training(arguments: Mapping[str, object]) -> bool:
     return training and not any(arguments.get(name) == 0 for name in ("p", "dropout"))
 
 
-def _calls_of_graph(block: Any) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield the operators of TorchScript, and by name those of their arguments that are constants or tensors."""
+def _calls_of_graph(graph: Any) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the operators of TorchScript, and by name those of their arguments that are constants or tensors.
+
+    Those inside a branch are left out, since `if self.training` may guard them.
+    """
     import torch
 
-    for node in block.nodes():
-        for inner in node.blocks():
-            yield from _calls_of_graph(inner)
+    for node in graph.nodes():
         if node.schema() == "(no schema)":
             continue
         arguments = dict[str, object]()

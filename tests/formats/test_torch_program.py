@@ -34,6 +34,15 @@ class StandardizedWeight(nn.Module):
         return nn.functional.conv2d(x, weight.reshape_as(self.weight))
 
 
+class Guarded(nn.Module):
+    """A dropout that knows nothing of the mode, behind a branch on it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            x = nn.functional.dropout(x, 0.5)
+        return x
+
+
 class Recurrent(nn.Module):
     def __init__(self, rate: float):
         super().__init__()
@@ -71,6 +80,7 @@ DIFFERENT_IN_TRAINING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "random slopes": (lambda: nn.RReLU(), "rrelu"),
     "attention": (lambda: Attention(0.1), "scaled_dot_product_attention"),
     "recurrent": (lambda: Recurrent(0.2), "lstm"),
+    "guarded": (Guarded, "dropout"),
 }
 THE_SAME: dict[str, Callable[[], nn.Module]] = {
     "batch norm without statistics": lambda: nn.BatchNorm2d(3, track_running_stats=False),
@@ -106,7 +116,7 @@ def test_so_is_one_whose_operators_were_decomposed(tmp_path: Path, case: str) ->
     load_program(save(decompose, create().eval(), tmp_path))
 
 
-@pytest.mark.parametrize("case", ["batch norm", "dropout", "random slopes"])
+@pytest.mark.parametrize("case", ["batch norm", "dropout", "random slopes", "guarded"])
 def test_a_script_in_training_mode_is_set_to_inference(tmp_path: Path, case: str) -> None:
     network = DIFFERENT_IN_TRAINING[case][0]()
     program = load_program(save(script, network.train(), tmp_path))
