@@ -194,8 +194,8 @@ class StateManager(Dependency):  # type: ignore[misc]  # doit has no types
     def remove_success(self, task: Any) -> None:
         """Remove the record of a task that has failed.
 
-        doit also calls this for the tasks that it skips behind one. Their files are as they were, so their records stay:
-        otherwise a mistake that is undone, such as a file that was moved away, would build everything again.
+        doit also calls this for the tasks that it skips behind one. Their files are as they were, so their records
+        stay. Otherwise a mistake that is undone, such as a file that was moved away, would build everything again.
         """
         if task.name in self.compared:
             super().remove_success(task)

@@ -142,7 +142,7 @@ def _bound(bound: Any, default: int) -> int:
     """Return a bound of torch.export as an integer; the default if it is none, infinite, or too large for a length."""
     try:
         number = int(bound)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, AttributeError):  # the last of the infinity of torch.export
         return default
     return number if 0 < number < 2**31 else default
 

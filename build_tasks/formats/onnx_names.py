@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def rename_tensors(graph: "onnx.ModelProto", input_names: list[str], output_names: list[str]) -> "onnx.ModelProto":
     """Give the inputs and the outputs of the graph the names that they have in every format.
 
-    A tensor inside the graph that has one of these names gets another one. An output that is the input itself comes
-    from a node that copies it.
+    A tensor inside the graph that has one of these names gets another one. An output that is an input itself comes from
+    a node that copies it, and has another name than the input.
     """
     import onnx
 
@@ -23,6 +23,10 @@ def rename_tensors(graph: "onnx.ModelProto", input_names: list[str], output_name
             copy = unused_name(tensor.name, used)
             graph.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [copy]))
             tensor.name = copy
+    output_names = [
+        unused_name(name, used - {tensor.name}) if name in input_names else name
+        for tensor, name in zip(graph.graph.output, output_names, strict=True)
+    ]
     names = {tensor.name: name for tensor, name in zip(graph.graph.input, input_names, strict=True)}
     names |= {tensor.name: name for tensor, name in zip(graph.graph.output, output_names, strict=True)}
     names |= {name: unused_name(name, used) for name in sorted(set(names.values()) & (used - names.keys()))}

@@ -6,7 +6,7 @@ Such a file is a program: loading and running it executes what it contains, as f
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines, listed
@@ -15,6 +15,9 @@ from build_tasks.runtime.limits import check_archive
 
 if TYPE_CHECKING:
     import torch
+
+# From the tensors of a network to the arguments of its program, by position and by name.
+Arrange = Callable[[inspect.BoundArguments], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 def check_program(path: str) -> str:
@@ -33,7 +36,8 @@ def check_program(path: str) -> str:
     if kind is None:
         raise UserError(
             f"{path} contains no network: expected TorchScript or torch.export, found another file; if it is a "
-            "checkpoint, set architecture.timm or architecture.network"
+            "checkpoint, set architecture.timm or architecture.network; if torch.save wrote a whole network, save that "
+            "with torch.export.save"
         )
     return path
 
@@ -49,15 +53,17 @@ def load_program(path: str) -> "torch.nn.Module":
     class Program(torch.nn.Module):
         """The network of the file."""
 
-        def __init__(self, program: torch.nn.Module, arguments: inspect.Signature):
+        def __init__(self, program: torch.nn.Module, arguments: inspect.Signature, arrange: Arrange):
             super().__init__()
             self.program = program
             self.arguments = arguments
+            self.arrange = arrange
 
         def forward(self, *inputs: "torch.Tensor", **named: "torch.Tensor") -> object:
             bound = self.arguments.bind(*inputs, **named)  # a file of torch.export takes only what it was exported with
+            args, kwargs = self.arrange(bound)
             try:
-                return self.program(*bound.args, **bound.kwargs)
+                return self.program(*args, **kwargs)
             except AssertionError as error:  # torch.export: the shape is not one that was exported
                 shapes = ", ".join(str(list(each.shape)) for each in (*inputs, *named.values()))
                 raise UserError(f"the network refuses {shapes}: {first_lines(error)}") from error
@@ -74,7 +80,7 @@ def load_program(path: str) -> "torch.nn.Module":
     return program.requires_grad_(False)
 
 
-def _load_torchscript(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
+def _load_torchscript(path: str) -> "tuple[torch.nn.Module, inspect.Signature, Arrange]":
     import torch
 
     module: Any = torch.jit.load(path, map_location="cpu")
@@ -92,20 +98,33 @@ def _load_torchscript(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
         inspect.Parameter(each.name, kind, default=each.default_value if each.has_default_value() else empty)
         for each in module.forward.schema.arguments[1:]  # the first is self
     ]
-    return module, inspect.Signature(parameters)
+    return module, inspect.Signature(parameters), lambda bound: (bound.args, bound.kwargs)
 
 
-def _load_exported(path: str) -> "tuple[torch.nn.Module, inspect.Signature]":
+def _load_exported(path: str) -> "tuple[torch.nn.Module, inspect.Signature, Arrange]":
+    """Load a file of torch.export. Its arguments are its tensors; what else it was exported with, it gets unchanged."""
     import torch
+    from torch.export.graph_signature import InputKind, TensorArgument
+    from torch.utils._pytree import tree_unflatten
 
     program = torch.export.load(path)
     _reject_training(path, _calls_of_program(program))
-    by_position, by_name = program.call_spec[0].children()
-    names = [str(name) for name in program.graph_signature.user_inputs]
-    count = by_position.num_leaves
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names[:count]]
-    parameters += [inspect.Parameter(str(name), inspect.Parameter.KEYWORD_ONLY) for name in by_name.context or ()]
-    return program.module(), inspect.Signature(parameters)
+    leaves: list[Any] = [each.arg for each in program.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]
+    structure = program.call_spec[0]  # of all arguments: those by position, and those by name
+    count = structure.children()[0].num_leaves
+    parameters = []
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, TensorArgument):
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if index < count else inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(leaf.name, kind))
+
+    def arrange(bound: inspect.BoundArguments) -> "tuple[tuple[Any, ...], dict[str, Any]]":
+        tensors = iter((*bound.args, *bound.kwargs.values()))
+        values = [next(tensors) if isinstance(leaf, TensorArgument) else leaf.value for leaf in leaves]
+        args, kwargs = tree_unflatten(values, structure)
+        return args, kwargs
+
+    return program.module(), inspect.Signature(parameters), arrange
 
 
 def _reject_training(path: str, calls: Iterable[tuple[str, Mapping[str, object]]]) -> None:

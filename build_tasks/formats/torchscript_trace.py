@@ -30,6 +30,10 @@ REPARAMETERIZE = ("fuse", "reparameterize", "switch_to_deploy")  # the methods t
 TRACED_AWAY = "turns a tensor into a Python value, which the trace keeps as a constant (write it with torch.where)"
 
 
+class UntraceableError(UserError):
+    """torch.jit.trace cannot write the network."""
+
+
 def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> str:
     """Trace a network and save the frozen trace.
 
@@ -41,7 +45,8 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
         interface: The interface of the spec, resolved.
         path: The file.
     Raises:
-        UserError: If the network cannot be traced, or if the trace cannot be saved.
+        UntraceableError: If the network cannot be traced, or if the trace cannot be saved.
+        UserError: If the network does not run.
     """
     import torch
 
@@ -71,7 +76,7 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
             # An error of an operator ends with its reason. One about a Python function begins with it.
             lines = str(error).strip().splitlines()
             reason = first_lines(error).partition(". ")[0] if "Python function" in lines[0] else lines[-1]
-            raise UserError(f"torch.jit.trace refuses the network: {reason}") from error
+            raise UntraceableError(f"torch.jit.trace refuses the network: {reason}") from error
     return constant_lines(caught)
 
 

@@ -62,11 +62,20 @@ def build(inputs: Paths, outputs: Paths, settings: Settings) -> Notes:
     from build_tasks.formats.example_inputs import example_inputs, lengths_to_check
     from build_tasks.formats.serving_interface import output_names, resolve_interface, wrap_for_serving
     from build_tasks.formats.torch_signature import signature_tensors
-    from build_tasks.formats.torchscript_trace import TRACED_AWAY, TRACED_BATCH, save_trace, traced_away_note
+    from build_tasks.formats.torchscript_trace import (
+        TRACED_AWAY,
+        TRACED_BATCH,
+        UntraceableError,
+        save_trace,
+        traced_away_note,
+    )
 
     module = pytorch_network.create_network(settings, inputs["weights"], exportable=True)
     interface = resolve_interface(module, settings["interface"])
-    constants = save_trace(module, interface, outputs["model"])
+    try:
+        constants = save_trace(module, interface, outputs["model"])
+    except UntraceableError as error:
+        raise UserError(f'{error}; formats = ["onnx"] serves it if the dynamo exporter can write it') from error
     module = wrap_for_serving(module, interface)
     try:
         errors = check(outputs["model"], module, interface, settings["max_batch_size"])

@@ -473,6 +473,25 @@ def test_an_output_that_is_the_input_is_served_too(foreign: Project) -> None:
     np.testing.assert_array_equal(session.run(["OUTPUT__1"], {"INPUT__0": images})[0], images)
 
 
+def test_one_of_several_inputs_that_is_an_output_gets_another_name_there(project: Project, tmp_path: Path) -> None:
+    import onnxruntime
+
+    x, ids, y = (
+        helper.make_tensor_value_info(name, kind, ["n", *dims])
+        for name, kind, dims in (
+            ("x", TensorProto.FLOAT, [4]), ("ids", TensorProto.INT64, []), ("y", TensorProto.FLOAT, [4])
+        )
+    )  # fmt: skip
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x, ids], [y, ids])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    project.built("new", "net", "--from-onnx", str(tmp_path / "n.onnx"))
+    project.built("publish:net_onnx")
+    session = onnxruntime.InferenceSession(str(project / "model_repository/net_onnx/1/model.onnx"))
+    feed = {"x": np.array([[-1, 2, -3, 4]], np.float32), "ids": np.array([7])}
+    np.testing.assert_array_equal(session.run(["ids_1"], feed)[0], [7])
+    np.testing.assert_array_equal(session.run(["y"], feed)[0], [[0, 2, 0, 4]])
+
+
 def test_names_inside_a_branch_are_kept_apart(foreign: Project) -> None:
     images = random_images(2)
     relu = np.maximum(images.mean(axis=(2, 3)), 0)

@@ -347,3 +347,57 @@ def test_an_input_that_is_passed_by_its_name_is_served(project: Project, tmp_pat
         "input has the fixed shape [2, 3, 16, 16], also its batch: export the network with an open batch" in refused.out
     )
     assert (refused.code, (project / "models/fixed").exists()) == (3, False)
+
+
+class Structured(nn.Module):
+    """A network whose arguments are a dict, a tuple with nothing in it, a number, and a dict by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 3)
+
+    def forward(
+        self,
+        first: dict[str, torch.Tensor],
+        pair: tuple[torch.Tensor, torch.Tensor | None],
+        scale: int = 1,
+        *,
+        other: dict[str, torch.Tensor],
+        negative: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        answer = self.layer(first["a"]) + scale * first["b"] + pair[0]
+        return {"y": -answer if negative else answer, "z": answer + other["q"]}
+
+
+def test_what_a_file_of_torch_export_was_exported_with_is_passed_on(project: Project, tmp_path: Path) -> None:
+    """Tensors in dicts and tuples are inputs; numbers, flags and nothing stay as they were."""
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    a, b, c, q = torch.rand(2, 4), torch.rand(2, 3), torch.rand(2, 3), torch.rand(2, 3)
+    program = torch.export.export(
+        Structured().eval(), ({"a": a, "b": b}, (c, None), 3), {"other": {"q": q}, "negative": True},
+        dynamic_shapes={
+            "first": {"a": batch, "b": batch}, "pair": (batch, None), "scale": None,
+            "other": {"q": batch}, "negative": None,
+        },
+    )  # fmt: skip
+    torch.export.save(program, tmp_path / "structured.pt2")
+    assert "fill in" not in project.built("new", "net", "--from-torch", str(tmp_path / "structured.pt2")).out
+    project.built("publish:net", "publish:net_onnx")
+    tensors = [torch.cat([each, 2 * each]) for each in (a, b, c, q)]
+    expected = Structured()(
+        {"a": tensors[0], "b": tensors[1]}, (tensors[2], None), 3, other={"q": tensors[3]}, negative=True
+    )
+    found = torch.jit.load(project / "model_repository/net/1/model.pt")(*tensors)
+    for answer, name in zip(found, "yz", strict=True):
+        np.testing.assert_allclose(answer.numpy(), expected[name].detach().numpy(), atol=1e-5)
+
+
+def test_a_length_without_a_largest_value_is_left_to_the_user(project: Project, tmp_path: Path) -> None:
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
+    layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU()).eval()
+    program = torch.export.export(layers, (torch.rand(2, 5, 4),), dynamic_shapes=(dims,))
+    torch.export.save(program, tmp_path / "open.pt2")
+    out = project.built("new", "net", "--from-torch", str(tmp_path / "open.pt2")).out
+    assert "fill in: max in models/net/model.toml: the largest length that is served" in out
+    project.built("publish:net", "publish:net_onnx")
