@@ -27,6 +27,8 @@ from build_tasks.spec.model import Model, split_source
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
+PATHS = ("network", "weights", "from_onnx", "from_torch")  # options that may be paths
+
 
 class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
     """The command. Heavy modules are imported where they are used."""
@@ -88,6 +90,9 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     Raises:
         UserError: If the command line or its values are not valid.
     """
+    from build_tasks.doit_plugin import new_from_checkpoint
+
+    options = {**options, **{key: checked_path(key, options[key]) for key in PATHS}}
     sources = [options[key].rstrip("/") for key in ("from_onnx", "from_torch") if options[key]]
     names = arguments or [os.path.splitext(os.path.basename(file))[0] for file in sources]
     own = [options[key] for key in ("architecture", "network") if options[key]]
@@ -95,7 +100,7 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
         raise UserError(f"expected: doit new {New.doc_usage}")
     (name,) = names
     check_name(name)
-    check_weights(options["weights"])
+    new_from_checkpoint.check_weights(options["weights"])
     for file in sources:
         from build_tasks.doit_plugin import new_from_file
         from build_tasks.runtime import atomic_files
@@ -114,7 +119,6 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     pretrained = pretrained_config(architecture)
     if split_source(weights)[0] != "file" or not os.path.isfile(weights):
         return write_model(name, format_spec(*architecture_keys(name, architecture, pretrained, weights))), []
-    from build_tasks.doit_plugin import new_from_checkpoint
     from build_tasks.formats import checkpoint_facts
 
     facts = checkpoint_facts.read_facts(weights, architecture)
@@ -140,6 +144,21 @@ def create_from_network(name: str, network: str, weights: str) -> tuple[Model, l
     return write_model(name, text, files), []
 
 
+def checked_path(option: str, path: str) -> str:
+    """Return a path of the command line with the user's home folder in the place of `~`, as in `--weights=~/net.pth`.
+
+    Raises:
+        UserError: If it is not UTF-8, as all of a spec must be.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--{option.replace('_', '-')}: expected a name in UTF-8, found {path}: rename the file"
+        ) from None
+    return os.path.expanduser(path)
+
+
 def show(line: str) -> None:
     """Write a line to a terminal at once, before libraries are imported or a file is read."""
     if sys.stdout.isatty():
@@ -162,18 +181,6 @@ def check_name(name: str) -> None:
         raise UserError(f"{MODELS}/{name} exists already")
 
 
-def check_weights(source: str) -> None:
-    """Check that a file of --weights exists, unless it is one that may be put into the model's folder later.
-
-    Raises:
-        UserError: If it does not exist.
-    """
-    path = split_source(source)[1] if split_source(source)[0] == "file" else ""
-    is_elsewhere = os.path.isabs(path) or os.path.normpath(path).startswith("..")
-    if path and is_elsewhere and not os.path.exists(path):
-        raise UserError(f"--weights: {path} does not exist")
-
-
 def write_model(name: str, text: str, files: Mapping[str, str] = MappingProxyType({})) -> Model:
     """Check the spec and write the folder of its model; see write_folder."""
     from build_tasks.doit_plugin import reserved_names
@@ -190,9 +197,13 @@ def write_folder(name: str, text: str, files: Mapping[str, str]) -> None:
     Args:
         text: The content of model.toml.
         files: Files and folders that are copied beside the spec: their path by their name in the model's folder.
+    Raises:
+        UserError: If a file has the name of the spec.
     """
     from build_tasks.runtime import atomic_files
 
+    if source := files.get("model.toml"):
+        raise UserError(f"{source}: model.toml is the name of the spec beside which it is copied: rename the file")
     with atomic_files.scratch_dir() as scratch:
         folder = f"{scratch}/{name}"
         os.mkdir(folder)

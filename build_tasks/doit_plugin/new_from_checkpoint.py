@@ -1,16 +1,56 @@
-"""What `doit new NAME --architecture X --weights FILE` finds in a checkpoint: keys of the spec, lines for the user.
+"""What `doit new NAME … --weights FILE` finds in a checkpoint: keys of the spec, lines for the user.
 
 FILE ─► checkpoint_facts ─► architecture.arguments, weights.prefix, input.shape
                          └► "found: 10 classes, 1 channel, …"
 """
 
+import glob
 import os
 
 from build_tasks.doit_plugin.new_from_file import sample_keys
 from build_tasks.doit_plugin.spec_template import Key
+from build_tasks.errors import UserError, listed
 from build_tasks.formats.checkpoint_facts import CheckpointFacts
 from build_tasks.paths import MODELS
 from build_tasks.spec import model_files
+from build_tasks.spec.model import split_source
+
+SUFFIXES = (*model_files.INDEX, ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz", ".tar")  # of checkpoints
+
+
+def check_weights(source: str) -> None:
+    """Check that a path of --weights leads to a file. A name alone may be that of a file which the user adds later.
+
+    Raises:
+        UserError: If it does not exist, or is something else. Of a folder the message lists the checkpoints in it.
+    """
+    scheme, path = split_source(source)
+    if scheme != "file" or (os.path.basename(path) == path and not os.path.lexists(path)):
+        return
+    if not os.path.exists(path):
+        target = f" is a link to {os.path.realpath(path)}, which" if os.path.islink(path) else ""
+        raise UserError(f"--weights: {path}{target} does not exist")
+    if (kind := model_files.kind_of(os.stat(path).st_mode)) == "a file":
+        return
+    advice = ""
+    if kind == "a folder":
+        names = checkpoints_in(path)
+        advice = f": name one of the checkpoints in it: {listed(names)}" if names else ", and has no checkpoint in it"
+    raise UserError(f"--weights: expected a file, found {path}, which is {kind}{advice}")
+
+
+def checkpoints_in(folder: str) -> list[str]:
+    """Return the names of checkpoints in a folder, or else in its folders, without the shards that an index lists."""
+    for pattern in ("*", "*/*"):
+        names = sorted(name for name in glob.glob(pattern, root_dir=folder) if name.endswith(SUFFIXES))
+        shards = {
+            os.path.join(os.path.dirname(name), shard)
+            for name in names
+            for shard in model_files.shards(os.path.join(folder, name))
+        }
+        if found := [name for name in names if name not in shards]:
+            return found
+    return []
 
 
 def copied_files(path: str) -> dict[str, str]:

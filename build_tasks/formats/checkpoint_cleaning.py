@@ -70,7 +70,9 @@ def unwrap(checkpoint: Checkpoint, ema: bool = False) -> tuple[Checkpoint, dict[
     order = (*averages, *others) if ema else (*others, *averages)
     name = next((key for key in order if isinstance(checkpoint.get(key), dict)), "")
     content = checkpoint[name] if name else checkpoint
-    return clean_state_dict(content), taken_notes(name) | wrapper_notes(content)
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    unnamed = {key: value for key, value in content.items() if key not in named}  # which a converter may use
+    return clean_state_dict(named) | unnamed, taken_notes(name) | wrapper_notes(named)
 
 
 def taken_notes(name: str) -> dict[str, Any]:

@@ -12,13 +12,16 @@ import traceback
 import types
 from collections.abc import Callable, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, kind_and_reason
+from build_tasks.errors import UserError, kind_and_reason, listed
 from build_tasks.paths import MODELS
 from build_tasks.spec.ensemble_tables import python_folders
 from build_tasks.spec.model import Model
 from build_tasks.spec.model_files import walk
+
+if TYPE_CHECKING:
+    import torch
 
 
 def python_files(model: Model) -> list[str]:
@@ -118,6 +121,33 @@ def network_of_function(build: Callable[..., Any], where: str, arguments: Mappin
             "torchscript.precision and engine.precision set what is served"
         )
     return module
+
+
+def convert_weights(state: dict[Any, Any], model: str, converter: str) -> "dict[str, torch.Tensor]":
+    """Return the state dict that a converter of the user makes of the content of a checkpoint.
+
+    Raises:
+        UserError: If the converter raises an error, or returns something else than a dict of tensors.
+    """
+    import torch
+
+    path = f"{MODELS}/{model}/{converter.partition(':')[0]}"
+    function = user_function(model, converter)
+    entries = listed(f"{key} ({type(value).__name__})" for key, value in state.items())  # the function may change them
+    got = f"it got a dict of {len(state)} entries: {entries}"
+    try:
+        result = function(state)
+    except (Exception, SystemExit) as error:  # of the user's code
+        raise UserError(f"{user_error(path, error)}; {got}") from error
+    expected = f"{MODELS}/{model}/{converter} must return a dict from keys to tensors"
+    if not isinstance(result, dict):
+        raise UserError(f"{expected}, found {type(result).__name__}")
+    for key, tensor in result.items():
+        if not isinstance(key, str):
+            raise UserError(f"{expected}, found the key {key!r}, which is no text")
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{expected}, found {type(tensor).__name__} for {key}")
+    return result
 
 
 class SourceLoader(SourceFileLoader):

@@ -134,8 +134,16 @@ def path_mistake(model: str, named: SpecPath) -> tuple[str, str] | None:
         return "a path that can be read", f"{path!r} ({error.strerror})"
     if stat.S_ISREG(mode) or (is_folder and stat.S_ISDIR(mode)):
         return None
-    kind = next((name for test, name in KINDS if test(mode)), "a device")
-    return f"a file{' or a folder' if is_folder else ''}", f"{path!r}, which is {kind}"
+    return f"a file{' or a folder' if is_folder else ''}", f"{path!r}, which is {kind_of(mode)}"
+
+
+def kind_of(mode: int) -> str:
+    """Return in words what a path is: "a folder", "a file", …
+
+    Args:
+        mode: Its st_mode.
+    """
+    return next((name for test, name in KINDS if test(mode)), "a device")
 
 
 def linked_folder(folder: str) -> str | None:

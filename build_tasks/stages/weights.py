@@ -12,12 +12,13 @@ and so does a file of TorchScript or torch.export, which is kept as it is:
     model.pt, model.pt2 ─► sha256 ─► runs at batches 2 and 3 ─► weights.pt, weights.pt2
 """
 
+import contextlib
 import functools
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from build_tasks.errors import UserError, first_lines
@@ -120,7 +121,7 @@ def build(inputs: Paths, outputs: Paths, settings: Settings, query: str = "") ->
     network = pytorch_network.create_network(settings)
     if converter := settings["weights"]["converter"]:
         unwrapped, notes = checkpoint_cleaning.unwrap(checkpoint, settings["weights"]["ema"])
-        state = convert(unwrapped, settings["model"], converter)
+        state = user_code.convert_weights(unwrapped, settings["model"], converter)
     else:
         prefix, ema = settings["weights"]["prefix"], settings["weights"]["ema"]
         state, notes = state_dicts.fit(checkpoint, network, source, prefix, path, ema)
@@ -230,25 +231,40 @@ def read_source(
     """The result of `read` for the source file. The file is fetched if it is not on this machine.
 
     Args:
-        read: A function from a path to the content. If it raises a UserError, a downloaded file is deleted.
+        read: A function from a path to the content. If it raises a UserError, a downloaded file is deleted, and the
+            message names the source.
         query: The query of the URL, which the source in the settings does not have.
         files_beside: A function from the path to the names of further files that `read` needs in the same folder. They
             are fetched, too, if the source is a file on the hub.
     Raises:
         UserError: If the file cannot be fetched, has another sha256 than the spec says, or cannot be read.
     """
-    source, sha256 = settings["weights"]["source"], settings["weights"]["sha256"]
-    path = inputs.get("source") or weight_sources.fetch(settings["model"], source, query, sha256)
-    if "source" in inputs:
+    model, source, sha256 = settings["model"], settings["weights"]["source"], settings["weights"]["sha256"]
+    if path := inputs.get("source"):
         weight_sources.verify_sha256(path, sha256)
-    try:
-        if "source" not in inputs and source.startswith("hf://"):
-            fetch_beside(settings["model"], source, path, files_beside(path))
         return read(path)
-    except UserError:
-        if weight_sources.is_download(path):  # it may be a login page; the next run downloads the file again
+    path = weight_sources.fetch(model, source, query, sha256)
+    if source.startswith("hf://"):
+        with name_source(model, source, path):
+            names = files_beside(path)
+        fetch_beside(model, source, path, names)
+    with name_source(model, source, path):
+        return read(path)
+
+
+@contextlib.contextmanager
+def name_source(model: str, source: str, path: str) -> Iterator[None]:
+    """Name the source in a UserError about a fetched file, whose path the user did not choose, and delete a download.
+
+    It may be a login page. The next run downloads the file again.
+    """
+    try:
+        yield
+    except UserError as error:
+        if weight_sources.is_download(path):
             os.remove(path)
-        raise
+        by_hand = f"; or put the file at {found}" if (found := weight_sources.manual_path(model, source)) else ""
+        raise UserError(f"{str(error).replace(path, source)}{by_hand}") from error
 
 
 def fetch_beside(model: str, source: str, path: str, names: list[str]) -> None:
@@ -285,24 +301,3 @@ def random_state(settings: Settings, seed: int) -> "dict[str, torch.Tensor]":
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return pytorch_network.create_network(settings).state_dict()
-
-
-def convert(state: "dict[str, torch.Tensor]", model: str, converter: str) -> "dict[str, torch.Tensor]":
-    """The state dict that the spec's converter returns.
-
-    Raises:
-        UserError: If the converter raises an error, or returns something else than a dict of tensors.
-    """
-    import torch
-
-    path = f"{MODELS}/{model}/{converter.partition(':')[0]}"
-    function = user_code.user_function(model, converter)
-    try:
-        result = function(state)
-    except (Exception, SystemExit) as error:
-        raise user_code.user_error(path, error) from error
-    if not isinstance(result, dict) or not all(
-        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in result.items()
-    ):
-        raise UserError(f"{MODELS}/{model}/{converter} must return a dict from keys to tensors")
-    return result

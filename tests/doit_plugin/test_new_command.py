@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import tomllib
 import warnings
@@ -197,6 +198,59 @@ def test_a_checkpoint_that_is_not_there_is_refused(doit_new: Doit) -> None:
     code, out = doit_new("m", "--architecture", "test_efficientnet", "--weights", "../typo.pth")
     assert (code, out) == (3, "ERROR: --weights: ../typo.pth does not exist\n")
     assert not Path("models/m").exists()
+
+
+def trainer_folder(folder: Path) -> None:
+    """What the Trainer of Hugging Face saves, with the weights in shards."""
+    folder.mkdir(parents=True)
+    for name in ("model-1.safetensors", "model-2.safetensors", "optimizer.pt", "config.json"):
+        (folder / name).touch()
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+NO_CHECKPOINTS = {  # the path of --weights, and the line
+    "in/hf": "in/hf, which is a folder: name one of the checkpoints in it: model.safetensors.index.json, optimizer.pt",
+    "in": "in, which is a folder: name one of the checkpoints in it: hf/model.safetensors.index.json, hf/optimizer.pt",
+    "in/empty": "in/empty, which is a folder, and has no checkpoint in it",
+    "in/fifo": "in/fifo, which is a FIFO",
+}
+
+
+@pytest.mark.parametrize("source", [["--architecture", "test_resnet"], ["--network", "net.py:build"]])
+def test_weights_that_are_no_file_are_refused(doit_new: Doit, source: list[str]) -> None:
+    trainer_folder(Path("in/hf"))
+    Path("in/empty").mkdir()
+    os.mkfifo("in/fifo")
+    Path("link.pth").symlink_to("gone.pth")
+    for path, line in NO_CHECKPOINTS.items():
+        assert doit_new("m", *source, "-w", path) == (3, f"ERROR: --weights: expected a file, found {line}\n")
+    gone = f"link.pth is a link to {Path('gone.pth').resolve()}, which"
+    for path, what in {"in/typo.pth": "in/typo.pth", "link.pth": gone}.items():
+        assert doit_new("m", *source, "-w", path) == (3, f"ERROR: --weights: {what} does not exist\n")
+    assert not list(Path("models").iterdir())
+
+
+def test_the_home_folder_of_a_path_is_found(doit_new: Doit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell leaves `--weights=~/net.pth` as it is."""
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    Path("home").mkdir()
+    torch.save(tensors(), "home/net.pth")
+    assert doit_new("m", "--architecture", "test_efficientnet", "--weights=~/net.pth")[0] == 0
+    assert Path("models/m/net.pth").exists()
+
+
+def test_a_name_that_the_folder_of_the_model_cannot_have_is_refused(doit_new: Doit) -> None:
+    """The name of the spec, and one that a spec in UTF-8 cannot hold."""
+    Path("in").mkdir()
+    refused = {
+        "in/model.toml": "in/model.toml: model.toml is the name of the spec beside which it is copied: rename the file",
+        os.fsdecode(b"in/\xff.pth"): "--weights: expected a name in UTF-8, found in/\\udcff.pth: rename the file",
+    }
+    for path, line in refused.items():
+        torch.save(tensors(), path)
+        assert doit_new("m", "--architecture", "test_efficientnet", "-w", path) == (3, f"ERROR: {line}\n")
+    assert not list(Path("models").iterdir())
 
 
 def as_integers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

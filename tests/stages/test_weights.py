@@ -298,6 +298,7 @@ def converters(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
         "odd": "return dict.fromkeys(state, 'not a tensor')",
         "numbered": "return {**state, 1: state['bn1.bias']}",
         "ending": "raise SystemExit('2 arguments expected')",
+        "arrays": "return {key: tensor.numpy() for key, tensor in state.items()}",
     }
     for name, body in bodies.items():
         add_tiny(project, tiny_weights, name)
@@ -307,6 +308,9 @@ def converters(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
     (folder / "convert.py").write_text(converter("return state['net']"))
     state = {key: torch.from_numpy(value) for key, value in load_file(tiny_weights).items()}
     torch.save({"model": "test_efficientnet", "net": state}, folder / "net.pth")
+    halving = converter("return {key: value / 2 for key, value in state.items()}")
+    folder = project.model("nested", spec("net.pth", 'converter = "convert.py:convert"'), convert_py=halving)
+    torch.save({"net": state, "epoch": 3, 7: "seed"}, folder / "net.pth")
     another = converter("return state", "another")
     project.model("nameless", spec("weights.safetensors", 'converter = "convert.py:convert"'), convert_py=another)
     return run_weights(project, "-n", "2", "weights")
@@ -322,13 +326,27 @@ def test_a_missing_function_of_the_converter_is_named(converters: WeightsRun) ->
 
 
 def test_a_converter_that_returns_no_tensors_is_an_error(converters: WeightsRun) -> None:
-    assert "convert.py:convert" in converters.failure("silent")
-    assert "convert.py:convert" in converters.failure("odd")
-    assert "must return a dict from keys to tensors" in converters.failure("numbered")
+    expected = "convert.py:convert must return a dict from keys to tensors, found"
+    for name, found in {
+        "silent": "NoneType",
+        "odd": "str for blocks.0.0.bn1",
+        "arrays": "ndarray for blocks.0.0.bn1",
+        "numbered": "the key 1, which is no text",
+    }.items():
+        assert f"{expected} {found}" in converters.failure(name)
 
 
 def test_a_converter_that_ends_the_process_is_reported(converters: WeightsRun) -> None:
     assert "convert.py, line 2: SystemExit: 2 arguments expected" in converters.failure("ending")
+
+
+def test_a_converter_that_raises_is_reported_with_what_it_got(converters: WeightsRun) -> None:
+    """Also a dict with a key that is no text, as some programs save beside the weights."""
+    line = "line 2: TypeError: unsupported operand type(s) for /: 'dict' and 'int'; it got a dict of 3 entries: "
+    assert f"{line}net (dict), epoch (int), 7 (str)" in converters.failure("nested")
+    assert "; it got a dict of 88 entries: blocks.0.0.bn1.num_batches_tracked (Tensor), " in converters.failure(
+        "raising"
+    )
 
 
 def test_a_converter_gets_the_file_if_its_model_is_a_word(converters: WeightsRun, tiny_weights: Path) -> None:
@@ -576,7 +594,10 @@ def test_after_a_partial_download_a_run_with_a_healthy_server_succeeds(
 def test_a_web_page_instead_of_the_weights_is_not_kept(
     downloads: WeightsRun, downloads_again: WeightsRun, tiny_weights: Path
 ) -> None:
-    assert "page.safetensors cannot be read as weights" in downloads.failure("page")
+    failure = downloads.failure("page")
+    assert "page/page.safetensors cannot be read as weights: it is a web page" in failure
+    assert failure.startswith("https://127.0.0.1:"), failure  # and not a path that no longer exists
+    assert failure.endswith("; or put the file at models/page/page.safetensors")
     assert downloads_again.weights("page") == tiny_weights.read_bytes()
 
 
