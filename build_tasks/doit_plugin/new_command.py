@@ -53,7 +53,7 @@ class New(OneLineMistakes, Command):  # type: ignore[misc]  # doit has no types
         },
         {
             "name": "network", "long": "network", "type": str, "default": "",
-            "help": "a function that builds your own network, network.py:build; the file is copied, and runs",
+            "help": "a function that builds your own network, network.py:build; it runs, and its files are copied",
         },
         {
             "name": "weights", "long": "weights", "short": "w", "type": str, "default": "",
@@ -102,13 +102,13 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     check_name(name)
     new_from_checkpoint.check_weights(options["weights"])
     for file in sources:
-        from build_tasks.doit_plugin import new_from_file
+        from build_tasks.doit_plugin import new_from_file, new_from_torch
         from build_tasks.runtime import atomic_files
         from build_tasks.spec import loader
 
         show(f"trying the network in {file}: some seconds")
         with atomic_files.scratch_dir() as scratch:
-            create_text = new_from_file.onnx_spec if options["from_onnx"] else new_from_file.torch_spec
+            create_text = new_from_file.onnx_spec if options["from_onnx"] else new_from_torch.torch_spec
             text, source = create_text(name, file, scratch)
             target = split_source(loader.parse(name, text.encode()).spec.weights.source)[1]
             return write_model(name, text, {target: source}), []
@@ -131,17 +131,13 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
 
 def create_from_network(name: str, network: str, weights: str) -> tuple[Model, list[str]]:
     """Write the folder of a model with a network of the user, see create."""
-    from build_tasks.doit_plugin import new_from_checkpoint, new_from_file
+    from build_tasks.doit_plugin import new_from_torch
     from build_tasks.runtime import atomic_files
 
     show(f"trying the network of {network}: some seconds")
-    files = {os.path.basename(path := network.partition(":")[0]): path}
-    source = weights or "random://0"
-    if split_source(weights)[0] == "file" and os.path.isfile(weights):
-        source, files = new_from_checkpoint.weights_source(weights), files | new_from_checkpoint.copied_files(weights)
     with atomic_files.scratch_dir() as scratch:
-        text = new_from_file.network_spec(network, source, scratch)
-    return write_model(name, text, files), []
+        text, files, found = new_from_torch.network_spec(name, network, weights or "random://0", scratch)
+    return write_model(name, text, files), found
 
 
 def checked_path(option: str, path: str) -> str:

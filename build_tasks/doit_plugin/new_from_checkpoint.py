@@ -87,18 +87,25 @@ def found_lines(name: str, path: str, facts: CheckpointFacts, classes: int) -> l
         classes: The number of classes of the architecture without arguments.
     """
     if facts.mismatch:
-        return [f"{facts.mismatch}; weights.converter can rename and convert tensors"]
+        return [found_line(path, facts)]
     own_classes, channels = facts.arguments.get("num_classes", classes), facts.arguments.get("in_chans", 3)
-    found = [
+    kinds = (
         f"{own_classes} classes" if own_classes else "no classifier",
         f"{channels} channel{'s' if channels > 1 else ''}",
-        *([f"the prefix {facts.prefix}"] if facts.prefix else []),
-        *(f"{kind}: {what}" for kind, what in facts.notes.items()),
-    ]
-    lines = [f"found in {os.path.basename(path)}: {', '.join(found)}"]
+    )
+    lines = [found_line(path, facts, *kinds)]
     if own_classes not in (0, classes):
         lines.append(
             f"fill in: {MODELS}/{name}/labels.txt with the names of the {own_classes} classes, one a line, and "
             'labels = "labels.txt" in the spec'
         )
     return [*lines, "check: [input] has the values of timm's own weights; set those of your training"]
+
+
+def found_line(path: str, facts: CheckpointFacts, *kinds: str) -> str:
+    """Return the line on what was found in the checkpoint, first `kinds`; or why it does not fit the network."""
+    if facts.mismatch:
+        return f"{facts.mismatch}; weights.converter can rename and convert tensors"
+    prefix = [f"the prefix {facts.prefix}"] if facts.prefix else []
+    notes = (f"{kind}: {what}" for kind, what in facts.notes.items())
+    return f"found in {os.path.basename(path)}: {', '.join([*kinds, *prefix, *notes])}"

@@ -1,8 +1,6 @@
-"""The specs that `doit new` writes from a file that contains the network.
+"""The spec that `doit new --from-onnx FILE` writes: a trial build finds out whether the batch of the file can be open.
 
---from-onnx FILE     a trial build finds out whether the batch of the file can be open
---from-torch FILE    trial runs find the inputs, whose dims TorchScript does not contain; see network_inputs.py
---network FILE       likewise, for a function of Python that builds the network
+new_from_torch.py, for files and networks of PyTorch, uses the same tables.
 """
 
 import os
@@ -13,14 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from build_tasks.doit_plugin.spec_template import Key, format_spec, format_value
 from build_tasks.errors import UserError, first_lines
-from build_tasks.spec.model import Model, split_source
+from build_tasks.spec.model import Model
 from build_tasks.spec.pictures import colors_of
 from build_tasks.tensors import Shape
 
 if TYPE_CHECKING:
     import onnx
 
-    from build_tasks.formats.network_inputs import FoundInput, FoundInputs
+    from build_tasks.formats.network_inputs import FoundInput
 
 T = TypeVar("T")
 SAMPLES = "samples"  # the word of sound, which is longer than text
@@ -255,66 +253,3 @@ def try_onnx(model: Model, file: str, scratch: str) -> None:
             worker.call(stage.build, inputs, outputs, stage.settings, log=f"{scratch}/log")
         except worker.CrashError as error:
             raise UserError(f"{file}: {first_lines(error)}") from error
-
-
-def torch_spec(name: str, file: str, scratch: str) -> tuple[str, str]:
-    """Return the spec of a model that exists only as TorchScript or torch.export, and the path of the source to copy.
-
-    Args:
-        name: The name of the model.
-        file: The file.
-        scratch: A folder for the log of the trial run.
-    Raises:
-        UserError: If the file contains no network.
-    """
-    from build_tasks.formats import network_inputs, torch_program
-
-    if not os.path.isfile(file):
-        raise UserError(f"--from-torch: expected a file, found {file!r}, which is none")
-    torch_program.check_program(file)
-    found = call(network_inputs.inputs_of_file, file, log=f"{scratch}/log")
-    suffix = ".pt2" if torch_program.is_exported(file) else ".pt"
-    keys = [Key("weights", "source", f"model{suffix}", "the network and its weights")]
-    return torch_text(f"the file {os.path.basename(file)}", keys, found), file
-
-
-def network_spec(network: str, source: str, scratch: str) -> str:
-    """Return the spec of a model whose network is a function of the user, after a trial run of the network.
-
-    Args:
-        network: `path/of/file.py:function`.
-        source: The value of weights.source.
-        scratch: A folder for the log of the trial run.
-    Raises:
-        UserError: If the function does not build a network.
-    """
-    from build_tasks.formats import network_inputs
-
-    path, _, function = network.partition(":")
-    if not os.path.isfile(path) or not path.endswith(".py") or not function:
-        raise UserError(f"--network: expected a Python file and its function, net.py:build, found {network!r}")
-    found = call(network_inputs.inputs_of_function, path, function, log=f"{scratch}/log")
-    comment = "RANDOM weights, for structure tests only" if split_source(source)[0] == "random" else ""
-    keys = [
-        Key("architecture", "network", f"{os.path.basename(path)}:{function}"),
-        Key("weights", "source", source, comment),
-    ]
-    return torch_text(f"the network of {os.path.basename(path)}", keys, found)
-
-
-def torch_text(description: str, keys: list[Key], found: "FoundInputs") -> str:
-    """Return the text of the spec of a network of PyTorch: [input] if it takes one picture, otherwise [[inputs]]."""
-    outputs = format_outputs(found.outputs) if any(place for _, place in found.outputs) else ""
-    if found.half:
-        keys.append(Key("", "formats", ["torchscript"], f"it computes in {found.half}; ONNX is checked in float32"))
-    if not found.picture:
-        return format_spec(description, keys, ("ensemble",)) + input_tables(found.inputs, found.dimensions) + outputs
-    shape = [int(length) for length in found.inputs[0].shape or []]
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[0] == 3 else ([0.0] * shape[0], [1.0] * shape[0])
-    keys += [
-        Key("input", "shape", shape, f"channels, height, width, {found.comment}"),
-        Key("input", "mean", mean, "not in the file: use the value of the training"),
-        Key("input", "std", std, "the same"),
-        *sample_keys(shape[0]),
-    ]
-    return format_spec(description, keys) + outputs

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from build_tasks.errors import UserError, listed
 from build_tasks.formats.pytorch_network import half_precision
 from build_tasks.formats.torch_program import is_exported, load_program
-from build_tasks.formats.user_code import function_of_file, network_of_function
 from build_tasks.tensors import BATCH, Shape, dims_at
 
 if TYPE_CHECKING:
@@ -82,17 +81,14 @@ def inputs_of_file(path: str) -> FoundInputs:
     return found._replace(half=half_precision(network))
 
 
-def inputs_of_function(path: str, function: str) -> FoundInputs:
-    """Return the inputs of a network of the user.
+def inputs_of_network(network: "torch.nn.Module", path: str) -> FoundInputs:
+    """Return the inputs of a network of Python, in inference mode.
 
     Args:
-        path: The Python file.
-        function: Its function that builds the network.
+        path: Its file, for messages.
     Raises:
-        UserError: If it builds none, or if forward needs an argument that is no tensor.
+        UserError: If forward needs an argument that is no tensor.
     """
-    network = network_of_function(function_of_file(path, function), f"{path}:{function}", {})
-    network.eval().requires_grad_(False)
     signature = inspect.signature(network.forward)
     types = {
         each.name: getattr(each.annotation, "__name__", str(each.annotation))

@@ -347,6 +347,7 @@ def test_the_inputs_of_a_network_are_found_by_trial(project: Project) -> None:
     found = project.built("new", "text", "--network", "net.py:Text").out
     assert "fill in: max in models/text/model.toml: the largest length that is served" in found
     assert "the weights are RANDOM" in found
+    assert "copied" not in found, "the project's own modules, which lie in the same folder, are no part of the network"
     spec = spec_of(project / "models/text/model.toml")
     assert spec["inputs"] == [
         {"name": "input_ids", "dtype": "int64", "shape": ["length"], "high": 29},
@@ -371,6 +372,107 @@ def test_the_inputs_of_a_network_are_found_by_trial(project: Project) -> None:
         "net.py": "--network: expected a Python file and its function, net.py:build, found 'net.py'",
     }.items():
         refused = project.doit("new", "wrong", "--network", network)
+        assert (refused.code, refused.out.startswith(f"ERROR: {line}")) == (3, True), refused.out
+    assert not (project / "models/wrong").exists()
+
+
+PARTS = {  # a network of several files
+    "src/net.py": """\
+import os
+import torch
+from layers import Head
+from pkg.stem import stem
+import unused.inner
+
+def build():
+    import late
+    return torch.nn.Sequential(stem(), Head(late.CLASSES))
+
+def pretrained():
+    network = build()
+    network.load_state_dict(torch.load(os.path.join(os.path.dirname(__file__), "own.pth")))
+    return network
+""",
+    "src/layers.py": """\
+from torch import nn
+
+class Head(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+""",
+    "src/pkg/__init__.py": "",
+    "src/pkg/stem.py": "from torch import nn\n\ndef stem():\n    return nn.Conv2d(3, 8, 3)\n",
+    "src/late.py": "import net\n\nCLASSES = 5\n",
+    "src/unused/inner.py": "import build_tasks.figures\n",  # a package without __init__.py
+    "src/other.py": "raise RuntimeError('no part of the network')\n",
+}
+
+
+def parts_of_a_network(project: Project) -> dict[str, torch.Tensor]:
+    """Write PARTS, and return a state dict of the network."""
+    for path, text in PARTS.items():
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text(text)
+    state = {
+        "0.weight": torch.rand(8, 3, 3, 3),
+        "0.bias": torch.rand(8),
+        "1.2.weight": torch.rand(5, 8),
+        "1.2.bias": torch.rand(5),
+    }
+    torch.save(state, project / "src/own.pth")
+    return state
+
+
+def test_the_files_that_a_network_imports_are_copied(project: Project) -> None:
+    """Those that its file imports from its folder, also while it is built; what else it reads is named."""
+    parts_of_a_network(project)
+    out = project.built("new", "parts", "--network", "src/net.py:build").out
+    assert "copied beside net.py: late.py, layers.py, pkg/__init__.py, pkg/stem.py, unused/inner.py, which it" in out
+    assert "fill in" not in out
+    beside = {path.removeprefix("parts/") for path in project.tree("models") if path.endswith(".py")}
+    assert beside == {path.removeprefix("src/") for path in PARTS} - {"other.py"}
+    assert "weights:parts" in project.built("weights:parts").ran
+
+    out = project.built("new", "reading", "--network", "src/net.py:pretrained").out
+    line = "fill in: the files in models/reading that net.py reads: models/reading/net.py, line 13: FileNotFoundError: "
+    assert line in out
+    assert "models/reading/own.pth'" in out
+    (project / "models/reading/own.pth").write_bytes((project / "src/own.pth").read_bytes())
+    assert "weights:reading" in project.built("weights:reading").ran
+
+
+def test_the_checkpoint_of_a_network_is_looked_into(project: Project) -> None:
+    state = parts_of_a_network(project)
+    student = {f"student.{key}": tensor.half() for key, tensor in state.items()}
+    teacher = {f"teacher.{key}": tensor for key, tensor in state.items()}
+    for name, content in {
+        "plain": state,
+        "student": {"epoch": 3, "net": student | {"loss.weight": torch.zeros(1)}},
+        "both": teacher | student,
+        "misfit": {**state, "1.2.bias": torch.rand(7)},
+    }.items():
+        torch.save(content, project / f"{name}.pth")
+    lines = {
+        "plain": "found in plain.pth: tensors: 4",
+        "student": "found in student.pth: the prefix student., tensors: 4, types: 4 from float16 to float32, taken "
+        "from: net, left out: 1 without the prefix student., such as loss.weight",
+        "both": "both.pth fits with 2 prefixes, student., teacher.: set weights.prefix to one of them; ",
+        "misfit": "misfit.pth does not fit the architecture: 1 wrongly shaped: 1.2.bias [7] instead of [5]",
+    }
+    for name, line in lines.items():
+        assert line in project.built("new", name, "--network", "src/net.py:build", "--weights", f"{name}.pth").out
+        assert (project / f"models/{name}/{name}.pth").exists()
+    prefixes = {name: spec_of(project / f"models/{name}/model.toml")["weights"].get("prefix") for name in lines}
+    assert prefixes == {"plain": None, "student": "student.", "both": None, "misfit": None}
+    assert "weights:student" in project.built("weights:student").ran
+
+    (project / "text.pth").write_text("no checkpoint")
+    torch.save(state, project / "layers.py")
+    for file, line in {
+        "text.pth": "text.pth cannot be read as weights: it is not a checkpoint",
+        "layers.py": "layers.py and src/layers.py cannot lie in one folder: rename one of them",
+    }.items():
+        refused = project.doit("new", "wrong", "--network", "src/net.py:build", "-w", file)
         assert (refused.code, refused.out.startswith(f"ERROR: {line}")) == (3, True), refused.out
     assert not (project / "models/wrong").exists()
 
