@@ -18,7 +18,7 @@ from build_tasks.tensors import Shape
 if TYPE_CHECKING:
     import onnx
 
-    from build_tasks.formats.network_inputs import FoundInput
+    from build_tasks.formats.input_trials import FoundInput
 
 T = TypeVar("T")
 SAMPLES = "samples"  # the word of sound, which is longer than text
@@ -86,10 +86,10 @@ def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
     Raises:
         UserError: If an input has no dimensions, so that there is no batch.
     """
-    from build_tasks.formats import network_inputs, onnx_inputs
+    from build_tasks.formats import input_trials, onnx_inputs
     from build_tasks.formats.onnx_import import input_dtype, is_scalar, without_batch
 
-    inputs = list[network_inputs.FoundInput]()
+    inputs = list[input_trials.FoundInput]()
     batch, word_of_batch = onnx_inputs.batch_of(graph)
     for tensor in graph.graph.input:
         dims = tensor.type.tensor_type.shape.dim
@@ -106,7 +106,7 @@ def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
                 continue
             word = re.sub(r"\W", "_", dim.dim_param or f"{tensor.name}_{axis}")
             shape.append(dim.dim_value or (word if not word[0].isdigit() else f"d{word}"))
-        found = network_inputs.FoundInput(tensor.name, input_dtype(tensor), shape, batch_dimension=place)
+        found = input_trials.FoundInput(tensor.name, input_dtype(tensor), shape, batch_dimension=place)
         inputs.append(found)
     if len(words := onnx_inputs.words_of(inputs)) > 1:
         inputs = call(onnx_inputs.join_words, file, inputs, words, batch or 2, log=f"{scratch}/log")
@@ -165,7 +165,10 @@ def input_tables(inputs: "list[FoundInput]", dimensions: Mapping[str, tuple[int,
     """
     text, words = "", dict[str, None]()
     for each in inputs:
-        shape = f"shape = [1]  # fill in: the dimensions of {each.name} without the batch; none that was tried fits"
+        reason = f": {each.reason}" if each.reason else ""
+        shape = (
+            f"shape = [1]  # fill in: the dimensions of {each.name} without the batch; none that was tried fits{reason}"
+        )
         if each.shape is not None:
             shape = f"shape = {format_value(each.shape)}"
             words |= {dim: None for dim in each.shape if isinstance(dim, str)}

@@ -23,6 +23,8 @@ from build_tasks.errors import UserError, listed
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import split_source
 
+DEFAULT_BATCH = 32  # max_batch_size of a spec
+
 if TYPE_CHECKING:
     from build_tasks.formats.network_inputs import FoundInputs
 
@@ -119,6 +121,8 @@ def missing_files(name: str, file: str, function: str, files: dict[str, str], sc
 def torch_text(description: str, keys: list[Key], found: "FoundInputs") -> str:
     """Return the text of the spec of a network of PyTorch: [input] if it takes one picture, otherwise [[inputs]]."""
     outputs = format_outputs(found.outputs) if any(place for _, place in found.outputs) else ""
+    if found.max_batch and found.max_batch < DEFAULT_BATCH:
+        keys.append(Key("", "max_batch_size", found.max_batch, "the largest that the file takes"))
     if found.half:
         keys.append(Key("", "formats", ["torchscript"], f"it computes in {found.half}; ONNX is checked in float32"))
     if not found.picture:

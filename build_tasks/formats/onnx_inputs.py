@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from build_tasks.formats.network_inputs import TRIED_SIDES, FoundInput, largest_index
+from build_tasks.formats.input_trials import TRIED_SIDES, FoundInput, largest_index
 from build_tasks.formats.onnx_files import onnx_file
 from build_tasks.formats.onnx_runtime import onnx_session
 

@@ -477,6 +477,64 @@ def test_the_checkpoint_of_a_network_is_looked_into(project: Project) -> None:
     assert not (project / "models/wrong").exists()
 
 
+SEQUENCES = """\
+import torch
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.LSTM(6, 8, batch_first=True)
+
+    def forward(self, x):
+        answer, (hidden, cell) = self.layer(x)
+        return answer, hidden, cell
+
+
+class Attention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x, x, x)
+"""
+
+
+@pytest.mark.parametrize(("name", "places"), [("Recurrent", [0, 1, 1]), ("Attention", [0, 0])])
+def test_a_sequence_is_not_taken_for_a_batch(doit_new: Doit, name: str, places: list[int]) -> None:
+    """Both take a sequence without a batch, too: [16, 6] would be 16 samples of [6]."""
+    Path("net.py").write_text(SEQUENCES)
+    code, out = doit_new("m", "--network", f"net.py:{name}")
+    assert code == 0, out
+    spec = spec_of(Path("models/m/model.toml"))
+    assert spec["inputs"][0]["shape"] == ["length", 6]
+    found = [table.get("batch_dimension", 0) for table in spec.get("outputs", [{}] * len(places))]
+    assert found == places
+
+
+def test_what_does_not_run_says_what_the_network_says(doit_new: Doit) -> None:
+    """The size is not what is wrong with a network in float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).double()
+        torch.jit.trace(network, torch.rand(2, 3, 32, 32).double()).save("net.pt")
+    code, out = doit_new("m", "--from-torch", "net.pt")
+    assert code == 0
+    assert re.search(r"fill in: shape in .*no size that was tried fits: .*Double", out), out
+    spec_of(Path("models/m/model.toml"))
+
+
+def test_the_bounds_of_a_file_of_torch_export_are_kept(doit_new: Doit) -> None:
+    dims = {0: torch.export.Dim("batch", max=8), 2: torch.export.Dim("height", min=16, max=64)}
+    network = torch.nn.Conv2d(3, 4, 3, padding=1).eval()
+    torch.export.save(torch.export.export(network, (torch.rand(2, 3, 32, 48),), dynamic_shapes=(dims,)), "net.pt2")
+    code, out = doit_new("m", "--from-torch", "net.pt2")
+    assert code == 0, out
+    spec = spec_of(Path("models/m/model.toml"))
+    assert (spec["max_batch_size"], spec["input"]["shape"]) == (8, [3, 64, 48])
+
+
 def test_a_file_of_torch_export_records_its_inputs(project: Project) -> None:
     module: dict[str, Any] = {"__name__": "networks"}
     exec(NETWORKS, module)
