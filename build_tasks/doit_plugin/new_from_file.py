@@ -13,7 +13,7 @@ from build_tasks.doit_plugin.spec_template import Key, format_spec, format_value
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec.model import Model
 from build_tasks.spec.pictures import colors_of
-from build_tasks.tensors import Shape
+from build_tasks.tensors import OUTPUT, Shape
 
 if TYPE_CHECKING:
     import onnx
@@ -113,6 +113,8 @@ def tensor_tables(graph: "onnx.ModelProto", file: str, scratch: str) -> str:
     if any(each.dtype in ("int32", "int64") for each in inputs):
         largest = call(onnx_inputs.largest_ids, file, inputs, batch or 2, log=f"{scratch}/log")
         inputs = [each._replace(high=largest.get(each.name)) for each in inputs]
+    if not all(map(is_tensor_name, (each.name for each in inputs))):  # other names for all, which go by the order
+        inputs = [each._replace(name=f"INPUT__{index}") for index, each in enumerate(inputs)]
     return input_tables(inputs) + output_tables(graph)
 
 
@@ -134,10 +136,22 @@ def format_outputs(places: Iterable[tuple[str | int | None, int]]) -> str:
         places: The name of each output, or its index, None for the only one; and the dimension of its batch.
     """
     text = ""
-    for name, place in places:
-        key = "" if name is None else f"{'key' if isinstance(name, int) else 'name'} = {format_value(name)}\n"
-        text += f"\n[[outputs]]\n{key}" + (f"batch_dimension = {place}\n" if place else "")
+    for index, (name, place) in enumerate(places):
+        keys: dict[str, str | int] = {}
+        if isinstance(name, str) and not is_tensor_name(name):
+            keys = {"name": OUTPUT.format(index), "key": name}
+        elif name is not None:
+            keys = {"key" if isinstance(name, int) else "name": name}
+        keys |= {"batch_dimension": place} if place else {}
+        text += "\n[[outputs]]\n" + "".join(f"{key} = {format_value(value)}\n" for key, value in keys.items())
     return text
+
+
+def is_tensor_name(name: str) -> bool:
+    """Return whether a spec can have a name of a file: not "191", which exporters give to a tensor without one."""
+    from build_tasks.spec.tensor_tables import TENSOR_NAME
+
+    return bool(re.match(TENSOR_NAME, name))
 
 
 def call(function: Callable[..., T], file: str, *arguments: object, log: str) -> T:

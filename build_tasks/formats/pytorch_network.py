@@ -103,7 +103,8 @@ def onnx_module(path: str | None, batch: int | None = None) -> "torch.nn.Module"
                 outputs = [torch.from_numpy(output) for output in answer.values()]
                 for name, output in zip(self.outputs, outputs, strict=True):
                     if output.ndim == 0 or output.shape[0] != size:
-                        raise UserError(misplaced_batch(f"the output {name}", output.shape, size))
+                        advice = "; to leave it out, name the others in [[outputs]]" if len(outputs) > 1 else ""
+                        raise UserError(misplaced_batch(f"the output {name}", output.shape, size) + advice)
                 parts.append([output[: len(part[0])] for output in outputs])
             answers = [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
             return dict(zip(self.outputs, answers, strict=True))

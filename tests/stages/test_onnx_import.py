@@ -492,6 +492,37 @@ def test_one_of_several_inputs_that_is_an_output_gets_another_name_there(project
     np.testing.assert_array_equal(session.run(["y"], feed)[0], [[0, 2, 0, 4]])
 
 
+def test_names_that_a_spec_cannot_have_get_others(project: Project, tmp_path: Path) -> None:
+    """Exporters number the tensors that have no name."""
+    import onnxruntime
+
+    first, second = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, "n"]) for name in ("0", "x 1:0"))
+    answer = helper.make_tensor_value_info("191", TensorProto.FLOAT, [4, "n"])
+    graph = helper.make_graph([helper.make_node("Sub", ["0", "x 1:0"], ["191"])], "g", [first, second], [answer])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    project.built("new", "net", "--from-onnx", str(tmp_path / "n.onnx"))
+    spec = tomllib.loads((project / "models/net/model.toml").read_text())
+    assert [table["name"] for table in spec["inputs"]] == ["INPUT__0", "INPUT__1"]
+    assert spec["outputs"] == [{"name": "OUTPUT__0", "key": "191", "batch_dimension": 1}]
+    project.built("publish:net_onnx")
+    session = onnxruntime.InferenceSession(str(project / "model_repository/net_onnx/1/model.onnx"))
+    feed = {"INPUT__0": np.full((3, 4), 5, np.float32), "INPUT__1": np.full((3, 4), 2, np.float32)}
+    np.testing.assert_array_equal(session.run(["OUTPUT__0"], feed)[0], np.full((3, 4), 3))
+
+
+def test_an_output_without_a_batch_can_be_left_out(project: Project, tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    table = helper.make_tensor_value_info("anchors", TensorProto.FLOAT, [5, 4])
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["rows"], ["anchors"])]
+    rows = helper.make_tensor("rows", TensorProto.FLOAT, [5, 4], [1.0] * 20)
+    graph = helper.make_graph(nodes, "g", [x], [y, table], [rows])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    refused = project.doit("new", "net", "--from-onnx", str(tmp_path / "n.onnx"))
+    assert refused.code == 3
+    line = "anchors has shape [5, 4] for a batch of 2; the batch must be its first dimension; to leave it out, name the"
+    assert line in refused.out
+
+
 def test_names_inside_a_branch_are_kept_apart(foreign: Project) -> None:
     images = random_images(2)
     relu = np.maximum(images.mean(axis=(2, 3)), 0)
