@@ -24,11 +24,13 @@ class Attempt(NamedTuple):
     """A state dict that may fit the network, and how it was made from the checkpoint, for the line of the stage.
 
     name: Of the dict in the checkpoint, "" for the checkpoint itself.
+    left_out: The names that do not begin with weights.prefix.
     """
 
     name: str
     state: "dict[str, torch.Tensor]"
     notes: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def cleaned(name: str, tensors: Tensors, expected: Tensors, prefix: str | None) -> Attempt:
@@ -39,15 +41,13 @@ def cleaned(name: str, tensors: Tensors, expected: Tensors, prefix: str | None) 
         expected: The state dict of the network.
         prefix: weights.prefix of the spec.
     """
-    from timm.models import clean_state_dict
-
-    state = clean_state_dict(tensors)
-    notes = taken_notes(name) | wrapper_notes(tensors)
-    if prefix:
-        others = [key for key in state if not key.startswith(prefix)]
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if others:
-            notes["left out"] = f"{len(others)} without the prefix {prefix}, such as {others[0]}"
+    prefix = prefix or ""
+    state, notes = _unwrapped(tensors, expected, prefix)
+    notes = taken_notes(name) | notes
+    others = tuple(key for key in state if not key.startswith(prefix))
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if others:
+        notes["left out"] = f"{len(others)} without the prefix {prefix}, such as {others[0]}"
     dropped = sorted(key for key in state.keys() - expected.keys() if key.rpartition(".")[2] in BOOKKEEPING)
     state = {key: value for key, value in state.items() if key not in dropped}
     restored = tied(state, expected)
@@ -55,7 +55,20 @@ def cleaned(name: str, tensors: Tensors, expected: Tensors, prefix: str | None) 
         notes["restored"] = f"{len(restored)} that share a tensor, such as {min(restored)}"
     if dropped:
         notes["dropped"] = f"{len(dropped)} of a profiler or an average, such as {dropped[0]}"
-    return Attempt(name, state | restored, notes)
+    return Attempt(name, state | restored, notes, others)
+
+
+def _unwrapped(tensors: Tensors, expected: Tensors, prefix: str) -> tuple[Tensors, dict[str, Any]]:
+    """Return a dict of tensors without the prefixes of wrappers, and the note about them.
+
+    The names stay as they are if more of them are the network's so: its own layers, or weights.prefix, may begin like a
+    wrapper.
+    """
+    from timm.models import clean_state_dict
+
+    state = clean_state_dict(tensors)
+    as_they_are, without = (sum(f"{prefix}{key}" in names for key in expected) for names in (tensors, state))
+    return (tensors, {}) if as_they_are > without else (state, wrapper_notes(tensors))
 
 
 def unwrap(checkpoint: Checkpoint, ema: bool = False) -> tuple[Checkpoint, dict[str, Any]]:

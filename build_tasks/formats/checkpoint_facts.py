@@ -3,12 +3,14 @@
 checkpoint ─► classes of its head, channels of its stem ─► the architecture with them ─► fits? ─► what was found
 """
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from build_tasks.errors import UserError
 from build_tasks.formats import checkpoint_cleaning, checkpoints, state_dicts
+from build_tasks.formats.checkpoint_cleaning import is_average
+from build_tasks.formats.state_dict_mismatch import MisfitError, fitting_prefixes, several_prefixes
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +22,9 @@ class CheckpointFacts(NamedTuple):
     """What was found in a checkpoint of an architecture of timm.
 
     arguments: For timm.create_model: num_classes and in_chans, as far as they differ from timm's defaults.
-    prefix: weights.prefix of the spec, None if the tensors need none.
+    prefix: weights.prefix of the spec, None if the tensors need none, or if the user must choose one.
     notes: What was taken from the file, by kind, for the user.
-    mismatch: Why the file does not fit the architecture; None if it does.
+    mismatch: Why the file does not fit the architecture with these arguments; None if it does.
     """
 
     arguments: dict[str, Any]
@@ -39,43 +41,81 @@ def read_facts(path: str, architecture: str) -> CheckpointFacts:
     """
     import timm
 
-    checkpoint = checkpoints.read_checkpoint(path)
-    network = timm.create_model(architecture, pretrained=False)
-    attempts = list(_candidates(checkpoint, network))
-    for arguments, prefix in attempts:
-        candidate = timm.create_model(architecture, pretrained=False, **arguments) if arguments else network
+    create = functools.cache(functools.partial(timm.create_model, architecture, pretrained=False))
+    checkpoint, source = checkpoints.read_checkpoint(path), os.path.basename(path)
+    candidates = _candidates(checkpoint, create())
+    misfits = []
+    for arguments, prefix in candidates:
         try:
-            state, notes = state_dicts.fit(checkpoint, candidate, os.path.basename(path), prefix, path)
-        except UserError as error:
-            mismatch = str(error)
+            state, notes = state_dicts.fit(checkpoint, create(**arguments), source, prefix, path)
+        except MisfitError as misfit:
+            misfits.append((arguments, prefix, misfit))
             continue
-        expected = candidate.state_dict()
+        networks = (create(**each) for each, _ in candidates)
+        if prefix and len(prefixes := {prefix: None} | _fitting_prefixes(checkpoint, networks)) > 1:
+            return CheckpointFacts(arguments, None, {}, str(several_prefixes(source, [*prefixes], state)))
+        expected = create(**arguments).state_dict()
         state_dicts.match_keys(state, expected, path)
         types = checkpoint_cleaning.type_notes(state, expected)
-        return CheckpointFacts(arguments, prefix, {"tensors": len(state), **types, **notes}, None)
-    return CheckpointFacts(attempts[-1][0], None, {}, mismatch)
+        return CheckpointFacts(arguments, prefix, {"tensors": len(state), **types, **notes, **_size_note(notes)}, None)
+    nearest = min(misfits, key=lambda misfit: (misfit[2].rank, len(misfit[0])))
+    if nearest[2].fitting * 2 < len(create().state_dict()):  # it is of another network, about which it says nothing
+        nearest = next(misfit for misfit in misfits if misfit[:2] == ({}, None))
+    arguments, prefix, error = nearest
+    return CheckpointFacts(arguments, prefix, {}, str(error))
+
+
+def _fitting_prefixes(checkpoint: checkpoints.Checkpoint, networks: "Iterable[torch.nn.Module]") -> dict[str, None]:
+    """Return the prefixes whose tensors fit one of the networks without it."""
+    expected = [network.state_dict() for network in networks]
+    return {
+        prefix: None
+        for each in expected
+        for prefix in fitting_prefixes(state_dicts.attempts_of(checkpoint, each), each)
+    }
+
+
+def _size_note(notes: dict[str, Any]) -> dict[str, Any]:
+    if "resized" not in notes.get("converted", ""):
+        return {}
+    return {
+        "check": "the file may be of a network for pictures of another size, to which you can set input.shape and "
+        "architecture.arguments.img_size"
+    }
 
 
 def _candidates(
     checkpoint: checkpoints.Checkpoint, network: "torch.nn.Module"
-) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Yield the arguments and the prefix with which a checkpoint may fit; the network's own defaults come last."""
-    for _, tensors in state_dicts.dicts_of_tensors(checkpoint):
-        for prefix in _prefixes(tensors, network):
-            yield _arguments(tensors, network, prefix), prefix or None
-    yield {}, None
+) -> list[tuple[dict[str, Any], str | None]]:
+    """Return the arguments and the prefix with which a checkpoint may fit, without repetitions.
+
+    Averages come after the other dicts, then the network's own defaults, and last a file without the network's first
+    tensor.
+    """
+    expected = network.state_dict()
+    attempts = state_dicts.attempts_of(checkpoint, expected)
+    states = [attempt.state for attempt in sorted(attempts, key=lambda attempt: is_average(attempt.name))]
+    found = [
+        (_arguments(state, network, prefix), prefix or None) for state in states for prefix in _prefixes(state, network)
+    ]
+    rest = [(_arguments(state, network, ""), None) for state in states if state.keys() & expected.keys()]
+    candidates: list[tuple[dict[str, Any], str | None]] = []
+    for candidate in (*found, ({}, None), *rest):
+        if candidate not in candidates:
+            candidates.append(candidate)
+    return candidates
 
 
 def _prefixes(tensors: Tensors, network: "torch.nn.Module") -> list[str]:
-    """Return what stands before the name of the network's first tensor in the names of a checkpoint.
+    """Return what stands before the name of the network's first tensor in a checkpoint, the shortest first.
 
-    Prefixes of wrappers, which are removed without a key of the spec, are none.
+    Args:
+        tensors: Without the prefixes of wrappers, which are removed without a key of the spec.
+        network: The network, with any weights.
     """
-    from timm.models import clean_state_dict
-
     first = next(iter(network.state_dict()))
-    found = [key.removesuffix(first) for key in clean_state_dict(tensors) if key.endswith(first)]
-    return sorted({prefix for prefix in found if not prefix or prefix.endswith(".")}, key=len)
+    found = [key.removesuffix(first) for key in tensors if key.endswith(first)]
+    return sorted(dict.fromkeys(prefix for prefix in found if not prefix or prefix.endswith(".")), key=len)
 
 
 def _arguments(tensors: Tensors, network: "torch.nn.Module", prefix: str) -> dict[str, Any]:
@@ -83,9 +123,7 @@ def _arguments(tensors: Tensors, network: "torch.nn.Module", prefix: str) -> dic
 
     A file without a head has num_classes 0. A grouped or reshaped stem says nothing.
     """
-    from timm.models import clean_state_dict
-
-    state = {key.removeprefix(prefix): tensor for key, tensor in clean_state_dict(tensors).items()}
+    state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     expected, config = network.state_dict(), getattr(network, "pretrained_cfg", {})
     arguments: dict[str, Any] = {}
     for argument, layers, axis in (

@@ -9,16 +9,43 @@ import os
 import pathlib
 import pickle
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from build_tasks.errors import UserError, first_lines, kind_and_reason
-from build_tasks.formats.file_kinds import program_kind, reject_long_names, reject_other_kinds, reject_other_suffix
+from build_tasks.formats.file_kinds import (
+    is_other_pickle,
+    program_kind,
+    reject_long_names,
+    reject_other_archives,
+    reject_other_kinds,
+    reject_other_suffix,
+)
 from build_tasks.runtime.limits import check_archive
 from build_tasks.spec.model_files import INDEX, shards
+
+if TYPE_CHECKING:
+    import torch
 
 Checkpoint = dict[str, Any]
 # The dicts that timm's load_state_dict prefers, in its order. The first two are moving averages of the weights.
 TIMM_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+PATHLIB = ("pathlib", "pathlib._local")  # where paths are defined, until Python 3.12 and in 3.13
+# Classes of plain data that training programs save beside the weights, by module. Their objects are not created: a list
+# of range(10**12) and an int of Decimal("1e999999999") would take all memory.
+BESIDE = {
+    "builtins": ("range", "slice", "frozenset", "bool", "int", "float", "str", "bytes", "tuple", "list", "dict"),
+    "collections": ("deque",),
+    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    **dict.fromkeys(
+        PATHLIB,
+        ("Path", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
+    ),
+    "torch.torch_version": ("TorchVersion",),
+    "types": ("SimpleNamespace",),
+    "uuid": ("UUID",),
+}
 
 
 def read_checkpoint(path: str) -> Checkpoint:
@@ -34,6 +61,7 @@ def read_checkpoint(path: str) -> Checkpoint:
             f"{path} is {kind}, which contains the network too, and not weights alone: leave [architecture] out of the "
             "spec, or save the state_dict() of the network"
         )
+    reject_other_archives(path)
     reject_other_suffix(path)
     try:
         content = _read(path)
@@ -55,20 +83,33 @@ def _read(path: str) -> Any:
         return load_file(path)
     if path.endswith(".npz"):
         import numpy as np
-        import torch
 
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        numbers = {name: array for name, array in arrays.items() if array.dtype.kind not in "USMm"}  # texts and dates
-        return {
-            name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-            for name, array in numbers.items()
-        }
+        if others := [name for name, array in arrays.items() if array.dtype.kind == "V"]:
+            raise UserError(
+                f"{path}: expected arrays of numbers, found {others[0]} of the type {arrays[others[0]].dtype}; NumPy "
+                "cannot save bfloat16 of JAX: convert it with astype('float32') before numpy.savez"
+            )
+        return as_tensors(arrays)
     import torch
 
     reject_long_names(path)
     with torch.serialization.safe_globals(_plain_classes()):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def as_tensors(content: Checkpoint) -> "dict[str, torch.Tensor]":
+    """Return the arrays of numbers of a dict as tensors."""
+    import numpy as np
+    import torch
+
+    arrays = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, np.ndarray)}
+    return {
+        key: torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        for key, array in arrays.items()
+        if array.dtype.kind in "biufc"
+    }
 
 
 def _read_shards(path: str) -> Any:
@@ -113,8 +154,28 @@ def unusable_reason(state: Checkpoint, expected: Checkpoint) -> str | None:
     return None
 
 
+class PlainData(list[Any]):
+    """In the place of an object of one of the classes of BESIDE, with nothing that the object holds."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a date may be the key of a dict
+
+    def __new__(cls, *_: Any) -> "PlainData":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget the state."""
+
+
+def _dict_of(*_: Any) -> dict[Any, Any]:
+    """Return an empty dict, in the place of a defaultdict: it may hold the weights."""
+    return {}
+
+
 def _plain_classes() -> list[Any]:
-    """Return classes whose objects are plain data, which training programs save beside the weights.
+    """Return classes and functions of plain data, which training programs save beside the weights.
 
     torch's own list lacks them. timm saves its arguments in a Namespace, a best accuracy is a number of NumPy, and the
     state of a random generator is an array.
@@ -126,10 +187,12 @@ def _plain_classes() -> list[Any]:
 
     return [
         argparse.Namespace,
-        pathlib.PosixPath,
+        *((pathlib.PosixPath, f"{module}.PosixPath") for module in PATHLIB),
+        (_dict_of, "collections.defaultdict"),
+        *((PlainData, f"{module}.{name}") for module, names in BESIDE.items() for name in names),
         np.dtype,
         np.ndarray,
-        *(type(np.dtype(letter)) for letter in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"),
+        *(type(np.dtype(letter)) for letter in np.typecodes["All"] if letter not in "OV"),  # no objects, no records
         *((function, f"numpy.{core}.multiarray.{function.__name__}")  # NumPy 1 and NumPy 2
           for function in (scalar, _reconstruct) for core in ("core", "_core")),
     ]  # fmt: skip
@@ -138,12 +201,18 @@ def _plain_classes() -> list[Any]:
 def _reason(path: str, error: Exception) -> str:
     """Return the message for a file that cannot be read."""
     text = str(error)
+    named = re.search(r"GLOBAL (\S+)|but got <class '([^']+)'>", text)  # by an unpickler of torch
+    class_name = named[1] or named[2] if named else ""
+    if is_other_pickle(path) and re.match(r"$|torch\.|numpy\.", class_name):
+        return (
+            f"{path} cannot be read as weights: it is a pickle that torch.save did not write: if you trust it, load it "
+            "in Python, and save its weights, a dict of tensors or arrays by name, with torch.save"
+        )
     if isinstance(error, pickle.UnpicklingError):
         # torch's unpickler reports an "unsupported operand" for a file that is no pickle, for example a web page.
         if "Unsupported operand" in text:
             return f"{path} cannot be read as weights: it is not a checkpoint"
-        named = re.search(r"GLOBAL (\S+)|but got <class '([^']+)'>", text)
-        what = f"wants the class {named[1] or named[2]}" if named else "holds more than tensors"
+        what = f"wants the class {class_name}" if class_name else "holds more than tensors"
         return (
             f"{path} {what}, and could execute code: save the state_dict() of the network instead, as safetensors or "
             "with torch.save"

@@ -90,6 +90,8 @@ CHECKPOINT_MODULES = (
     "build_tasks.formats.checkpoint_cleaning",
     "build_tasks.formats.checkpoints",
     "build_tasks.formats.file_kinds",
+    "build_tasks.formats.state_dict_conversion",
+    "build_tasks.formats.state_dict_mismatch",
     "build_tasks.formats.state_dicts",
 )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import IO
 
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, listed
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first line; source: git-lfs, docs/spec.md
 JSON = "text in JSON"
@@ -36,8 +36,9 @@ CHECKPOINTS = {
     ".pth": "a file that torch.save wrote",
     ".npz": "a file of NumPy's arrays",
 }
-PICKLES_OF_TORCH = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of a protocol begins
+PICKLE_MARKS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of a protocol begins
 MAX_HEADER = 100_000_000  # bytes of the header of a safetensors file; source: safetensors' documentation
+PICKLE_OF_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number with which a file before PyTorch 1.6 begins
 PICKLES = 5  # at the beginning of a checkpoint in the format before PyTorch 1.6; source: torch/serialization.py
 MAX_NAME = 1000  # characters of the name of a class or function in a pickle
 
@@ -62,8 +63,23 @@ def reject_other_kinds(path: str, expected: str = "weights") -> None:
         kind = "empty"
     elif head[TAR_OFFSET:].startswith(TAR):
         kind = "a tar archive: unpack it"
+    elif not any(head):
+        kind = "a file that begins with zeros: copy or download it again, since the transfer was cut off"
     if kind:
         raise UserError(f"{path} cannot be read as {expected}: it is {kind}")
+
+
+def reject_other_archives(path: str) -> None:
+    """Raise UserError if a file is a zip archive that neither PyTorch nor NumPy wrote.
+
+    Other problems are not reported.
+    """
+    names = _names_in_archive(path)
+    if names and not any(name.endswith(("data.pkl", ".npy")) for name in names):
+        raise UserError(
+            f"{path} cannot be read as weights: it is a zip archive of {listed(names)}: unpack it, and name the "
+            "checkpoint in it"
+        )
 
 
 def reject_other_suffix(path: str) -> None:
@@ -72,9 +88,9 @@ def reject_other_suffix(path: str) -> None:
     Other problems are not reported.
     """
     head, names, found = _head(path) or b"", _names_in_archive(path), None
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER:
+    if _is_safetensors(head):
         found = ".safetensors"
-    elif head.startswith(PICKLES_OF_TORCH) or any(name.endswith("data.pkl") for name in names):
+    elif head.startswith(PICKLE_MARKS) or any(name.endswith("data.pkl") for name in names):
         found = ".pth"
     elif any(name.endswith(".npy") for name in names):
         found = ".npz"
@@ -99,6 +115,17 @@ def _head(path: str) -> bytes | None:
             return file.read(HEAD)
     except OSError:
         return None
+
+
+def is_other_pickle(path: str) -> bool:
+    """Return whether a file is a pickle that torch.save did not write."""
+    head = _head(path) or b""
+    return head.startswith(PICKLE_MARKS) and PICKLE_OF_TORCH not in head[:32]
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Return whether a file begins like one of safetensors, with the length of a table in JSON."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER
 
 
 def _names_in_archive(path: str) -> list[str]:

@@ -138,6 +138,10 @@ def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
+def without(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key: tensor for key, tensor in state.items() if key != name}
+
+
 GRAY = {"num_classes": 10, "in_chans": 1}
 TEN = {"arguments": {"num_classes": 10}}
 
@@ -165,6 +169,46 @@ CHECKPOINTS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     ),
     "no classifier": (lambda: tensors(num_classes=0), {"arguments": {"num_classes": 0}}, "no classifier, 3 channels"),
     "ImageNet": (tensors, {"labels": "imagenet-1k", "arguments": None}, "1000 classes, 3 channels, tensors: 88"),
+    "two prefixes": (
+        lambda: tensors("model.teacher.", num_classes=10) | tensors("model.student.", num_classes=10),
+        {**TEN, "prefix": None, "labels": None},
+        'each with a prefix: choose one, set weights.prefix = "model.teacher." or "model.student."',
+    ),
+    "two prefixes, other classes": (
+        lambda: tensors("net.") | tensors("student.", num_classes=10),
+        {"prefix": None},
+        'each with a prefix: choose one, set weights.prefix = "net." or "student."',
+    ),
+    "ten classes, and a tensor is missing": (
+        lambda: without(tensors("body.", num_classes=10), "body.bn1.bias"),
+        {**TEN, "prefix": "body.", "labels": None},
+        "net.pth does not fit the architecture: 1 missing: bn1.bias;",
+    ),
+    "ten classes, and the first tensor is missing": (
+        lambda: without(tensors(num_classes=10), "conv_stem.weight"),
+        {**TEN, "prefix": None, "labels": None},
+        "net.pth does not fit the architecture: 1 missing: conv_stem.weight;",
+    ),
+    "ten classes, and a tensor too much": (
+        lambda: tensors(num_classes=10) | {"loss.weight": torch.ones(1)},
+        {**TEN, "labels": None},
+        "net.pth does not fit the architecture: 1 unexpected: loss.weight;",
+    ),
+    "ten classes twice": (
+        lambda: {"a": tensors(num_classes=10), "b": tensors(num_classes=10)},
+        {**TEN, "labels": None},
+        "net.pth has 2 sets of weights that fit, a, b: choose one with weights.converter",
+    ),
+    "a prefix, and another in an average": (
+        lambda: {"state_dict_ema": tensors("ema."), "state_dict": tensors("net.")},
+        {"prefix": "net."},
+        "the prefix net., tensors: 88, taken from: state_dict",
+    ),
+    "another network with some names of this one": (
+        lambda: timm.create_model("test_resnet", num_classes=5).state_dict(),
+        {"arguments": None, "labels": "imagenet-1k"},
+        "net.pth does not fit the architecture:",
+    ),
     "another network": (
         lambda: {"conv.weight": torch.zeros(1)},
         {"labels": "imagenet-1k"},
@@ -192,6 +236,13 @@ def test_what_a_checkpoint_does_not_say_is_left_to_the_user(doit_new: Doit) -> N
     _, out = doit_new("m", "--architecture", "test_efficientnet", "--weights", "net.pth")
     assert "fill in: models/m/labels.txt with the names of the 10 classes" in out
     assert "check: [input] has the values of timm's own weights; set those of your training" in out
+
+
+def test_a_checkpoint_for_another_size_of_pictures_is_named(doit_new: Doit) -> None:
+    torch.save(timm.create_model("test_vit", img_size=224).state_dict(), "net.pth")
+    _, out = doit_new("m", "--architecture", "test_vit", "--weights", "net.pth")
+    assert "converted: by timm, pos_embed resized from [1, 197, 64] to [1, 101, 64]" in out
+    assert "check: the file may be of a network for pictures of another size" in out
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(doit_new: Doit) -> None:

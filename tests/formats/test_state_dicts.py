@@ -1,10 +1,17 @@
 """Checkpoints as people have them: which tensors are taken, dropped or converted, and what a refusal says."""
 
 import argparse
+import collections
+import datetime
+import decimal
 import functools
 import gzip
 import json
+import pathlib
+import pickle
 import re
+import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +83,10 @@ def averaged(state: State) -> State:
     return {"n_averaged": torch.tensor(3), **prefixed("module.", state)}
 
 
+def arrays(state: State) -> dict[str, Any]:
+    return {key: tensor.numpy() for key, tensor in state.items()}
+
+
 def other(state: State) -> State:
     return {key: tensor + 1 for key, tensor in state.items()}
 
@@ -129,6 +140,23 @@ TAKEN: dict[str, tuple[Callable[[State], Any], dict[str, Any]]] = {
         {"taken from": "state_dict"},
     ),
     "profiler": (counted, {"dropped": "2 of a profiler or an average, such as conv_stem.total_ops"}),
+    "other plain objects": (
+        lambda s: {
+            "state_dict": collections.defaultdict(list, s),
+            "torch_version": torch.__version__,
+            "at": {datetime.date(2026, 1, 1): datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)},
+            "history": collections.deque([1, 2], maxlen=3),
+            "steps": [range(10**12), slice(3), frozenset({1}), decimal.Decimal("1e999999999")],
+            "paths": [Path("a"), pathlib.PureWindowsPath("a")],
+            "config": types.SimpleNamespace(lr=1),
+        },
+        {"taken from": "state_dict"},
+    ),
+    "arrays of NumPy": (
+        lambda s: {"net": arrays(s), "at": np.array("2026-01-01", "M8[D]"), "names": np.array(["cat", "dog"])},
+        {"taken from": "net"},
+    ),
+    "an array beside the tensors": (lambda s: {**s, "class_means": np.ones(3)}, {}),
     "averaged model": (
         averaged,
         {
@@ -176,6 +204,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "prefix beside others": (
         lambda: {"state_dict": {**prefixed("model.", state_of(network())), "loss.center": torch.zeros(3)}},
         'which 88 of its 89 tensors have: set weights.prefix = "model."',
+    ),
+    "two prefixes": (
+        lambda: {
+            "state_dict": prefixed("model.teacher.", state_of(network()))
+            | prefixed("model.student.", state_of(network()))
+        },
+        "net.pth has 2 sets of weights that fit, each with a prefix: choose one, set weights.prefix = "
+        '"model.teacher." or "model.student."',
+    ),
+    "a prefix, and one in an average": (
+        lambda: {"swa": prefixed("ema.", state_of(network())), "net": prefixed("body.", state_of(network()))},
+        'set weights.prefix = "body."',
+    ),
+    "a stem of another width": (
+        lambda: state_of(network(num_classes=10)) | {"conv_stem.weight": torch.zeros(5, 3, 3, 3)},
+        "conv_stem.weight [5, 3, 3, 3] instead of [24, 3, 3, 3]; set architecture.arguments.num_classes = 10",
     ),
     "ten classes": (
         lambda: state_of(network(num_classes=10)),
@@ -235,11 +279,87 @@ def test_weights_prefix_chooses_tensors(tmp_path: Path) -> None:
     both = {**prefixed("student.", expected), **prefixed("teacher.", broken(expected))}
     found, _ = fit(both, network(), tmp_path, "student.")
     assert_same(found, expected)
-    with pytest.raises(UserError, match=r"found no tensor whose name begins with weights.prefix = 'net.'"):
+    with pytest.raises(
+        UserError,
+        match=r"found no tensor whose name begins with weights.prefix = 'net.'; they begin with student\., teacher\.$",
+    ):
         fit(both, network(), tmp_path, "net.")
     for state in (expected, state_of(network(num_classes=10))):  # the whole prefix is offered, not the rest of it
         with pytest.raises(UserError, match=r'set weights\.prefix = "student\.body\."'):
             fit(prefixed("student.body.", state), network(), tmp_path, "student.")
+
+
+def test_a_stem_without_other_channels_needs_no_argument(tmp_path: Path) -> None:
+    state = state_of(network()) | {"conv_stem.weight": torch.zeros(5, 3, 3, 3)}
+    with pytest.raises(UserError, match=r"\[5, 3, 3, 3\] instead of \[24, 3, 3, 3\]$"):
+        fit(state, network(), tmp_path)
+
+
+def test_a_value_that_the_dtype_does_not_have_is_named_as_that(tmp_path: Path) -> None:
+    state = state_of(network())
+    state |= {"bn1.bias": torch.full_like(state["bn1.bias"], 1e300, dtype=torch.float64)}
+    with pytest.raises(UserError, match=r"has values too large for float32 in 1 tensors: bn1\.bias"):
+        fit(state, network(), tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.backbone.", "backbone."])
+def test_weights_prefix_may_contain_a_wrapper(tmp_path: Path, prefix: str) -> None:
+    expected = state_of(network())
+    before = "module.backbone." if "backbone" in prefix else prefix
+    found, notes = fit(prefixed(before, expected) | {"loss": torch.ones(1)}, network(), tmp_path, prefix)
+    assert_same(found, expected)
+    assert notes["left out"] == f"1 without the prefix {prefix}, such as loss"
+
+
+class Wrapped(nn.Module):
+    """A network with layers of the names of wrappers."""
+
+    def __init__(self, classes: int = 4):
+        super().__init__()
+        self.module = nn.Linear(3, classes)
+        self.head = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "net.", "module.net."])
+def test_a_layer_with_the_name_of_a_wrapper_is_no_wrapper(tmp_path: Path, prefix: str) -> None:
+    expected = state_of(Wrapped())
+    found, _ = fit(prefixed(prefix, expected), Wrapped(), tmp_path, "net." if "net" in prefix else None)
+    assert_same(found, expected)
+    with pytest.raises(UserError, match=r"2 wrongly shaped: module\.bias \[5\] instead of \[4\]"):
+        fit(state_of(Wrapped(5)), Wrapped(), tmp_path)
+
+
+class Lenient(nn.Module):
+    """A network that takes any checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def normalized(new: bool) -> nn.Module:
+    norm = torch.nn.utils.parametrizations.weight_norm if new else torch.nn.utils.weight_norm
+    return nn.Sequential(norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_hooks_of_the_network_convert_checkpoints(tmp_path: Path) -> None:
+    old, new = normalized(new=False), normalized(new=True)
+    found, notes = fit({"net": state_of(old)}, new, tmp_path)
+    assert notes == {"taken from": "net", "converted": "by the network"}
+    reference = normalized(new=True)
+    reference.load_state_dict(old.state_dict())
+    assert_same(found, state_of(reference))
+    with pytest.raises(UserError, match=r"2 missing: 0\.parametrizations\.weight\.original0"):
+        fit(state_of(old) | {"0.weight_g": torch.ones(7, 1)}, new, tmp_path)
+
+
+def test_a_network_that_takes_any_checkpoint_gets_no_random_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 missing: layer\.bias; 1 unexpected: x"):
+        fit({"layer.weight": torch.ones(3, 3), "x": torch.ones(3)}, Lenient(), tmp_path)
 
 
 def test_tied_weights_are_saved_once_and_restored(tmp_path: Path) -> None:
@@ -291,7 +411,7 @@ def test_timm_converts_checkpoints_of_the_authors(tmp_path: Path) -> None:
 def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> None:
     small: Any = timm.create_model("test_vit", img_size=96)
     found, notes = fit(state_of(small), timm.create_model("test_vit", img_size=160), tmp_path)
-    assert notes == {"converted": "by timm"}
+    assert notes == {"converted": "by timm, pos_embed resized from [1, 37, 64] to [1, 101, 64]"}
     assert found["pos_embed"].shape != small.pos_embed.shape
     assert torch.equal(found["head.weight"], small.head.weight)
 
@@ -400,6 +520,16 @@ def eight_bits(state: State) -> dict[str, Any]:
     return integers | {f"{key}_scale": torch.ones(1) for key, value in state.items() if value.ndim > 1}
 
 
+def write_pickle(protocol: int, convert: Callable[[State], Any]) -> Callable[[Path, State], None]:
+    return lambda path, state: (path.write_bytes(pickle.dumps(convert(state), protocol)), None)[1]
+
+
+def write_zip(path: Path, state: State) -> None:
+    torch.save(state, path.with_name("best.pth"))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(path.with_name("best.pth"), "best.pth")
+
+
 KEY = "conv_stem.weight"  # the first one of the network
 NOT_WEIGHTS: dict[str, tuple[Callable[[Path, State], None], str]] = {
     "page.pth": (write_bytes(b"\n <!DOCTYPE HTML><title>Sign in</title>"), "it is a web page: download the file again"),
@@ -412,6 +542,16 @@ NOT_WEIGHTS: dict[str, tuple[Callable[[Path, State], None], str]] = {
     "archive.pth.tar": (write_bytes(bytes(257) + b"ustar\x0000"), "it is a tar archive: unpack it"),
     "keras.pth": (write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(90)), "it is a file of HDF5, as Keras writes it"),
     "language.bin": (write_bytes(b"GGUF\x03\0\0\0" + bytes(90)), "it is a GGUF file"),
+    "zeros.pth": (write_bytes(bytes(9000)), "it is a file that begins with zeros: copy or download it again"),
+    "arrays.pkl": (write_pickle(4, arrays), "it is a pickle that torch.save did not write: if you trust it, load it"),
+    "tensors.pth": (write_pickle(2, lambda s: s), "it is a pickle that torch.save did not write"),
+    "network.pkl": (write_pickle(2, lambda s: network()), "wants the class timm.models.efficientnet.EfficientNet, and"),
+    "old_arrays.pkl": (write_pickle(2, arrays), "it is a pickle that torch.save did not write"),
+    "best.pth.zip": (write_zip, "it is a zip archive of best.pth: unpack it"),
+    "jax.npz": (
+        lambda path, s: np.savez(path, w=np.ones(3, "V2")),
+        "found w of the type |V2; NumPy cannot",
+    ),
     "text.pth": (write_bytes(b"hello\n"), "it is not a checkpoint"),
     "quantized.pth": (write_torch(quantized), f"{KEY} is quantized (qint8): save the weights in fp32"),
     "eight_bits.pth": (write_torch(eight_bits), f"{KEY} is quantized (int8): save the weights in fp32"),
@@ -460,6 +600,17 @@ def test_other_forms_of_the_same_weights_are_taken(tmp_path: Path, name: str) ->
     state = state_of(network())
     WEIGHTS[name](tmp_path / name, state)
     assert_same(fit_file(tmp_path / name, network())[0], state)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380])
+def test_the_length_of_a_header_is_no_mark_of_a_pickle(tmp_path: Path, length: int) -> None:
+    """Its two lowest bytes may be those with which a pickle begins."""
+    layer = nn.Linear(2, 2)
+    save_file(state_of(layer), tmp_path / "net.safetensors", {"note": ""})
+    header = int.from_bytes((tmp_path / "net.safetensors").read_bytes()[:8], "little")
+    save_file(state_of(layer), tmp_path / "net.safetensors", {"note": "x" * (length - header)})
+    assert (tmp_path / "net.safetensors").read_bytes()[:2] == bytes([0x80, length >> 8])
+    assert_same(fit_file(tmp_path / "net.safetensors", nn.Linear(2, 2))[0], state_of(layer))
 
 
 def test_shards_that_torch_save_wrote_are_read_through_their_index(tmp_path: Path) -> None:
