@@ -5,7 +5,7 @@ checkpoint ─► classes of its head, channels of its stem ─► the architect
 
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.formats import checkpoint_cleaning, checkpoints, state_dicts
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = dict[str, "torch.Tensor"]
+# From the tensors of a checkpoint, a network and a prefix to the arguments of the network's architecture.
+ArgumentsOf = Callable[[Tensors, "torch.nn.Module", str], dict[str, Any]]
 
 
 class CheckpointFacts(NamedTuple):
@@ -42,8 +44,22 @@ def read_facts(path: str, architecture: str) -> CheckpointFacts:
     import timm
 
     create = functools.cache(functools.partial(timm.create_model, architecture, pretrained=False))
+    return _facts(path, create, _arguments)
+
+
+def facts_of_network(path: str, network: "torch.nn.Module") -> CheckpointFacts:
+    """Return what a checkpoint says about a network of the user, which has no arguments.
+
+    Raises:
+        UserError: As above.
+    """
+    return _facts(path, lambda: network, lambda *_: {})
+
+
+def _facts(path: str, create: "Callable[..., torch.nn.Module]", arguments_of: ArgumentsOf) -> CheckpointFacts:
+    """Return what a checkpoint says about the networks that `create` makes with the arguments of `arguments_of`."""
     checkpoint, source = checkpoints.read_checkpoint(path), os.path.basename(path)
-    candidates = _candidates(checkpoint, create())
+    candidates = _candidates(checkpoint, create(), arguments_of)
     misfits = []
     for arguments, prefix in candidates:
         try:
@@ -85,7 +101,7 @@ def _size_note(notes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(
-    checkpoint: checkpoints.Checkpoint, network: "torch.nn.Module"
+    checkpoint: checkpoints.Checkpoint, network: "torch.nn.Module", arguments_of: ArgumentsOf
 ) -> list[tuple[dict[str, Any], str | None]]:
     """Return the arguments and the prefix with which a checkpoint may fit, without repetitions.
 
@@ -96,9 +112,11 @@ def _candidates(
     attempts = state_dicts.attempts_of(checkpoint, expected)
     states = [attempt.state for attempt in sorted(attempts, key=lambda attempt: is_average(attempt.name))]
     found = [
-        (_arguments(state, network, prefix), prefix or None) for state in states for prefix in _prefixes(state, network)
+        (arguments_of(state, network, prefix), prefix or None)
+        for state in states
+        for prefix in _prefixes(state, network)
     ]
-    rest = [(_arguments(state, network, ""), None) for state in states if state.keys() & expected.keys()]
+    rest = [(arguments_of(state, network, ""), None) for state in states if state.keys() & expected.keys()]
     candidates: list[tuple[dict[str, Any], str | None]] = []
     for candidate in (*found, ({}, None), *rest):
         if candidate not in candidates:
@@ -113,7 +131,7 @@ def _prefixes(tensors: Tensors, network: "torch.nn.Module") -> list[str]:
         tensors: Without the prefixes of wrappers, which are removed without a key of the spec.
         network: The network, with any weights.
     """
-    first = next(iter(network.state_dict()))
+    first = next(iter(network.state_dict()), "")
     found = [key.removesuffix(first) for key in tensors if key.endswith(first)]
     return sorted(dict.fromkeys(prefix for prefix in found if not prefix or prefix.endswith(".")), key=len)
 

@@ -9,9 +9,7 @@ import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
-from build_tasks.errors import UserError, listed
-from build_tasks.formats import checkpoint_cleaning, checkpoints, state_dicts
-from build_tasks.formats.checkpoint_facts import CheckpointFacts
+from build_tasks.formats.checkpoint_facts import CheckpointFacts, facts_of_network
 from build_tasks.formats.network_inputs import FoundInputs, inputs_of_network
 from build_tasks.formats.user_code import function_of_file, network_of_function
 
@@ -75,41 +73,3 @@ def imported_files(folder: str, before: Collection[str]) -> list[str]:
             candidates = (f"{inner}.py", os.path.join(inner, "__init__.py"))
             found += [each for each in candidates if os.path.join(folder, each) == os.path.abspath(file)]
     return sorted(found)
-
-
-def facts_of_network(path: str, network: "torch.nn.Module") -> CheckpointFacts:
-    """Return how a checkpoint fits a network, with one of the prefixes that it has before the network's names.
-
-    Raises:
-        UserError: If the file cannot be read as a checkpoint, or if its values cannot be weights, such as NaN.
-    """
-    checkpoint, name = checkpoints.read_checkpoint(path), os.path.basename(path)
-    expected = network.state_dict()
-    fitting, mismatch = [], ""
-    for prefix in (None, *_prefixes(checkpoint, next(iter(expected), ""))):
-        try:
-            state, notes = state_dicts.fit(checkpoint, network, name, prefix, path)
-        except UserError as error:
-            mismatch = mismatch or str(error)
-            continue
-        fitting.append((prefix, state, notes))
-        if prefix is None:
-            break
-    if len(fitting) > 1:
-        prefixes = listed(str(prefix) for prefix, _, _ in fitting)
-        mismatch = f"{name} fits with {len(fitting)} prefixes, {prefixes}: set weights.prefix to one of them"
-    if len(fitting) != 1:
-        return CheckpointFacts({}, None, {}, mismatch)
-    [(prefix, state, notes)] = fitting
-    state_dicts.match_keys(state, expected, path)
-    types = checkpoint_cleaning.type_notes(state, expected)
-    return CheckpointFacts({}, prefix, {"tensors": len(state), **types, **notes}, None)
-
-
-def _prefixes(checkpoint: checkpoints.Checkpoint, first: str) -> list[str]:
-    """Return what stands before the name of the network's first tensor in the names of a checkpoint."""
-    from timm.models import clean_state_dict
-
-    names = {name for _, tensors in state_dicts.dicts_of_tensors(checkpoint) for name in clean_state_dict(tensors)}
-    found = {name.removesuffix(first) for name in names if first and name.endswith(f".{first}")}
-    return sorted(found, key=lambda prefix: (len(prefix), prefix))

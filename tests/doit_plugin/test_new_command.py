@@ -507,7 +507,8 @@ def test_the_checkpoint_of_a_network_is_looked_into(project: Project) -> None:
         "plain": "found in plain.pth: tensors: 4",
         "student": "found in student.pth: the prefix student., tensors: 4, types: 4 from float16 to float32, taken "
         "from: net, left out: 1 without the prefix student., such as loss.weight",
-        "both": "both.pth fits with 2 prefixes, student., teacher.: set weights.prefix to one of them; ",
+        "both": "both.pth has 2 sets of weights that fit, each with a prefix: choose one, set weights.prefix = "
+        '"teacher." or "student."; ',
         "misfit": "misfit.pth does not fit the architecture: 1 wrongly shaped: 1.2.bias [7] instead of [5]",
     }
     for name, line in lines.items():
