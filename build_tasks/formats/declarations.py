@@ -12,6 +12,8 @@ from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.spec.ragged import ragged_settings
 
+SOURCE_SUFFIXES = (".py", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini")  # of files that make a network of the user
+
 # The modules of the project that prepare pictures for a network.
 TRANSFORM_MODULES = (
     "build_tasks.formats.picture_transform",
@@ -129,12 +131,16 @@ def source_modules(model: Model) -> tuple[str, ...]:
 
 
 def user_source_files(model: Model) -> tuple[str, ...]:
-    """Return the user's files that make the network: the Python files of the model except for a converter."""
+    """Return the user's files that make the network: those of Python except for a converter, and configurations.
+
+    A network may read a configuration beside it, which nothing shows before it runs.
+    """
     network = model.spec.architecture.network
     if network is None:
         return ()
-    converter = model.source((model.spec.weights.converter or "").partition(":")[0])
-    return tuple(sorted({*python_files(model)} - {converter} | {model.source(network.partition(":")[0])}))
+    others = {model.source((model.spec.weights.converter or "").partition(":")[0]), model.file}
+    files = {*python_files(model, SOURCE_SUFFIXES)} - others
+    return tuple(sorted(files | {model.source(network.partition(":")[0])}))
 
 
 def file_settings_of(model: Model) -> Settings:

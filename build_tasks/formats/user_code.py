@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def python_files(model: Model) -> list[str]:
-    """Return all Python files in the folder of a model, except those of its Python models.
+def python_files(model: Model, suffixes: tuple[str, ...] = (".py",)) -> list[str]:
+    """Return all files in the folder of a model with one of these suffixes, except those of its Python models.
 
     A link that leaves the folder is not followed.
     """
     folder = f"{MODELS}/{model.name}"
     others = tuple(f"{folder}/{name}/" for name in python_folders(model.steps))
     paths = walk(folder, [os.path.realpath(folder)], skip_outside=True)
-    files = sorted(os.path.normpath(path) for path in paths if path.endswith(".py"))
+    files = sorted(os.path.normpath(path) for path in paths if path.endswith(suffixes))
     return [path for path in files if not path.startswith(others)]
 
 

@@ -108,3 +108,53 @@ def test_an_edit_of_a_file_beside_the_network_is_noticed(built: Project) -> None
     path = built / "models/resnet-18/layers.py"
     path.write_text(path.read_text() + "\n# edited\n")
     assert "torchscript:resnet-18" in built.plan("resnet-18")["to run"]
+
+
+CONFIGURED = """\
+import json
+import os
+
+import torch
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        with open(os.path.join(os.path.dirname(__file__), "{name}"), encoding="utf-8") as file:
+            self.factor = json.load(file)["factor"]
+        self.head = torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.factor * self.head(x.mean((2, 3)))
+"""
+SPEC_OF_CONFIGURED = """\
+formats = ["torchscript"]
+max_batch_size = 3
+
+[architecture]
+network = "network.py:Network"
+
+[input]
+shape = [3, 16, 16]
+
+[weights]
+source = "random://0"
+"""
+
+
+@pytest.mark.parametrize("name", ["network.json", "code/network.yaml"])
+def test_an_edit_of_a_configuration_that_the_network_reads_is_noticed(project: Project, name: str) -> None:
+    network = CONFIGURED.replace("{name}", name)
+    folder = project.model("net", SPEC_OF_CONFIGURED, network_py=network)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text('{"factor": 2}')
+    project.built("publish:net")
+    published = project / "model_repository/net/1/model.pt"
+    x = torch.ones(2, 3, 16, 16)
+    before = torch.jit.load(published)(x)
+    assert project.built("publish:net").ran == []
+    (folder / name).write_text('{"factor": 5}')
+    project.built("publish:net")
+    torch.testing.assert_close(torch.jit.load(published)(x), 2.5 * before)
+    (folder / "model.toml").write_text((folder / "model.toml").read_text() + "# a comment\n")
+    assert project.built("publish:net").ran == []
