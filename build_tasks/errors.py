@@ -73,6 +73,11 @@ def first_lines(error: BaseException, count: int = 1) -> str:
     return " ".join(lines[:count]) or type(error).__name__
 
 
+def last_line(error: BaseException) -> str:
+    """Return the last line of the error's text, with which an error of TorchScript gives its reason; else its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def kind_and_reason(error: BaseException) -> str:
     """Return the class of an error and the first line of its text, "ValueError: too long"; the class alone without."""
     return f"{type(error).__name__}: {first_lines(error)}" if str(error) else type(error).__name__

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from build_tasks.errors import message_line
+from build_tasks.errors import last_line, message_line
 from build_tasks.tensors import Shape, dims_at
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ def _keeps_samples_apart(network: Any, found: Sequence[FoundInput]) -> bool:
         with torch.inference_mode():
             together = dict(leaves_of(network(**inputs)))
             alone = dict(leaves_of(network(**{name: tensor[1:] for name, tensor in inputs.items()})))
-    except Exception:  # of the network, which may not take one sample
+        axes = _batch_axes(network, found)
+        return bool(axes) and all(
+            torch.allclose(together[path].narrow(axis, 1, 1), alone[path], rtol=1e-2, atol=1e-4, equal_nan=True)
+            for path, axis in axes.items()
+        )
+    except Exception:  # of the network, which may not take one sample; or the two answers have other shapes
         return False
-    axes = _batch_axes(network, found)
-    return bool(axes) and all(
-        torch.allclose(together[path].narrow(axis, 1, 1), alone[path], rtol=1e-2, atol=1e-4, equal_nan=True)
-        for path, axis in axes.items()
-    )
 
 
 def _candidates(name: str, state: "Sequence[torch.Tensor]", floating: str) -> Iterator[tuple[str, Shape]]:
@@ -215,7 +215,6 @@ def error_of(network: Any, *tensors: "torch.Tensor", **named: "torch.Tensor") ->
 
 
 def reason_of(network: Any, found: Sequence[FoundInput]) -> str:
-    """Return what a network says of inputs that it does not take, in one line."""
+    """Return what a network says of inputs that it does not take, in one line; "" if it takes them."""
     error = error_of(network, **_zeros(found))
-    lines = str(error).strip().splitlines()  # an error of TorchScript ends with its reason
-    return message_line(lines[-1], MAX_REASON) if error and lines else type(error).__name__
+    return message_line(last_line(error), MAX_REASON) if error else ""

@@ -129,12 +129,13 @@ def _exported_inputs(path: str, network: Any) -> FoundInputs:
     max_batch = min(filter(None, batches), default=None)
     if picture and words:  # [input] has sizes of its own in the place of words
         smallest = [words[length][0] for length in first.shape or [] if isinstance(length, str)]
-        for side in (*TRIED_SIDES, *smallest):
-            sizes = [length if isinstance(length, int) else side for length in first.shape or []]
-            comment = TRIED if runs(network, torch.zeros(2, *sizes)) else FILL_IN
-            if comment == TRIED:
-                break
-        return FoundInputs([first._replace(shape=[*sizes])], comment, True, max_batch=max_batch)
+        candidates = [
+            [length if isinstance(length, int) else side for length in first.shape or []]
+            for side in (*TRIED_SIDES, *smallest)
+        ]
+        fitting = next((sizes for sizes in candidates if runs(network, torch.zeros(2, *sizes))), None)
+        picture_input = first._replace(shape=[*(fitting or candidates[-1])])
+        return FoundInputs([picture_input], TRIED if fitting else FILL_IN, True, max_batch=max_batch)
     return FoundInputs(found, KNOWN, picture, words, max_batch=max_batch)
 
 
@@ -175,7 +176,7 @@ def _inputs_of(network: Any, signature: inspect.Signature, types: dict[str, str]
     picture = [FoundInput(name, dtypes[-1], [first_channels(state), 224, 224]) for name in names]
     reason = reason_of(network, picture)
     if len(names) == 1 and dtypes == ["float32"] and any(tensor.ndim == 4 for tensor in state):
-        return FoundInputs(picture, f"{FILL_IN}: {reason}", True)
+        return FoundInputs(picture, f"{FILL_IN}: {reason}" if reason else FILL_IN, True)
     return FoundInputs([FoundInput(name, dtypes[-1], None, reason=reason) for name in names], FILL_IN)
 
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError, first_lines
+from build_tasks.errors import UserError, first_lines, last_line
 from build_tasks.formats.example_inputs import example_inputs
 from build_tasks.formats.serving_interface import explain_errors, wrap_for_serving
 from build_tasks.formats.shared_weights import copy_with_same_weights
@@ -74,8 +74,8 @@ def save_trace(module: "torch.nn.Module", interface: Interface, path: str) -> st
             torchscript_graph.save_torchscript(trace, path)
         except RuntimeError as error:
             # An error of an operator ends with its reason. One about a Python function begins with it.
-            lines = str(error).strip().splitlines()
-            reason = first_lines(error).partition(". ")[0] if "Python function" in lines[0] else lines[-1]
+            first = first_lines(error)
+            reason = first.partition(". ")[0] if "Python function" in first else last_line(error)
             raise UntraceableError(f"torch.jit.trace refuses the network: {reason}") from error
     return constant_lines(caught)
 

@@ -7,7 +7,7 @@ network ─► reparameterized ─► traced at batch 2 ─► frozen ─► new
 
 from typing import TYPE_CHECKING, Any
 
-from build_tasks.errors import UserError
+from build_tasks.errors import UserError, last_line
 from build_tasks.formats import declarations
 from build_tasks.formats.declarations import COMPARISON_MODULES, INTERFACE_MODULES, PHOTOGRAPHS, TRACE_MODULES
 from build_tasks.json_files import write_json
@@ -135,6 +135,6 @@ def check(
         except fp32_comparison.InaccurateError as error:
             raise UserError(f"at {at} the trace differs from the network {error}") from error
         except RuntimeError as error:  # it refuses the batch, or its answer has another batch size
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line(error)
             raise UserError(f"the trace, taken at batch {TRACED_BATCH}, fails at {at}: {reason}") from error
     return errors

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from build_tasks.errors import UserError, first_lines
+from build_tasks.errors import UserError, first_lines, last_line
 from build_tasks.formats import declarations, user_code, weight_sources
 from build_tasks.formats.declarations import CHECKPOINT_MODULES, EDIT_MODULES, IMPORT_MODULES, INTERFACE_MODULES
 from build_tasks.paths import MODELS
@@ -210,7 +210,7 @@ def build_from_torch(inputs: Paths, outputs: Paths, settings: Settings, query: s
         try:
             answers = forward(network, example)
         except Exception as error:  # whatever the program raises
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            reason = last_line(error)
             raise UserError(
                 f"{source} does not run on {format_inputs(example)}: {reason}; expected the inputs of the spec, in "
                 "batches of any size"

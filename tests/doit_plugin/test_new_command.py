@@ -565,6 +565,19 @@ def test_a_sequence_is_not_taken_for_a_batch(doit_new: Doit, name: str, places: 
     assert found == places
 
 
+def test_an_answer_whose_shape_depends_on_the_values_is_no_error(doit_new: Doit) -> None:
+    """Its rows beside another sample and alone cannot be compared."""
+    Path("net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(6, 2)\n\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x).sum() + x.new_zeros(len(x), 4 + int((x > 0.5).sum()))\n"
+    )
+    code, out = doit_new("m", "--network", "net.py:Net")
+    assert code == 0, out
+    assert spec_of(Path("models/m/model.toml"))["inputs"][0]["shape"] == [6]
+
+
 def test_what_does_not_run_says_what_the_network_says(doit_new: Doit) -> None:
     """The size is not what is wrong with a network in float64."""
     with warnings.catch_warnings():
