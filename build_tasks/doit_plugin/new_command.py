@@ -117,7 +117,7 @@ def create(options: dict[str, Any], arguments: list[str]) -> tuple[Model, list[s
     architecture, weights = options["architecture"], options["weights"]
     show(f"looking up {architecture} in timm: some seconds")
     pretrained = pretrained_config(architecture)
-    if split_source(weights)[0] != "file" or not os.path.isfile(weights):
+    if not new_from_checkpoint.is_here(weights):
         return write_model(name, format_spec(*architecture_keys(name, architecture, pretrained, weights))), []
     from build_tasks.formats import checkpoint_facts
 

@@ -39,6 +39,11 @@ def check_weights(source: str) -> None:
     raise UserError(f"--weights: expected a file, found {path}, which is {kind}{advice}")
 
 
+def is_here(source: str) -> bool:
+    """Return whether weights.source is a file on this machine, which can be looked into."""
+    return split_source(source)[0] == "file" and os.path.isfile(source)
+
+
 def checkpoints_in(folder: str) -> list[str]:
     """Return the names of checkpoints in a folder, or else in its folders, without the shards that an index lists."""
     for pattern in ("*", "*/*"):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from build_tasks.doit_plugin.spec_template import Key, format_spec, format_value
 from build_tasks.errors import UserError, first_lines
 from build_tasks.spec.model import Model
@@ -149,9 +151,13 @@ def format_outputs(places: Iterable[tuple[str | int | None, int]]) -> str:
 
 def is_tensor_name(name: str) -> bool:
     """Return whether a spec can have a name of a file: not "191", which exporters give to a tensor without one."""
-    from build_tasks.spec.tensor_tables import TENSOR_NAME
+    from build_tasks.spec.tensor_tables import TensorName
 
-    return bool(re.match(TENSOR_NAME, name))
+    try:
+        msgspec.convert(name, TensorName)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def call(function: Callable[..., T], file: str, *arguments: object, log: str) -> T:

@@ -18,12 +18,10 @@ from build_tasks.doit_plugin.new_from_file import (
     input_tables,
     sample_keys,
 )
-from build_tasks.doit_plugin.spec_template import Key, format_spec
+from build_tasks.doit_plugin.spec_template import Key, default_of, format_spec
 from build_tasks.errors import UserError, listed
 from build_tasks.paths import MODELS
 from build_tasks.spec.model import split_source
-
-DEFAULT_BATCH = 32  # max_batch_size of a spec
 
 if TYPE_CHECKING:
     from build_tasks.formats.network_inputs import FoundInputs
@@ -68,16 +66,14 @@ def network_spec(name: str, network: str, weights: str, scratch: str) -> tuple[s
     path, _, function = network.partition(":")
     if not os.path.isfile(path) or not path.endswith(".py") or not function:
         raise UserError(f"--network: expected a Python file and its function, net.py:build, found {network!r}")
-    is_checkpoint = split_source(weights)[0] == "file" and os.path.isfile(weights)
+    is_checkpoint = new_from_checkpoint.is_here(weights)
     trial = call(network_trial.try_network, path, function, weights if is_checkpoint else "", log=f"{scratch}/log")
     folder, file = os.path.split(path)
     files = {each: os.path.join(folder, each) for each in (file, *trial.files)}
     found = [f"copied beside {file}: {listed(trial.files)}, which it imports"] if trial.files else []
     found += missing_files(name, file, function, files, scratch)
-    source, comment = (
-        weights,
-        "RANDOM weights, for structure tests only" if split_source(weights)[0] == "random" else "",
-    )
+    source = weights
+    comment = "RANDOM weights, for structure tests only" if split_source(weights)[0] == "random" else ""
     if is_checkpoint:
         source, beside = new_from_checkpoint.weights_source(weights), new_from_checkpoint.copied_files(weights)
         if taken := sorted(files.keys() & beside.keys()):
@@ -121,7 +117,7 @@ def missing_files(name: str, file: str, function: str, files: dict[str, str], sc
 def torch_text(description: str, keys: list[Key], found: "FoundInputs") -> str:
     """Return the text of the spec of a network of PyTorch: [input] if it takes one picture, otherwise [[inputs]]."""
     outputs = format_outputs(found.outputs) if any(place for _, place in found.outputs) else ""
-    if found.max_batch and found.max_batch < DEFAULT_BATCH:
+    if found.max_batch and found.max_batch < default_of("max_batch_size"):
         keys.append(Key("", "max_batch_size", found.max_batch, "the largest that the file takes"))
     if found.half:
         keys.append(Key("", "formats", ["torchscript"], f"it computes in {found.half}; ONNX is checked in float32"))

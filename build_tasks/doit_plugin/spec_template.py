@@ -54,6 +54,13 @@ def format_spec(description: str, keys: list[Key], excluded: Collection[str] = (
     return "\n".join(lines) + "\n"
 
 
+def default_of(name: str) -> Any:
+    """Return the default of a key at the top level of a spec."""
+    from build_tasks.spec.json_schema import schema
+
+    return _properties(schema(), "")[name]["default"]
+
+
 def format_document(description: str, document: dict[str, Any]) -> str:
     """Return the text of a spec with all its keys, which is valid TOML. Tables inside tables stand in one line.
 

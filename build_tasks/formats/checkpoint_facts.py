@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from build_tasks.formats import checkpoint_cleaning, checkpoints, state_dicts
 from build_tasks.formats.checkpoint_cleaning import is_average
-from build_tasks.formats.state_dict_mismatch import MisfitError, fitting_prefixes, several_prefixes
+from build_tasks.formats.state_dict_mismatch import MisfitError, fitting_prefixes, prefixes_in, several_prefixes
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def _candidates(
     found = [
         (arguments_of(state, network, prefix), prefix or None)
         for state in states
-        for prefix in _prefixes(state, network)
+        for prefix in sorted(prefixes_in(state, expected), key=len)
     ]
     rest = [(arguments_of(state, network, ""), None) for state in states if state.keys() & expected.keys()]
     candidates: list[tuple[dict[str, Any], str | None]] = []
@@ -122,18 +122,6 @@ def _candidates(
         if candidate not in candidates:
             candidates.append(candidate)
     return candidates
-
-
-def _prefixes(tensors: Tensors, network: "torch.nn.Module") -> list[str]:
-    """Return what stands before the name of the network's first tensor in a checkpoint, the shortest first.
-
-    Args:
-        tensors: Without the prefixes of wrappers, which are removed without a key of the spec.
-        network: The network, with any weights.
-    """
-    first = next(iter(network.state_dict()), "")
-    found = [key.removesuffix(first) for key in tensors if key.endswith(first)]
-    return sorted(dict.fromkeys(prefix for prefix in found if not prefix or prefix.endswith(".")), key=len)
 
 
 def _arguments(tensors: Tensors, network: "torch.nn.Module", prefix: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Every run of doit that may have something to do declares all stages, and most of
 module holds what a declaration needs of the packages formats/ and verification/, and imports none of it.
 """
 
-from build_tasks.formats.user_code import python_files
+from build_tasks.formats.user_code import files_of_network
 from build_tasks.runtime.stage import Settings
 from build_tasks.spec.model import Model, table_settings
 from build_tasks.spec.ragged import ragged_settings
@@ -139,7 +139,7 @@ def user_source_files(model: Model) -> tuple[str, ...]:
     if network is None:
         return ()
     others = {model.source((model.spec.weights.converter or "").partition(":")[0]), model.file}
-    files = {*python_files(model, SOURCE_SUFFIXES)} - others
+    files = {*files_of_network(model, *SOURCE_SUFFIXES)} - others
     return tuple(sorted(files | {model.source(network.partition(":")[0])}))
 
 

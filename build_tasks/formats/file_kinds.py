@@ -88,7 +88,7 @@ def reject_other_suffix(path: str) -> None:
     Other problems are not reported.
     """
     head, names, found = _head(path) or b"", _names_in_archive(path), None
-    if _is_safetensors(head):
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER:
         found = ".safetensors"
     elif head.startswith(PICKLE_MARKS) or any(name.endswith("data.pkl") for name in names):
         found = ".pth"
@@ -121,11 +121,6 @@ def is_other_pickle(path: str) -> bool:
     """Return whether a file is a pickle that torch.save did not write."""
     head = _head(path) or b""
     return head.startswith(PICKLE_MARKS) and PICKLE_OF_TORCH not in head[:32]
-
-
-def _is_safetensors(head: bytes) -> bool:
-    """Return whether a file begins like one of safetensors, with the length of a table in JSON."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER
 
 
 def _names_in_archive(path: str) -> list[str]:

@@ -174,14 +174,18 @@ def _without_prefix(attempt: Attempt, expected: Tensors) -> tuple[str, Attempt] 
     return found and (found[0], attempt._replace(state=found[1]))
 
 
-def _prefixes(state: Tensors, expected: Tensors) -> Iterator[tuple[str, Tensors]]:
-    """Yield each prefix before the name of the network's first tensor, and the tensors that have it without it."""
+def prefixes_in(state: Tensors, expected: Tensors) -> list[str]:
+    """Return what stands before the name of the network's first tensor in a state dict, "" for nothing."""
     first = next(iter(expected), "")
-    for key in state:
-        prefix = key.removesuffix(first)
-        if prefix != key and prefix.endswith("."):
-            inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            yield prefix, inner | tied(inner, expected)
+    prefixes = (key.removesuffix(first) for key in state if key.endswith(first))
+    return [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+
+
+def _prefixes(state: Tensors, expected: Tensors) -> Iterator[tuple[str, Tensors]]:
+    """Yield each prefix of `prefixes_in` but "", and the tensors that have it without it."""
+    for prefix in filter(None, prefixes_in(state, expected)):
+        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        yield prefix, inner | tied(inner, expected)
 
 
 def _shape_advice(state: Tensors, network: "torch.nn.Module") -> str:

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def python_files(model: Model, suffixes: tuple[str, ...] = (".py",)) -> list[str]:
+def python_files(model: Model) -> list[str]:
+    """Return all Python files in the folder of a model, except those of its Python models."""
+    return files_of_network(model, ".py")
+
+
+def files_of_network(model: Model, *suffixes: str) -> list[str]:
     """Return all files in the folder of a model with one of these suffixes, except those of its Python models.
 
     A link that leaves the folder is not followed.

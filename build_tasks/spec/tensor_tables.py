@@ -19,7 +19,6 @@ OTHER_SPELLINGS = {  # of NumPy, PyTorch, Triton and ONNX, without prefixes such
     **{"fp16": "float16", "half": "float16", "long": "int64", "int": "int32", "short": "int16", "char": "int8"},
     **{"byte": "uint8", "boolean": "bool", "bool_": "bool", "bytes": "string", "str": "string", "object": "string"},
 }
-TENSOR_NAME = f"^[A-Za-z_][A-Za-z0-9_.:/-]{{0,99}}{END}"
 TensorName = Annotated[str, Meta(pattern=f"^[A-Za-z_][A-Za-z0-9_.:/-]*{END}", max_length=100)]
 Number = int | float
 
